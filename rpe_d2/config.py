@@ -1,0 +1,102 @@
+"""Every configuration key that rpe_d2 adds to Detectron2's."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_rpe_config(cfg: CN) -> None:
+    """Adds the keys of rpe_d2, with their defaults, to a Detectron2 configuration.
+
+    Call it on ``detectron2.config.get_cfg()`` before merging a file. Nothing else is changed.
+    """
+    # COCO-format data sets to register: "name=path.json:image_root"; the root defaults to the JSON's folder.
+    cfg.DATASETS.COCO_JSONS = []
+    # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # ---- Pixel embeddings: the network and its losses
+    cfg.MODEL.RPE = rpe = CN()
+    # Backbone outputs that enter the embedding head; empty: all of them.
+    rpe.IN_FEATURES = []
+    # Pixels per cell of the embedding map: 1, 2, 4 or 8.
+    rpe.STRIDE = 4
+    # Channels, and number of 3x3 convolutions at the output stride.
+    rpe.CONV_DIM = 128
+    rpe.NUM_CONVS = 2
+    rpe.NORM = "GN"
+    # Classes without background; must equal the data set's.
+    rpe.NUM_CLASSES = 80
+    # D, the dimension of the sphere's space.
+    rpe.EMBEDDING_DIM = 16
+    # Append the position in the picture, -1..1, to the features.
+    rpe.COORDINATES = False
+    # Predict for each pixel where its instance's centre is; embeddings and votes are then shifted together with the
+    # joint kernel (needs MEAN_SHIFT.SPATIAL_BANDWIDTH).
+    rpe.VOTES = True
+
+    # alpha of the pair loss: calibrated similarity (1 + cos) / 2 in 0-1 below which instances do not repel.
+    rpe.MARGIN = 0.5
+    # "linear" (the paper's), "squared_hinge" or "released": see rpe_d2.ops.pair_loss.
+    rpe.PAIR_LOSS_FORM = "linear"
+    # "joint" (the paper's) or "per_term".
+    rpe.PAIR_LOSS_NORMALIZATION = "per_term"
+    # Weights of same-instance and different-instance pairs inside the pair loss.
+    rpe.POSITIVE_WEIGHT = 1.0
+    rpe.NEGATIVE_WEIGHT = 1.0
+    # Only instances' pixels at most this many pixels apart repel each other; 0: all.
+    rpe.NEGATIVE_RADIUS = 0.0
+    # Pixels per image that enter the pair loss and the training loops, spread evenly over the instances.
+    rpe.TRAIN_POINTS = 1024
+    # "exclude": background takes no part in the pair loss; "group": it is one more group.
+    rpe.BACKGROUND = "exclude"
+    # Weights of the losses. Pair and vote loss are averaged over loop 0 and all training loops.
+    rpe.PAIR_LOSS_WEIGHT = 1.0
+    rpe.VOTE_LOSS_WEIGHT = 0.1
+    rpe.SEM_SEG_LOSS_WEIGHT = 1.0
+    rpe.QUALITY_LOSS_WEIGHT = 1.0
+    # Class scores are upsampled to this stride (pixels, at most STRIDE) before the cross-entropy.
+    rpe.SEM_SEG_LOSS_STRIDE = 1
+    # Rank instances by a learned estimate of their mask IoU times the class probability; False: probability alone.
+    rpe.QUALITY = True
+    # Images of a batch whose instances are decoded to train the quality head; 0: all.
+    rpe.QUALITY_IMAGES = 2
+
+    # ---- Pixel embeddings: from maps to instances
+    # "mean_shift", or "components": connected components of the class map, the control without embeddings.
+    rpe.GROUPING = "mean_shift"
+    # Pixels with at least this probability of being foreground are grouped.
+    rpe.FOREGROUND_THRESHOLD = 0.5
+    # Shifted pixels within this raw cosine, and with votes this many pixels (0: twice the spatial bandwidth), of a
+    # mode's centre belong to it.
+    rpe.MERGE_COSINE = 0.9
+    rpe.MERGE_DISTANCE = 0.0
+    # Make every connected part of a group an instance of its own.
+    rpe.SPLIT_COMPONENTS = False
+    # Instances of fewer pixels are dropped.
+    rpe.MIN_AREA = 16
+    # The largest groups kept per image before they are ranked: bounds time and memory.
+    rpe.MAX_GROUPS = 500
+    # Instances with a lower score are dropped.
+    rpe.SCORE_THRESH_TEST = 0.0
+    # Soft masks become masks at this value.
+    rpe.MASK_THRESHOLD = 0.5
+    # Also return, from PixelEmbeddingNet: "proposals", and the class map "sem_seg".
+    rpe.RETURN_PROPOSALS = False
+    rpe.RETURN_SEM_SEG = False
+    # M of the (N, M, M) proposal masks relative to their boxes.
+    rpe.PROPOSAL_MASK_SIZE = 112
+
+    # ---- Recurrent mean shift
+    cfg.MODEL.MEAN_SHIFT = shift = CN()
+    # delta of the kernel exp(x.y / delta^2): "fixed" = BANDWIDTH, "learned" = starts at BANDWIDTH,
+    # "margin" = (1 - RPE.MARGIN) / 3.
+    shift.BANDWIDTH_MODE = "margin"
+    shift.BANDWIDTH = 0.2
+    # sigma of the spatial factor exp(-|p - q|^2 / (2 sigma^2)), pixels; 0: none.
+    shift.SPATIAL_BANDWIDTH = 4.0
+    # Loops in training (losses at loop 0 and after each) and at inference.
+    shift.TRAIN_LOOPS = 2
+    shift.TEST_LOOPS = 5
+    # At inference, stop when no coordinate changes by more than this in a loop; 0: run all.
+    shift.TOLERANCE = 1e-3
+    # At inference at most this many foreground pixels are keys; all pixels are shifted against them.
+    shift.MAX_KEYS = 4096

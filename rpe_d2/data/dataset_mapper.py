@@ -1,0 +1,111 @@
+"""The default mapper of this package: instance masks always as bitmasks, crowds kept as ignored pixels."""
+
+import logging
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
+from detectron2.utils.logger import log_first_n
+
+__all__ = ["PixelLabelMapper"]
+
+
+class PixelLabelMapper(DatasetMapper):
+    """Detectron2's mapper for models that learn from the label of every pixel.
+
+    In training, an image with an "annotations" entry gets:
+
+    * `instances`: `gt_boxes`, `gt_classes` (N,) int64 and, whatever `MODEL.MASK_ON` and `INPUT.MASK_FORMAT`
+      say, `gt_masks`, a `BitMasks` of (N, H, W) bool. Without objects N is 0 and all three are there.
+      Boxes are tight again after cropping. An annotation without a mask counts as its filled box.
+    * `ignore_mask`: (H, W) bool tensor, True on crowd regions (`iscrowd: 1`), transformed like the image.
+      Detectron2 drops crowds, which would make background of them. Only present if the image has a
+      crowd annotation. Where it overlaps an instance, the instance is the better label.
+
+    Everything else, and all of it in testing, is as in `detectron2.data.DatasetMapper`.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, **kwargs: Any):
+        """
+        Args:
+            is_train: whether it is used in training.
+            kwargs: as for `DatasetMapper`; the two arguments about instance masks have no effect.
+        """
+        kwargs.update(use_instance_mask=True, instance_mask_format="bitmask")
+        super().__init__(is_train, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
+        ret = super().from_config(cfg, is_train)
+        ret["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
+        return ret
+
+    def _transform_annotations(
+        self,
+        dataset_dict: Dict[str, Any],
+        transforms: T.TransformList,
+        image_shape: Tuple[int, int],
+    ) -> None:
+        size = dataset_dict["height"], dataset_dict["width"]  # of the untransformed image
+        annotations = dataset_dict["annotations"]
+        crowds = [a for a in annotations if a.get("iscrowd", 0)]
+        objects = [a for a in annotations if not a.get("iscrowd", 0)]
+
+        if crowds:
+            crowd_mask = np.any([_to_bitmask(a, size) for a in crowds], axis=0)
+            crowd_mask = transforms.apply_segmentation(crowd_mask.astype(np.uint8))
+            dataset_dict["ignore_mask"] = torch.from_numpy(crowd_mask > 0)
+
+        if not objects:
+            # upstream leaves out gt_masks, and fails on that when boxes are to be recomputed
+            dataset_dict.pop("annotations")
+            instances = Instances(image_shape)
+            instances.gt_boxes = Boxes(torch.zeros(0, 4))
+            instances.gt_classes = torch.zeros(0, dtype=torch.int64)
+            instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
+            dataset_dict["instances"] = instances
+            return
+
+        # cropping polygons would require shapely, which is no dependency of Detectron2
+        is_cropped = any(isinstance(t, T.CropTransform) for t in transforms.transforms)
+        for annotation in objects:
+            segmentation = annotation.get("segmentation")
+            if isinstance(segmentation, dict) or (segmentation and not is_cropped):
+                annotation["segmentation"] = _compressed(segmentation, size)
+            else:
+                mask = np.asfortranarray(_to_bitmask(annotation, size), dtype=np.uint8)
+                annotation["segmentation"] = mask_util.encode(mask)
+        dataset_dict["annotations"] = objects
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+def _compressed(segmentation: Any, size: Tuple[int, int]) -> Any:
+    """Polygons and compressed RLE as they are, uncompressed RLE compressed."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, *size)
+    return segmentation
+
+
+def _to_bitmask(annotation: Dict[str, Any], size: Tuple[int, int]) -> np.ndarray:
+    """Mask of one annotation, or its box where it has no mask; (H, W) bool for `size` = (H, W)."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        log_first_n(
+            logging.WARNING,
+            "Found annotations without a mask: their boxes are filled instead.",
+            key="message",
+            name=__name__,
+        )
+        x0, y0, x1, y1 = BoxMode.convert(
+            annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
+        )
+        segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    if isinstance(segmentation, list):
+        return polygons_to_bitmask(segmentation, *size)
+    return mask_util.decode(_compressed(segmentation, size)).astype(bool)

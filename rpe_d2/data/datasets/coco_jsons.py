@@ -1,0 +1,194 @@
+"""Data sets in COCO's format, named in the config: `DATASETS.COCO_JSONS`."""
+
+import json
+import logging
+import os
+from operator import mul
+from typing import Any, Dict, List, Sequence, Tuple
+
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["register_coco_jsons"]
+
+logger = logging.getLogger(__name__)
+
+_KEY = "DATASETS.COCO_JSONS"
+_NUM_CHECKED_IMAGES = 10
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+def register_coco_jsons(entries: Sequence[str]) -> None:
+    """Register data sets in COCO's format, after checking them.
+
+    Polygons, compressed and uncompressed RLE, crowds, images without objects and category ids with gaps
+    are all fine. `thing_classes` is in the metadata at once. The file is parsed here, for the checks, and
+    by Detectron2 when the data are first used. Entries that this process has registered already are
+    skipped.
+
+    Args:
+        entries: `"name=path.json:image_root"`, or `"name=path.json"` where the images lie beside the file.
+
+    Raises:
+        ValueError: an entry or a file's content is wrong, or the name belongs to another data set.
+        FileNotFoundError: the file, the image root or some of the first images do not exist.
+    """
+    for entry in entries:
+        name, json_file, image_root = _parse_entry(entry)
+        if name in DatasetCatalog.list():
+            metadata = MetadataCatalog.get(name)
+            found = metadata.get("json_file"), metadata.get("image_root")
+            if found == (json_file, image_root):
+                continue
+            raise ValueError(
+                f"{_KEY}: {entry!r}: the name {name!r} is taken by another data set"
+                f" ({found[0] or 'no JSON file'}); choose one that is not registered yet"
+            )
+        where = f"{_KEY}: {entry!r}"
+        content = _read(where, json_file)
+        _check_content(where, content)
+        _check_files(where, image_root, content["images"])
+        _check_masks(where, content)
+
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        register_coco_instances(
+            name,
+            {
+                "thing_classes": [category["name"] for category in categories],
+                "thing_dataset_id_to_contiguous_id": {
+                    category["id"]: i for i, category in enumerate(categories)
+                },
+            },
+            json_file,
+            image_root,
+        )
+
+
+def _parse_entry(entry: str) -> Tuple[str, str, str]:
+    """Name, JSON file and image root."""
+    # colons are also found in URLs and drive letters, hence the split after ".json"
+    name, equals, rest = entry.partition("=") if isinstance(entry, str) else ("", "", "")
+    stem, suffix, image_root = rest.partition(".json:")
+    if not suffix and rest.endswith(".json"):
+        stem = rest[: -len(".json")]
+        image_root = os.path.dirname(rest) or "."
+    if not (name.strip() and equals and os.path.basename(stem) and image_root):
+        raise ValueError(
+            f"{_KEY}: malformed entry {entry!r};"
+            " allowed: 'name=path.json:image_root' or 'name=path.json'"
+        )
+    return name.strip(), os.path.expanduser(f"{stem}.json"), os.path.expanduser(image_root)
+
+
+def _read(where: str, json_file: str) -> Dict[str, Any]:
+    if not PathManager.isfile(json_file):
+        raise FileNotFoundError(f"{where}: no such file {json_file}; allowed: a COCO-format JSON")
+    try:
+        with PathManager.open(json_file) as f:
+            return json.load(f)
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{where}: {json_file} is not JSON ({e})") from e
+
+
+def _check_content(where: str, content: Any) -> None:
+    """The lists and keys that COCO's format requires, and references between them."""
+    ids = {}
+    for part, keys in _REQUIRED.items():
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(
+                f"{where}: the file has no list {part!r} (found {found});"
+                f" COCO's format requires {', '.join(_REQUIRED)}"
+            )
+        for i, item in enumerate(content[part]):
+            missing = [k for k in keys if not isinstance(item, dict) or item.get(k) in (None, [])]
+            if missing:
+                raise ValueError(
+                    f"{where}: {part}[{i}] has no {', '.join(missing)}; required: {', '.join(keys)}"
+                )
+        if part != "annotations" and not content[part]:
+            raise ValueError(f"{where}: the list {part!r} is empty; at least one is required")
+        ids[part] = {item["id"] for item in content[part]}
+        if len(ids[part]) < len(content[part]):
+            raise ValueError(
+                f"{where}: the ids of {part!r} are not unique"
+                f" ({len(content[part])} entries, {len(ids[part])} ids)"
+            )
+
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        wrong = [a for a in content["annotations"] if a[key] not in ids[part]]
+        if wrong:
+            raise ValueError(
+                f"{where}: {len(wrong)} of {len(content['annotations'])} annotations have a {key}"
+                f" that is not in {part!r} ({_first(a[key] for a in wrong)});"
+                f" {part!r} has {_first(sorted(ids[part]))}"
+            )
+
+
+def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> None:
+    """The first images exist; all would take minutes on a network drive."""
+    if not PathManager.isdir(image_root):
+        raise FileNotFoundError(f"{where}: no such folder {image_root} (image_root)")
+    paths = [os.path.join(image_root, i["file_name"]) for i in images[:_NUM_CHECKED_IMAGES]]
+    missing = [path for path in paths if not PathManager.isfile(path)]
+    if missing:
+        raise FileNotFoundError(
+            f"{where}: {len(missing)} of the {len(paths)} images checked are missing, first"
+            f" {missing[0]}; 'file_name' must be relative to image_root {image_root}"
+        )
+
+
+def _check_masks(where: str, content: Dict[str, Any]) -> None:
+    """Warn of masks that cannot be learned; fail on those that cannot be loaded."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    empty, outside = [], []
+    for annotation in content["annotations"]:
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            continue
+        height, width = sizes[annotation["image_id"]]
+        if isinstance(segmentation, dict):
+            if segmentation.get("size") != [height, width]:
+                raise ValueError(
+                    f"{where}: annotation {annotation['id']} has an RLE mask of size"
+                    f" {segmentation.get('size')}, but its image is [{height}, {width}] (height, width)"
+                )
+            counts = segmentation["counts"]
+            area = sum(counts[1::2]) if isinstance(counts, list) else mask_util.area(segmentation)
+            if area == 0:
+                empty.append(annotation["id"])
+            continue
+        polygons = [polygon for polygon in segmentation if _polygon_area(polygon) > 0]
+        if not polygons:
+            empty.append(annotation["id"])
+        elif all(
+            max(p[0::2]) <= 0
+            or min(p[0::2]) >= width
+            or max(p[1::2]) <= 0
+            or min(p[1::2]) >= height
+            for p in polygons
+        ):
+            outside.append(annotation["id"])
+    if empty or outside:
+        parts = [
+            f"{len(ids)} {what} ({_first(ids)})"
+            for ids, what in ((empty, "without area"), (outside, "outside of the image"))
+            if ids
+        ]
+        logger.warning(f"{where}: masks that cannot be learned: {', '.join(parts)}")
+
+
+def _polygon_area(polygon: List[float]) -> float:
+    x, y = polygon[0::2], polygon[1::2]
+    return abs(sum(map(mul, x, y[1:] + y[:1])) - sum(map(mul, y, x[1:] + x[:1]))) / 2
+
+
+def _first(values: Any, limit: int = 5) -> str:
+    values = list(values)
+    return ", ".join(map(str, values[:limit])) + (", …" if len(values) > limit else "")

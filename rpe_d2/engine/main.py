@@ -1,0 +1,64 @@
+"""The command line of tools/train_net.py."""
+
+import argparse
+import sys
+import time
+from typing import List, Optional
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+import rpe_d2  # noqa: F401  registers components and data sets, also in spawned processes
+
+from .run_record import print_table, write_run_record
+from .setup import setup
+from .trainer import Trainer
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Trains and evaluates, or with ``--eval-only`` evaluates, the model of a configuration.
+
+    What a user can mend (a key, a file) ends in one line on stderr and exit status 2, without a traceback.
+    """
+    args = default_argument_parser().parse_args(argv)
+    args.command = " ".join(["tools/train_net.py", *(sys.argv[1:] if argv is None else argv)])
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One process of a run.
+
+    Returns:
+        The metrics of the last evaluation.
+    """
+    try:
+        cfg = setup(args)
+    except (ValueError, KeyError, OSError, AssertionError) as error:
+        message = " ".join(str(error.args[0] if error.args else error).split())
+        sys.exit(f"error: {message}")
+    start = time.time()
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        metrics = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, metrics)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        metrics = trainer.train()
+    if comm.is_main_process() and metrics:
+        print_table(metrics)
+        print(f"run record: {write_run_record(cfg, args, metrics, time.time() - start)}")
+    return metrics

@@ -1,0 +1,95 @@
+"""What a run was and what it measured, as one small JSON."""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
+
+
+def write_run_record(
+    cfg: CfgNode, args: argparse.Namespace, metrics: Dict[str, Any], seconds: float
+) -> Path:
+    """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` … where there is one already.
+
+    It holds config file, overrides, seed, commit, hardware, time, command and metrics: what a figure in the README
+    is traced back to.
+
+    Args:
+        args: ``config_file``, ``opts`` and ``command`` of the run.
+        seconds: wall time of training and evaluation.
+
+    Returns:
+        Path of the file.
+    """
+    record = {
+        "config": args.config_file,
+        "overrides": list(args.opts),
+        "command": args.command,
+        "seed": cfg.SEED,
+        "iterations": 0 if args.eval_only else cfg.SOLVER.MAX_ITER,
+        "commit": current_commit(),
+        "hardware": hardware(cfg.MODEL.DEVICE),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "metrics": plain_numbers(metrics),
+    }
+    number = 1
+    while True:
+        path = Path(cfg.OUTPUT_DIR) / ("result.json" if number == 1 else f"result-{number}.json")
+        try:
+            with open(path, "x") as file:
+                json.dump(record, file, indent=1)
+                file.write("\n")
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def current_commit() -> str:
+    """Commit of the source tree, with "+changes" where it differs from it; "" outside a repository."""
+    git = ["git", "-C", str(_REPOSITORY)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    if commit.returncode:
+        return ""
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def hardware(device: str) -> str:
+    """The device in words: GPU name, or processor architecture and the threads torch uses."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def plain_numbers(value: Any) -> Any:
+    """Nested results with every number a rounded float, and None where it is not finite, as JSON wants it."""
+    if isinstance(value, dict):
+        return {str(key): plain_numbers(item) for key, item in value.items()}
+    number = float(value)
+    return round(number, 3) if math.isfinite(number) else None
+
+
+def print_table(metrics: Dict[str, Any]) -> None:
+    """Prints AP and AR (percent) of every task of every data set."""
+    rows = []
+    for name, result in metrics.items():
+        tasks = {name: result} if "AP" in result else {f"{name} {k}": v for k, v in result.items()}
+        rows.extend([task, *(scores.get(column) for column in _COLUMNS)] for task, scores in tasks.items())
+    print(tabulate(rows, headers=["", *_COLUMNS], floatfmt=".1f", missingval="-"))

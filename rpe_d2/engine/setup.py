@@ -1,0 +1,117 @@
+"""From command-line arguments to a checked configuration."""
+
+import argparse
+import functools
+import logging
+from typing import List
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+
+from rpe_d2.config import add_rpe_config
+from rpe_d2.data import register_coco_jsons
+from rpe_d2.ops.sphere import min_margin
+
+logger = logging.getLogger("rpe_d2")
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Builds the configuration of a run, registers its data sets, checks it and sets up logging and seed.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        ValueError, FileNotFoundError: one line that names the key or file at fault.
+    """
+    reject_swallowed_flags(args.opts)
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    use_available_device(cfg)
+    cfg.freeze()
+    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
+    check_datasets(cfg)
+    default_setup(cfg, args)
+    check_margin(cfg, training=not args.eval_only)
+    return cfg
+
+
+def reject_swallowed_flags(opts: List[str]) -> None:
+    """Flags after the first KEY VALUE pair end up among the pairs; say so instead of failing on the pair."""
+    flags = [opt for opt in opts if opt.startswith("--")]
+    if flags:
+        raise ValueError(f"{flags[0]} stands after KEY VALUE overrides; put all flags before them")
+
+
+def use_available_device(cfg: CfgNode) -> None:
+    """Falls back to the CPU where there is no CUDA, and turns off what the CPU does not have."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s and CUDA is not available: using cpu", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.warning("SOLVER.AMP needs CUDA: training in float32")
+        cfg.SOLVER.AMP.ENABLED = False
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Checks that the data sets exist and that MODEL.RPE.NUM_CLASSES is theirs."""
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, which is not registered; "
+                    'own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
+                )
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            uses_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
+            if uses_rpe and classes is not None and len(classes) != cfg.MODEL.RPE.NUM_CLASSES:
+                raise ValueError(
+                    f"MODEL.RPE.NUM_CLASSES is {cfg.MODEL.RPE.NUM_CLASSES}; "
+                    f"{name} has {len(classes)} classes"
+                )
+
+
+def check_margin(cfg: CfgNode, training: bool) -> None:
+    """Reports a margin with which the training data's largest image cannot reach zero loss, and what would fit."""
+    rpe = cfg.MODEL.RPE
+    if cfg.MODEL.META_ARCHITECTURE != "PixelEmbeddingNet" or not training or rpe.NEGATIVE_RADIUS > 0:
+        return
+    largest = max((most_instances(name) for name in cfg.DATASETS.TRAIN), default=0)
+    groups = largest + (rpe.BACKGROUND == "group")
+    if groups < 2:
+        return
+    needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
+    if needed <= rpe.MARGIN + 1e-9:
+        return
+    dim = next(d for d in range(rpe.EMBEDDING_DIM, groups) if min_margin(groups, d)[0] <= max(rpe.MARGIN, 0.5))
+    logger.warning(
+        "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in %d dimensions "
+        "(smallest margin: %s%.3f). What fits: a larger MARGIN, MODEL.RPE.EMBEDDING_DIM %d with MARGIN %.2f, "
+        "or MODEL.RPE.NEGATIVE_RADIUS > 0.",
+        rpe.MARGIN,
+        groups,
+        rpe.EMBEDDING_DIM,
+        "" if exact else "at least ",
+        needed,
+        dim,
+        max(rpe.MARGIN, 0.5),
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def most_instances(dataset_name: str) -> int:
+    """Instances, without crowds, in the fullest image of a registered data set."""
+    return max(
+        (
+            sum(1 for annotation in item.get("annotations", ()) if not annotation.get("iscrowd", 0))
+            for item in DatasetCatalog.get(dataset_name)
+        ),
+        default=0,
+    )

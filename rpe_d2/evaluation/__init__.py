@@ -1,0 +1,5 @@
+"""Evaluators."""
+
+from .instance_evaluator import InstanceEvaluator
+
+__all__ = ["InstanceEvaluator"]

@@ -1,0 +1,19 @@
+"""Registered components and the parts they share."""
+
+from .embedding_head import EmbeddingHead, EmbeddingMaps
+from .embedding_loss import EmbeddingLoss
+from .mean_shift_layer import MeanShiftLayer
+from .meta_arch import PixelEmbeddingNet
+from .pixel_grouping import PixelGrouping, PixelGroups
+from .quality_head import QualityHead
+
+__all__ = [
+    "EmbeddingHead",
+    "EmbeddingLoss",
+    "EmbeddingMaps",
+    "MeanShiftLayer",
+    "PixelEmbeddingNet",
+    "PixelGrouping",
+    "PixelGroups",
+    "QualityHead",
+]

@@ -1,0 +1,181 @@
+"""The network on top of a backbone that turns feature maps into an embedding, class scores and a vote per pixel."""
+
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
+from torch.nn import functional as F
+
+STRIDES = (1, 2, 4, 8)
+
+
+class EmbeddingMaps(NamedTuple):
+    """What the head predicts for a batch, on a grid of ``stride`` pixels.
+
+    Attributes:
+        embeddings: (B, D, h, w) float32 unit vectors.
+        logits: (B, K + 1, h, w) float32 class scores, the last one background.
+        votes: (B, 2, h, w) float32: where in the picture (x, y, pixels) the pixel's instance has its centre; without
+            votes the pixel's own position.
+        features: (B, C, h, w) what the predictions were made from.
+        stride: pixels per grid cell.
+    """
+
+    embeddings: torch.Tensor
+    logits: torch.Tensor
+    votes: torch.Tensor
+    features: torch.Tensor
+    stride: int
+
+
+class EmbeddingHead(nn.Module):
+    """Sums the backbone's maps at one stride and predicts per pixel (Kong & Fowlkes, CVPR 2018, section 5).
+
+    Every input map is convolved at its own resolution, resized and summed (Panoptic FPN's semantic branch); then come
+    3x3 convolutions at the output stride, one more for each prediction, and 1x1 predictors.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Dict[str, ShapeSpec],
+        *,
+        in_features: List[str],
+        stride: int,
+        conv_dim: int,
+        num_convs: int,
+        norm: str,
+        embedding_dim: int,
+        num_classes: int,
+        coordinates: bool,
+        vote_unit: Optional[float],
+    ):
+        """
+        Args:
+            input_shape: channels and stride of each backbone output.
+            in_features: which of them are used; at least one.
+            stride: of the predictions, 1, 2, 4 or 8 pixels.
+            conv_dim: channels of the convolutions.
+            num_convs: 3x3 convolutions at the output stride.
+            norm: any Detectron2 normalisation, "" for none.
+            embedding_dim: D.
+            num_classes: K, without background.
+            coordinates: append the pixel's position, scaled to -1..1 over the picture, to the summed features.
+            vote_unit: predict votes, in units of this many pixels; None: no votes.
+        """
+        super().__init__()
+        self.in_features = in_features
+        self.stride = stride
+        self.coordinates = coordinates
+        self.vote_unit = vote_unit
+        self.finest_stride = min(input_shape[name].stride for name in in_features)
+        # Where the maps are summed: the output stride, or the finest map's where that is coarser.
+        self.sum_stride = max(stride, self.finest_stride)
+        self.lateral = nn.ModuleDict(
+            {name: _conv(input_shape[name].channels, conv_dim, 3, norm) for name in in_features}
+        )
+        first_in = conv_dim + (2 if coordinates else 0)
+        self.trunk = nn.Sequential(
+            *[_conv(first_in if i == 0 else conv_dim, conv_dim, 3, norm) for i in range(num_convs)]
+        )
+        trunk_dim = conv_dim if num_convs else first_in
+        self.embedding = _predictor(trunk_dim, conv_dim, embedding_dim, norm)
+        self.classifier = _predictor(trunk_dim, conv_dim, num_classes + 1, norm)
+        self.voter = None if vote_unit is None else _predictor(trunk_dim, conv_dim, 2, norm)
+        self.feature_dim = trunk_dim
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+        rpe = cfg.MODEL.RPE
+        in_features = list(rpe.IN_FEATURES) or list(input_shape)
+        missing = [name for name in in_features if name not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.RPE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}"
+            )
+        if rpe.STRIDE not in STRIDES:
+            raise ValueError(f"MODEL.RPE.STRIDE is {rpe.STRIDE}; allowed: 1, 2, 4, 8")
+        return {
+            "input_shape": input_shape,
+            "in_features": in_features,
+            "stride": rpe.STRIDE,
+            "conv_dim": rpe.CONV_DIM,
+            "num_convs": rpe.NUM_CONVS,
+            "norm": rpe.NORM,
+            "embedding_dim": rpe.EMBEDDING_DIM,
+            "num_classes": rpe.NUM_CLASSES,
+            "coordinates": rpe.COORDINATES,
+            "vote_unit": cfg.MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH if rpe.VOTES else None,
+        }
+
+    def forward(self, features: Dict[str, torch.Tensor]) -> EmbeddingMaps:
+        """
+        Args:
+            features: the backbone's maps, (B, C_i, H / stride_i, W / stride_i).
+
+        Returns:
+            :class:`EmbeddingMaps` for the padded pictures, h = H / stride, w = W / stride.
+        """
+        finest = max((features[name].shape[-2:] for name in self.in_features), key=sum)
+        pixels = [side * self.finest_stride for side in finest]
+        summed = 0
+        for name in self.in_features:
+            level = self.lateral[name](features[name])
+            summed = summed + _resize(level, [-(-side // self.sum_stride) for side in pixels])
+        summed = _resize(summed, [-(-side // self.stride) for side in pixels])
+        if self.coordinates:
+            summed = torch.cat([summed, _coordinates(summed)], dim=1)
+        trunk = self.trunk(summed)
+        embeddings = F.normalize(self.embedding(trunk).float(), dim=1)
+        logits = self.classifier(trunk).float()
+        votes = cell_centers(trunk.shape[-2:], self.stride, trunk.device)
+        if self.voter is None:
+            votes = votes.expand(len(trunk), -1, -1, -1)
+        else:
+            votes = votes + self.vote_unit * self.voter(trunk).float()
+        return EmbeddingMaps(embeddings, logits, votes, trunk, self.stride)
+
+
+def cell_centers(size: Sequence[int], stride: int, device: torch.device) -> torch.Tensor:
+    """Positions (2, h, w), x then y in pixels, of the centres of grid cells of ``stride`` pixels.
+
+    Continuous coordinates: the first pixel's centre is at (0.5, 0.5).
+    """
+    y, x = ((torch.arange(side, device=device) + 0.5) * stride for side in size)
+    return torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))
+
+
+def _coordinates(maps: torch.Tensor) -> torch.Tensor:
+    """(B, 2, h, w) positions scaled to -1..1 over the picture."""
+    centers = cell_centers(maps.shape[-2:], 1, maps.device).to(maps.dtype)
+    extent = centers.new_tensor([maps.shape[-1], maps.shape[-2]]).view(2, 1, 1)
+    return (2 * centers / extent - 1).expand(len(maps), -1, -1, -1)
+
+
+def _resize(maps: torch.Tensor, size: List[int]) -> torch.Tensor:
+    if list(maps.shape[-2:]) == size:
+        return maps
+    if maps.shape[-1] > size[-1]:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Module:
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )
+    c2_msra_fill(conv)
+    return conv
+
+
+def _predictor(in_channels: int, conv_dim: int, out_channels: int, norm: str) -> nn.Module:
+    return nn.Sequential(_conv(in_channels, conv_dim, 3, norm), nn.Conv2d(conv_dim, out_channels, 1))

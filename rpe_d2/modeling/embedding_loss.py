@@ -1,0 +1,202 @@
+"""Losses of the embedding head: pair loss and votes at every loop, cross-entropy on the classes."""
+
+from typing import Dict, List, Tuple
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+from torch.nn import functional as F
+
+from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
+
+from .embedding_head import EmbeddingMaps, cell_centers
+from .mean_shift_layer import MeanShiftLayer
+from .pixel_labels import BACKGROUND, IGNORED, PixelLabels, pad_points, sample_pixels
+
+
+class EmbeddingLoss(nn.Module):
+    """Trains embeddings through the mean-shift loops (Kong & Fowlkes, CVPR 2018, sections 3-4).
+
+    Pixels are sampled from the full-resolution labels, as evenly over the instances as possible; maps are read there
+    by bilinear interpolation, so labels are exact at any output stride.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        margin: float,
+        form: str,
+        normalization: str,
+        positive_weight: float,
+        negative_weight: float,
+        negative_radius: float,
+        num_points: int,
+        background_is_group: bool,
+        use_votes: bool,
+        sem_seg_stride: int,
+        loss_weights: Dict[str, float],
+    ):
+        """
+        Args:
+            margin, form, normalization, positive_weight, negative_weight: of the pair loss, see
+                :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
+            negative_radius: in pixels; 0: all instances repel each other.
+            num_points: pixels sampled per image.
+            background_is_group: background is one more group of the pair loss; else it takes no part.
+            use_votes: the maps hold votes to be trained.
+            sem_seg_stride: class scores are upsampled to this stride before the cross-entropy.
+            loss_weights: factors of "loss_pair", "loss_vote", "loss_sem_seg".
+        """
+        super().__init__()
+        self.pair_options = {
+            "margin": margin,
+            "form": form,
+            "normalization": normalization,
+            "positive_weight": positive_weight,
+            "negative_weight": negative_weight,
+            "negative_radius": negative_radius or None,
+        }
+        self.num_points = num_points
+        self.background_is_group = background_is_group
+        self.use_votes = use_votes
+        self.sem_seg_stride = sem_seg_stride
+        self.loss_weights = loss_weights
+
+    @classmethod
+    def from_config(cls, cfg):
+        rpe = cfg.MODEL.RPE
+        for key, allowed in (
+            ("PAIR_LOSS_FORM", FORMS),
+            ("PAIR_LOSS_NORMALIZATION", NORMALIZATIONS),
+            ("BACKGROUND", ("exclude", "group")),
+        ):
+            if rpe[key] not in allowed:
+                raise ValueError(f"MODEL.RPE.{key} is {rpe[key]!r}; allowed: {', '.join(allowed)}")
+        if not 1 <= rpe.SEM_SEG_LOSS_STRIDE <= rpe.STRIDE:
+            raise ValueError(
+                f"MODEL.RPE.SEM_SEG_LOSS_STRIDE is {rpe.SEM_SEG_LOSS_STRIDE}; "
+                f"allowed: 1 to MODEL.RPE.STRIDE ({rpe.STRIDE})"
+            )
+        return {
+            "margin": rpe.MARGIN,
+            "form": rpe.PAIR_LOSS_FORM,
+            "normalization": rpe.PAIR_LOSS_NORMALIZATION,
+            "positive_weight": rpe.POSITIVE_WEIGHT,
+            "negative_weight": rpe.NEGATIVE_WEIGHT,
+            "negative_radius": rpe.NEGATIVE_RADIUS,
+            "num_points": rpe.TRAIN_POINTS,
+            "background_is_group": rpe.BACKGROUND == "group",
+            "use_votes": rpe.VOTES,
+            "sem_seg_stride": rpe.SEM_SEG_LOSS_STRIDE,
+            "loss_weights": {
+                "loss_pair": rpe.PAIR_LOSS_WEIGHT,
+                "loss_vote": rpe.VOTE_LOSS_WEIGHT,
+                "loss_sem_seg": rpe.SEM_SEG_LOSS_WEIGHT,
+            },
+        }
+
+    def forward(
+        self, maps: EmbeddingMaps, labels: List[PixelLabels], shift: MeanShiftLayer
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            maps: of a padded batch.
+            labels: one per image, of the padded size.
+            shift: the layer whose loops are trained.
+
+        Returns:
+            Weighted scalars "loss_sem_seg", "loss_pair" and, with votes, "loss_vote".
+        """
+        points = [sample_pixels(self._groups(label), self.num_points) for label in labels]
+        groups = pad_points([self._groups(lab).flatten()[p] for lab, p in zip(labels, points)])
+        mask = pad_points([torch.ones_like(p, dtype=torch.bool) for p in points])
+        width = labels[0].instances.shape[1]
+        index = pad_points(points)
+        pixels = torch.stack([index % width, index // width], dim=-1) + 0.5  # (B, P, 2) x, y
+        x, votes = sample_maps(maps, pixels)
+
+        losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
+        steps = shift.trajectory(x, votes, mask)
+        losses["loss_pair"] = _mean(
+            [self._pair_loss(step_x, groups, pixels, mask) for step_x, _ in steps]
+        )
+        if self.use_votes:
+            centers = pad_points([self._targets(lab, p) for lab, p in zip(labels, points)])
+            voting = mask & (groups < pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels]))
+            losses["loss_vote"] = _mean(
+                [self._vote_loss(v, centers, groups, voting, shift.spatial_bandwidth) for _, v in steps]
+            )
+        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+
+    def _groups(self, labels: PixelLabels) -> torch.Tensor:
+        """(H, W) group of each pixel, negative where it takes no part."""
+        if not self.background_is_group:
+            return labels.instances
+        return labels.instances.masked_fill(labels.instances == BACKGROUND, len(labels.classes))
+
+    def _targets(self, labels: PixelLabels, points: torch.Tensor) -> torch.Tensor:
+        """(P, 2) centre of each point's instance; background points get any."""
+        if len(labels.classes) == 0:
+            return labels.centers.new_zeros(len(points), 2)
+        return labels.centers[labels.instances.flatten()[points].clamp(min=0)]
+
+    def _sem_seg_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels]) -> torch.Tensor:
+        stride = self.sem_seg_stride
+        background = maps.logits.shape[1] - 1
+        target = torch.stack([label.class_map(background, IGNORED) for label in labels])
+        target = target[:, stride // 2 :: stride, stride // 2 :: stride]
+        size = [side * maps.stride // stride for side in maps.logits.shape[-2:]]
+        logits = F.interpolate(maps.logits, size=size, mode="bilinear", align_corners=False)
+        target = F.pad(
+            target, (0, size[1] - target.shape[2], 0, size[0] - target.shape[1]), value=IGNORED
+        )
+        total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+        return total / (target != IGNORED).sum().clamp(min=1)
+
+    def _pair_loss(self, x, groups, pixels, mask) -> torch.Tensor:
+        return _mean(
+            [
+                spherical_pair_loss(
+                    x[i][mask[i]], groups[i][mask[i]], positions=pixels[i][mask[i]], **self.pair_options
+                )
+                for i in range(len(x))
+            ]
+        )
+
+    def _vote_loss(self, votes, centers, groups, voting, unit: float) -> torch.Tensor:
+        """Smooth L1 distance to the centre in units of the spatial bandwidth; every instance weighs the same."""
+        error = F.smooth_l1_loss(votes / unit, centers / unit, reduction="none").sum(dim=-1)
+        # One number per instance of the batch.
+        image = torch.arange(len(groups), device=groups.device)[:, None] * (groups.max() + 1 if groups.numel() else 1)
+        instance = (groups + image)[voting]
+        if instance.numel() == 0:
+            return votes.sum() * 0.0
+        _, index, sizes = torch.unique(instance, return_inverse=True, return_counts=True)
+        return (error[voting] / sizes[index]).sum() / len(sizes)
+
+
+def sample_maps(maps: EmbeddingMaps, pixels: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and votes at given positions, by bilinear interpolation.
+
+    Args:
+        maps: of a batch.
+        pixels: (B, P, 2) x, y in continuous pixel coordinates.
+
+    Returns:
+        unit vectors (B, P, D) and votes (B, P, 2) in pixels.
+    """
+    height, width = (side * maps.stride for side in maps.embeddings.shape[-2:])
+    # Offsets interpolate where positions would be clamped at the border.
+    offsets = maps.votes - cell_centers(maps.votes.shape[-2:], maps.stride, maps.votes.device)
+    stacked = torch.cat([maps.embeddings, offsets], dim=1)
+    grid = 2 * pixels / pixels.new_tensor([width, height]) - 1
+    sampled = F.grid_sample(
+        stacked, grid.unsqueeze(2).to(stacked), padding_mode="border", align_corners=False
+    )
+    sampled = sampled.squeeze(3).transpose(1, 2)  # (B, P, D + 2)
+    return F.normalize(sampled[..., :-2], dim=-1), pixels + sampled[..., -2:]
+
+
+def _mean(losses: List[torch.Tensor]) -> torch.Tensor:
+    return sum(losses) / len(losses)

@@ -1,0 +1,172 @@
+"""Mean shift with its bandwidths, as training and inference use it."""
+
+from typing import List, Tuple
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+
+from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
+
+BANDWIDTH_MODES = ("fixed", "learned", "margin")
+
+ShiftedPoints = Tuple[torch.Tensor, torch.Tensor]
+
+
+class MeanShiftLayer(nn.Module):
+    """The recurrent layer of Kong & Fowlkes (CVPR 2018, section 4), optionally with the joint kernel on positions."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        bandwidth: float,
+        learn_bandwidth: bool,
+        spatial_bandwidth: float,
+        shift_positions: bool,
+        train_loops: int,
+        test_loops: int,
+        tolerance: float,
+        max_keys: int,
+    ):
+        """
+        Args:
+            bandwidth: of the kernel on embeddings, > 0.
+            learn_bandwidth: make it a parameter that starts there.
+            spatial_bandwidth: of the kernel on positions, pixels; 0: embeddings alone.
+            shift_positions: move positions (votes) together with the embeddings.
+            train_loops, test_loops: number of loops.
+            tolerance: stops the loops at inference, see :func:`rpe_d2.ops.mean_shift.mean_shift`.
+            max_keys: points that define the density at inference.
+        """
+        super().__init__()
+        if not bandwidth > 0:
+            raise ValueError(f"MODEL.MEAN_SHIFT.BANDWIDTH is {bandwidth}; allowed: > 0")
+        log_bandwidth = torch.tensor(float(bandwidth)).log()
+        if learn_bandwidth:
+            self.log_bandwidth = nn.Parameter(log_bandwidth)
+        else:
+            self.register_buffer("log_bandwidth", log_bandwidth, persistent=False)
+        self.spatial_bandwidth = spatial_bandwidth or None
+        self.shift_positions = shift_positions
+        self.train_loops = train_loops
+        self.test_loops = test_loops
+        self.tolerance = tolerance
+        self.max_keys = max_keys
+
+    @classmethod
+    def from_config(cls, cfg):
+        shift, rpe = cfg.MODEL.MEAN_SHIFT, cfg.MODEL.RPE
+        if shift.BANDWIDTH_MODE not in BANDWIDTH_MODES:
+            raise ValueError(
+                f"MODEL.MEAN_SHIFT.BANDWIDTH_MODE is {shift.BANDWIDTH_MODE!r}; "
+                f"allowed: {', '.join(BANDWIDTH_MODES)}"
+            )
+        if shift.SPATIAL_BANDWIDTH < 0 or (rpe.VOTES and shift.SPATIAL_BANDWIDTH == 0):
+            raise ValueError(
+                f"MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH is {shift.SPATIAL_BANDWIDTH}; "
+                "allowed: 0 or more pixels, and more than 0 with MODEL.RPE.VOTES"
+            )
+        by_margin = shift.BANDWIDTH_MODE == "margin"
+        return {
+            "bandwidth": margin_bandwidth(rpe.MARGIN) if by_margin else shift.BANDWIDTH,
+            "learn_bandwidth": shift.BANDWIDTH_MODE == "learned",
+            "spatial_bandwidth": shift.SPATIAL_BANDWIDTH,
+            "shift_positions": rpe.VOTES,
+            "train_loops": shift.TRAIN_LOOPS,
+            "test_loops": shift.TEST_LOOPS,
+            "tolerance": shift.TOLERANCE,
+            "max_keys": shift.MAX_KEYS,
+        }
+
+    @property
+    def bandwidth(self) -> torch.Tensor:
+        """0-d tensor, > 0."""
+        return self.log_bandwidth.exp()
+
+    def trajectory(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+    ) -> List[ShiftedPoints]:
+        """All training loops on padded batches of sampled points.
+
+        Args:
+            x: (B, N, D) unit vectors.
+            positions: (B, N, 2) in pixels.
+            mask: (B, N) bool, True = valid.
+
+        Returns:
+            (embeddings, positions) before the first and after each loop.
+        """
+        steps = mean_shift(
+            x,
+            self.bandwidth,
+            self.train_loops,
+            positions=positions,
+            spatial_bandwidth=self.spatial_bandwidth,
+            shift_positions=self.shift_positions,
+            mask=mask,
+            return_trajectory=True,
+        )
+        return [self._with_positions(step, positions) for step in steps]
+
+    def settle(
+        self, x: torch.Tensor, positions: torch.Tensor, is_key: torch.Tensor
+    ) -> List[ShiftedPoints]:
+        """Inference on one image: the keys shift among themselves and take all other points along.
+
+        Args:
+            x: (N, D) unit vectors.
+            positions: (N, 2) in pixels.
+            is_key: (N,) bool: points that define the density; at most ``max_keys`` of them, evenly chosen, do.
+
+        Returns:
+            (embeddings (N, D), positions (N, 2)) before the first and after each loop.
+        """
+        key_index = torch.nonzero(is_key).squeeze(1)
+        if len(key_index) == 0:
+            return [(x, positions)]
+        if len(key_index) > self.max_keys:
+            step = torch.arange(self.max_keys, device=x.device) * len(key_index)
+            key_index = key_index[step // self.max_keys]
+        follows = torch.ones_like(is_key)
+        follows[key_index] = False
+        follower_index = torch.nonzero(follows).squeeze(1)
+        keys = mean_shift(
+            x[key_index],
+            self.bandwidth,
+            self.test_loops,
+            tolerance=self.tolerance,
+            positions=positions[key_index],
+            spatial_bandwidth=self.spatial_bandwidth,
+            shift_positions=self.shift_positions,
+            return_trajectory=True,
+        )
+        keys = [self._with_positions(step, positions[key_index]) for step in keys]
+        steps = [(x, positions)]
+        for (key_x, key_positions), moved_keys in zip(keys, keys[1:]):
+            last_x, last_positions = (t[follower_index] for t in steps[-1])
+            followers = self._with_positions(
+                mean_shift(
+                    last_x,
+                    self.bandwidth,
+                    1,
+                    keys=key_x,
+                    positions=last_positions,
+                    key_positions=key_positions,
+                    spatial_bandwidth=self.spatial_bandwidth,
+                    shift_positions=self.shift_positions,
+                ),
+                last_positions,
+            )
+            steps.append(
+                tuple(
+                    torch.empty_like(old)
+                    .index_copy(0, key_index, key)
+                    .index_copy(0, follower_index, follower)
+                    for old, key, follower in zip(steps[-1], moved_keys, followers)
+                )
+            )
+        return steps
+
+    def _with_positions(self, shifted, positions: torch.Tensor) -> ShiftedPoints:
+        return shifted if self.shift_positions else (shifted, positions)

@@ -1,0 +1,3 @@
+from .pixel_embedding_net import PixelEmbeddingNet
+
+__all__ = ["PixelEmbeddingNet"]

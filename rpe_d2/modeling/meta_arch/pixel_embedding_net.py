@@ -1,0 +1,279 @@
+"""Instance segmentation by recurrent pixel embeddings."""
+
+from typing import Dict, List, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn import functional as F
+
+from ..embedding_head import EmbeddingHead, EmbeddingMaps
+from ..embedding_loss import EmbeddingLoss
+from ..mask_proposals import soft_masks_to_proposals
+from ..mean_shift_layer import MeanShiftLayer
+from ..pixel_grouping import PixelGrouping, PixelGroups
+from ..pixel_labels import PixelLabels, pixel_labels
+from ..quality_head import QualityHead, best_iou
+from ..training_pictures import loop_embeddings, training_picture
+
+# Full-resolution masks are made this many pixels at a time (float32: 256 MB).
+_UPSAMPLE_ELEMENTS = 1 << 26
+
+
+@META_ARCH_REGISTRY.register()
+class PixelEmbeddingNet(nn.Module):
+    """Recurrent pixel embedding for instance grouping (Kong & Fowlkes, CVPR 2018).
+
+    Input and output are Detectron2's: a list of dicts with ``image`` (C, H, W) and, in training, ``instances`` and
+    optionally ``ignore_mask`` (H, W) bool. Inference gives ``{"instances"}`` with full-resolution boolean
+    ``pred_masks``, their tight ``pred_boxes``, ``scores`` and ``pred_classes``, and on request ``"proposals"`` and
+    ``"sem_seg"``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        embedding_head: EmbeddingHead,
+        embedding_loss: EmbeddingLoss,
+        mean_shift: MeanShiftLayer,
+        grouping: PixelGrouping,
+        quality_head: QualityHead,
+        quality_loss_weight: float,
+        quality_images: int,
+        detections_per_image: int,
+        score_threshold: float,
+        mask_threshold: float,
+        min_area: float,
+        return_proposals: bool,
+        proposal_mask_size: int,
+        return_sem_seg: bool,
+        pixel_mean: Tuple[float, ...],
+        pixel_std: Tuple[float, ...],
+        input_format: str,
+        vis_period: int,
+    ):
+        """
+        Args:
+            backbone, embedding_head, embedding_loss, mean_shift, grouping: the parts, in the order of the data flow.
+            quality_head: None ranks by class probability alone.
+            quality_loss_weight: factor of its loss.
+            quality_images: images of a batch on which it is trained; 0: all.
+            detections_per_image: the best instances kept.
+            score_threshold: instances below it are dropped.
+            mask_threshold: where soft masks are cut.
+            min_area: smallest mask in pixels of the image.
+            return_proposals, proposal_mask_size, return_sem_seg: additional outputs.
+            pixel_mean, pixel_std: per channel.
+            input_format: channel order of the images, for pictures.
+            vis_period: iterations between training pictures; 0: none.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.embedding_head = embedding_head
+        self.embedding_loss = embedding_loss
+        self.mean_shift = mean_shift
+        self.grouping = grouping
+        self.quality_head = quality_head
+        self.quality_loss_weight = quality_loss_weight
+        self.quality_images = quality_images
+        self.detections_per_image = detections_per_image
+        self.score_threshold = score_threshold
+        self.mask_threshold = mask_threshold
+        self.min_area = min_area
+        self.return_proposals = return_proposals
+        self.proposal_mask_size = proposal_mask_size
+        self.return_sem_seg = return_sem_seg
+        self.input_format = input_format
+        self.vis_period = vis_period
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        # Whole cells everywhere: maps of all strides then cover the same padded picture.
+        strides = [shape.stride for shape in backbone.output_shape().values()]
+        self.size_divisibility = max(backbone.size_divisibility, embedding_head.stride, *strides)
+
+    @classmethod
+    def from_config(cls, cfg):
+        rpe = cfg.MODEL.RPE
+        backbone = build_backbone(cfg)
+        head = EmbeddingHead(cfg, backbone.output_shape())
+        return {
+            "backbone": backbone,
+            "embedding_head": head,
+            "embedding_loss": EmbeddingLoss(cfg),
+            "mean_shift": MeanShiftLayer(cfg),
+            "grouping": PixelGrouping(cfg),
+            "quality_head": QualityHead(head.feature_dim) if rpe.QUALITY else None,
+            "quality_loss_weight": rpe.QUALITY_LOSS_WEIGHT,
+            "quality_images": rpe.QUALITY_IMAGES,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "score_threshold": rpe.SCORE_THRESH_TEST,
+            "mask_threshold": rpe.MASK_THRESHOLD,
+            "min_area": rpe.MIN_AREA,
+            "return_proposals": rpe.RETURN_PROPOSALS,
+            "proposal_mask_size": rpe.PROPOSAL_MASK_SIZE,
+            "return_sem_seg": rpe.RETURN_SEM_SEG,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> List[Dict]:
+        """Losses in training (a dict of scalars), else :meth:`inference`."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        maps, sizes = self.predict_maps(batched_inputs)
+        labels = self._labels(batched_inputs, maps)
+        losses = self.embedding_loss(maps, labels, self.mean_shift)
+        if self.quality_head is not None:
+            losses["loss_quality"] = self._quality_loss(maps, labels, sizes)
+        if self.vis_period > 0:
+            storage = get_event_storage()
+            if storage.iter % self.vis_period == 0:
+                self._put_picture(batched_inputs[0], maps, labels[0], sizes[0], storage)
+        return losses
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> List[Dict]:
+        """Instances per image, scaled to its ``height`` and ``width``.
+
+        Images of different sizes are run one by one: what is found in an image does not depend on the padding that
+        its neighbours in the batch would bring.
+        """
+        if len({tuple(item["image"].shape) for item in batched_inputs}) > 1:
+            return [self.inference([item])[0] for item in batched_inputs]
+        maps, sizes = self.predict_maps(batched_inputs)
+        outputs = []
+        for index, (item, size) in enumerate(zip(batched_inputs, sizes)):
+            groups = self.grouping(maps, index, size, self.mean_shift)
+            scores = self._scores(maps, index, groups)
+            out_size = (item.get("height", size[0]), item.get("width", size[1]))
+            output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
+            if self.return_proposals:
+                output["proposals"] = soft_masks_to_proposals(
+                    groups.soft_masks, scores.amax(dim=1), maps.stride, size, self.proposal_mask_size
+                )
+            if self.return_sem_seg:
+                logits = F.interpolate(
+                    maps.logits[index : index + 1],
+                    scale_factor=maps.stride,
+                    mode="bilinear",
+                    align_corners=False,
+                )[0]
+                output["sem_seg"] = sem_seg_postprocess(logits, size, *out_size)
+            outputs.append(output)
+        return outputs
+
+    def predict_maps(
+        self, batched_inputs: List[Dict[str, torch.Tensor]]
+    ) -> Tuple[EmbeddingMaps, List[Tuple[int, int]]]:
+        """Embeddings, class scores and votes of the padded batch, and the images' sizes (H, W)."""
+        images = [(item["image"].to(self.device) - self.pixel_mean) / self.pixel_std for item in batched_inputs]
+        images = ImageList.from_tensors(images, self.size_divisibility)
+        return self.embedding_head(self.backbone(images.tensor)), images.image_sizes
+
+    def _labels(self, batched_inputs, maps: EmbeddingMaps) -> List[PixelLabels]:
+        padded = [side * maps.stride for side in maps.logits.shape[-2:]]
+        num_classes = maps.logits.shape[1] - 1
+        labels = []
+        for item in batched_inputs:
+            instances = item["instances"].to(self.device)
+            classes = instances.gt_classes
+            if len(classes) and int(classes.max()) >= num_classes:
+                raise ValueError(
+                    f"MODEL.RPE.NUM_CLASSES is {num_classes}; {item.get('file_name', 'an image')} "
+                    f"has class {int(classes.max())}, allowed: 0 to {num_classes - 1}"
+                )
+            labels.append(pixel_labels(instances, padded, item.get("ignore_mask")))
+        return labels
+
+    def _scores(self, maps: EmbeddingMaps, index: int, groups: PixelGroups) -> torch.Tensor:
+        """(R, K) score of each group as each class: class probability x estimated IoU."""
+        scores = groups.class_probabilities
+        if self.quality_head is None:
+            return scores
+        quality = self.quality_head(maps.features[index], groups.soft_masks, groups.agreement, maps.stride)
+        return scores * quality.sigmoid()[:, None]
+
+    def _quality_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels], sizes) -> torch.Tensor:
+        count = self.quality_images or len(labels)
+        logits, targets = [], []
+        for index in range(min(count, len(labels))):
+            groups = self.grouping(maps, index, sizes[index], self.mean_shift)
+            features = maps.features[index]
+            logits.append(self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride))
+            middle = slice(maps.stride // 2, None, maps.stride)
+            targets.append(best_iou(groups.soft_masks, labels[index].instances[middle, middle]))
+        logits, targets = torch.cat(logits).float(), torch.cat(targets)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        # Parameters take part even where nothing was grouped, as distributed training demands.
+        unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
+        return self.quality_loss_weight * loss / max(len(targets), 1) + unused
+
+    def _instances(self, groups, scores, stride, size, out_size) -> Instances:
+        best, classes = scores.max(dim=1)
+        order = torch.argsort(best, descending=True, stable=True)[: self.detections_per_image]
+        order = order[best[order] >= self.score_threshold]
+        masks = upsample_masks(groups.soft_masks[order], stride, size, out_size, self.mask_threshold)
+        # What was large enough on the grid may have been thinned to nothing by the threshold.
+        scale = out_size[0] * out_size[1] / (size[0] * size[1])
+        large = masks.flatten(1).sum(dim=1) >= max(1.0, self.min_area * scale)
+        order, masks = order[large], masks[large]
+        instances = Instances(tuple(out_size))
+        instances.pred_boxes = BitMasks(masks).get_bounding_boxes().to(masks.device)
+        instances.scores = best[order]
+        instances.pred_classes = classes[order]
+        instances.pred_masks = masks
+        return instances
+
+    @torch.no_grad()
+    def embeddings_per_loop(self, maps: EmbeddingMaps, index: int, size: tuple) -> List[torch.Tensor]:
+        """Embedding maps (D, h, w) of one image of a batch before the first and after each inference loop."""
+        threshold = self.grouping.foreground_threshold
+        return loop_embeddings(maps, index, size, self.mean_shift, threshold)
+
+    @torch.no_grad()
+    def _put_picture(self, item, maps: EmbeddingMaps, labels: PixelLabels, size, storage) -> None:
+        groups = self.grouping(maps, 0, size, self.mean_shift)
+        loops = self.embeddings_per_loop(maps, 0, size)
+        picture = training_picture(item["image"], self.input_format, maps, labels, groups, size, loops)
+        storage.put_image("image, ground truth, instances, embeddings of each loop", picture)
+
+
+def upsample_masks(
+    soft_masks: torch.Tensor, stride: int, size: tuple, out_size: tuple, threshold: float
+) -> torch.Tensor:
+    """Soft masks on a grid to boolean masks of a picture; interpolated first, cut afterwards.
+
+    Args:
+        soft_masks: (R, h, w) in 0-1 on cells of ``stride`` pixels.
+        stride: pixels per cell.
+        size: (H, W) of the network's input image.
+        out_size: (height, width) wanted.
+        threshold: in 0-1.
+
+    Returns:
+        (R, height, width) bool.
+    """
+    height, width = (side * stride for side in soft_masks.shape[-2:])
+    at_once = max(1, _UPSAMPLE_ELEMENTS // max(1, height * width, out_size[0] * out_size[1]))
+    masks = torch.empty(len(soft_masks), *out_size, dtype=torch.bool, device=soft_masks.device)
+    for start in range(0, len(soft_masks), at_once):
+        chunk = soft_masks[None, start : start + at_once]
+        chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
+        chunk = chunk[..., : size[0], : size[1]]
+        if tuple(out_size) != tuple(size):
+            chunk = F.interpolate(chunk, size=tuple(out_size), mode="bilinear", align_corners=False)
+        masks[start : start + at_once] = chunk[0] >= threshold
+    return masks

@@ -1,0 +1,192 @@
+"""From the maps of one image to groups of pixels with soft masks."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+from torch.nn import functional as F
+
+from rpe_d2.ops.clustering import cluster_embeddings, split_components
+
+from .embedding_head import EmbeddingMaps
+from .mean_shift_layer import MeanShiftLayer
+
+GROUPINGS = ("mean_shift", "components")
+# Pixels that are less likely foreground than this cannot bring a soft mask near its threshold.
+_SOFT_FOREGROUND = 0.1
+
+
+class PixelGroups(NamedTuple):
+    """Groups of one image, the largest first.
+
+    Attributes:
+        soft_masks: (R, h, w) float32 in 0-1 on the grid of the maps: membership times foreground probability.
+        class_probabilities: (R, K) float32: mean vote of the group's pixels, summing to 1 over the K classes.
+        agreement: (R,) float32 in 0-1: mean membership of the group's pixels before anything else is applied.
+    """
+
+    soft_masks: torch.Tensor
+    class_probabilities: torch.Tensor
+    agreement: torch.Tensor
+
+
+class PixelGrouping(nn.Module):
+    """Shift, cluster, split, drop tiny groups, soft membership, class vote.
+
+    The paper leaves the step from shifted embeddings to instances open; this one keeps its grouping (mean shift on
+    the sphere) and adds what masks need: every foreground pixel belongs softly to the modes, and the membership
+    times the foreground probability is what is upsampled and thresholded later.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        grouping: str,
+        foreground_threshold: float,
+        merge_cosine: float,
+        merge_distance: Optional[float],
+        split_into_components: bool,
+        min_area: float,
+        max_groups: int,
+    ):
+        """
+        Args:
+            grouping: "mean_shift" or "components" (connected components of the class map, no embeddings).
+            foreground_threshold: probability from which on a pixel is grouped.
+            merge_cosine, merge_distance: of :func:`rpe_d2.ops.clustering.cluster_embeddings` on shifted pixels;
+                the distance is between shifted votes.
+            split_into_components: connected parts of a group become groups of their own.
+            min_area: in pixels of the image.
+            max_groups: the largest groups kept.
+        """
+        super().__init__()
+        self.grouping = grouping
+        self.foreground_threshold = foreground_threshold
+        self.merge_cosine = merge_cosine
+        self.merge_distance = merge_distance
+        self.split_into_components = split_into_components
+        self.min_area = min_area
+        self.max_groups = max_groups
+
+    @classmethod
+    def from_config(cls, cfg):
+        rpe = cfg.MODEL.RPE
+        if rpe.GROUPING not in GROUPINGS:
+            raise ValueError(
+                f"MODEL.RPE.GROUPING is {rpe.GROUPING!r}; allowed: {', '.join(GROUPINGS)}"
+            )
+        return {
+            "grouping": rpe.GROUPING,
+            "foreground_threshold": rpe.FOREGROUND_THRESHOLD,
+            "merge_cosine": rpe.MERGE_COSINE,
+            "merge_distance": rpe.MERGE_DISTANCE or 2 * cfg.MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH,
+            "split_into_components": rpe.SPLIT_COMPONENTS,
+            "min_area": rpe.MIN_AREA,
+            "max_groups": rpe.MAX_GROUPS,
+        }
+
+    @torch.no_grad()
+    def forward(
+        self, maps: EmbeddingMaps, index: int, size: torch.Size, shift: MeanShiftLayer
+    ) -> PixelGroups:
+        """
+        Args:
+            maps: of a batch.
+            index: which image of it.
+            size: (H, W) of that image without padding.
+            shift: the layer that moves its pixels.
+        """
+        probability = maps.logits[index].softmax(dim=0)  # (K + 1, h, w)
+        rows, columns = (-(-side // maps.stride) for side in size)
+        inside = torch.zeros_like(probability[0])
+        inside[:rows, :columns] = 1
+        if self.grouping == "components":
+            soft_masks, agreement = self._components(probability, inside, maps.stride)
+        else:
+            soft_masks, agreement = self._modes(maps, index, (1 - probability[-1]) * inside, shift)
+        votes = soft_masks.flatten(1) @ probability[:-1].flatten(1).T  # (R, K)
+        votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        return PixelGroups(soft_masks, votes, agreement)
+
+    def _modes(self, maps: EmbeddingMaps, index: int, foreground: torch.Tensor, shift):
+        size = foreground.shape
+        active = torch.nonzero(foreground.flatten() > _SOFT_FOREGROUND).squeeze(1)
+        weight = foreground.flatten()[active]
+        is_key = weight >= self.foreground_threshold
+        x, votes = shift.settle(
+            maps.embeddings[index].flatten(1)[:, active].T,
+            maps.votes[index].flatten(1)[:, active].T,
+            is_key,
+        )[-1]
+        x_keys = x[is_key]
+        # Fixed positions say where a pixel is, not what it belongs to: only votes enter from here on.
+        votes = votes if shift.shift_positions else votes[:, :0]
+        labels = cluster_embeddings(
+            x_keys,
+            self.merge_cosine,
+            positions=votes[is_key] if shift.shift_positions else None,
+            max_distance=self.merge_distance if shift.shift_positions else None,
+        )
+        sizes = torch.bincount(labels)  # falling
+        num_groups = int((sizes * maps.stride**2 >= self.min_area).sum().clamp(max=self.max_groups))
+        if num_groups == 0:
+            return foreground.new_zeros(0, *size), foreground.new_zeros(0)
+        kept = labels < num_groups
+        centers = _means(x_keys[kept], labels[kept], num_groups)
+        affinity = x @ F.normalize(centers, dim=1).T / shift.bandwidth**2  # (N, R)
+        if shift.shift_positions:
+            where = _means(votes[is_key][kept], labels[kept], num_groups)
+            affinity -= torch.cdist(votes, where).square() / (2 * shift.spatial_bandwidth**2)
+        membership = affinity.softmax(dim=1)
+        nearest = membership.argmax(dim=1)
+
+        if not self.split_into_components:
+            soft = _scatter(membership.T * weight, active, size)
+            agreement = _means(membership.amax(dim=1, keepdim=True), nearest, num_groups)
+            return soft, agreement.squeeze(1)
+        group_map = torch.full((size.numel(),), -1, dtype=torch.long, device=x.device)
+        group_map[active[is_key]] = nearest[is_key]
+        parts, group = self._large_parts(group_map.view(size), maps.stride)
+        soft = _scatter(membership.T[group] * weight, active, size) * _dilate(parts)
+        member = _scatter(membership.T[group], active, size) * parts
+        return soft, member.flatten(1).sum(dim=1) / parts.flatten(1).sum(dim=1)
+
+    def _components(self, probability: torch.Tensor, inside: torch.Tensor, stride: int):
+        class_map = probability.argmax(dim=0)
+        background = len(probability) - 1
+        class_map[(class_map == background) | (inside == 0)] = -1
+        parts, classes = self._large_parts(class_map, stride)
+        soft = probability[classes] * _dilate(parts) * inside
+        return soft, soft.new_ones(len(soft))
+
+    def _large_parts(self, group_map: torch.Tensor, stride: int):
+        """Connected parts of a map of groups (negative: none): supports (R, h, w) 0 or 1 and their groups (R,)."""
+        parts = split_components(group_map)
+        number, sizes = torch.unique(parts[parts >= 0], return_counts=True)
+        order = torch.argsort(sizes, descending=True, stable=True)[: self.max_groups]
+        number = number[order][sizes[order] * stride**2 >= self.min_area]
+        support = parts == number.view(-1, 1, 1)  # (R, h, w)
+        first = support.flatten(1).to(torch.uint8).argmax(dim=1) if len(number) else number
+        return support.float(), group_map.flatten()[first]
+
+
+def _means(values: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    sums = values.new_zeros(num_labels, values.shape[1]).index_add_(0, labels, values)
+    counts = torch.bincount(labels, minlength=num_labels).clamp(min=1)
+    return sums / counts[:, None]
+
+
+def _scatter(values: torch.Tensor, index: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """(R, N) values at flat positions -> (R, h, w), zero elsewhere."""
+    maps = values.new_zeros(len(values), size.numel())
+    maps[:, index] = values
+    return maps.view(-1, *size)
+
+
+def _dilate(masks: torch.Tensor) -> torch.Tensor:
+    """Grows each mask by one cell, where its soft boundary fades out."""
+    if len(masks) == 0:
+        return masks
+    return F.max_pool2d(masks.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)

@@ -1,0 +1,117 @@
+"""Ground truth of an image as one label per pixel."""
+
+import logging
+from typing import List, NamedTuple, Optional
+
+import torch
+from detectron2.structures import BitMasks, Instances
+from detectron2.utils.logger import log_first_n
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+class PixelLabels(NamedTuple):
+    """Labels of one image.
+
+    Attributes:
+        instances: (H, W) int64: row of the image's ``Instances`` whose mask covers the pixel, BACKGROUND or IGNORED.
+        classes: (n,) int64 class of each instance.
+        centers: (n, 2) float32 mean position (x, y) of each instance's pixels, in pixels.
+    """
+
+    instances: torch.Tensor
+    classes: torch.Tensor
+    centers: torch.Tensor
+
+    def class_map(self, background: int, ignored: int) -> torch.Tensor:
+        """(H, W) int64 class of each pixel, with the given values where there is no instance."""
+        lookup = torch.cat([self.classes, self.classes.new_tensor([ignored, background])])
+        return lookup[self.instances]
+
+
+def pixel_labels(
+    instances: Instances, size: torch.Size, ignore_mask: Optional[torch.Tensor] = None
+) -> PixelLabels:
+    """Labels from ``gt_masks`` or, where a mapper gave none, from filled ``gt_boxes``.
+
+    Where masks overlap, the smaller instance is in front.
+
+    Args:
+        instances: with ``gt_classes`` and ``gt_masks`` (bit masks or polygons) or ``gt_boxes``.
+        size: (H, W) of the labels, at least the instances' image size; what lies outside the image is ignored.
+        ignore_mask: (h, w) bool in the image, True where pixels are neither instance nor background (crowds).
+    """
+    height, width = instances.image_size
+    device = instances.gt_classes.device
+    masks = _bit_masks(instances)  # (n, h, w)
+    areas = masks.flatten(1).sum(dim=1)
+    owner = torch.full((height, width), BACKGROUND, dtype=torch.long, device=device)
+    if ignore_mask is not None:
+        owner.masked_fill_(ignore_mask.to(device), IGNORED)
+    if len(masks):
+        order = torch.argsort(areas, descending=True, stable=True)
+        depth = torch.arange(1, len(masks) + 1, dtype=torch.int16, device=device)  # smaller = in front
+        front = (masks[order] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w), 0 = no mask
+        owner = torch.where(front > 0, order[front - 1], owner)
+    labels = torch.full(tuple(size), IGNORED, dtype=torch.long, device=device)
+    labels[:height, :width] = owner
+
+    owned = torch.nonzero(labels >= 0)  # (P, 2) row, column
+    index = labels[owned[:, 0], owned[:, 1]]
+    sums = torch.zeros(len(masks), 2, device=device)
+    sums.index_add_(0, index, owned.flip(1).float() + 0.5)
+    counts = torch.bincount(index, minlength=len(masks)).clamp(min=1)
+    return PixelLabels(labels, instances.gt_classes, sums / counts[:, None])
+
+
+def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
+    """Chooses pixels at random, as evenly over the labels as their sizes allow.
+
+    Args:
+        labels: (H, W) integer; negative = never chosen.
+        num_points: at most this many.
+
+    Returns:
+        (P,) int64 indices into the flattened map, P = min(num_points, number of pixels with a label).
+    """
+    candidates = torch.nonzero(labels.flatten() >= 0).squeeze(1)
+    if len(candidates) <= num_points:
+        return candidates
+    candidates = candidates[torch.randperm(len(candidates), device=labels.device)]
+    values, order = torch.sort(labels.flatten()[candidates], stable=True)
+    _, group, sizes = torch.unique_consecutive(values, return_inverse=True, return_counts=True)
+    starts = torch.cumsum(sizes, 0) - sizes
+    rank = torch.arange(len(values), device=labels.device) - starts[group]
+    # The first of every label, then the second of every label, ... until there are enough. The last, incomplete
+    # rank is cut at random.
+    last_round = torch.argsort(rank + torch.rand(len(rank), device=labels.device), stable=True)
+    return candidates[order[last_round[:num_points]]]
+
+
+def _bit_masks(instances: Instances) -> torch.Tensor:
+    height, width = instances.image_size
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks
+        if isinstance(masks, BitMasks):
+            return masks.tensor
+        if len(masks) == 0:
+            return torch.zeros(0, height, width, dtype=torch.bool, device=instances.gt_classes.device)
+        bits = BitMasks.from_polygon_masks(masks, height, width).tensor
+        return bits.to(instances.gt_classes.device)
+    log_first_n(
+        logging.WARNING,
+        "The data has no gt_masks: pixels are labelled from filled gt_boxes. "
+        "Set MODEL.MASK_ON True or use rpe_d2.data.PixelLabelMapper for masks.",
+        key="message",
+    )
+    boxes = instances.gt_boxes.tensor
+    y = torch.arange(height, device=boxes.device).view(1, -1, 1) + 0.5
+    x = torch.arange(width, device=boxes.device).view(1, 1, -1) + 0.5
+    x0, y0, x1, y1 = (side.view(-1, 1, 1) for side in boxes.unbind(1))
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def pad_points(points: List[torch.Tensor]) -> torch.Tensor:
+    """Stacks (P_i, ...) tensors to (B, max P, ...), padded with zeros."""
+    return torch.nn.utils.rnn.pad_sequence(points, batch_first=True)

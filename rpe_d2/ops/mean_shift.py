@@ -1,0 +1,203 @@
+"""Mean shift on the unit sphere as a recurrent, differentiable layer.
+
+One loop moves every embedding to the kernel-weighted mean of all of them and back onto the sphere (Kong & Fowlkes,
+CVPR 2018, section 4). With the von Mises-Fisher kernel ``exp(x.y / bandwidth^2)`` this is attention with query, key
+and value equal, which torch computes fused, exactly and without an N x N matrix.
+"""
+
+from typing import List, Optional, Tuple, Union
+
+import torch
+from torch.nn import functional as F
+
+Shifted = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
+
+# Added to the logit of a masked key; exp() of it is 0 in float32 whatever the other logits are.
+_MASKED = -1e9
+# The fused attention kernels want one width for query, key and value, a multiple of this.
+_WIDTH_MULTIPLE = 8
+
+
+def mean_shift(
+    x: torch.Tensor,
+    bandwidth: Union[float, torch.Tensor],
+    num_loops: int,
+    *,
+    tolerance: float = 0.0,
+    keys: Optional[torch.Tensor] = None,
+    positions: Optional[torch.Tensor] = None,
+    key_positions: Optional[torch.Tensor] = None,
+    spatial_bandwidth: Optional[float] = None,
+    shift_positions: bool = False,
+    mask: Optional[torch.Tensor] = None,
+    return_trajectory: bool = False,
+) -> Union[Shifted, List[Shifted]]:
+    """Shifts unit vectors towards the modes of their kernel density, ``num_loops`` times.
+
+    Without ``keys`` all points move together (Gaussian blurring mean shift, the recurrent layer of the paper); with
+    ``keys`` the points climb the fixed density of the keys. With ``spatial_bandwidth`` the kernel is the joint one,
+    ``exp(x.y / bandwidth^2 - |p - q|^2 / (2 spatial_bandwidth^2))``. Memory is linear in the number of points, in
+    forward and backward; half-precision inputs are computed in float32, also under autocast.
+
+    Args:
+        x: (N, D) or (B, N, D) unit vectors, floating point.
+        bandwidth: standard deviation of the kernel in embedding space (delta in the paper), > 0; a 0-d tensor may
+            require a gradient.
+        num_loops: number of loops, 0 or more.
+        tolerance: stop as soon as no coordinate of ``x`` (valid points only) changes by more than this in a loop;
+            0 runs all loops.
+        keys: (M, D) or (B, M, D) unit vectors that define the density; default: the points themselves.
+        positions: (N, 2) or (B, N, 2) positions of the points in pixels.
+        key_positions: the same for the keys; needed with ``keys`` and ``spatial_bandwidth``.
+        spatial_bandwidth: standard deviation of the kernel on positions, in pixels, > 0.
+        shift_positions: move the positions by the same weights as the embeddings.
+        mask: (B, N) bool, True = valid, for padded batches: invalid points move but attract nobody. With ``keys``
+            it speaks of the keys, (B, M).
+        return_trajectory: return every loop's result.
+
+    Returns:
+        The shifted points like ``x``; with ``shift_positions`` a pair (points, positions); with
+        ``return_trajectory`` a list whose first item is the input and whose item k is the result of loop k:
+        ``num_loops + 1`` items, fewer when ``tolerance`` stopped the loops early.
+
+    Raises:
+        ValueError: shapes do not fit, or a value is out of range.
+    """
+    _check(x, bandwidth, num_loops, keys, positions, key_positions, spatial_bandwidth, shift_positions, mask)
+    batched = x.dim() == 3
+    out_dtype = x.dtype
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        points = _as_batch(x)
+        fixed_keys = None if keys is None else _as_batch(keys)
+        where = None if positions is None else _as_batch(positions)
+        key_where = None if key_positions is None else _as_batch(key_positions)
+        if where is not None:
+            # Only differences matter; small coordinates keep the dot products of the kernel exact.
+            origin = where.detach().mean(dim=1, keepdim=True)
+            where = where - origin
+            key_where = None if key_where is None else key_where - origin
+
+        def result() -> Shifted:
+            moved = points.to(out_dtype) if batched else points[0].to(out_dtype)
+            if not shift_positions:
+                return moved
+            moved_positions = (where + origin).to(positions.dtype)
+            return moved, moved_positions if batched else moved_positions[0]
+
+        trajectory = [result()]
+        for _ in range(num_loops):
+            previous = points
+            points, where = _shift_once(
+                points,
+                where,
+                points if fixed_keys is None else fixed_keys,
+                where if fixed_keys is None else key_where,
+                bandwidth,
+                spatial_bandwidth,
+                shift_positions,
+                mask,
+            )
+            if return_trajectory:
+                trajectory.append(result())
+            if tolerance > 0 and _largest_change(previous, points, mask, keys) <= tolerance:
+                break
+        return trajectory if return_trajectory else result()
+
+
+def margin_bandwidth(margin: float) -> float:
+    """Bandwidth tied to the margin of the pair loss, ``(1 - margin) / 3``: a third of what separates two groups."""
+    return (1.0 - margin) / 3.0
+
+
+def _shift_once(
+    points: torch.Tensor,
+    where: Optional[torch.Tensor],
+    keys: torch.Tensor,
+    key_where: Optional[torch.Tensor],
+    bandwidth: Union[float, torch.Tensor],
+    spatial_bandwidth: Optional[float],
+    shift_positions: bool,
+    mask: Optional[torch.Tensor],
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    # The logit of the kernel as one dot product: [x/b, p/s, 1] . [y/b, q/s, bias]. Terms that depend on the query
+    # alone cancel in the softmax, and the bias column takes those that depend on the key alone.
+    query = [points / bandwidth]
+    key = [keys / bandwidth]
+    value = [keys]
+    bias = None
+    if spatial_bandwidth is not None:
+        query.append(where / spatial_bandwidth)
+        key.append(key_where / spatial_bandwidth)
+        bias = -0.5 * key[-1].square().sum(dim=-1, keepdim=True)  # (B, M, 1)
+    if mask is not None:
+        masked = (~mask).to(keys.dtype).mul(_MASKED).unsqueeze(-1)
+        bias = masked if bias is None else bias + masked
+    if bias is not None:
+        query.append(torch.ones_like(points[..., :1]))
+        key.append(bias)
+    if shift_positions:
+        value.append(key_where)
+    shifted = _attend(torch.cat(query, -1), torch.cat(key, -1), torch.cat(value, -1))
+    dim = points.shape[-1]
+    if shift_positions:
+        where = shifted[..., dim : dim + 2]
+    return F.normalize(shifted[..., :dim], dim=-1), where
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """softmax(query key^T) value through the fused kernels, which want (B, 1, N, width) with one common width."""
+    width = max(query.shape[-1], value.shape[-1])
+    width += -width % _WIDTH_MULTIPLE
+    query, key, value = (F.pad(t, (0, width - t.shape[-1])).unsqueeze(1) for t in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
+
+
+def _as_batch(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)
+
+
+def _largest_change(
+    previous: torch.Tensor,
+    points: torch.Tensor,
+    mask: Optional[torch.Tensor],
+    keys: Optional[torch.Tensor],
+) -> float:
+    if points.numel() == 0:
+        return 0.0
+    change = (points - previous).detach().abs().amax(dim=-1)
+    if mask is not None and keys is None:
+        change = change * mask
+    return float(change.max())
+
+
+def _check(x, bandwidth, num_loops, keys, positions, key_positions, spatial_bandwidth, shift_positions, mask):
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (N, D) or (B, N, D)")
+    if num_loops < 0:
+        raise ValueError(f"num_loops is {num_loops}; allowed: 0 or more")
+    # A tensor bandwidth is not read here: that would make the host wait for the device.
+    if not isinstance(bandwidth, torch.Tensor) and not bandwidth > 0:
+        raise ValueError(f"bandwidth is {bandwidth}; allowed: > 0")
+    if spatial_bandwidth is not None and not spatial_bandwidth > 0:
+        raise ValueError(f"spatial_bandwidth is {spatial_bandwidth}; allowed: > 0 or None")
+    if (spatial_bandwidth is not None or shift_positions) and positions is None:
+        raise ValueError("spatial_bandwidth and shift_positions need positions")
+    if keys is not None and positions is not None and key_positions is None:
+        raise ValueError("keys with positions need key_positions")
+    for name, tensor, like, width in (
+        ("keys", keys, None, x.shape[-1]),
+        ("positions", positions, x, 2),
+        ("key_positions", key_positions, keys, 2),
+    ):
+        if tensor is None:
+            continue
+        rows_fit = like is None or tensor.shape[:-1] == like.shape[:-1]
+        if tensor.dim() != x.dim() or tensor.shape[-1] != width or not rows_fit:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which does not fit x {tuple(x.shape)}")
+    if mask is not None:
+        rows = (x if keys is None else keys).shape[:-1]
+        if x.dim() != 3 or mask.dtype != torch.bool or mask.shape != rows:
+            raise ValueError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; allowed: bool of shape {tuple(rows)}, batched x"
+            )

@@ -1,0 +1,231 @@
+"""Spherical max-margin pair loss over all pairs of pixels, in linear memory."""
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch.nn import functional as F
+
+FORMS = ("linear", "squared_hinge", "released")
+NORMALIZATIONS = ("joint", "per_term")
+
+
+def spherical_pair_loss(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    margin: float = 0.5,
+    form: str = "linear",
+    normalization: str = "joint",
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    ignore_label: int = -1,
+    positions: Optional[torch.Tensor] = None,
+    negative_radius: Optional[float] = None,
+) -> torch.Tensor:
+    """Pulls embeddings of one group together and pushes different groups apart (Kong & Fowlkes, CVPR 2018, sec. 3).
+
+    With the calibrated similarity ``s = (1 + cos) / 2`` in 0-1, every ordered pair of pixels, self-pairs included,
+    contributes its term times ``w_i w_j`` with ``w = 1 / (size of the pixel's group)``:
+
+    ==================  =====================  ==========================
+    ``form``            same group             different groups
+    ==================  =====================  ==========================
+    ``linear``          ``1 - s``              ``max(s - margin, 0)``
+    ``squared_hinge``   ``(1 - s)^2 / 2``      ``max(s - margin, 0)^2 / 2``
+    ``released``        ``(1 - s^2) / 2``      ``max(s - margin, 0)^2 / 2``
+    ==================  =====================  ==========================
+
+    ``linear`` is the published loss, ``released`` the one whose gradient the authors' code applies and
+    ``squared_hinge`` the one that pulls hardest on the hardest pairs.
+
+    ``normalization="joint"`` divides by the sum of all weights, so Q groups give the positive pairs 1/Q of the
+    weight; ``"per_term"`` averages positive and negative pairs separately, so their balance does not depend on Q.
+    With ``negative_radius`` only pixels of different groups at most that far apart repel each other, and only they
+    count in the sum of weights (no such pair: the negative term is 0).
+
+    Every pair enters exactly; memory is linear in N. The gradient is computed block by block in the forward pass, so
+    second derivatives are not available.
+
+    Args:
+        embeddings: (N, D) raw or unit vectors, floating point; normalised here. Half precision is computed in
+            float32, also under autocast.
+        labels: (N,) integer group of each pixel.
+        margin: calibrated similarity in 0-1 below which different groups no longer repel each other.
+        form: "linear", "squared_hinge" or "released".
+        normalization: "joint" or "per_term".
+        positive_weight: factor of the same-group term, >= 0.
+        negative_weight: factor of the different-groups term, >= 0.
+        ignore_label: pixels with this label take no part.
+        positions: (N, 2) pixel positions; needed with ``negative_radius``.
+        negative_radius: in pixels, > 0; None lets all pixels of different groups repel each other.
+
+    Returns:
+        Scalar, >= 0; a zero that backpropagates where no pixel takes part.
+
+    Raises:
+        ValueError: shapes do not fit, or a value is out of range.
+    """
+    _check(embeddings, labels, margin, form, normalization, positions, negative_radius)
+    with torch.autocast(device_type=embeddings.device.type, enabled=False):
+        if embeddings.dtype != torch.float64:
+            embeddings = embeddings.float()
+        kept = torch.nonzero(labels != ignore_label).squeeze(1)
+        if kept.numel() == 0:
+            return embeddings.sum() * 0.0
+
+        # Sorted by group, most blocks of pairs hold only different groups and need no mask.
+        sorted_labels, order = torch.sort(labels[kept], stable=True)
+        kept = kept[order]
+        _, group, sizes = torch.unique_consecutive(
+            sorted_labels, return_inverse=True, return_counts=True
+        )
+        num_groups = sizes.numel()
+        unit = F.normalize(embeddings[kept], dim=1)
+        weights = sizes.to(unit.dtype).reciprocal()[group]  # (N,)
+        where = None
+        if negative_radius is not None:
+            where = positions[kept].to(unit.dtype) / negative_radius
+            where = where - where.mean(dim=0)
+
+        positive, negative, negative_sum = _PairSums.apply(
+            unit, weights, group, where, margin, form
+        )
+        if where is None:
+            negative_sum = float(num_groups * (num_groups - 1))
+        positive = positive_weight * positive
+        negative = negative_weight * negative
+        if normalization == "joint":
+            return (positive + negative) / (num_groups + negative_sum)
+        if where is None:
+            return positive / num_groups + negative / max(negative_sum, 1.0)
+        tiny = torch.finfo(unit.dtype).tiny
+        return positive / num_groups + negative / negative_sum.clamp(min=tiny)
+
+
+class _PairSums(torch.autograd.Function):
+    """Weighted sums of the same-group terms, of the different-groups terms and of the latter's weights.
+
+    Takes ``unit`` (N, D) sorted by ``group`` (N,), ``weights`` (N,) and, where a radius is set, ``where`` (N, 2):
+    centred positions in units of that radius. The pairs are visited in square blocks on and above the diagonal.
+    """
+
+    @staticmethod
+    def forward(ctx, unit, weights, group, where, margin, form):
+        positive, negative, negative_sum = unit.new_zeros(3).unbind()
+        positive_gradient = negative_gradient = None
+        if ctx.needs_input_grad[0]:
+            positive_gradient, negative_gradient = torch.zeros_like(unit), torch.zeros_like(unit)
+
+        # Constants appended to the vectors make a block of s - margin, or of 1 - (distance/radius)^2, one product.
+        ones = torch.ones_like(unit[:, :1])
+        left = torch.cat([unit / 2, ones], dim=1)
+        right = torch.cat([unit, ones * (0.5 - margin)], dim=1)
+        if where is not None:
+            squared = where.square().sum(dim=1, keepdim=True)
+            near_left = torch.cat([2 * where, 1 - squared, ones], dim=1)
+            near_right = torch.cat([where, ones, -squared], dim=1)
+
+        weighted = weights[:, None] * unit
+        size = _block_size(unit)
+        blocks = [slice(start, start + size) for start in range(0, len(unit), size)]
+        first = group[::size].tolist()
+        last = [*group[size - 1 : -1 : size].tolist(), int(group[-1])]
+        for i, rows in enumerate(blocks):
+            for j, columns in enumerate(blocks[i:], start=i):
+                pairs = _Block(weights, weighted, rows, columns)
+                excess = left[rows] @ right[columns].T  # (rows, columns), s - margin
+                same = None
+                if first[j] <= last[i]:
+                    same = group[rows, None] == group[columns]
+                    terms, slope = _positive_terms(excess + margin, form)
+                    positive += pairs.sum(terms.mul_(same))
+                    pairs.add_gradient(positive_gradient, slope.mul_(same))
+                    excess.masked_fill_(same, -1.0)
+                if where is not None:
+                    near = near_left[rows] @ near_right[columns].T >= 0
+                    if same is not None:
+                        near &= ~same
+                    negative_sum += pairs.sum(near.to(unit.dtype))
+                    excess.masked_fill_(~near, -1.0)
+                terms, slope = _negative_terms(excess, form)
+                negative += pairs.sum(terms)
+                pairs.add_gradient(negative_gradient, slope)
+        if positive_gradient is not None:
+            ctx.save_for_backward(positive_gradient, negative_gradient)
+        ctx.mark_non_differentiable(negative_sum)
+        return positive, negative, negative_sum
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, positive_scale, negative_scale, _):
+        positive_gradient, negative_gradient = ctx.saved_tensors
+        gradient = positive_scale * positive_gradient + negative_scale * negative_gradient
+        return gradient, None, None, None, None, None
+
+
+class _Block(NamedTuple):
+    """The pairs (rows x columns) and, off the diagonal, also their mirror images."""
+
+    weights: torch.Tensor  # (N,)
+    weighted: torch.Tensor  # (N, D) unit vectors times their weights
+    rows: slice
+    columns: slice
+
+    def sum(self, terms: torch.Tensor) -> torch.Tensor:
+        total = self.weights[self.rows] @ (terms @ self.weights[self.columns])
+        return total if self.rows == self.columns else 2 * total
+
+    def add_gradient(self, gradient: Optional[torch.Tensor], slope: torch.Tensor) -> None:
+        """Adds d(sum)/d(unit), given d(term)/ds: ds/dx_i = x_j / 2, twice because (i, j) comes with (j, i)."""
+        if gradient is None:
+            return
+        rows, columns = self.rows, self.columns
+        gradient[rows] += self.weights[rows, None] * (slope @ self.weighted[columns])
+        if rows != columns:
+            gradient[columns] += self.weights[columns, None] * (slope.T @ self.weighted[rows])
+
+
+def _positive_terms(similarity: torch.Tensor, form: str) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Same-group terms and their derivatives by the similarity."""
+    if form == "linear":
+        return 1 - similarity, torch.full_like(similarity, -1.0)
+    if form == "squared_hinge":
+        gap = 1 - similarity
+        return gap.square() / 2, -gap
+    return (1 - similarity.square()) / 2, -similarity
+
+
+def _negative_terms(excess: torch.Tensor, form: str) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Different-groups terms and their derivatives by the similarity; overwrites ``excess``, s - margin."""
+    hinge = excess.relu_()
+    if form == "linear":
+        return hinge, hinge.sign()
+    return hinge.square() / 2, hinge
+
+
+def _block_size(unit: torch.Tensor) -> int:
+    # Blocks that stay in a CPU's cache, or that fill a GPU (64 MB each).
+    return 4096 if unit.is_cuda else 512
+
+
+def _check(embeddings, labels, margin, form, normalization, positions, negative_radius):
+    if embeddings.dim() != 2 or not embeddings.is_floating_point():
+        raise ValueError(
+            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; allowed: floating point (N, D)"
+        )
+    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; allowed: integer ({len(embeddings)},)"
+        )
+    if not 0.0 <= margin <= 1.0:
+        raise ValueError(f"margin is {margin}; allowed: 0 to 1")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; allowed: {', '.join(FORMS)}")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization is {normalization!r}; allowed: {', '.join(NORMALIZATIONS)}")
+    if negative_radius is None:
+        return
+    if not negative_radius > 0:
+        raise ValueError(f"negative_radius is {negative_radius}; allowed: > 0 or None")
+    if positions is None or positions.shape != (len(embeddings), 2):
+        found = None if positions is None else tuple(positions.shape)
+        raise ValueError(f"positions are {found}; negative_radius needs ({len(embeddings)}, 2)")

@@ -1,0 +1,30 @@
+"""What all tests share: where real data lies."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA_VARIABLE = "RPE_D2_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Finds a folder of real data: ``real_data("nuclei") -> Path``.
+
+    It lies in ``$RPE_D2_TEST_DATA`` or, without that variable, in ``../shared/data`` beside the clone.
+    Where it is absent the test is skipped; where the variable promises it, the test fails.
+    """
+
+    def find(name: str) -> Path:
+        promised = os.environ.get(DATA_VARIABLE)
+        folder = Path(promised or ROOT.parent / "shared" / "data") / name
+        if not folder.is_dir():
+            if promised:
+                pytest.fail(f"{DATA_VARIABLE} is {promised}, where there is no folder {name}")
+            pytest.skip(f"no real data: {folder} is absent and {DATA_VARIABLE} is not set")
+        return folder
+
+    return find

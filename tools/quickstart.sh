@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# From nothing to results: the environment, a training on the embedded shapes with its evaluation, a table and pictures.
+# usage: bash tools/quickstart.sh [KEY VALUE ...]        pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$(bash "$root/tools/env.sh")
+cd "$root"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # rpe_d2 is not installed in a borrowed environment
+export PYTHONUNBUFFERED=1
+config=configs/quickstart/rpe_shapes.yaml
+
+# A folder of its own for every run: mkdir succeeds for one run only, even when two start at once.
+mkdir -p output
+output=output/quickstart
+number=2
+until mkdir "$output" 2>/dev/null; do
+  [ -d "$output" ] || { echo "error: cannot create $root/$output: check its permissions and the disk" >&2; exit 1; }
+  output=output/quickstart-$number
+  number=$((number + 1))
+done
+
+device=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+echo "[quickstart] training $config on $device into $output" >&2
+"$python" tools/train_net.py --config-file "$config" "$@" MODEL.DEVICE "$device" OUTPUT_DIR "$output"
+
+echo "[quickstart] pictures" >&2
+"$python" tools/visualize.py --config-file "$config" --weights "$output/model_final.pth" --dataset shapes_val \
+  --num-images 4 --output "$output/pictures" MODEL.DEVICE "$device"
+
+echo
+"$python" -c 'import json, sys
+from rpe_d2.engine.run_record import print_table
+print_table(json.load(open(sys.argv[1]))["metrics"])' "$output/result.json"
+echo
+echo "Pictures, after $((SECONDS / 60)) min $((SECONDS % 60)) s:"
+ls -1 "$output"/pictures/*
