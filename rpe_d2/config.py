@@ -19,9 +19,11 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.IN_FEATURES = []
     # Pixels per cell of the embedding map: 1, 2, 4 or 8.
     rpe.STRIDE = 4
-    # Channels, and number of 3x3 convolutions at the output stride.
+    # Channels of the head's convolutions.
     rpe.CONV_DIM = 128
+    # 3x3 convolutions at the output stride that all predictions share; each has one more of its own.
     rpe.NUM_CONVS = 2
+    # Normalisation of the head's convolutions: any of Detectron2's, "" for none.
     rpe.NORM = "GN"
     # Classes without background; must equal the data set's.
     rpe.NUM_CLASSES = 80
@@ -39,8 +41,9 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.PAIR_LOSS_FORM = "linear"
     # "joint" (the paper's) or "per_term".
     rpe.PAIR_LOSS_NORMALIZATION = "per_term"
-    # Weights of same-instance and different-instance pairs inside the pair loss.
+    # Weight of same-instance pairs inside the pair loss.
     rpe.POSITIVE_WEIGHT = 1.0
+    # Weight of different-instance pairs inside the pair loss.
     rpe.NEGATIVE_WEIGHT = 1.0
     # Only instances' pixels at most this many pixels apart repel each other; 0: all.
     rpe.NEGATIVE_RADIUS = 0.0
@@ -48,10 +51,13 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.TRAIN_POINTS = 1024
     # "exclude": background takes no part in the pair loss; "group": it is one more group.
     rpe.BACKGROUND = "exclude"
-    # Weights of the losses. Pair and vote loss are averaged over loop 0 and all training loops.
+    # Weight of the pair loss, averaged over loop 0 and all training loops.
     rpe.PAIR_LOSS_WEIGHT = 1.0
+    # Weight of the votes' smooth L1 loss (in units of the spatial bandwidth), averaged over the same loops.
     rpe.VOTE_LOSS_WEIGHT = 0.1
+    # Weight of the cross-entropy of the class scores.
     rpe.SEM_SEG_LOSS_WEIGHT = 1.0
+    # Weight of the cross-entropy of the estimated mask IoU.
     rpe.QUALITY_LOSS_WEIGHT = 1.0
     # Class scores are upsampled to this stride (pixels, at most STRIDE) before the cross-entropy.
     rpe.SEM_SEG_LOSS_STRIDE = 1
@@ -65,9 +71,9 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.GROUPING = "mean_shift"
     # Pixels with at least this probability of being foreground are grouped.
     rpe.FOREGROUND_THRESHOLD = 0.5
-    # Shifted pixels within this raw cosine, and with votes this many pixels (0: twice the spatial bandwidth), of a
-    # mode's centre belong to it.
+    # Shifted pixels within this raw cosine of a mode's centre belong to it.
     rpe.MERGE_COSINE = 0.9
+    # With votes they must also be within this many pixels of it; 0: twice MEAN_SHIFT.SPATIAL_BANDWIDTH.
     rpe.MERGE_DISTANCE = 0.0
     # Make every connected part of a group an instance of its own.
     rpe.SPLIT_COMPONENTS = False
@@ -79,22 +85,25 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.SCORE_THRESH_TEST = 0.0
     # Soft masks become masks at this value.
     rpe.MASK_THRESHOLD = 0.5
-    # Also return, from PixelEmbeddingNet: "proposals", and the class map "sem_seg".
+    # PixelEmbeddingNet also returns "proposals": boxes, objectness and box-relative soft masks.
     rpe.RETURN_PROPOSALS = False
+    # PixelEmbeddingNet also returns "sem_seg", the class scores (K + 1, H, W), background last.
     rpe.RETURN_SEM_SEG = False
     # M of the (N, M, M) proposal masks relative to their boxes.
     rpe.PROPOSAL_MASK_SIZE = 112
 
     # ---- Recurrent mean shift
     cfg.MODEL.MEAN_SHIFT = shift = CN()
-    # delta of the kernel exp(x.y / delta^2): "fixed" = BANDWIDTH, "learned" = starts at BANDWIDTH,
+    # Where delta of the kernel exp(x.y / delta^2) comes from: "fixed" = BANDWIDTH, "learned" = starts at BANDWIDTH,
     # "margin" = (1 - RPE.MARGIN) / 3.
     shift.BANDWIDTH_MODE = "margin"
+    # delta, > 0; in the mode "margin" it has no effect.
     shift.BANDWIDTH = 0.2
     # sigma of the spatial factor exp(-|p - q|^2 / (2 sigma^2)), pixels; 0: none.
     shift.SPATIAL_BANDWIDTH = 4.0
-    # Loops in training (losses at loop 0 and after each) and at inference.
+    # Loops in training; the losses stand before the first and after each.
     shift.TRAIN_LOOPS = 2
+    # Loops at inference.
     shift.TEST_LOOPS = 5
     # At inference, stop when no coordinate changes by more than this in a loop; 0: run all.
     shift.TOLERANCE = 1e-3

@@ -67,8 +67,8 @@ complete() { [ -x "$venv/bin/python" ] && [ "$(cat "$marker" 2>/dev/null)" = "$(
 free_gb() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; }
 
 fail() { # one line for what the log of the failed step says
-  if grep -qi 'no space left' "$log" || [ "$(free_gb "$root")" -lt 1 ] || [ "$(free_gb "${TMPDIR:-/tmp}")" -lt 1 ]; then
-    die "the disk is full: free $disk_gb GB for $venv and ${TMPDIR:-/tmp}, then run again"
+  if grep -qi 'no space left' "$log" || [ "$(free_gb "$root")" -lt 1 ]; then
+    die "the disk is full: free $disk_gb GB for $venv and pip's cache, then run again"
   elif grep -qiE 'name resolution|resolve|timed out|unreachable|connection|versions: none' "$log"; then
     die "the package index cannot be reached: check the network (or the proxy and mirror in pip's settings) and run again; details in $log"
   fi
@@ -102,6 +102,8 @@ create() {
 }
 
 install() {
+  export TMPDIR=$venv/tmp # downloads of an interrupted run go with .venv instead of filling /tmp
+  mkdir -p "$TMPDIR"
   # Also finds out at once, in one line, that there is no network.
   "$venv/bin/python" -m pip install -q --retries 0 --timeout 20 'setuptools>=70.1' >"$log" 2>&1 || fail
   say "torch and torchvision"
@@ -118,6 +120,7 @@ for name in sys.argv[1:]: importlib.import_module(name)' $modules >"$log" 2>&1; 
     echo unfinished >"$lock"
     die "the new environment does not work ($(tail -n 1 "$log")): run again to make it anew; details in $log"
   fi
+  rm -rf "$TMPDIR"
   fingerprint >"$marker"
   : >"$lock"
 }

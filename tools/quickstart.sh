@@ -28,7 +28,7 @@ echo "[quickstart] pictures" >&2
   --num-images 4 --output "$output/pictures" MODEL.DEVICE "$device"
 
 echo
-"$python" -c 'import json, sys
+"$python" -W ignore -c 'import json, sys
 from rpe_d2.engine.run_record import print_table
 print_table(json.load(open(sys.argv[1]))["metrics"])' "$output/result.json"
 echo

@@ -3,7 +3,8 @@
 import argparse
 import sys
 import time
-from typing import List, Optional
+from contextlib import contextmanager
+from typing import Iterator, List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, launch
@@ -41,24 +42,33 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         The metrics of the last evaluation.
     """
-    try:
+    with one_line_errors():
         cfg = setup(args)
-    except (ValueError, KeyError, OSError, AssertionError) as error:
-        message = " ".join(str(error.args[0] if error.args else error).split())
-        sys.exit(f"error: {message}")
+        if args.eval_only:
+            model = Trainer.build_model(cfg)
+            checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
     start = time.time()
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         metrics = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, metrics)
     else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
         metrics = trainer.train()
     if comm.is_main_process() and metrics:
         print_table(metrics)
         print(f"run record: {write_run_record(cfg, args, metrics, time.time() - start)}")
     return metrics
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line for errors in the configuration and in the files it names."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, AssertionError) as error:
+        message = str(error) if isinstance(error, OSError) else str(error.args[0] if error.args else error)
+        sys.exit("error: " + " ".join(message.split()))

@@ -47,8 +47,11 @@ def cluster_embeddings(
     if max_distance is None:
         where = x.new_zeros(len(x), 0)
     else:
-        where = positions.detach().to(x.dtype) / max_distance
-        where = where - where.mean(dim=0)
+        # Whole coordinates of a pixel grid stay whole: squared distances are then exact, and neither the order of
+        # the points nor rounding decides about points that are exactly max_distance apart.
+        where = positions.detach().to(x.dtype)
+        if len(where):
+            where = where - ((where.amin(dim=0) + where.amax(dim=0)) / 2).round()
     labels = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
     key = _order_free_key(x, where)
     num_clusters = 0
@@ -57,9 +60,11 @@ def cluster_embeddings(
         if open_points.numel() == 0:
             break
         centers, center_where = _find_modes(
-            x[open_points], where[open_points], key[open_points], threshold
+            x[open_points], where[open_points], key[open_points], threshold, max_distance
         )
-        nearest = _nearest_center(x[open_points], where[open_points], centers, center_where, threshold)
+        nearest = _nearest_center(
+            x[open_points], where[open_points], centers, center_where, threshold, max_distance
+        )
         joined = nearest >= 0
         labels[open_points[joined]] = nearest[joined] + num_clusters
         num_clusters += len(centers)
@@ -109,7 +114,11 @@ def _order_free_key(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 
 def _find_modes(
-    x: torch.Tensor, where: torch.Tensor, key: torch.Tensor, threshold: float
+    x: torch.Tensor,
+    where: torch.Tensor,
+    key: torch.Tensor,
+    threshold: float,
+    max_distance: Optional[float],
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Centres (K, D) and their positions (K, 2 or 0) of the modes of evenly chosen seeds."""
     order = torch.argsort(key, stable=True)
@@ -121,7 +130,7 @@ def _find_modes(
 
     near = seeds @ seeds.T >= threshold  # (S, S)
     if where.shape[1]:
-        near &= _squared_distances(seed_where, seed_where) <= 1
+        near &= _squared_distances(seed_where, seed_where) <= max_distance**2
     near.fill_diagonal_(True)  # rounding may tell a point from itself
     # Distinct priorities: the denser first, among equally dense the smaller key.
     priority = near.sum(dim=1) * num_seeds - torch.arange(num_seeds, device=x.device)
@@ -140,14 +149,14 @@ def _find_modes(
 
 
 def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(N, M) in units of max_distance; as one product, several times faster than torch.cdist."""
+    """(N, M); as one product, several times faster than torch.cdist."""
     ones = torch.ones_like(where[:, :1]), torch.ones_like(others[:, :1])
     left = torch.cat([-2 * where, where.square().sum(dim=1, keepdim=True), ones[0]], dim=1)
     right = torch.cat([others, ones[1], others.square().sum(dim=1, keepdim=True)], dim=1)
     return left @ right.T
 
 
-def _nearest_center(x, where, centers, center_where, threshold) -> torch.Tensor:
+def _nearest_center(x, where, centers, center_where, threshold, max_distance) -> torch.Tensor:
     """(N,) index of the nearest centre that neighbours the point, -1 where there is none.
 
     A point that is its own mode's only nearby seed may miss the centre of a spread mode; so that every round makes
@@ -162,7 +171,8 @@ def _nearest_center(x, where, centers, center_where, threshold) -> torch.Tensor:
         rows = slice(start, start + rows_per_block)
         distance = (1.0 - x[rows] @ centers.T) * scale
         if where.shape[1]:
-            distance = torch.maximum(distance, _squared_distances(where[rows], center_where))
+            far = _squared_distances(where[rows], center_where) / max_distance**2
+            distance = torch.maximum(distance, far)
         value, nearest[rows] = distance.min(dim=1)
         nearest[rows].masked_fill_(value > 1.0, -1)
         value, point = distance.min(dim=0)
@@ -190,7 +200,9 @@ def _number_by_size(labels: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 def _check(x, threshold, positions, max_distance):
     if x.dim() != 2 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; allowed: floating point (N, D)")
+        raise ValueError(
+            f"x is {x.dtype} of shape {tuple(x.shape)}; allowed: floating point (N, D)"
+        )
     if not -1.0 <= threshold <= 1.0:
         raise ValueError(f"threshold is {threshold}; allowed: -1 to 1, a raw cosine")
     if max_distance is None:

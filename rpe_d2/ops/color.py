@@ -32,13 +32,15 @@ def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> 
     pixels = x.detach().float().flatten(1).T  # (H*W, D)
     if pixels.numel() == 0:
         return x.new_zeros((3, *x.shape[1:]), dtype=torch.float32)
+    if (pixels - pixels[0]).abs().max() < 1e-6:
+        return torch.full((3, *x.shape[1:]), 0.5, device=x.device)
     if method == "random":
         generator = torch.Generator().manual_seed(seed)
         # Orthonormal directions keep colours as different as the embeddings are.
         directions = torch.linalg.qr(torch.randn(max(dim, 3), 3, generator=generator))[0][:dim]
     else:
-        centered = pixels - pixels.mean(dim=0)
-        _, vectors = torch.linalg.eigh((centered.T @ centered).cpu())
+        pixels = pixels - pixels.mean(dim=0)
+        _, vectors = torch.linalg.eigh((pixels.T @ pixels).cpu())
         directions = vectors.flip(1)[:, :3]
         # The sign of an eigenvector is arbitrary; the largest entry is made positive.
         largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
@@ -47,6 +49,4 @@ def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> 
     if colors.shape[1] < 3:
         colors = torch.cat([colors, colors.new_zeros(len(colors), 3 - colors.shape[1])], dim=1)
     low, high = colors.min(), colors.max()
-    if high - low < 1e-6:
-        return torch.full((3, *x.shape[1:]), 0.5, device=x.device)
     return ((colors - low) / (high - low)).T.reshape(3, *x.shape[1:])

@@ -56,24 +56,36 @@ def mean_shift(
         return_trajectory: return every loop's result.
 
     Returns:
-        The shifted points like ``x``; with ``shift_positions`` a pair (points, positions); with
+        The shifted points like ``x``; with ``shift_positions`` a pair (points, positions), the latter floating
+        point even where they were given as integers; with
         ``return_trajectory`` a list whose first item is the input and whose item k is the result of loop k:
         ``num_loops + 1`` items, fewer when ``tolerance`` stopped the loops early.
 
     Raises:
         ValueError: shapes do not fit, or a value is out of range.
     """
-    _check(x, bandwidth, num_loops, keys, positions, key_positions, spatial_bandwidth, shift_positions, mask)
+    _check(
+        x,
+        bandwidth,
+        num_loops,
+        keys,
+        positions,
+        key_positions,
+        spatial_bandwidth,
+        shift_positions,
+        mask,
+    )
     batched = x.dim() == 3
     out_dtype = x.dtype
     with torch.autocast(device_type=x.device.type, enabled=False):
-        points = _as_batch(x)
-        fixed_keys = None if keys is None else _as_batch(keys)
-        where = None if positions is None else _as_batch(positions)
-        key_where = None if key_positions is None else _as_batch(key_positions)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        points = _as_batch(x, dtype)
+        fixed_keys = None if keys is None else _as_batch(keys, dtype)
+        where = None if positions is None else _as_batch(positions, dtype)
+        key_where = None if key_positions is None else _as_batch(key_positions, dtype)
         if where is not None:
             # Only differences matter; small coordinates keep the dot products of the kernel exact.
-            origin = where.detach().mean(dim=1, keepdim=True)
+            origin = _center(where.detach(), mask if keys is None else None)
             where = where - origin
             key_where = None if key_where is None else key_where - origin
 
@@ -81,7 +93,9 @@ def mean_shift(
             moved = points.to(out_dtype) if batched else points[0].to(out_dtype)
             if not shift_positions:
                 return moved
-            moved_positions = (where + origin).to(positions.dtype)
+            moved_positions = where + origin
+            if positions.is_floating_point():
+                moved_positions = moved_positions.to(positions.dtype)
             return moved, moved_positions if batched else moved_positions[0]
 
         trajectory = [result()]
@@ -148,12 +162,22 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     """softmax(query key^T) value through the fused kernels, which want (B, 1, N, width) with one common width."""
     width = max(query.shape[-1], value.shape[-1])
     width += -width % _WIDTH_MULTIPLE
-    query, key, value = (F.pad(t, (0, width - t.shape[-1])).unsqueeze(1) for t in (query, key, value))
+    query, key, value = (
+        F.pad(t, (0, width - t.shape[-1])).unsqueeze(1) for t in (query, key, value)
+    )
     return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
 
 
-def _as_batch(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
+def _center(where: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+    """(B, 1, 2) mean position of the valid points: padding must not move the origin away from them."""
+    if mask is None:
+        return where.mean(dim=1, keepdim=True)
+    valid = mask.unsqueeze(-1)
+    return (where * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _as_batch(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    tensor = tensor.to(dtype)
     return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)
 
 
@@ -171,9 +195,21 @@ def _largest_change(
     return float(change.max())
 
 
-def _check(x, bandwidth, num_loops, keys, positions, key_positions, spatial_bandwidth, shift_positions, mask):
-    if x.dim() not in (2, 3):
-        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (N, D) or (B, N, D)")
+def _check(
+    x,
+    bandwidth,
+    num_loops,
+    keys,
+    positions,
+    key_positions,
+    spatial_bandwidth,
+    shift_positions,
+    mask,
+):
+    if x.dim() not in (2, 3) or not x.is_floating_point():
+        raise ValueError(
+            f"x is {x.dtype} of shape {tuple(x.shape)}; allowed: floating point (N, D) or (B, N, D)"
+        )
     if num_loops < 0:
         raise ValueError(f"num_loops is {num_loops}; allowed: 0 or more")
     # A tensor bandwidth is not read here: that would make the host wait for the device.
@@ -194,7 +230,9 @@ def _check(x, bandwidth, num_loops, keys, positions, key_positions, spatial_band
             continue
         rows_fit = like is None or tensor.shape[:-1] == like.shape[:-1]
         if tensor.dim() != x.dim() or tensor.shape[-1] != width or not rows_fit:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which does not fit x {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, which does not fit x {tuple(x.shape)}"
+            )
     if mask is not None:
         rows = (x if keys is None else keys).shape[:-1]
         if x.dim() != 3 or mask.dtype != torch.bool or mask.shape != rows:

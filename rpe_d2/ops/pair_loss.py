@@ -65,12 +65,14 @@ def spherical_pair_loss(
         ValueError: shapes do not fit, or a value is out of range.
     """
     _check(embeddings, labels, margin, form, normalization, positions, negative_radius)
+    _check_weights(positive_weight=positive_weight, negative_weight=negative_weight)
     with torch.autocast(device_type=embeddings.device.type, enabled=False):
         if embeddings.dtype != torch.float64:
             embeddings = embeddings.float()
-        kept = torch.nonzero(labels != ignore_label).squeeze(1)
+        # As int64, because torch wraps -1 to 255 when it compares it with uint8 labels.
+        kept = torch.nonzero(labels.long() != ignore_label).squeeze(1)
         if kept.numel() == 0:
-            return embeddings.sum() * 0.0
+            return embeddings[kept].sum()
 
         # Sorted by group, most blocks of pairs hold only different groups and need no mask.
         sorted_labels, order = torch.sort(labels[kept], stable=True)
@@ -83,11 +85,13 @@ def spherical_pair_loss(
         weights = sizes.to(unit.dtype).reciprocal()[group]  # (N,)
         where = None
         if negative_radius is not None:
-            where = positions[kept].to(unit.dtype) / negative_radius
-            where = where - where.mean(dim=0)
+            # Small coordinates and, for a pixel grid, a shift that keeps them whole: squared distances are then exact,
+            # and no rounding decides about the pairs that are exactly the radius apart.
+            where = positions[kept].to(unit.dtype)
+            where = where - where.mean(dim=0).round()
 
         positive, negative, negative_sum = _PairSums.apply(
-            unit, weights, group, where, margin, form
+            unit, weights, group, where, negative_radius, margin, form
         )
         if where is None:
             negative_sum = float(num_groups * (num_groups - 1))
@@ -105,23 +109,23 @@ class _PairSums(torch.autograd.Function):
     """Weighted sums of the same-group terms, of the different-groups terms and of the latter's weights.
 
     Takes ``unit`` (N, D) sorted by ``group`` (N,), ``weights`` (N,) and, where a radius is set, ``where`` (N, 2):
-    centred positions in units of that radius. The pairs are visited in square blocks on and above the diagonal.
+    centred positions in its unit. The pairs are visited in square blocks on and above the diagonal.
     """
 
     @staticmethod
-    def forward(ctx, unit, weights, group, where, margin, form):
+    def forward(ctx, unit, weights, group, where, radius, margin, form):
         positive, negative, negative_sum = unit.new_zeros(3).unbind()
         positive_gradient = negative_gradient = None
         if ctx.needs_input_grad[0]:
             positive_gradient, negative_gradient = torch.zeros_like(unit), torch.zeros_like(unit)
 
-        # Constants appended to the vectors make a block of s - margin, or of 1 - (distance/radius)^2, one product.
+        # Constants appended to the vectors make a block of s - margin, or of radius^2 - distance^2, one product.
         ones = torch.ones_like(unit[:, :1])
         left = torch.cat([unit / 2, ones], dim=1)
         right = torch.cat([unit, ones * (0.5 - margin)], dim=1)
         if where is not None:
             squared = where.square().sum(dim=1, keepdim=True)
-            near_left = torch.cat([2 * where, 1 - squared, ones], dim=1)
+            near_left = torch.cat([2 * where, radius**2 - squared, ones], dim=1)
             near_right = torch.cat([where, ones, -squared], dim=1)
 
         weighted = weights[:, None] * unit
@@ -159,7 +163,7 @@ class _PairSums(torch.autograd.Function):
     def backward(ctx, positive_scale, negative_scale, _):
         positive_gradient, negative_gradient = ctx.saved_tensors
         gradient = positive_scale * positive_gradient + negative_scale * negative_gradient
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 class _Block(NamedTuple):
@@ -221,7 +225,9 @@ def _check(embeddings, labels, margin, form, normalization, positions, negative_
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; allowed: {', '.join(FORMS)}")
     if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization is {normalization!r}; allowed: {', '.join(NORMALIZATIONS)}")
+        raise ValueError(
+            f"normalization is {normalization!r}; allowed: {', '.join(NORMALIZATIONS)}"
+        )
     if negative_radius is None:
         return
     if not negative_radius > 0:
@@ -229,3 +235,9 @@ def _check(embeddings, labels, margin, form, normalization, positions, negative_
     if positions is None or positions.shape != (len(embeddings), 2):
         found = None if positions is None else tuple(positions.shape)
         raise ValueError(f"positions are {found}; negative_radius needs ({len(embeddings)}, 2)")
+
+
+def _check_weights(**weights: float) -> None:
+    for name, weight in weights.items():
+        if not weight >= 0:
+            raise ValueError(f"{name} is {weight}; allowed: >= 0")

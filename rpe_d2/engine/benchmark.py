@@ -1,0 +1,381 @@
+"""The command line of tools/benchmark.py: operators against their dense form, time and peak memory, in one run."""
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from tabulate import tabulate
+from torch.nn import functional as F
+
+from rpe_d2.ops.clustering import cluster_embeddings
+from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
+from rpe_d2.ops.pair_loss import spherical_pair_loss
+
+from .run_record import current_commit, hardware, plain_numbers
+
+_MARGIN = 0.5
+_MERGE_COSINE = 0.9
+# What is timed beside the operator ("op") and its dense form: one torch.mm of as many operations.
+_LIMIT = "matmul"
+# Every form has run once at this many points before its memory is measured: libraries allocate on first use.
+_WARM_UP_POINTS = 128
+
+Tensors = Tuple[torch.Tensor, ...]
+
+
+class Case(NamedTuple):
+    """One computation in several forms that must agree.
+
+    Attributes:
+        forms: "op" and, where it fits into memory, "dense": each runs the computation and returns its results.
+        operations: floating-point operations of the matrix products that the computation consists of.
+        difference: of two forms' results, 0 where they agree.
+    """
+
+    forms: Dict[str, Callable[[], Tensors]]
+    operations: float
+    difference: Callable[[Tensors, Tensors], float]
+
+
+class Benchmark(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        help: one line.
+        add_arguments: declares its flags.
+        run: measures, prints a table and returns what belongs into the JSON's ``results``.
+    """
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], dict]
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Runs one benchmark, prints its table and with ``--json`` writes it to a new file.
+
+    Returns:
+        Exit status: 0, 2 where an argument or a file is at fault, in one line.
+    """
+    args = _parse(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if args.json and Path(args.json).exists():
+        print(f"error: {args.json} exists already; it is not overwritten", file=sys.stderr)
+        return 2
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print(f"error: --device is {args.device} and CUDA is not available", file=sys.stderr)
+        return 2
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.threads = torch.get_num_threads()
+    results = BENCHMARKS[args.benchmark].run(args)
+    if args.json:
+        record = {
+            "benchmark": args.benchmark,
+            "command": " ".join(["tools/benchmark.py", *arguments]),
+            "settings": {k: v for k, v in vars(args).items() if k not in ("benchmark", "json")},
+            "commit": current_commit(),
+            "hardware": hardware(args.device),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "results": results,
+        }
+        try:
+            with open(args.json, "x") as file:
+                json.dump(record, file, indent=1)
+                file.write("\n")
+        except OSError as error:
+            print(f"error: --json {args.json} cannot be written: {error.strerror}", file=sys.stderr)
+            return 2
+    return 0
+
+
+def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py", description="Time and peak memory of operators against their dense form."
+    )
+    subparsers = parser.add_subparsers(dest="benchmark", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        subparser = subparsers.add_parser(name, help=benchmark.help, description=benchmark.help)
+        benchmark.add_arguments(subparser)
+        subparser.add_argument("--repeat", type=_positive, default=5, help="repetitions, interleaved (5)")
+        subparser.add_argument("--threads", type=_positive, help="of the processor; default: torch's")
+        subparser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
+        subparser.add_argument("--json", metavar="FILE", help="write the results to this new file")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}; allowed: 1 or more")
+    return number
+
+
+# ---- Operators and their dense forms
+
+
+def _sphere_points(points: int, dim: int, groups: int, spread: float, device: str) -> Tensors:
+    """Unit vectors (N, D) around random centres, and their groups (N,); the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    centers = F.normalize(torch.randn(groups, dim, generator=generator), dim=1)
+    labels = torch.randint(groups, (points,), generator=generator)
+    noise = torch.randn(points, dim, generator=generator) * spread / math.sqrt(dim)
+    return F.normalize(centers[labels] + noise, dim=1).to(device), labels.to(device)
+
+
+def dense_mean_shift(x: torch.Tensor, bandwidth: float, num_loops: int) -> torch.Tensor:
+    """Gaussian blurring mean shift of x (N, D) on the sphere with all N x N weights (Kong & Fowlkes, section 4)."""
+    for _ in range(num_loops):
+        weights = ((x @ x.T - 1) / bandwidth**2).exp()  # (N, N)
+        x = F.normalize(weights @ x / weights.sum(dim=1, keepdim=True), dim=1)
+    return x
+
+
+def dense_pair_loss(embeddings: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+    """The linear pair loss with joint normalisation from N x N matrices."""
+    x = F.normalize(embeddings, dim=1)
+    similarity = (1 + x @ x.T) / 2
+    same = labels[:, None] == labels
+    weights = 1 / same.sum(dim=1).to(x.dtype)
+    pair_weights = weights[:, None] * weights
+    terms = torch.where(same, 1 - similarity, (similarity - margin).clamp(min=0))
+    return (pair_weights * terms).sum() / pair_weights.sum()
+
+
+def dense_clusters(x: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Groups x (N, D) in one pass over its N x N adjacency: the next free point takes its free neighbours."""
+    near = x @ x.T >= threshold
+    labels = torch.full((len(x),), -1, device=x.device)
+    free = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    cluster = 0
+    while bool(free.any()):
+        members = near[int(free.to(torch.uint8).argmax())] & free
+        labels[members] = cluster
+        free &= ~members
+        cluster += 1
+    return labels
+
+
+def _mean_shift_cases(args: argparse.Namespace) -> Dict[str, Case]:
+    x, _ = _sphere_points(args.points, args.dim, args.groups, 0.5, args.device)
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+    bandwidth = margin_bandwidth(_MARGIN)
+
+    def forward(function: Callable) -> Tensors:
+        with torch.no_grad():
+            return (function(x, bandwidth, args.loops),)
+
+    def backward(function: Callable) -> Tensors:
+        leaf = x.clone().requires_grad_()
+        (function(leaf, bandwidth, args.loops) * target).sum().backward()
+        return (leaf.grad,)
+
+    operations = 4.0 * args.points**2 * args.dim * args.loops  # similarities, and weights times points
+    return {
+        "forward": Case(
+            {"op": lambda: forward(mean_shift), "dense": lambda: forward(dense_mean_shift)},
+            operations,
+            _largest_difference,
+        ),
+        # Each product has two more in the backward pass.
+        "forward+backward": Case(
+            {"op": lambda: backward(mean_shift), "dense": lambda: backward(dense_mean_shift)},
+            3 * operations,
+            _largest_difference,
+        ),
+    }
+
+
+def _pair_loss_cases(args: argparse.Namespace) -> Dict[str, Case]:
+    x, labels = _sphere_points(args.points, args.dim, args.groups, 1.5, args.device)
+
+    def run(function: Callable) -> Tensors:
+        leaf = x.clone().requires_grad_()
+        loss = function(leaf, labels, _MARGIN)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    forms = {"op": lambda: run(spherical_pair_loss), "dense": lambda: run(dense_pair_loss)}
+    return {"forward+backward": Case(forms, 6.0 * args.points**2 * args.dim, _largest_difference)}
+
+
+def _cluster_cases(args: argparse.Namespace) -> Dict[str, Case]:
+    cases = {}
+    for points in sorted({args.points, min(args.points, args.dense_points)}):
+        # As tight as shifted embeddings.
+        x, _ = _sphere_points(points, args.dim, args.groups, 0.1, args.device)
+        forms = {"op": lambda x=x: (cluster_embeddings(x, _MERGE_COSINE),)}
+        if points <= args.dense_points:
+            forms["dense"] = lambda x=x: (dense_clusters(x, _MERGE_COSINE),)
+        # The least that assigning every point to one of the centres takes.
+        operations = 2.0 * points * min(args.groups, points) * args.dim
+        cases[f"{points} points"] = Case(forms, operations, _regrouped)
+    return cases
+
+
+def _largest_difference(found: Tensors, expected: Tensors) -> float:
+    """Largest absolute difference, each tensor relative to its largest entry."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected))
+
+
+def _regrouped(found: Tensors, expected: Tensors) -> float:
+    """Share of points outside the overlap of groups that correspond to each other, however they are numbered."""
+    (found,), (expected,) = found, expected
+    pair = found * (int(expected.max()) + 1) + expected
+    _, pair, sizes = torch.unique(pair, return_inverse=True, return_counts=True)
+    largest = torch.zeros_like(found).scatter_reduce(0, expected, sizes[pair], "amax")
+    both = torch.zeros_like(found).scatter_reduce(0, found, sizes[pair], "amax")
+    return 1 - float(((sizes[pair] == largest[expected]) & (sizes[pair] == both[found])).float().mean())
+
+
+_CASES = {
+    "mean-shift": _mean_shift_cases,
+    "pair-loss": _pair_loss_cases,
+    "cluster": _cluster_cases,
+}
+
+
+# ---- Measuring
+
+
+def _run_cases(args: argparse.Namespace) -> dict:
+    """Times and weighs all forms of a benchmark's cases and prints a table."""
+    results = {}
+    for name, case in _CASES[args.benchmark](args).items():
+        seconds, difference = _interleaved_times(case, args)
+        results[name] = _compare(
+            case, seconds, {form: _peak_memory(args, name, form) for form in case.forms}
+        )
+        if difference is not None:
+            results[name]["difference"] = float(f"{difference:.2g}")
+    _print_table(results)
+    return results
+
+
+def _interleaved_times(case: Case, args: argparse.Namespace) -> Tuple[Dict[str, List[float]], Optional[float]]:
+    """Seconds of every repetition of every form, taken in turns, and how much the forms' results differ."""
+    side = max(1, round((case.operations / 2) ** (1 / 3)))
+    matrix = torch.ones(side, side, device=args.device)
+    forms = {**case.forms, _LIMIT: lambda: (torch.mm(matrix, matrix),)}
+    outputs = {name: form() for name, form in forms.items()}  # also the warm-up
+    difference = case.difference(outputs["op"], outputs["dense"]) if "dense" in outputs else None
+    del outputs
+    seconds = {name: [] for name in forms}
+    for _ in range(args.repeat):
+        for name, form in forms.items():
+            _synchronize(args.device)
+            start = time.perf_counter()
+            form()
+            _synchronize(args.device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, difference
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _compare(case: Case, seconds: Dict[str, List[float]], memory: Dict[str, float]) -> dict:
+    median = {form: statistics.median(times) for form, times in seconds.items()}
+    result = {
+        form: plain_numbers(
+            {
+                "milliseconds": 1e3 * median[form],
+                "fastest": 1e3 * min(times),
+                "slowest": 1e3 * max(times),
+                "peak_mb": memory.get(form, math.nan),
+            }
+        )
+        for form, times in seconds.items()
+    }
+    result[_LIMIT].pop("peak_mb")
+    ratios = {"fraction_of_matmul_peak": median[_LIMIT] / median["op"]}
+    if "dense" in median:
+        ratios["speedup"] = median["dense"] / median["op"]
+        ratios["memory_ratio"] = memory["dense"] / memory["op"] if memory["op"] > 0 else math.nan
+    result["gflop"] = case.operations / 1e9
+    return {**result, **plain_numbers(ratios)}
+
+
+def _peak_memory(args: argparse.Namespace, case: str, form: str) -> float:
+    """Peak memory in MB of one run in a process of its own; NaN where that process did not survive it."""
+    # The fork server imports torch once; it never computes anything, so the processes that it forks are fresh.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_measure_memory, args, case, form).result()
+        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
+            return math.nan
+
+
+def _measure_memory(args: argparse.Namespace, case: str, form: str) -> float:
+    """In the process of its own: what one run needs beyond its inputs, MB."""
+    torch.set_num_threads(args.threads)
+    make_cases = _CASES[args.benchmark]
+    small = argparse.Namespace(**{**vars(args), "points": _WARM_UP_POINTS, "dense_points": _WARM_UP_POINTS})
+    for warm_up in make_cases(small).values():
+        if form in warm_up.forms:
+            warm_up.forms[form]()
+    run = make_cases(args)[case].forms[form]
+    if args.device.startswith("cuda"):
+        torch.cuda.synchronize(args.device)
+        torch.cuda.reset_peak_memory_stats(args.device)
+        before = torch.cuda.memory_allocated(args.device)
+        run()
+        torch.cuda.synchronize(args.device)
+        return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
+    before = _reset_resident_peak()
+    if before is None:
+        return math.nan
+    run()
+    return (_status_mb("VmHWM") - before) / 2**20
+
+
+def _reset_resident_peak() -> Optional[float]:
+    """Sets this process's peak of resident memory back to what it uses now, in bytes; None where it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status_mb("VmHWM")
+    except OSError:  # not Linux
+        return None
+
+
+def _status_mb(field: str) -> float:
+    """A field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def _print_table(results: dict) -> None:
+    rows = []
+    for name, result in results.items():
+        for form in ("op", "dense", _LIMIT):
+            if form not in result:
+                continue
+            measured = result[form]
+            rows.append([name, form, measured["milliseconds"], measured.get("peak_mb")])
+        rows[-1 if "dense" not in result else -2]
+    print(tabulate(rows, headers=["", "form", "ms", "peak MB"], floatfmt=".1f", missingval="-"))
+
+
+def _add_points(points: int, groups: int) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--points", type=_positive, default=points, help=f"pixels ({points})")
+        parser.add_argument("--dim", type=_positive, default=32, help="of the embeddings (32)")
+        parser.add_argument("--groups", type=_positive, default=groups, help=f"objects ({groups})")
+
+    return add

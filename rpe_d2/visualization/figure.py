@@ -1,0 +1,131 @@
+"""Rows of titled panels as one PNG."""
+
+import io
+import textwrap
+from pathlib import Path
+from typing import Callable, List, NamedTuple, Sequence
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Pixels: longer side of a picture in its panel, shortest side of a panel, title strip, space between panels, heading.
+PANEL_SIDE = 380
+_SMALLEST_SIDE = 260
+_TITLE = 46
+_GAP = 14
+_HEADING = 40
+_DPI = 100
+
+
+class Panel(NamedTuple):
+    """One panel.
+
+    Attributes:
+        title: a few words.
+        note: a second, smaller line; "" for none.
+        draw: draws into axes without frame and ticks.
+    """
+
+    title: str
+    note: str
+    draw: Callable[[Axes], None]
+
+
+def fit_to_panel(image: np.ndarray, smooth: bool = False) -> np.ndarray:
+    """Resizes a picture so that its longer side is a panel's.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8 or floating point.
+        smooth: interpolate; False keeps every value as it is, as label maps and cells need it.
+
+    Returns:
+        The same dtype and number of dimensions.
+    """
+    scale = PANEL_SIDE / max(image.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])  # (width, height)
+    if not smooth:
+        return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def image_panel(image: np.ndarray, title: str, note: str = "", smooth: bool = True) -> Panel:
+    """A panel that shows a picture.
+
+    Args:
+        image: (H, W, 3), RGB, uint8 0-255 or floating point 0-1.
+        title, note: see :class:`Panel`.
+        smooth: see :func:`fit_to_panel`.
+    """
+    fitted = fit_to_panel(image, smooth)
+    return Panel(title, note, lambda axes: axes.imshow(fitted, vmin=0, vmax=1))
+
+
+def text_panel(title: str, paragraphs: Sequence[str]) -> Panel:
+    """A panel of small text, such as a legend."""
+    text = "\n\n".join(textwrap.fill(paragraph, 46) for paragraph in paragraphs)
+
+    def draw(axes: Axes) -> None:
+        axes.text(0.04, 1, text, transform=axes.transAxes, va="top", fontsize=9.5, linespacing=1.4)
+
+    return Panel(title, "", draw)
+
+
+def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[int]) -> bytes:
+    """Draws rows of panels on white; needs no display.
+
+    Args:
+        rows: panels, left to right.
+        heading: one line above everything.
+        image_size: (H, W) of the picture that the panels show, for their shape.
+
+    Returns:
+        The content of a PNG file.
+    """
+    scale = PANEL_SIDE / max(image_size)
+    panel_height, panel_width = (max(_SMALLEST_SIDE, round(side * scale)) for side in image_size)
+    columns = max(len(row) for row in rows)
+    width = columns * (panel_width + _GAP) + _GAP
+    height = _HEADING + len(rows) * (panel_height + _TITLE + _GAP)
+    # A Figure of its own, not pyplot's: no global state, so a caller's backend and open figures stay as they are.
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.text(_GAP / width, 1 - _HEADING / 2 / height, heading, va="center", fontsize=12)
+    for row, panels in enumerate(rows):
+        bottom = height - _HEADING - (row + 1) * (panel_height + _TITLE) - row * _GAP
+        for column, panel in enumerate(panels):
+            left = _GAP + column * (panel_width + _GAP)
+            box = (left / width, bottom / height, panel_width / width, panel_height / height)
+            axes = figure.add_axes(box)
+            axes.set_axis_off()
+            panel.draw(axes)
+            middle = (left + panel_width / 2) / width
+            top = bottom + panel_height
+            figure.text(
+                middle, (top + 24) / height, panel.title, ha="center", fontsize=12, weight="bold"
+            )
+            figure.text(
+                middle, (top + 7) / height, panel.note, ha="center", fontsize=9, color="0.3"
+            )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()
+
+
+def write_new_file(folder: Path, stem: str, content: bytes) -> Path:
+    """Writes ``folder/stem.png``, or ``stem-2.png``, ``stem-3.png`` … where there is one already.
+
+    Returns:
+        Path of the file.
+    """
+    number = 1
+    while True:
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        try:
+            with open(path, "xb") as file:
+                file.write(content)
+            return path
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,208 @@
+"""Ground truth and predicted instances in the same colours, with what is wrong outlined in red."""
+
+import colorsys
+from typing import List, NamedTuple, Optional, Sequence
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from scipy.optimize import linear_sum_assignment
+
+from .figure import Panel, fit_to_panel
+
+# Kept free by the palette for what is missed or wrong.
+_ERROR_COLOR = (230, 0, 0)
+_MATCH_IOU = 0.5
+# More names than this would hide the picture.
+_MOST_NAMES = 10
+
+
+INSTANCE_LEGEND = (
+    "Ground truth and prediction: one colour an object. A prediction has the colour of the object that it covers "
+    "(IoU 0.5 or more). Red outline: an object that was missed, or a prediction that covers none. Red name: wrong "
+    "class. Stripes: ignored region."
+)
+
+
+class InstanceMasks(NamedTuple):
+    """Instances of one picture.
+
+    Attributes:
+        masks: (N, H, W) bool.
+        names: N class names, all "" where there is only one class.
+    """
+
+    masks: np.ndarray
+    names: List[str]
+
+
+def instance_colors(count: int) -> np.ndarray:
+    """(count, 3) float RGB in 0-1: distinct, none of them red, the same for the same number."""
+    colors = []
+    for index in range(count):
+        # Multiples of the golden ratio are spread evenly however many there are; hues 0.11-0.87 leave out red.
+        hue = 0.11 + 0.76 * ((0.3 + index * 0.6180339887) % 1.0)
+        saturation, value = ((0.9, 0.95), (0.55, 0.95), (0.95, 0.6))[index % 3]
+        colors.append(colorsys.hsv_to_rgb(hue, saturation, value))
+    return np.array(colors, dtype=np.float64).reshape(count, 3)
+
+
+def match_by_iou(
+    predicted: np.ndarray, truth: np.ndarray, min_iou: float = _MATCH_IOU
+) -> np.ndarray:
+    """Pairs predictions with ground truth one to one so that the sum of their IoUs is largest.
+
+    Args:
+        predicted: (P, H, W) bool.
+        truth: (T, H, W) bool.
+        min_iou: pairs below it are dropped.
+
+    Returns:
+        (P,) int: index of the ground-truth instance, -1 where there is none.
+    """
+    match = np.full(len(predicted), -1)
+    if not len(predicted) or not len(truth):
+        return match
+    flat_predicted, flat_truth = (
+        m.reshape(len(m), -1).astype(np.float32) for m in (predicted, truth)
+    )
+    common = flat_predicted @ flat_truth.T  # (P, T)
+    union = flat_predicted.sum(axis=1)[:, None] + flat_truth.sum(axis=1) - common
+    iou = common / np.maximum(union, 1)
+    iou[iou < min_iou] = 0
+    rows, columns = linear_sum_assignment(iou, maximize=True)
+    kept = iou[rows, columns] > 0
+    match[rows[kept]] = columns[kept]
+    return match
+
+
+def label_map(masks: np.ndarray) -> np.ndarray:
+    """(N, H, W) bool -> (H, W) int: index of the smallest instance there, -1 where there is none."""
+    labels = np.full(masks.shape[1:], -1)
+    for index in _largest_first(masks):
+        labels[masks[index]] = index
+    return labels
+
+
+def instance_panels(
+    image: np.ndarray,
+    predicted: Optional[InstanceMasks],
+    truth: Optional[InstanceMasks],
+    ignored: Optional[np.ndarray] = None,
+    min_score: float = 0.0,
+) -> List[Panel]:
+    """Panels of ground truth and prediction over the grey picture.
+
+    A prediction has the colour of the ground-truth instance that it matches (IoU at least 0.5). A thick red outline
+    marks ground truth that nothing matches and predictions that match nothing; a red name a wrong class.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        predicted, truth: None leaves out the panel.
+        ignored: (H, W) bool, crowd regions of the ground truth, drawn striped.
+        min_score: that the predictions have, for the note.
+    """
+    num_truth = len(truth.masks) if truth else 0
+    num_predicted = len(predicted.masks) if predicted else 0
+    colors = instance_colors(num_truth + num_predicted)
+    panels = []
+    if truth and predicted:
+        match = match_by_iou(predicted.masks, truth.masks)
+        missed = ~np.isin(np.arange(num_truth), match)
+        wrong = match < 0
+        own = num_truth + np.cumsum(wrong) - 1
+        predicted_colors = colors[np.where(wrong, own, match)]
+        wrong_name = [m >= 0 and truth.names[m] != name for m, name in zip(match, predicted.names)]
+    else:
+        match = np.full(num_predicted, -1)
+        missed, wrong = np.zeros(num_truth, bool), np.zeros(num_predicted, bool)
+        predicted_colors, wrong_name = colors[:num_predicted], [False] * num_predicted
+    if truth:
+        note = _count(num_truth, "object")
+        if predicted:
+            note += f", {int(missed.sum())} missed"
+        no_name_wrong = [False] * num_truth
+        panels.append(
+            _overlay_panel(
+                "ground truth",
+                note,
+                image,
+                truth,
+                colors[:num_truth],
+                missed,
+                no_name_wrong,
+                ignored,
+            )
+        )
+    if predicted:
+        note = f"{_count(num_predicted, 'instance')} (score ≥ {min_score:g})"
+        if truth:
+            note += f", {int(wrong.sum())} wrong"
+        panels.append(
+            _overlay_panel(
+                "prediction", note, image, predicted, predicted_colors, wrong, wrong_name, None
+            )
+        )
+    return panels
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _largest_first(masks: np.ndarray) -> np.ndarray:
+    return np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
+
+
+def _overlay_panel(
+    title: str,
+    note: str,
+    image: np.ndarray,
+    instances: InstanceMasks,
+    colors: np.ndarray,
+    is_error: np.ndarray,
+    is_wrong_name: Sequence[bool],
+    ignored: Optional[np.ndarray],
+) -> Panel:
+    grey = cv2.cvtColor(fit_to_panel(image, smooth=True), cv2.COLOR_RGB2GRAY)
+    canvas = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float64)
+    masks = [fit_to_panel(mask.astype(np.uint8)) for mask in instances.masks]
+    if ignored is not None:
+        stripes = np.add(*np.indices(grey.shape)) % 12 < 5
+        canvas[stripes & (fit_to_panel(ignored.astype(np.uint8)) > 0)] = 255
+    order = _largest_first(instances.masks)
+    for index in order:  # small ones end up on top
+        inside = masks[index] > 0
+        canvas[inside] = 0.4 * canvas[inside] + 0.6 * 255 * colors[index]
+    canvas = np.ascontiguousarray(canvas.round().astype(np.uint8))
+    for index in sorted(order, key=lambda i: is_error[i]):  # red on top
+        contours, _ = cv2.findContours(masks[index], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        color = _ERROR_COLOR if is_error[index] else tuple((255 * colors[index]).round().tolist())
+        cv2.drawContours(canvas, contours, -1, color, 4 if is_error[index] else 2)
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(canvas)
+        if len(masks) > _MOST_NAMES:
+            return
+        for mask, name, wrong in zip(masks, instances.names, is_wrong_name):
+            if not name or not mask.any():
+                continue
+            # Farthest from the edge: a centre of mass may lie outside.
+            depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = np.unravel_index(depth.argmax(), depth.shape)
+            position = x / mask.shape[1]
+            alignment = "left" if position < 0.12 else "right" if position > 0.88 else "center"
+            axes.text(
+                x,
+                y,
+                name,
+                ha=alignment,
+                va="center",
+                fontsize=9,
+                color="red" if wrong else "black",
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                clip_on=True,
+            )
+
+    return Panel(title, note, draw)

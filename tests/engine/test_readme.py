@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+from detectron2.config import get_cfg
+
+from rpe_d2 import add_rpe_config
+from rpe_d2.engine.readme import config_table, results_table, update_readme
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def flat_keys(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, type(node)):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_readme_tables_are_up_to_date():
+    text = (ROOT / "README.md").read_text()
+    assert update_readme(text, ROOT / "results") == text, "run tools/update_readme.py"
+
+
+def test_every_added_key_is_in_the_table_with_a_meaning():
+    cfg = get_cfg()
+    before = set(flat_keys(cfg))
+    add_rpe_config(cfg)
+    rows = [row.split("|") for row in config_table().splitlines()[2:]]
+    assert {row[1].strip().strip("`") for row in rows} == set(flat_keys(cfg)) - before
+    assert all(len(row[3].strip()) > 10 for row in rows)
+
+
+def test_results_table_holds_the_numbers_of_the_records(tmp_path):
+    record = {
+        "title": "a run",
+        "metrics": {"segm": {"AP": 12.34, "AP50": 50, "AP75": 1, "AR": 2}},
+        "iterations": 7,
+        "seconds": 90,
+        "hardware": "here",
+        "seed": 3,
+        "commit": "abc",
+    }
+    (tmp_path / "b.json").write_text(json.dumps(record))
+    assert "| a run | 12.3 | 50.0 | 1.0 | 2.0 | 7 | 1.5 | here | 3 | abc |" in results_table(tmp_path)
+
+
+def test_every_recorded_result_is_complete():
+    for path in (ROOT / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        for key in ("command", "commit", "hardware", "seed", "seconds"):
+            assert record.get(key) not in (None, ""), f"{path.name} lacks {key}"

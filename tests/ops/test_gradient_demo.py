@@ -1,0 +1,86 @@
+"""Back-propagation through the loops moves whole modes: the authors' one-dimensional demonstration."""
+
+import pytest
+import torch
+
+from rpe_d2.ops.mean_shift import mean_shift
+
+BANDWIDTH = 0.1
+LOOPS = 5
+# Of 30 steps, on the sum of squared errors: with smaller steps the middle mode is still under way, with larger ones
+# training without loops has arrived as well.
+STEP_SIZE = 0.1
+
+
+def shift(values, num_loops):
+    """Gaussian mean shift on a line: equal embeddings, the values as positions."""
+    positions = torch.stack([values, torch.zeros_like(values)], dim=1)
+    _, positions = mean_shift(
+        torch.ones(len(values), 1),
+        1.0,
+        num_loops,
+        positions=positions,
+        spatial_bandwidth=BANDWIDTH,
+        shift_positions=True,
+    )
+    return positions[:, 0]
+
+
+def train(values, num_loops):
+    """Moves the points themselves so that the fixed regressor meets the labels; returns where they end."""
+    targets = 1 + (values >= 3.5).float()
+    for _ in range(30):
+        values = values.detach().requires_grad_()
+        loss = (0.5 * shift(values, num_loops) - 0.5 - targets).square().sum()
+        (gradient,) = torch.autograd.grad(loss, values)
+        values = values - STEP_SIZE * gradient
+    return values.detach()
+
+
+def find_modes(values):
+    """(centre, share) of the runs of occupied bins, 0.1 wide, with at least 5 % of the points."""
+    bins = (values / 0.1).round().long()
+    modes, run = [], []
+    for bin_ in range(int(bins.min()), int(bins.max()) + 2):
+        inside = values[bins == bin_]
+        if len(inside) > 0.005 * len(values):
+            run.append(inside)
+        elif run:
+            members = torch.cat(run)
+            if len(members) >= 0.05 * len(values):
+                modes.append((members.mean().item(), len(members) / len(values)))
+            run = []
+    return modes
+
+
+@pytest.fixture(
+    params=[(300, 0), (300, 1), pytest.param((1000, 0), marks=pytest.mark.slow)],
+    ids=lambda param: f"{param[0]} points a group, seed {param[1]}",
+)
+def values(request):
+    num_points, seed = request.param
+    torch.manual_seed(seed)
+    groups = [(3, 0.2), (4, 0.3), (5, 0.1)]
+    return torch.cat([mean + deviation * torch.randn(num_points) for mean, deviation in groups])
+
+
+def test_shifting_alone_finds_three_modes(values):
+    shifted = shift(values, 20)
+    assert [(shifted - mode).abs().min() < 0.15 for mode in (3, 4, 5)]
+    near = [((shifted - mode).abs() < 0.35).float().mean().item() for mode in (3, 4, 5)]
+    assert min(near) > 0.25 and sum(near) > 0.97
+
+
+def test_training_through_the_loops_finds_two_modes(values):
+    modes = find_modes(shift(train(values, LOOPS), LOOPS))
+    assert len(modes) == 2
+    assert modes[0] == pytest.approx((3.0, 1 / 3), abs=0.12)
+    assert modes[1] == pytest.approx((5.0, 2 / 3), abs=0.12)
+
+
+def test_training_without_loops_leaves_mass_short_of_the_target(values):
+    trained = train(values, 0)
+    middle = trained[len(values) // 3 : 2 * len(values) // 3]
+    assert middle.median().item() == pytest.approx(4.8, abs=0.06)
+    # Points move on their own, so the middle group keeps a spread that shifting through the loops removes.
+    assert 0.2 < ((trained > 4.55) & (trained < 4.9)).float().mean() < 0.4

@@ -1,0 +1,35 @@
+"""Peak memory of a few lines of Python, measured in a process of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# VmHWM, because ru_maxrss of a started process also counts what its parent held.
+PROGRAM = """
+import re
+import torch
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+torch.set_num_threads(1)
+{setup}
+before = kilobytes("VmRSS")
+{measured}
+print(kilobytes("VmHWM") - before)
+"""
+
+
+def peak_bytes(setup: str, measured: str) -> int:
+    """How far ``measured`` lifts the peak above what is in use after ``setup``."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peak memory is read from /proc")
+    program = PROGRAM.format(setup=setup, measured=measured)
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return 1024 * int(answer.stdout)

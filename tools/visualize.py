@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Draws what a model makes of pictures, one PNG a picture. Example:
+
+python tools/visualize.py --config-file configs/quickstart/rpe_shapes.yaml \
+    --weights output/quickstart/model_final.pth --dataset shapes_val --num-images 4 --output pictures
+"""
+
+import sys
+
+from rpe_d2.engine.visualize import main
+
+if __name__ == "__main__":
+    sys.exit(main())
