@@ -70,5 +70,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, OSError, AssertionError) as error:
-        message = str(error) if isinstance(error, OSError) else str(error.args[0] if error.args else error)
+        message = (
+            str(error)
+            if isinstance(error, OSError)
+            else str(error.args[0] if error.args else error)
+        )
         sys.exit("error: " + " ".join(message.split()))

@@ -62,7 +62,9 @@ def current_commit() -> str:
     """Commit of the source tree, with "+changes" where it differs from it; "" outside a repository."""
     git = ["git", "-C", str(_REPOSITORY)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
+        )
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
     except OSError:
         return ""
@@ -91,5 +93,7 @@ def print_table(metrics: Dict[str, Any]) -> None:
     rows = []
     for name, result in metrics.items():
         tasks = {name: result} if "AP" in result else {f"{name} {k}": v for k, v in result.items()}
-        rows.extend([task, *(scores.get(column) for column in _COLUMNS)] for task, scores in tasks.items())
+        rows.extend(
+            [task, *(scores.get(column) for column in _COLUMNS)] for task, scores in tasks.items()
+        )
     print(tabulate(rows, headers=["", *_COLUMNS], floatfmt=".1f", missingval="-"))

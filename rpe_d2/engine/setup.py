@@ -81,7 +81,11 @@ def check_datasets(cfg: CfgNode) -> None:
 def check_margin(cfg: CfgNode, training: bool) -> None:
     """Reports a margin with which the training data's largest image cannot reach zero loss, and what would fit."""
     rpe = cfg.MODEL.RPE
-    if cfg.MODEL.META_ARCHITECTURE != "PixelEmbeddingNet" or not training or rpe.NEGATIVE_RADIUS > 0:
+    if (
+        cfg.MODEL.META_ARCHITECTURE != "PixelEmbeddingNet"
+        or not training
+        or rpe.NEGATIVE_RADIUS > 0
+    ):
         return
     largest = max((most_instances(name) for name in cfg.DATASETS.TRAIN), default=0)
     groups = largest + (rpe.BACKGROUND == "group")
@@ -90,7 +94,11 @@ def check_margin(cfg: CfgNode, training: bool) -> None:
     needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
     if needed <= rpe.MARGIN + 1e-9:
         return
-    dim = next(d for d in range(rpe.EMBEDDING_DIM, groups) if min_margin(groups, d)[0] <= max(rpe.MARGIN, 0.5))
+    dim = next(
+        d
+        for d in range(rpe.EMBEDDING_DIM, groups)
+        if min_margin(groups, d)[0] <= max(rpe.MARGIN, 0.5)
+    )
     logger.warning(
         "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in %d dimensions "
         "(smallest margin: %s%.3f). What fits: a larger MARGIN, MODEL.RPE.EMBEDDING_DIM %d with MARGIN %.2f, "

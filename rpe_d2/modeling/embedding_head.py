@@ -178,4 +178,6 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> n
 
 
 def _predictor(in_channels: int, conv_dim: int, out_channels: int, norm: str) -> nn.Module:
-    return nn.Sequential(_conv(in_channels, conv_dim, 3, norm), nn.Conv2d(conv_dim, out_channels, 1))
+    return nn.Sequential(
+        _conv(in_channels, conv_dim, 3, norm), nn.Conv2d(conv_dim, out_channels, 1)
+    )

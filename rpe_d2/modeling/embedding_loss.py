@@ -123,9 +123,14 @@ class EmbeddingLoss(nn.Module):
         )
         if self.use_votes:
             centers = pad_points([self._targets(lab, p) for lab, p in zip(labels, points)])
-            voting = mask & (groups < pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels]))
+            voting = mask & (
+                groups < pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels])
+            )
             losses["loss_vote"] = _mean(
-                [self._vote_loss(v, centers, groups, voting, shift.spatial_bandwidth) for _, v in steps]
+                [
+                    self._vote_loss(v, centers, groups, voting, shift.spatial_bandwidth)
+                    for _, v in steps
+                ]
             )
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
 
@@ -158,7 +163,10 @@ class EmbeddingLoss(nn.Module):
         return _mean(
             [
                 spherical_pair_loss(
-                    x[i][mask[i]], groups[i][mask[i]], positions=pixels[i][mask[i]], **self.pair_options
+                    x[i][mask[i]],
+                    groups[i][mask[i]],
+                    positions=pixels[i][mask[i]],
+                    **self.pair_options,
                 )
                 for i in range(len(x))
             ]
@@ -168,7 +176,9 @@ class EmbeddingLoss(nn.Module):
         """Smooth L1 distance to the centre in units of the spatial bandwidth; every instance weighs the same."""
         error = F.smooth_l1_loss(votes / unit, centers / unit, reduction="none").sum(dim=-1)
         # One number per instance of the batch.
-        image = torch.arange(len(groups), device=groups.device)[:, None] * (groups.max() + 1 if groups.numel() else 1)
+        image = torch.arange(len(groups), device=groups.device)[:, None] * (
+            groups.max() + 1 if groups.numel() else 1
+        )
         instance = (groups + image)[voting]
         if instance.numel() == 0:
             return votes.sum() * 0.0

@@ -35,7 +35,11 @@ def soft_masks_to_proposals(
         boxes = boxes * stride
         index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
         masks = roi_align(
-            soft_masks.unsqueeze(1), torch.cat([index, boxes], 1), mask_size, 1 / stride, aligned=True
+            soft_masks.unsqueeze(1),
+            torch.cat([index, boxes], 1),
+            mask_size,
+            1 / stride,
+            aligned=True,
         ).squeeze(1)
     proposals.proposal_boxes = Boxes(boxes)
     proposals.proposal_boxes.clip(tuple(size))

@@ -51,7 +51,9 @@ def pixel_labels(
         owner.masked_fill_(ignore_mask.to(device), IGNORED)
     if len(masks):
         order = torch.argsort(areas, descending=True, stable=True)
-        depth = torch.arange(1, len(masks) + 1, dtype=torch.int16, device=device)  # smaller = in front
+        depth = torch.arange(
+            1, len(masks) + 1, dtype=torch.int16, device=device
+        )  # smaller = in front
         front = (masks[order] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w), 0 = no mask
         owner = torch.where(front > 0, order[front - 1], owner)
     labels = torch.full(tuple(size), IGNORED, dtype=torch.long, device=device)
@@ -96,7 +98,9 @@ def _bit_masks(instances: Instances) -> torch.Tensor:
         if isinstance(masks, BitMasks):
             return masks.tensor
         if len(masks) == 0:
-            return torch.zeros(0, height, width, dtype=torch.bool, device=instances.gt_classes.device)
+            return torch.zeros(
+                0, height, width, dtype=torch.bool, device=instances.gt_classes.device
+            )
         bits = BitMasks.from_polygon_masks(masks, height, width).tensor
         return bits.to(instances.gt_classes.device)
     log_first_n(

@@ -46,14 +46,17 @@ class QualityHead(nn.Module):
         weights = soft_masks.flatten(1)  # (R, h * w)
         mass = weights.sum(dim=1).clamp(min=1e-6)
         # The ring around a mask tells whether it stops where the object does.
-        ring = (F.max_pool2d(soft_masks.unsqueeze(1), 5, stride=1, padding=2).squeeze(1) - soft_masks).flatten(1)
+        ring = (
+            F.max_pool2d(soft_masks.unsqueeze(1), 5, stride=1, padding=2).squeeze(1) - soft_masks
+        ).flatten(1)
         pooled = [
             weight @ features.flatten(1).T / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
             for weight in (weights, ring)
         ]
         sure = (weights > 0.5).sum(dim=1)
         shape = [
-            (mass * stride**2).log() / 5,  # about 0-2 for objects from a few to a hundred thousand pixels
+            (mass * stride**2).log()
+            / 5,  # about 0-2 for objects from a few to a hundred thousand pixels
             (weights.square().sum(dim=1) / mass),  # 1: every pixel is sure
             sure / mass,
             ring.sum(dim=1) / mass.sqrt() / 10,  # 10 x sqrt(area) is a usual perimeter here

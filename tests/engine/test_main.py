@@ -47,7 +47,10 @@ def test_instant_config_trains_evaluates_and_resumes(tmp_path):
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["MODEL.RPE.NUM_CLASSES", "5"], ["MODEL.RPE.NUM_CLASSES is 5", "shapes_train has 4 classes"]),
+        (
+            ["MODEL.RPE.NUM_CLASSES", "5"],
+            ["MODEL.RPE.NUM_CLASSES is 5", "shapes_train has 4 classes"],
+        ),
         (["MODEL.RPE.NO_SUCH_KEY", "5"], ["NO_SUCH_KEY"]),
         (["MODEL.RPE.STRIDE", "3"], ["MODEL.RPE.STRIDE is 3", "1, 2, 4, 8"]),
         (["MODEL.RPE.STRIDE", "'wide'"], ["MODEL.RPE.STRIDE"]),
@@ -73,7 +76,14 @@ def test_missing_config_file_is_one_line(tmp_path):
 
 
 def test_infeasible_margin_is_reported_with_what_would_fit(tmp_path):
-    options = ["MODEL.RPE.MARGIN", "0.2", "MODEL.RPE.EMBEDDING_DIM", "3", "MODEL.RPE.NEGATIVE_RADIUS", "0."]
+    options = [
+        "MODEL.RPE.MARGIN",
+        "0.2",
+        "MODEL.RPE.EMBEDDING_DIM",
+        "3",
+        "MODEL.RPE.NEGATIVE_RADIUS",
+        "0.",
+    ]
     done = train_net("--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *options)
     assert done.returncode == 0, done.stderr
     log = done.stdout + done.stderr
@@ -102,7 +112,9 @@ def test_tiny_coco_trains_through_the_main_config(real_data, tmp_path):
     assert record["iterations"] == 20 and record["metrics"]["segm"]["AP"] is not None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU: nothing to fall back from")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the machine has a GPU: nothing to fall back from"
+)
 def test_a_config_for_gpus_runs_on_a_cpu(tmp_path):
     done = train_net(
         "--config-file", INSTANT, "OUTPUT_DIR", tmp_path,

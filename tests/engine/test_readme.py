@@ -42,7 +42,9 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
         "commit": "abc",
     }
     (tmp_path / "b.json").write_text(json.dumps(record))
-    assert "| a run | 12.3 | 50.0 | 1.0 | 2.0 | 7 | 1.5 | here | 3 | abc |" in results_table(tmp_path)
+    assert "| a run | 12.3 | 50.0 | 1.0 | 2.0 | 7 | 1.5 | here | 3 | abc |" in results_table(
+        tmp_path
+    )
 
 
 def test_every_recorded_result_is_complete():

@@ -28,7 +28,7 @@ def test_every_parameter_gets_a_gradient():
     cfg = small_cfg("MODEL.RPE.STRIDE", 8, "MODEL.RPE.COORDINATES", True)
     backbone = build_backbone(cfg)
     head = EmbeddingHead(cfg, backbone.output_shape())
-    maps = head(backbone(torch.randn(1, 3, 64, 64)))
+    maps = head(backbone(torch.randn(2, 3, 64, 64)))
     torch.stack([m.square().sum() for m in maps[:3]]).sum().backward()
     for module in (backbone, head):
         assert [name for name, p in module.named_parameters() if p.grad is None] == []
@@ -46,8 +46,8 @@ def test_without_votes_every_cell_votes_for_itself():
 def test_maps_are_read_at_pixels_by_interpolation():
     cfg = small_cfg("MODEL.RPE.VOTES", False)
     backbone = build_backbone(cfg)
-    maps = EmbeddingHead(cfg, backbone.output_shape())(backbone(torch.randn(1, 3, 32, 64)))
-    pixels = torch.tensor([[[2.0, 2.0], [6.0, 2.0], [4.0, 2.0], [0.5, 31.5]]])
+    maps = EmbeddingHead(cfg, backbone.output_shape())(backbone(torch.randn(2, 3, 32, 64)))
+    pixels = torch.tensor([[[2.0, 2.0], [6.0, 2.0], [4.0, 2.0], [0.5, 31.5]]]).expand(2, -1, -1)
     x, votes = sample_maps(maps, pixels)
     first, second = maps.embeddings[0, :, 0, 0], maps.embeddings[0, :, 0, 1]
     middle = torch.nn.functional.normalize(first + second, dim=0)

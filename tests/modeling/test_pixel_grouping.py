@@ -111,7 +111,9 @@ def test_padding_is_no_foreground():
 
 def test_best_iou_by_hand():
     grid = torch.tensor([[0, 0, -1, -1], [1, 1, 1, -2]])
-    masks = torch.tensor([[[1.0, 1, 1, 0], [0, 0, 0, 1]], [[0, 0, 0, 0], [0, 1, 1, 1]], [[0, 0, 1, 1], [0, 0, 0, 0]]])
+    masks = torch.tensor(
+        [[[1.0, 1, 1, 0], [0, 0, 0, 1]], [[0, 0, 0, 0], [0, 1, 1, 1]], [[0, 0, 1, 1], [0, 0, 0, 0]]]
+    )
     assert torch.allclose(best_iou(masks, grid), torch.tensor([2 / 3, 2 / 3, 0.0]))
 
 
@@ -121,7 +123,10 @@ def test_best_iou_by_hand():
         (("MODEL.RPE.GROUPING", "magic"), "MODEL.RPE.GROUPING"),
         (("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "auto"), "MODEL.MEAN_SHIFT.BANDWIDTH_MODE"),
         (("MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH", 0.0), "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH"),
-        (("MODEL.MEAN_SHIFT.BANDWIDTH", -1.0, "MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "fixed"), "MODEL.MEAN_SHIFT.BANDWIDTH"),
+        (
+            ("MODEL.MEAN_SHIFT.BANDWIDTH", -1.0, "MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "fixed"),
+            "MODEL.MEAN_SHIFT.BANDWIDTH",
+        ),
     ],
 )
 def test_errors_name_the_key(overrides, named):

@@ -35,8 +35,10 @@ def test_no_instances():
 def test_polygons_and_boxes_give_the_labels_of_the_masks():
     instances = square_instances((24, 24), [(2, 3, 11, 20), (12, 3, 20, 9)], [0, 1])
     by_mask = pixel_labels(instances, (24, 24)).instances
-    corners = [[np.array([x0, y0, x1, y0, x1, y1, x0, y1], dtype=np.float64)]
-               for x0, y0, x1, y1 in ((2, 3, 11, 20), (12, 3, 20, 9))]
+    corners = [
+        [np.array([x0, y0, x1, y0, x1, y1, x0, y1], dtype=np.float64)]
+        for x0, y0, x1, y1 in ((2, 3, 11, 20), (12, 3, 20, 9))
+    ]
     instances.gt_masks = PolygonMasks(corners)
     assert torch.equal(pixel_labels(instances, (24, 24)).instances, by_mask)
     instances.remove("gt_masks")

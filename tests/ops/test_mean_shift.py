@@ -91,7 +91,7 @@ def test_padded_batch_equals_each_alone(dtype, tolerance, garbage):
         x[i, :size] = unit_vectors(size, 4, dtype=dtype)
         # Far from the padding, so that precision is lost if the padding counts in the centre.
         positions[i, :size] = grid_positions(size, dtype) + 3000
-    x[~mask] = x[0, 0]  # a plausible vector, which must attract nobody
+    x[~mask] = x[0, 0].clone()  # a plausible vector, which must attract nobody
     options = dict(spatial_bandwidth=3.0, shift_positions=True)
     x.requires_grad_()
     moved, moved_positions = mean_shift(x, 0.4, 3, positions=positions, mask=mask, **options)
@@ -139,7 +139,7 @@ class TestTolerance:
 
     def test_padding_does_not_delay_the_stop(self):
         x = torch.eye(3, dtype=torch.float64)[None].repeat(1, 2, 1)
-        x[0, 3:] = unit_vectors(3, 3)
+        x[0, 3:] = F.normalize(torch.tensor([[1.0, 1, 1], [1, 1, 1.1], [1, 1.1, 1]]), dim=1)
         mask = torch.arange(6)[None] < 3
         for loops, used in ((9, mask), (9, None)):
             steps = mean_shift(x, 0.05, loops, tolerance=1e-6, mask=used, return_trajectory=True)

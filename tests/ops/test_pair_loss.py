@@ -300,6 +300,7 @@ class TestPrecision:
 def test_memory_is_linear(options):
     peak = peak_bytes(
         setup="""
+torch.set_num_threads(1)
 from rpe_d2.ops.pair_loss import spherical_pair_loss
 embeddings = torch.randn(16384, 32, requires_grad=True)
 labels = torch.randint(0, 100, (16384,))

@@ -16,7 +16,6 @@ import torch
 def kilobytes(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
-torch.set_num_threads(1)
 {setup}
 before = kilobytes("VmRSS")
 {measured}

@@ -92,7 +92,9 @@ class PixelEmbeddingNet(nn.Module):
         self.return_sem_seg = return_sem_seg
         self.input_format = input_format
         self.vis_period = vis_period
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         # Whole cells everywhere: maps of all strides then cover the same padded picture.
         strides = [shape.stride for shape in backbone.output_shape().values()]
@@ -162,7 +164,11 @@ class PixelEmbeddingNet(nn.Module):
             output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
             if self.return_proposals:
                 output["proposals"] = soft_masks_to_proposals(
-                    groups.soft_masks, scores.amax(dim=1), maps.stride, size, self.proposal_mask_size
+                    groups.soft_masks,
+                    scores.amax(dim=1),
+                    maps.stride,
+                    size,
+                    self.proposal_mask_size,
                 )
             if self.return_sem_seg:
                 logits = F.interpolate(
@@ -179,7 +185,10 @@ class PixelEmbeddingNet(nn.Module):
         self, batched_inputs: List[Dict[str, torch.Tensor]]
     ) -> Tuple[EmbeddingMaps, List[Tuple[int, int]]]:
         """Embeddings, class scores and votes of the padded batch, and the images' sizes (H, W)."""
-        images = [(item["image"].to(self.device) - self.pixel_mean) / self.pixel_std for item in batched_inputs]
+        images = [
+            (item["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+            for item in batched_inputs
+        ]
         images = ImageList.from_tensors(images, self.size_divisibility)
         return self.embedding_head(self.backbone(images.tensor)), images.image_sizes
 
@@ -203,7 +212,9 @@ class PixelEmbeddingNet(nn.Module):
         scores = groups.class_probabilities
         if self.quality_head is None:
             return scores
-        quality = self.quality_head(maps.features[index], groups.soft_masks, groups.agreement, maps.stride)
+        quality = self.quality_head(
+            maps.features[index], groups.soft_masks, groups.agreement, maps.stride
+        )
         return scores * quality.sigmoid()[:, None]
 
     def _quality_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels], sizes) -> torch.Tensor:
@@ -212,7 +223,9 @@ class PixelEmbeddingNet(nn.Module):
         for index in range(min(count, len(labels))):
             groups = self.grouping(maps, index, sizes[index], self.mean_shift)
             features = maps.features[index]
-            logits.append(self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride))
+            logits.append(
+                self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
+            )
             middle = slice(maps.stride // 2, None, maps.stride)
             targets.append(best_iou(groups.soft_masks, labels[index].instances[middle, middle]))
         logits, targets = torch.cat(logits).float(), torch.cat(targets)
@@ -225,7 +238,9 @@ class PixelEmbeddingNet(nn.Module):
         best, classes = scores.max(dim=1)
         order = torch.argsort(best, descending=True, stable=True)[: self.detections_per_image]
         order = order[best[order] >= self.score_threshold]
-        masks = upsample_masks(groups.soft_masks[order], stride, size, out_size, self.mask_threshold)
+        masks = upsample_masks(
+            groups.soft_masks[order], stride, size, out_size, self.mask_threshold
+        )
         # What was large enough on the grid may have been thinned to nothing by the threshold.
         scale = out_size[0] * out_size[1] / (size[0] * size[1])
         large = masks.flatten(1).sum(dim=1) >= max(1.0, self.min_area * scale)
@@ -238,7 +253,9 @@ class PixelEmbeddingNet(nn.Module):
         return instances
 
     @torch.no_grad()
-    def embeddings_per_loop(self, maps: EmbeddingMaps, index: int, size: tuple) -> List[torch.Tensor]:
+    def embeddings_per_loop(
+        self, maps: EmbeddingMaps, index: int, size: tuple
+    ) -> List[torch.Tensor]:
         """Embedding maps (D, h, w) of one image of a batch before the first and after each inference loop."""
         threshold = self.grouping.foreground_threshold
         return loop_embeddings(maps, index, size, self.mean_shift, threshold)
@@ -247,7 +264,9 @@ class PixelEmbeddingNet(nn.Module):
     def _put_picture(self, item, maps: EmbeddingMaps, labels: PixelLabels, size, storage) -> None:
         groups = self.grouping(maps, 0, size, self.mean_shift)
         loops = self.embeddings_per_loop(maps, 0, size)
-        picture = training_picture(item["image"], self.input_format, maps, labels, groups, size, loops)
+        picture = training_picture(
+            item["image"], self.input_format, maps, labels, groups, size, loops
+        )
         storage.put_image("image, ground truth, instances, embeddings of each loop", picture)
 
 
