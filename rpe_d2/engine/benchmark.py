@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import platform
 import statistics
 import sys
@@ -79,6 +80,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.threads = torch.get_num_threads()
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"note: other processes are busy (load {load:.1f}); they distort what is measured")
     results = BENCHMARKS[args.benchmark].run(args)
     if args.json:
         record = {
@@ -87,6 +91,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             "settings": {k: v for k, v in vars(args).items() if k not in ("benchmark", "json")},
             "commit": current_commit(),
             "hardware": hardware(args.device),
+            "load_before": round(load, 2),  # processes that competed for the processor
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "results": results,
@@ -264,6 +269,8 @@ def _run_cases(args: argparse.Namespace) -> dict:
     """Times and weighs all forms of a benchmark's cases and prints a table."""
     results = {}
     for name, case in _CASES[args.benchmark](args).items():
+        if args.no_dense:
+            case.forms.pop("dense", None)
         seconds, difference = _interleaved_times(case, args)
         results[name] = _compare(
             case, seconds, {form: _peak_memory(args, name, form) for form in case.forms}
@@ -301,6 +308,7 @@ def _synchronize(device: str) -> None:
 
 
 def _compare(case: Case, seconds: Dict[str, List[float]], memory: Dict[str, float]) -> dict:
+    """Medians, range, memory and ratios of a case, as they enter the JSON."""
     median = {form: statistics.median(times) for form, times in seconds.items()}
     result = {
         form: plain_numbers(
@@ -318,8 +326,7 @@ def _compare(case: Case, seconds: Dict[str, List[float]], memory: Dict[str, floa
     if "dense" in median:
         ratios["speedup"] = median["dense"] / median["op"]
         ratios["memory_ratio"] = memory["dense"] / memory["op"] if memory["op"] > 0 else math.nan
-    result["gflop"] = case.operations / 1e9
-    return {**result, **plain_numbers(ratios)}
+    return {**result, **plain_numbers({**ratios, "gflop": case.operations / 1e9})}
 
 
 def _peak_memory(args: argparse.Namespace, case: str, form: str) -> float:
@@ -354,9 +361,8 @@ def _measure_memory(args: argparse.Namespace, case: str, form: str) -> float:
         torch.cuda.synchronize(args.device)
         return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
     try:
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # sets VmHWM, the peak of resident memory, to what is used now
+        # Sets VmHWM, the peak of resident memory, to what is used now.
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux
         return math.nan
     before = _peak_resident_mb()
@@ -381,16 +387,7 @@ def _print_table(results: dict) -> None:
                 row += [result.get("speedup"), result.get("memory_ratio"), percent]
                 row.append(result.get("difference"))
             rows.append(row)
-    headers = [
-        "",
-        "form",
-        "ms",
-        "peak MB",
-        "x faster",
-        "x less memory",
-        "% of matmul",
-        "difference",
-    ]
+    headers = ["", "form", "ms", "peak MB", "faster", "less memory", "% of matmul", "difference"]
     formats = ("", "", ".1f", ".1f", ".1f", ".1f", ".0f", ".1e")
     print(tabulate(rows, headers=headers, floatfmt=formats, missingval=""))
 
@@ -403,6 +400,11 @@ def _points(points: int, groups: int) -> Callable[[argparse.ArgumentParser], Non
         parser.add_argument("--points", type=_positive, default=points, help=f"pixels ({points})")
         parser.add_argument("--dim", type=_positive, default=32, help="of the embeddings (32)")
         parser.add_argument("--groups", type=_positive, default=groups, help=f"objects ({groups})")
+        parser.add_argument(
+            "--no-dense",
+            action="store_true",
+            help="leave out the dense form, which needs N x N memory",
+        )
 
     return add
 

@@ -29,17 +29,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, FileNotFoundError: one line that names the key or file at fault.
     """
-    reject_swallowed_flags(args.opts)
-    cfg = get_cfg()
-    add_rpe_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    use_available_device(cfg)
+    cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
-    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     check_datasets(cfg)
     default_setup(cfg, args)
     check_margin(cfg, training=not args.eval_only)
+    return cfg
+
+
+def load_config(config_file: str, opts: List[str]) -> CfgNode:
+    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's, and registers named data sets."""
+    reject_swallowed_flags(opts)
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts)
+    use_available_device(cfg)
+    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     return cfg
 
 

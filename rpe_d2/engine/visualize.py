@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import SizeMismatchError, convert_image_to_rgb
 from detectron2.engine import DefaultPredictor
@@ -17,8 +17,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from rpe_d2.config import add_rpe_config
-from rpe_d2.data import PixelLabelMapper, register_coco_jsons
+from rpe_d2.data import PixelLabelMapper
 from rpe_d2.modeling.meta_arch.pixel_embedding_net import PixelEmbeddingNet
 from rpe_d2.visualization import (
     INSTANCE_LEGEND,
@@ -34,7 +33,7 @@ from rpe_d2.visualization import (
     write_new_file,
 )
 
-from .setup import check_datasets, reject_swallowed_flags, use_available_device
+from .setup import check_datasets, load_config
 
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _LOOPS_PER_ROW = 6
@@ -111,7 +110,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="instances below are not drawn; default: 0.1 for PixelEmbeddingNet, whose instances hardly overlap, else 0.5",
+        help="instances below are not drawn; default: 0.5, but 0.1 for PixelEmbeddingNet, whose "
+        "instances hardly overlap",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
@@ -125,15 +125,9 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    reject_swallowed_flags(args.opts)
-    cfg = get_cfg()
-    add_rpe_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
-    use_available_device(cfg)
-    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     # Only the data set that is drawn has to exist.
     if args.dataset:
         if args.dataset not in DatasetCatalog:
@@ -217,9 +211,10 @@ def _draw(
 
     truth = _ground_truth(mapped, metadata)
     predicted = _predicted_masks(output, metadata, min_score)
-    panels = instance_panels(rgb, predicted, truth, mapped.get("ignore_mask"), min_score)
+    ignored = mapped["ignore_mask"].numpy() if "ignore_mask" in mapped else None
+    panels = instance_panels(rgb, predicted, truth, ignored, min_score)
     if truth is None and ("sem_seg_file_name" in item or "pan_seg_file_name" in item):
-        picture = Visualizer(rgb, metadata).draw_dataset_dict(item).get_image()
+        picture = Visualizer(rgb, metadata, scale=_scale(rgb)).draw_dataset_dict(item).get_image()
         panels.insert(0, image_panel(picture, "ground truth"))
     if predicted is None:
         panels.append(image_panel(_draw_output(rgb, output, metadata, min_score), "prediction"))
@@ -288,7 +283,7 @@ def _draw_output(
     rgb: np.ndarray, output: Dict[str, Any], metadata: Metadata, min_score: float
 ) -> np.ndarray:
     """Boxes, keypoints, panoptic and semantic maps and proposals as Detectron2 draws them; (H, W, 3) uint8."""
-    visualizer = Visualizer(rgb, metadata)
+    visualizer = Visualizer(rgb, metadata, scale=_scale(rgb))
     if "panoptic_seg" in output:
         segments, info = output["panoptic_seg"]
         return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()
@@ -300,3 +295,8 @@ def _draw_output(
         return visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu()).get_image()
     boxes = output["proposals"].proposal_boxes.tensor.cpu()[:20]
     return visualizer.overlay_instances(boxes=boxes.numpy()).get_image()
+
+
+def _scale(rgb: np.ndarray) -> float:
+    """By how much Detectron2's visualiser enlarges a small picture, so that its labels do not hide it."""
+    return max(1.0, 512 / max(rgb.shape))

@@ -183,6 +183,18 @@ def test_padding_of_training_batches_is_ignored():
     )
 
 
+def test_autocast_changes_the_losses_by_rounding_only():
+    torch.manual_seed(0)
+    model = build_model(small_cfg("MODEL.RPE.TRAIN_POINTS", 100000))
+    batch = [training_input(), training_input(squares=((8, 8, 30, 50),), classes=(1,))]
+    exact = losses_of(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = losses_of(model, batch)
+    for name in ("loss_pair", "loss_vote", "loss_sem_seg"):
+        assert rounded[name].dtype == torch.float32
+        assert torch.allclose(rounded[name], exact[name], rtol=0.05), name
+
+
 def test_soft_masks_are_interpolated_before_they_are_cut():
     soft = torch.zeros(1, 4, 4)
     soft[0, 1:3, 1:3] = 1.0

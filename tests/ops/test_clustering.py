@@ -71,7 +71,8 @@ class TestSeparatedGroups:
         assert agreement(labels, truth) == 1.0 and labels.bincount().tolist() == [60_000, 2, 1]
 
     def test_negative_threshold(self):
-        x = F.normalize(torch.tensor([[1.0, 0.1], [0.1, 1.0], [-1.0, -0.1], [-0.1, -1.0]]), dim=1)
+        angles = torch.tensor([0.0, 0.2, torch.pi, torch.pi + 0.2])
+        x = torch.stack([angles.cos(), angles.sin()], dim=1)
         assert agreement(cluster_embeddings(x, -0.5), [0, 0, 1, 1]) == 1.0
 
     def test_threshold_decides(self):
@@ -159,6 +160,17 @@ class TestPositions:
         positions = torch.tensor([[1000, 2000], [1003, 2004]])
         assert cluster_embeddings(x, 0.9, positions, 5).tolist() == [0, 0]
         assert sorted(cluster_embeddings(x, 0.9, positions, 4.999).tolist()) == [0, 1]
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+    def test_exact_on_a_pixel_grid(self, dtype):
+        """Rounding must not decide about pixels that are exactly max_distance apart."""
+        corners = torch.cartesian_prod(torch.arange(20), torch.arange(10)) * 17
+        lone = torch.tensor([[1000, 1001]])  # gives the mean a fraction
+        positions = torch.cat([corners, corners + torch.tensor([3, 4]), lone]).to(dtype)
+        x = torch.ones(401, 1)
+        truth = torch.cat([torch.arange(200).repeat(2), torch.tensor([200])])
+        assert agreement(cluster_embeddings(x, 0.9, positions, 5), truth) == 1.0
+        assert cluster_embeddings(x, 0.9, positions, 4.999).max() == 400
 
     def test_unused_without_max_distance(self):
         x, _ = separated_groups([30, 20], 8)

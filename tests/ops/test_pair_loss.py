@@ -113,10 +113,6 @@ def test_raw_inputs_are_normalised():
     lengths = torch.logspace(-6, 6, 50, dtype=torch.float64)[:, None]
     expected = spherical_pair_loss(unit, labels).item()
     assert spherical_pair_loss(unit * lengths, labels).item() == pytest.approx(expected, abs=1e-12)
-    # The authors' code divides by (norm + 1e-5).
-    release = unit * (1 / (1 + 1e-5))
-    dense_release = (1 + release @ release.T) / 2
-    assert (dense_release - (1 + unit @ unit.T) / 2).abs().max() < 2e-5
 
 
 def test_gradient_is_orthogonal_to_raw_embeddings():
@@ -296,20 +292,23 @@ class TestPrecision:
         )
 
 
-@pytest.mark.parametrize("options", ["", ", positions=positions, negative_radius=20.0"])
-def test_memory_is_linear(options):
+def test_memory_is_linear():
     peak = peak_bytes(
         setup="""
-torch.set_num_threads(1)
 from rpe_d2.ops.pair_loss import spherical_pair_loss
+torch.set_num_threads(1)
 embeddings = torch.randn(16384, 32, requires_grad=True)
 labels = torch.randint(0, 100, (16384,))
 positions = torch.rand(16384, 2) * 128
 """,
-        measured=f"spherical_pair_loss(embeddings, labels{options}).backward()",
+        measured="""
+spherical_pair_loss(embeddings, labels).backward()
+spherical_pair_loss(embeddings, labels, positions=positions, negative_radius=20.0).backward()
+""",
     )
     # All pairs in float32 would be 1 GiB; the limit asked for is 1 GB.
-    assert peak < 200e6, f"{peak / 1e6:.0f} MB"
+    print(f"peak {peak / 1e6:.0f} MB")
+    assert peak < 200e6
 
 
 class TestTheory:

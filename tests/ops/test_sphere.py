@@ -94,6 +94,22 @@ def test_lower_bound_respects_famous_arrangements(num_groups, dim, known, slack)
     assert known - slack <= value <= known + 1e-9
 
 
+@pytest.mark.parametrize("num_groups", [30, 100, 1000])
+def test_triangles_bound_three_dimensions(num_groups):
+    """Fejes Toth: no wider than the corners of 2 Q - 4 equilateral triangles that cover the sphere."""
+    angle = math.pi / 3 * num_groups / (num_groups - 2)  # of a triangle with that area
+    side_cosine = math.cos(angle) / (1 - math.cos(angle))
+    assert min_margin(num_groups, 3)[0] == pytest.approx((1 + side_cosine) / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("num_groups", [10**4, 10**6])
+def test_caps_bound_four_dimensions(num_groups):
+    """Q disjoint caps whose diameter is the smallest angle cover the sphere of R^4."""
+    diameter = math.acos(2 * min_margin(num_groups, 4)[0] - 1)
+    share = (diameter - math.sin(diameter)) / (2 * math.pi)
+    assert share * num_groups == pytest.approx(1, rel=1e-4)
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 8, 16, 32])
 def test_more_groups_need_more_margin(dim):
     values = [min_margin(num_groups, dim)[0] for num_groups in [*range(1, 200), 10**3, 10**6]]

@@ -149,13 +149,13 @@ def _texture(obj: _Object, x: np.ndarray, y: np.ndarray, phase: float) -> np.nda
     cos, sin = np.float32(np.cos(obj.angle)), np.float32(np.sin(obj.angle))
     u, v = cos * x + sin * y, cos * y - sin * x
     if obj.category == _ELLIPSE:
-        return 1.12 - 0.35 * (u * u + v * v) / obj.radius**2
+        return 1.2 - 0.55 * (u * u + v * v) / obj.radius**2
     if obj.category == _RECTANGLE:
-        return 1 + 0.14 * np.sign(np.sin(u * (2 * np.pi / 6) + phase))
+        return 1 + 0.3 * np.sign(np.sin(u * (2 * np.pi / 6) + phase))
     if obj.category == _TRIANGLE:
-        return 1 + 0.14 * np.sign(np.sin(u * (2 * np.pi / 8) + phase) * np.sin(v * (2 * np.pi / 8)))
+        return 1 + 0.3 * np.sign(np.sin(u * (2 * np.pi / 8) + phase) * np.sin(v * (2 * np.pi / 8)))
     dots = np.cos(u * (2 * np.pi / 6) + phase) + np.cos(v * (2 * np.pi / 6)) > 0.8
-    return 0.93 + 0.3 * dots
+    return 0.8 + 0.6 * dots
 
 
 def _colors(rng: np.random.Generator, num_objects: int) -> np.ndarray:

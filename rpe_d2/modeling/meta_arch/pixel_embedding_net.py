@@ -136,6 +136,11 @@ class PixelEmbeddingNet(nn.Module):
         if not self.training:
             return self.inference(batched_inputs)
         maps, sizes = self.predict_maps(batched_inputs)
+        # Sums over thousands of pixels overflow half precision.
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            return self._losses(batched_inputs, maps, sizes)
+
+    def _losses(self, batched_inputs, maps: EmbeddingMaps, sizes) -> Dict[str, torch.Tensor]:
         labels = self._labels(batched_inputs, maps)
         losses = self.embedding_loss(maps, labels, self.mean_shift)
         if self.quality_head is not None:
@@ -228,7 +233,7 @@ class PixelEmbeddingNet(nn.Module):
             )
             middle = slice(maps.stride // 2, None, maps.stride)
             targets.append(best_iou(groups.soft_masks, labels[index].instances[middle, middle]))
-        logits, targets = torch.cat(logits).float(), torch.cat(targets)
+        logits, targets = torch.cat(logits), torch.cat(targets)
         loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         # Parameters take part even where nothing was grouped, as distributed training demands.
         unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0

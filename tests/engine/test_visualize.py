@@ -1,0 +1,144 @@
+"""tools/visualize.py on a tiny network with random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from PIL import Image
+
+from rpe_d2 import add_rpe_config
+from rpe_d2.data import render_shapes
+from rpe_d2.engine.visualize import main
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "quickstart" / "rpe_shapes.yaml")
+TINY = (
+    "MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 64 "
+    "MODEL.RPE.MAX_GROUPS 20 MODEL.MEAN_SHIFT.TEST_LOOPS 2 MODEL.MEAN_SHIFT.MAX_KEYS 256"
+).split()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights of the tiny network."""
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    _save_random(CONFIG, TINY, path)
+    return str(path)
+
+
+def _save_random(config: str, opts: list, path: Path) -> None:
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.merge_from_file(config)
+    cfg.merge_from_list(opts)
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+
+
+def run(output: Path, *arguments: str, config: str = CONFIG, opts: list = TINY) -> int:
+    return main(["--config-file", config, *arguments, "--output", str(output), *opts])
+
+
+def test_dataset(weights: str, tmp_path: Path, capsys) -> None:
+    arguments = ["--weights", weights, "--dataset", "shapes_val", "--num-images", "2"]
+    assert run(tmp_path, *arguments) == 0
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["000000.png", "000001.png"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in files]
+    picture = np.asarray(Image.open(tmp_path / files[0]).convert("RGB"))
+    assert min(picture.shape[:2]) > 800 and picture[0, 0].tolist() == [255] * 3
+    assert picture.std() > 10
+
+    before = (tmp_path / files[0]).read_bytes()
+    assert run(tmp_path, *arguments[:-1], "1") == 0
+    assert (tmp_path / files[0]).read_bytes() == before
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "000000-2.png")]
+
+
+def test_folder_with_a_truncated_image(weights: str, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(2):
+        Image.fromarray(render_shapes("val", index)[:100]).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:2000])
+    (folder / "notes.txt").write_text("not an image")
+    assert run(tmp_path / "out", "--weights", weights, "--input", str(folder)) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
+    skipped = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert len(skipped) == 1 and "broken.png" in skipped[0]
+
+    broken = str(folder / "brok*.png")
+    assert run(tmp_path / "out", "--weights", weights, "--input", broken) == 1
+    assert "none of 1 pictures could be read" in capsys.readouterr().err
+
+
+def test_model_of_detectron2(tmp_path: Path) -> None:
+    """Mask R-CNN, on a data set that has an image without objects and a crowd."""
+    config = tmp_path / "mask_rcnn.yaml"
+    config.write_text(
+        "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, MASK_ON: True, DEVICE: cpu, "
+        "BACKBONE: {NAME: build_resnet_fpn_backbone}, "
+        "RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3, res4, res5]}, "
+        "FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 32}, "
+        "RPN: {IN_FEATURES: [p2, p3, p4, p5], POST_NMS_TOPK_TEST: 20}, "
+        "ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5], NUM_CLASSES: 1}, "
+        "ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16}, "
+        "ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 1, CONV_DIM: 8}, "
+        "ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128]]}}\n"
+        "INPUT: {MIN_SIZE_TEST: 128, MASK_FORMAT: bitmask}\n"
+    )
+    for index in range(2):
+        Image.fromarray(render_shapes("val", index)).save(tmp_path / f"{index}.png")
+    square = {"image_id": 0, "category_id": 1, "area": 400, "bbox": [10, 10, 20, 20]}
+    annotations = [
+        {"id": 1, "iscrowd": 0, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]], **square},
+        {
+            "id": 2,
+            "iscrowd": 1,
+            "segmentation": {"size": [128, 128], "counts": [9000, 900, 6484]},
+            **square,
+        },
+    ]
+    images = [{"id": i, "file_name": f"{i}.png", "height": 128, "width": 128} for i in range(2)]
+    categories = [{"id": 1, "name": "square"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    _save_random(str(config), [], tmp_path / "random.pth")
+    opts = ["DATASETS.COCO_JSONS", f'["visualize_crowd={tmp_path}/data.json:{tmp_path}"]']
+    arguments = ["--weights", str(tmp_path / "random.pth"), "--confidence-threshold", "0.05"]
+    arguments += ["--dataset", "visualize_crowd"]
+    assert run(tmp_path / "out", *arguments, config=str(config), opts=opts) == 0
+    assert (
+        run(
+            tmp_path / "out", *arguments, config=str(config), opts=opts + ["MODEL.MASK_ON", "False"]
+        )
+        == 0
+    )
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["0-2.png", "0.png", "1-2.png", "1.png"]
+    for file in files:
+        Image.open(file).load()
+
+
+@pytest.mark.parametrize(
+    "arguments, opts, words",
+    [
+        (["--config-file", "absent.yaml", "--dataset", "shapes_val"], [], "absent.yaml"),
+        (["--dataset", "shapes_val", "--weights", "absent.pth"], [], "absent.pth"),
+        (["--dataset", "shapes_val", "--weights", CONFIG], [], "rpe_shapes.yaml"),
+        (["--dataset", "shapes_val"], [], "--weights"),
+        (["--dataset", "absent", "--weights", "w.pth"], [], "--dataset absent is not registered"),
+        (["--input", "absent*.png", "--weights", "w.pth"], [], "absent*.png"),
+        (["--dataset", "shapes_val"], ["MODEL.RPE.ABSENT", "1"], "MODEL.RPE.ABSENT"),
+        (["--dataset", "shapes_val"], ["MODEL.RPE.NUM_CLASSES", "7"], "MODEL.RPE.NUM_CLASSES"),
+        (["--dataset", "shapes_val"], ["MODEL.DEVICE", "cpu", "--weights", "w.pth"], "--weights"),
+    ],
+)
+def test_one_line_errors(arguments: list, opts: list, words: str, tmp_path: Path, capsys) -> None:
+    assert run(tmp_path / "out", *arguments, opts=[*TINY, *opts]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
