@@ -21,7 +21,7 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.STRIDE = 4
     # Channels of the head's convolutions.
     rpe.CONV_DIM = 128
-    # 3x3 convolutions at the output stride that all predictions share; each has one more of its own.
+    # 3x3 convolutions that all predictions share; each has one more of its own, at the output stride.
     rpe.NUM_CONVS = 2
     # Normalisation of the head's convolutions: any of Detectron2's, "" for none.
     rpe.NORM = "GN"

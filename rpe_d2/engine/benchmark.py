@@ -23,6 +23,9 @@ from rpe_d2.ops.clustering import cluster_embeddings
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 from rpe_d2.ops.pair_loss import spherical_pair_loss
 
+from .benchmark_model import add_model_arguments, run_model_benchmark
+from .errors import one_line_errors
+from .memory import peak_memory_mb
 from .run_record import current_commit, hardware, plain_numbers
 
 _MARGIN = 0.5
@@ -83,7 +86,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"note: other processes are busy (load {load:.1f}); they distort what is measured")
-    results = BENCHMARKS[args.benchmark].run(args)
+    with one_line_errors():
+        results = BENCHMARKS[args.benchmark].run(args)
     if args.json:
         record = {
             "benchmark": args.benchmark,
@@ -353,26 +357,7 @@ def _measure_memory(args: argparse.Namespace, case: str, form: str) -> float:
         if form in warm_up.forms:
             warm_up.forms[form]()
     run = make_cases(args)[case].forms[form]
-    if args.device.startswith("cuda"):
-        torch.cuda.synchronize(args.device)
-        torch.cuda.reset_peak_memory_stats(args.device)
-        before = torch.cuda.memory_allocated(args.device)
-        run()
-        torch.cuda.synchronize(args.device)
-        return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
-    try:
-        # Sets VmHWM, the peak of resident memory, to what is used now.
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux
-        return math.nan
-    before = _peak_resident_mb()
-    run()
-    return _peak_resident_mb() - before
-
-
-def _peak_resident_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    return peak_memory_mb(run, args.device)
 
 
 def _print_table(results: dict) -> None:
@@ -432,4 +417,7 @@ BENCHMARKS = {
         "the pair loss of all pairs with its gradient", _points(4096, 20), _run_cases
     ),
     "cluster": Benchmark("from shifted embeddings to groups", _cluster_arguments, _run_cases),
+    "model": Benchmark(
+        "training step and inference of configurations", add_model_arguments, run_model_benchmark
+    ),
 }

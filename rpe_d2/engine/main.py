@@ -3,8 +3,7 @@
 import argparse
 import sys
 import time
-from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import List, Optional
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, launch
@@ -13,6 +12,7 @@ from detectron2.utils import comm
 
 import rpe_d2  # noqa: F401  registers components and data sets, also in spawned processes
 
+from .errors import one_line_errors
 from .run_record import print_table, write_run_record
 from .setup import setup
 from .trainer import Trainer
@@ -62,17 +62,3 @@ def run(args: argparse.Namespace) -> dict:
         print_table(metrics)
         print(f"run record: {write_run_record(cfg, args, metrics, time.time() - start)}")
     return metrics
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the process with one line for errors in the configuration and in the files it names."""
-    try:
-        yield
-    except (ValueError, KeyError, OSError, AssertionError) as error:
-        message = (
-            str(error)
-            if isinstance(error, OSError)
-            else str(error.args[0] if error.args else error)
-        )
-        sys.exit("error: " + " ".join(message.split()))

@@ -8,7 +8,7 @@ import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode
@@ -34,6 +34,7 @@ def write_run_record(
         Path of the file.
     """
     record = {
+        "title": run_title(args.config_file, args.opts),
         "config": args.config_file,
         "overrides": list(args.opts),
         "command": args.command,
@@ -56,6 +57,18 @@ def write_run_record(
             return path
         except FileExistsError:
             number += 1
+
+
+def run_title(config_file: str, opts: List[str]) -> str:
+    """The configuration's name and the overrides that change what is trained or measured."""
+    name = str(Path(config_file).with_suffix(""))
+    pairs = [
+        f"{key} {value}"
+        for key, value in zip(opts[::2], opts[1::2])
+        if key not in ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
+        and not key.startswith("DATASETS.")
+    ]
+    return ", ".join([name.removeprefix("configs/"), *pairs])
 
 
 def current_commit() -> str:

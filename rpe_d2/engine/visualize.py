@@ -33,6 +33,7 @@ from rpe_d2.visualization import (
     write_new_file,
 )
 
+from .errors import USER_ERRORS, one_line
 from .setup import check_datasets, load_config
 
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -57,9 +58,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         output = Path(args.output)
         output.mkdir(parents=True, exist_ok=True)
         predictor = _predictor(cfg)
-    except (ValueError, KeyError, OSError, AssertionError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print("error:", " ".join(str(message).split()), file=sys.stderr)
+    except USER_ERRORS as error:
+        print("error:", one_line(error), file=sys.stderr)
         return 2
 
     min_score = args.confidence_threshold
@@ -73,8 +73,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         try:
             mapped = mapper(item)
         except (OSError, SyntaxError, ValueError, SizeMismatchError) as error:  # what PIL raises
-            reason = " ".join(str(error).split())
-            tqdm.write(f"skipped {item['file_name']}: {reason}", file=sys.stderr)
+            tqdm.write(f"skipped {item['file_name']}: {one_line(error)}", file=sys.stderr)
             continue
         content = _draw(predictor, item, mapped, metadata, min_score)
         paths.append(write_new_file(output, Path(item["file_name"]).stem, content))

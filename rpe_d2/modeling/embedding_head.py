@@ -34,8 +34,9 @@ class EmbeddingMaps(NamedTuple):
 class EmbeddingHead(nn.Module):
     """Sums the backbone's maps at one stride and predicts per pixel (Kong & Fowlkes, CVPR 2018, section 5).
 
-    Every input map is convolved at its own resolution, resized and summed (Panoptic FPN's semantic branch); then come
-    3x3 convolutions at the output stride, one more for each prediction, and 1x1 predictors.
+    Every input map is convolved at its own resolution, resized to the finest one's and summed (Panoptic FPN's semantic
+    branch). Shared 3x3 convolutions follow there, where a kernel sees much context at little cost; then one 3x3
+    convolution for each prediction at the output stride, and 1x1 predictors.
     """
 
     @configurable
@@ -59,7 +60,7 @@ class EmbeddingHead(nn.Module):
             in_features: which of them are used; at least one.
             stride: of the predictions, 1, 2, 4 or 8 pixels.
             conv_dim: channels of the convolutions.
-            num_convs: 3x3 convolutions at the output stride.
+            num_convs: shared 3x3 convolutions.
             norm: any Detectron2 normalisation, "" for none.
             embedding_dim: D.
             num_classes: K, without background.
@@ -72,8 +73,8 @@ class EmbeddingHead(nn.Module):
         self.coordinates = coordinates
         self.vote_unit = vote_unit
         self.finest_stride = min(input_shape[name].stride for name in in_features)
-        # Where the maps are summed: the output stride, or the finest map's where that is coarser.
-        self.sum_stride = max(stride, self.finest_stride)
+        # Of the sum and the shared convolutions: the output's, or the finest map's where that is coarser.
+        self.trunk_stride = max(stride, self.finest_stride)
         self.lateral = nn.ModuleDict(
             {name: _conv(input_shape[name].channels, conv_dim, 3, norm) for name in in_features}
         )
@@ -121,14 +122,11 @@ class EmbeddingHead(nn.Module):
         """
         finest = max((features[name].shape[-2:] for name in self.in_features), key=sum)
         pixels = [side * self.finest_stride for side in finest]
-        summed = 0
-        for name in self.in_features:
-            level = self.lateral[name](features[name])
-            summed = summed + _resize(level, [-(-side // self.sum_stride) for side in pixels])
-        summed = _resize(summed, [-(-side // self.stride) for side in pixels])
+        size = [-(-side // self.trunk_stride) for side in pixels]
+        summed = sum(_resize(self.lateral[name](features[name]), size) for name in self.in_features)
         if self.coordinates:
             summed = torch.cat([summed, _coordinates(summed)], dim=1)
-        trunk = self.trunk(summed)
+        trunk = _resize(self.trunk(summed), [-(-side // self.stride) for side in pixels])
         embeddings = F.normalize(self.embedding(trunk).float(), dim=1)
         logits = self.classifier(trunk).float()
         votes = cell_centers(trunk.shape[-2:], self.stride, trunk.device)
