@@ -36,11 +36,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     return 0
 
 
-def run(args: argparse.Namespace) -> dict:
+def run(args: argparse.Namespace) -> Optional[dict]:
     """One process of a run.
 
     Returns:
-        The metrics of the last evaluation.
+        The metrics of the last evaluation, if there was one.
     """
     with one_line_errors():
         cfg = setup(args)
@@ -57,8 +57,11 @@ def run(args: argparse.Namespace) -> dict:
         if comm.is_main_process():
             verify_results(cfg, metrics)
     else:
-        metrics = trainer.train()
+        trainer.train()
+        # Detectron2 returns the last evaluation only where TEST.EXPECTED_RESULTS is set.
+        metrics = getattr(trainer, "_last_eval_results", None)
     if comm.is_main_process() and metrics:
+        path = write_run_record(cfg, args, metrics, time.time() - start)
         print_table(metrics)
-        print(f"run record: {write_run_record(cfg, args, metrics, time.time() - start)}")
+        print(f"run record: {path}")
     return metrics

@@ -105,7 +105,9 @@ def print_table(metrics: Dict[str, Any]) -> None:
     """Prints AP and AR (percent) of every task of every data set."""
     rows = []
     for name, result in metrics.items():
-        tasks = {name: result} if "AP" in result else {f"{name} {k}": v for k, v in result.items()}
+        # One data set: {task: scores}; several: {data set: {task: scores}}.
+        nested = any(isinstance(scores, dict) for scores in result.values())
+        tasks = {f"{name} {task}": scores for task, scores in result.items()} if nested else {name: result}
         rows.extend(
             [task, *(scores.get(column) for column in _COLUMNS)] for task, scores in tasks.items()
         )

@@ -22,7 +22,8 @@ class PixelGroups(NamedTuple):
 
     Attributes:
         soft_masks: (R, h, w) float32 in 0-1 on the grid of the maps: membership times foreground probability.
-        class_probabilities: (R, K) float32: mean vote of the group's pixels, summing to 1 over the K classes.
+        class_probabilities: (R, K) float32: mean class probabilities of the group's pixels, summing over the K classes
+            to how likely the pixels are foreground.
         agreement: (R,) float32 in 0-1: mean membership of the group's pixels before anything else is applied.
     """
 
@@ -107,7 +108,7 @@ class PixelGrouping(nn.Module):
         else:
             soft_masks, agreement = self._modes(maps, index, (1 - probability[-1]) * inside, shift)
         votes = soft_masks.flatten(1) @ probability[:-1].flatten(1).T  # (R, K)
-        votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        votes = votes / soft_masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1e-12)
         return PixelGroups(soft_masks, votes, agreement)
 
     def _modes(self, maps: EmbeddingMaps, index: int, foreground: torch.Tensor, shift):

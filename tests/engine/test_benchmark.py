@@ -67,3 +67,24 @@ def test_existing_file_stays(tmp_path: Path, capsys) -> None:
     assert path.read_text() == "mine"
     error = capsys.readouterr().err
     assert error == f"error: {path} exists already; it is not overwritten\n"
+
+
+def test_models_are_timed_side_by_side(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "result.json"
+    config = str(Path(__file__).resolve().parents[2] / "configs/quick/rpe_instant_test.yaml")
+    size = ["--height", "64", "--width", "96", "--instances", "3", "--repeat", "1"]
+    assert main(["model", config, *size, "--batch", "2", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())["results"][config]
+    assert result["training_step_seconds"] > result["inference_seconds"] > 0
+    assert 5 < result["parameters_million"] < 50
+    # Parameters, gradients and two moments of them in float32 are the least it takes.
+    assert result["training_peak_mb"] > 4 * 4 * result["parameters_million"]
+    assert config in capsys.readouterr().out
+
+
+def test_a_missing_configuration_is_one_line(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["model", str(tmp_path / "none.yaml")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "none.yaml" in error and error.count("\n") == 1
