@@ -23,12 +23,13 @@ setup(
     # PyPI. tools/env.sh installs the three; whoever has them keeps them.
     install_requires=[
         "numpy",  # arrays of the evaluators and the datasets
-        "scipy",  # .mat files, assignment of predictions to ground truth, distance transforms
-        "opencv-python-headless",  # contours, resizing and video; headless: servers have no display
+        "scipy",  # connected components on graphs, the beta function of the cap bound
+        "opencv-python-headless",  # drawing and contours; headless: servers have no display
+        "PyYAML",  # names what is wrong with a configuration file
         "pycocotools>=2.0.2",  # RLE masks and the COCO protocol
         "fvcore>=0.1.5,<0.1.6",  # config nodes, checkpoints; the range that Detectron2 accepts
         "iopath>=0.1.7,<0.1.10",  # paths of checkpoints and datasets; the range of Detectron2
-        "matplotlib",  # colour maps and curves of the reports
+        "matplotlib",  # figures of tools/visualize.py
         "Pillow",  # reading and writing pictures
         "tabulate",  # result tables
         "tqdm",  # progress of the tools
@@ -37,7 +38,7 @@ setup(
     extras_require={
         # formatters pinned: another version formats differently (tests/test_format.py)
         "dev": ["black==25.1.0", "isort==6.0.1", "pytest>=8"],
-        "wandb": ["wandb"],  # training curves on Weights & Biases
+        "wandb": ["wandb"],  # uploads the TensorBoard curves of a run: wandb sync OUTPUT_DIR
     },
     entry_points={"console_scripts": ["rpe-d2-train = rpe_d2.engine:main"]},
 )

@@ -278,7 +278,7 @@ def test_console_scripts_exist(declared: dict) -> None:
 
 
 def test_every_import_is_declared(declared: dict) -> None:
-    modules = {"opencv-python-headless": "cv2", "Pillow": "PIL"}
+    modules = {"opencv-python-headless": "cv2", "Pillow": "PIL", "PyYAML": "yaml"}
     bare = [need.split(">")[0].split("<")[0] for need in declared["install_requires"]]
     allowed = {modules.get(name, name) for name in bare}
     allowed |= {"torch", "torchvision", "triton", "detectron2", "rpe_d2", "wandb"}

@@ -12,7 +12,7 @@ lock=$root/.venv.lock
 marker=$venv/rpe_d2.complete
 log=$venv/install.log
 disk_gb=${RPE_D2_DISK_GB:-12} # measured: 5.9 for .venv, 2 of downloads while they are unpacked, 2.5 in pip's cache
-modules="cv2 fvcore iopath matplotlib numpy PIL pycocotools scipy tabulate tensorboard tqdm"
+modules="cv2 fvcore iopath matplotlib numpy PIL pycocotools scipy tabulate tensorboard tqdm yaml"
 cd "$root"
 PATH=${PATH//"$venv/bin:"/} # .venv is neither a borrowed environment nor made from itself
 uv=$(command -v uv || true)

@@ -24,8 +24,8 @@ echo "[quickstart] training $config on $device into $output" >&2
 "$python" tools/train_net.py --config-file "$config" "$@" MODEL.DEVICE "$device" OUTPUT_DIR "$output"
 
 echo "[quickstart] pictures" >&2
-"$python" tools/visualize.py --config-file "$config" --weights "$output/model_final.pth" --dataset shapes_val \
-  --num-images 4 --output "$output/pictures" MODEL.DEVICE "$device"
+"$python" tools/visualize.py --config-file "$output/config.yaml" --weights "$output/model_final.pth" \
+  --dataset shapes_val --num-images 4 --output "$output/pictures"
 
 echo
 "$python" -W ignore -c 'import json, sys

@@ -1,7 +1,7 @@
 """The default mapper of this package: instance masks always as bitmasks, crowds kept as ignored pixels."""
 
 import logging
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util

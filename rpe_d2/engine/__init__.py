@@ -1,7 +1,7 @@
 """Training and evaluation: composes the packages below it."""
 
-from .main import main
-from .setup import setup
-from .trainer import Trainer
+from .run_setup import setup
+from .train_net import main
+from .trainer import Trainer, build_optimizer
 
-__all__ = ["Trainer", "main", "setup"]
+__all__ = ["Trainer", "build_optimizer", "main", "setup"]

@@ -3,14 +3,11 @@
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -25,7 +22,7 @@ from rpe_d2.ops.pair_loss import spherical_pair_loss
 
 from .benchmark_model import add_model_arguments, run_model_benchmark
 from .errors import one_line_errors
-from .memory import peak_memory_mb
+from .memory import measure_in_new_process, peak_memory_mb
 from .run_record import current_commit, hardware, plain_numbers
 
 _MARGIN = 0.5
@@ -277,7 +274,12 @@ def _run_cases(args: argparse.Namespace) -> dict:
             case.forms.pop("dense", None)
         seconds, difference = _interleaved_times(case, args)
         results[name] = _compare(
-            case, seconds, {form: _peak_memory(args, name, form) for form in case.forms}
+            case,
+            seconds,
+            {
+                form: measure_in_new_process(_measure_memory, args, name, form, device=args.device)
+                for form in case.forms
+            },
         )
         if difference is not None:
             results[name]["difference"] = float(f"{difference:.2g}")
@@ -331,19 +333,6 @@ def _compare(case: Case, seconds: Dict[str, List[float]], memory: Dict[str, floa
         ratios["speedup"] = median["dense"] / median["op"]
         ratios["memory_ratio"] = memory["dense"] / memory["op"] if memory["op"] > 0 else math.nan
     return {**result, **plain_numbers({**ratios, "gflop": case.operations / 1e9})}
-
-
-def _peak_memory(args: argparse.Namespace, case: str, form: str) -> float:
-    """Peak memory in MB of one run in a process of its own; NaN where that process did not survive it."""
-    # The fork server imports torch once and computes nothing, so what it forks is fresh; CUDA allows no forking.
-    is_cuda = args.device.startswith("cuda")
-    context = multiprocessing.get_context("spawn" if is_cuda else "forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(_measure_memory, args, case, form).result()
-        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
-            return math.nan
 
 
 def _measure_memory(args: argparse.Namespace, case: str, form: str) -> float:

@@ -1,12 +1,8 @@
 """``tools/benchmark.py model``: training step and inference of configurations, time and memory, in one run."""
 
 import argparse
-import math
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Callable, Dict, List, Tuple
 
 import torch
@@ -15,9 +11,9 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
-from .memory import peak_memory_mb
+from .memory import measure_in_new_process, peak_memory_mb
 from .run_record import plain_numbers
-from .setup import load_config
+from .run_setup import load_config
 from .trainer import Trainer
 
 
@@ -52,7 +48,9 @@ def run_model_benchmark(args: argparse.Namespace) -> dict:
             {
                 "training_step_seconds": statistics.median(seconds[config]["training step"]),
                 "inference_seconds": statistics.median(seconds[config]["inference"]),
-                "training_peak_mb": _peak_memory(config, args),
+                "training_peak_mb": measure_in_new_process(
+                    _measure_memory, config, args, device=args.device
+                ),
                 "parameters_million": parameters / 1e6,
             }
         )
@@ -120,15 +118,7 @@ def _timed(form: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _peak_memory(config: str, args: argparse.Namespace) -> float:
-    """Peak memory in MB of building a model and one training step, in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_measure_memory, config, args).result()
-        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
-            return math.nan
-
-
 def _measure_memory(config: str, args: argparse.Namespace) -> float:
+    """Building a model and one training step, MB."""
     torch.set_num_threads(args.threads)
     return peak_memory_mb(lambda: _model_runs(config, args)[0]["training step"](), args.device)

@@ -1,6 +1,9 @@
 """Peak memory of a piece of code."""
 
 import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Callable
 
@@ -28,6 +31,18 @@ def peak_memory_mb(run: Callable[[], object], device: str) -> float:
     before = _peak_resident_mb()
     run()
     return _peak_resident_mb() - before
+
+
+def measure_in_new_process(measure: Callable[..., float], *args: object, device: str) -> float:
+    """Calls ``measure(*args)`` in a process that has computed nothing yet; NaN where that did not survive."""
+    # The fork server imports torch once and computes nothing, so what it forks is fresh; CUDA allows no forking.
+    context = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
+    context.set_forkserver_preload([measure.__module__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure, *args).result()
+        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
+            return math.nan
 
 
 def _peak_resident_mb() -> float:

@@ -60,7 +60,10 @@ def results_table(folder: Path) -> str:
         if "segm" not in record.get("metrics", {}):
             continue
         segm = record["metrics"]["segm"]
-        scores = " | ".join(f"{segm[name]:.1f}" for name in ("AP", "AP50", "AP75", "AR"))
+        scores = " | ".join(
+            "–" if segm[name] is None else f"{segm[name]:.1f}"
+            for name in ("AP", "AP50", "AP75", "AR")
+        )
         rows.append(
             f"| {record['title']} | {scores} | {record['iterations']} | {record['seconds'] / 60:.1f} "
             f"| {record['hardware']} | {record['seed']} | {record['commit']} "

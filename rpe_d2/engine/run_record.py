@@ -14,6 +14,8 @@ import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from .files import write_new_file
+
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
 
@@ -47,16 +49,8 @@ def write_run_record(
         "seconds": round(seconds, 1),
         "metrics": plain_numbers(metrics),
     }
-    number = 1
-    while True:
-        path = Path(cfg.OUTPUT_DIR) / ("result.json" if number == 1 else f"result-{number}.json")
-        try:
-            with open(path, "x") as file:
-                json.dump(record, file, indent=1)
-                file.write("\n")
-            return path
-        except FileExistsError:
-            number += 1
+    content = json.dumps(record, indent=1) + "\n"
+    return write_new_file(Path(cfg.OUTPUT_DIR) / "result.json", content.encode())
 
 
 def run_title(config_file: str, opts: List[str]) -> str:
@@ -107,7 +101,11 @@ def print_table(metrics: Dict[str, Any]) -> None:
     for name, result in metrics.items():
         # One data set: {task: scores}; several: {data set: {task: scores}}.
         nested = any(isinstance(scores, dict) for scores in result.values())
-        tasks = {f"{name} {task}": scores for task, scores in result.items()} if nested else {name: result}
+        tasks = (
+            {f"{name} {task}": scores for task, scores in result.items()}
+            if nested
+            else {name: result}
+        )
         rows.extend(
             [task, *(scores.get(column) for column in _COLUMNS)] for task, scores in tasks.items()
         )

@@ -30,11 +30,11 @@ from rpe_d2.visualization import (
     label_map,
     loop_panels,
     text_panel,
-    write_new_file,
 )
 
 from .errors import USER_ERRORS, one_line
-from .setup import check_datasets, load_config
+from .files import write_new_file
+from .run_setup import check_datasets, load_config
 
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _LOOPS_PER_ROW = 6
@@ -76,7 +76,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             tqdm.write(f"skipped {item['file_name']}: {one_line(error)}", file=sys.stderr)
             continue
         content = _draw(predictor, item, mapped, metadata, min_score)
-        paths.append(write_new_file(output, Path(item["file_name"]).stem, content))
+        paths.append(write_new_file(output / f"{Path(item['file_name']).stem}.png", content))
     for path in paths:
         print(path)
     if not paths:

@@ -24,12 +24,15 @@ class InstanceEvaluator(COCOEvaluator):
             output_dir=output_dir,
             max_dets_per_image=max(100, detections_per_image),
             use_fast_impl=False,  # needs Detectron2's compiled extension
+            allow_cached_coco=False,  # an old output folder may hold another version of the data
         )
 
     def _derive_coco_results(
         self, coco_eval, iou_type: str, class_names: Optional[List[str]] = None
     ) -> Dict[str, float]:
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if iou_type == "keypoints":  # has other statistics
+            return results
         names = ("AR1", "AR10", "AR", "ARs", "ARm", "ARl")
         for position, name in enumerate(names, start=6):
             recall = float("nan") if coco_eval is None else float(coco_eval.stats[position])

@@ -73,10 +73,11 @@ class EmbeddingLoss(nn.Module):
         ):
             if rpe[key] not in allowed:
                 raise ValueError(f"MODEL.RPE.{key} is {rpe[key]!r}; allowed: {', '.join(allowed)}")
-        if not 1 <= rpe.SEM_SEG_LOSS_STRIDE <= rpe.STRIDE:
+        divisors = [d for d in range(1, rpe.STRIDE + 1) if rpe.STRIDE % d == 0]
+        if rpe.SEM_SEG_LOSS_STRIDE not in divisors:
             raise ValueError(
-                f"MODEL.RPE.SEM_SEG_LOSS_STRIDE is {rpe.SEM_SEG_LOSS_STRIDE}; "
-                f"allowed: 1 to MODEL.RPE.STRIDE ({rpe.STRIDE})"
+                f"MODEL.RPE.SEM_SEG_LOSS_STRIDE is {rpe.SEM_SEG_LOSS_STRIDE}; allowed with "
+                f"MODEL.RPE.STRIDE {rpe.STRIDE}: {', '.join(map(str, divisors))}"
             )
         return {
             "margin": rpe.MARGIN,

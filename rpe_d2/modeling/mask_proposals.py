@@ -6,33 +6,41 @@ from torchvision.ops import masks_to_boxes, roi_align
 
 
 def soft_masks_to_proposals(
-    soft_masks: torch.Tensor, scores: torch.Tensor, stride: int, size: tuple, mask_size: int
+    soft_masks: torch.Tensor,
+    scores: torch.Tensor,
+    stride: int,
+    size: tuple,
+    out_size: tuple,
+    threshold: float,
+    mask_size: int,
 ) -> Instances:
     """Boxes, objectness and box-relative masks of soft masks on a grid.
 
     Args:
-        soft_masks: (R, h, w) float32 in 0-1; masks that never exceed 0.5 are left out.
+        soft_masks: (R, h, w) float32 in 0-1; masks that nowhere reach the threshold are left out.
         scores: (R,) in 0-1.
         stride: pixels per grid cell.
-        size: (H, W) of the image.
+        size: (H, W) of the network's input image.
+        out_size: (height, width) that the boxes are scaled to; the masks, relative to them, need no scaling.
+        threshold: of the masks that the boxes enclose, in 0-1.
         mask_size: M.
 
     Returns:
         Instances with ``proposal_boxes``, ``objectness_logits`` (logits of the scores) and ``proposal_masks``
         (R, M, M) uint8 0-255, sorted by falling score.
     """
-    present = (soft_masks > 0.5).flatten(1).any(dim=1)
+    height, width = size
+    present = (soft_masks >= threshold).flatten(1).any(dim=1)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[present[order]]
     soft_masks, scores = soft_masks[order], scores[order]
-    proposals = Instances(tuple(size))
     if len(order) == 0:
         boxes = soft_masks.new_zeros(0, 4)
         masks = soft_masks.new_zeros(0, mask_size, mask_size)
     else:
-        boxes = masks_to_boxes(soft_masks > 0.5)
+        boxes = masks_to_boxes(soft_masks >= threshold)
         boxes[:, 2:] += 1  # the last cell is inside
-        boxes = boxes * stride
+        boxes = (boxes * stride).clamp(max=boxes.new_tensor([width, height, width, height]))
         index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
         masks = roi_align(
             soft_masks.unsqueeze(1),
@@ -41,8 +49,9 @@ def soft_masks_to_proposals(
             1 / stride,
             aligned=True,
         ).squeeze(1)
+    proposals = Instances(tuple(out_size))
     proposals.proposal_boxes = Boxes(boxes)
-    proposals.proposal_boxes.clip(tuple(size))
+    proposals.proposal_boxes.scale(out_size[1] / width, out_size[0] / height)
     proposals.objectness_logits = torch.logit(scores, eps=1e-6)
     proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
     return proposals

@@ -40,8 +40,6 @@ class MeanShiftLayer(nn.Module):
             max_keys: points that define the density at inference.
         """
         super().__init__()
-        if not bandwidth > 0:
-            raise ValueError(f"MODEL.MEAN_SHIFT.BANDWIDTH is {bandwidth}; allowed: > 0")
         log_bandwidth = torch.tensor(float(bandwidth)).log()
         if learn_bandwidth:
             self.log_bandwidth = nn.Parameter(log_bandwidth)
@@ -66,6 +64,10 @@ class MeanShiftLayer(nn.Module):
             raise ValueError(
                 f"MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH is {shift.SPATIAL_BANDWIDTH}; "
                 "allowed: 0 or more pixels, and more than 0 with MODEL.RPE.VOTES"
+            )
+        if shift.BANDWIDTH_MODE == "learned" and shift.TRAIN_LOOPS == 0:
+            raise ValueError(
+                "MODEL.MEAN_SHIFT.TRAIN_LOOPS is 0; allowed with BANDWIDTH_MODE learned: 1 or more"
             )
         by_margin = shift.BANDWIDTH_MODE == "margin"
         return {

@@ -9,6 +9,7 @@ from detectron2.utils.logger import log_first_n
 
 BACKGROUND = -1
 IGNORED = -2
+_MASKS_AT_ONCE = 64
 
 
 class PixelLabels(NamedTuple):
@@ -49,13 +50,14 @@ def pixel_labels(
     owner = torch.full((height, width), BACKGROUND, dtype=torch.long, device=device)
     if ignore_mask is not None:
         owner.masked_fill_(ignore_mask.to(device), IGNORED)
-    if len(masks):
-        order = torch.argsort(areas, descending=True, stable=True)
+    # From large to small, a few masks at a time: memory does not grow with the number of instances.
+    order = torch.argsort(areas, descending=True, stable=True)
+    for chunk in order.split(_MASKS_AT_ONCE):
         depth = torch.arange(
-            1, len(masks) + 1, dtype=torch.int16, device=device
+            1, len(chunk) + 1, dtype=torch.uint8, device=device
         )  # smaller = in front
-        front = (masks[order] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w), 0 = no mask
-        owner = torch.where(front > 0, order[front - 1], owner)
+        front = (masks[chunk] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w), 0 = no mask
+        owner = torch.where(front > 0, chunk[front - 1], owner)
     labels = torch.full(tuple(size), IGNORED, dtype=torch.long, device=device)
     labels[:height, :width] = owner
 
@@ -93,14 +95,12 @@ def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
 
 def _bit_masks(instances: Instances) -> torch.Tensor:
     height, width = instances.image_size
+    if len(instances) == 0:
+        return torch.zeros(0, height, width, dtype=torch.bool, device=instances.gt_classes.device)
     if instances.has("gt_masks"):
         masks = instances.gt_masks
         if isinstance(masks, BitMasks):
             return masks.tensor
-        if len(masks) == 0:
-            return torch.zeros(
-                0, height, width, dtype=torch.bool, device=instances.gt_classes.device
-            )
         bits = BitMasks.from_polygon_masks(masks, height, width).tensor
         return bits.to(instances.gt_classes.device)
     log_first_n(

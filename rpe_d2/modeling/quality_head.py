@@ -81,7 +81,9 @@ def best_iou(soft_masks: torch.Tensor, instance_map: torch.Tensor) -> torch.Tens
     num_instances = int(labels.max()) + 1 if labels.numel() else 0
     if num_instances <= 0 or len(masks) == 0:
         return masks.new_zeros(len(masks))
-    instances = F.one_hot(labels.clamp(min=-1) + 1, num_instances + 1)[:, 1:].to(masks)  # (P, n)
-    overlap = masks @ instances  # (R, n)
-    union = masks.sum(dim=1, keepdim=True) + instances.sum(dim=0) - overlap
+    # Everything that is no instance goes to one more column.
+    column = torch.where(labels >= 0, labels, num_instances)
+    overlap = masks.new_zeros(len(masks), num_instances + 1).index_add_(1, column, masks)[:, :-1]
+    areas = torch.bincount(column, minlength=num_instances + 1)[:-1]
+    union = masks.sum(dim=1, keepdim=True) + areas - overlap
     return (overlap / union.clamp(min=1)).amax(dim=1)

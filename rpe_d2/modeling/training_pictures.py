@@ -62,9 +62,11 @@ def training_picture(
         found = torch.where(value > 0.5, owner, found)
     for label_map in (truth, found):
         panels.append(_label_colors(label_map.cpu()))
-    for embeddings in loops:
-        colors = F.interpolate(embedding_to_rgb(embeddings)[None], scale_factor=maps.stride)[0]
-        panels.append((colors[:, :height, :width] * 255).cpu().to(torch.uint8))
+    # All loops as one picture: the same colour is the same embedding in each.
+    colors = embedding_to_rgb(torch.cat(loops, dim=2)).split(loops[0].shape[2], dim=2)
+    for color in colors:
+        color = F.interpolate(color[None], scale_factor=maps.stride)[0]
+        panels.append((color[:, :height, :width] * 255).cpu().to(torch.uint8))
     return torch.cat(panels, dim=2)
 
 

@@ -26,7 +26,7 @@ def cluster_embeddings(
     are at most that far apart. Each point leads to its densest neighbour; following the leads ends at a mode (the
     flat-kernel medoid shift of Sheikh et al., ICCV 2007). Every point that neighbours the centre of a mode's points
     joins the nearest such mode; the others are grouped among themselves in the same way. So each cluster lies
-    within ``threshold`` of one centre, and neither the order of the points nor the number of clusters' size matters.
+    within ``threshold`` of one centre, and the order of the points does not matter.
 
     At most 2,048 points seek modes at once, so time is O(N K) and memory O(N) for K clusters.
 
@@ -37,7 +37,8 @@ def cluster_embeddings(
         max_distance: in pixels, > 0.
 
     Returns:
-        (N,) int64 labels 0..K-1 by falling cluster size. Reordering the points reorders the labels and nothing else.
+        (N,) int64 labels 0..K-1 by falling cluster size. Reordering the points reorders the labels and nothing else
+        (on CUDA up to the rounding of sums whose order is not fixed there).
 
     Raises:
         ValueError: shapes do not fit, or a value is out of range.

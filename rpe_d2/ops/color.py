@@ -8,8 +8,9 @@ METHODS = ("random", "pca")
 def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> torch.Tensor:
     """Projects D-dimensional embeddings to colours, stretched to the full range over the picture.
 
-    ``random`` projects onto three fixed random directions, so pictures of different loops and images are comparable
-    (Kong & Fowlkes, CVPR 2018, figures); ``pca`` onto the three directions of largest variance in this picture.
+    ``random`` projects onto three fixed random directions (Kong & Fowlkes, CVPR 2018, figures), ``pca`` onto the three
+    directions of largest variance in this picture. Put pictures that are to be compared side by side into one ``x``:
+    they are then stretched alike.
 
     Args:
         x: (D, H, W) floating point.

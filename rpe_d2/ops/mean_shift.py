@@ -44,8 +44,8 @@ def mean_shift(
         bandwidth: standard deviation of the kernel in embedding space (delta in the paper), > 0; a 0-d tensor may
             require a gradient.
         num_loops: number of loops, 0 or more.
-        tolerance: stop as soon as no coordinate of ``x`` (valid points only) changes by more than this in a loop;
-            0 runs all loops.
+        tolerance: stop as soon as no coordinate of ``x`` (valid points only), nor of positions that are shifted, in
+            units of ``spatial_bandwidth``, changes by more than this in a loop; 0 runs all loops.
         keys: (M, D) or (B, M, D) unit vectors that define the density; default: the points themselves.
         positions: (N, 2) or (B, N, 2) positions of the points in pixels.
         key_positions: the same for the keys; needed with ``keys`` and ``spatial_bandwidth``.
@@ -98,9 +98,15 @@ def mean_shift(
                 moved_positions = moved_positions.to(positions.dtype)
             return moved, moved_positions if batched else moved_positions[0]
 
+        def state() -> torch.Tensor:
+            """What has to come to rest: embeddings, and shifted positions in bandwidths."""
+            if not shift_positions or spatial_bandwidth is None:
+                return points
+            return torch.cat([points, where / spatial_bandwidth], dim=-1)
+
         trajectory = [result()]
         for _ in range(num_loops):
-            previous = points
+            previous = state()
             points, where = _shift_once(
                 points,
                 where,
@@ -113,7 +119,7 @@ def mean_shift(
             )
             if return_trajectory:
                 trajectory.append(result())
-            if tolerance > 0 and _largest_change(previous, points, mask, keys) <= tolerance:
+            if tolerance > 0 and _largest_change(previous, state(), mask, keys) <= tolerance:
                 break
         return trajectory if return_trajectory else result()
 

@@ -1,6 +1,6 @@
 """Pictures and reports: arrays in, pictures out."""
 
-from .figure import Panel, draw_figure, image_panel, text_panel, write_new_file
+from .figure import Panel, draw_figure, image_panel, text_panel
 from .instances import INSTANCE_LEGEND, InstanceMasks, instance_colors, instance_panels, label_map
 from .loops import LOOP_LEGEND, loop_panels
 
@@ -16,5 +16,4 @@ __all__ = [
     "label_map",
     "loop_panels",
     "text_panel",
-    "write_new_file",
 ]

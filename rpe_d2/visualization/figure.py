@@ -2,7 +2,6 @@
 
 import io
 import textwrap
-from pathlib import Path
 from typing import Callable, List, NamedTuple, Sequence
 
 import cv2
@@ -112,20 +111,3 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
-
-
-def write_new_file(folder: Path, stem: str, content: bytes) -> Path:
-    """Writes ``folder/stem.png``, or ``stem-2.png``, ``stem-3.png`` … where there is one already.
-
-    Returns:
-        Path of the file.
-    """
-    number = 1
-    while True:
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            with open(path, "xb") as file:
-                file.write(content)
-            return path
-        except FileExistsError:
-            number += 1

@@ -1,6 +1,6 @@
 """What mean shift does to the embeddings of one picture: their colours after every loop, and the sphere."""
 
-from typing import List, Optional, Sequence
+from typing import List, Sequence
 
 import numpy as np
 import torch

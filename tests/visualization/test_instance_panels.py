@@ -1,13 +1,11 @@
 """Matching, colours and label maps of drawn instances."""
 
 import colorsys
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from rpe_d2.visualization import InstanceMasks, instance_colors, instance_panels, label_map
-from rpe_d2.visualization.figure import write_new_file
 from rpe_d2.visualization.instances import match_by_iou
 
 RED = (230, 0, 0)
@@ -81,9 +79,3 @@ def test_nothing_to_draw() -> None:
 def test_label_map_shows_the_smaller_on_top() -> None:
     labels = label_map(masks(np.s_[10:12, 10:12], np.s_[5:20, 5:20]))
     assert labels[10, 10] == 0 and labels[6, 6] == 1 and labels[0, 0] == -1
-
-
-def test_files_are_numbered(tmp_path: Path) -> None:
-    names = [write_new_file(tmp_path, "a", bytes([i])).name for i in range(3)]
-    assert names == ["a.png", "a-2.png", "a-3.png"]
-    assert (tmp_path / "a.png").read_bytes() == b"\0"

@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 
+from ..config_ranges import check_ranges
 from ..embedding_head import EmbeddingHead, EmbeddingMaps
 from ..embedding_loss import EmbeddingLoss
 from ..mask_proposals import soft_masks_to_proposals
@@ -102,6 +103,7 @@ class PixelEmbeddingNet(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
+        check_ranges(cfg)
         rpe = cfg.MODEL.RPE
         backbone = build_backbone(cfg)
         head = EmbeddingHead(cfg, backbone.output_shape())
@@ -161,30 +163,36 @@ class PixelEmbeddingNet(nn.Module):
         if len({tuple(item["image"].shape) for item in batched_inputs}) > 1:
             return [self.inference([item])[0] for item in batched_inputs]
         maps, sizes = self.predict_maps(batched_inputs)
-        outputs = []
-        for index, (item, size) in enumerate(zip(batched_inputs, sizes)):
-            groups = self.grouping(maps, index, size, self.mean_shift)
-            scores = self._scores(maps, index, groups)
-            out_size = (item.get("height", size[0]), item.get("width", size[1]))
-            output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
-            if self.return_proposals:
-                output["proposals"] = soft_masks_to_proposals(
-                    groups.soft_masks,
-                    scores.amax(dim=1),
-                    maps.stride,
-                    size,
-                    self.proposal_mask_size,
-                )
-            if self.return_sem_seg:
-                logits = F.interpolate(
-                    maps.logits[index : index + 1],
-                    scale_factor=maps.stride,
-                    mode="bilinear",
-                    align_corners=False,
-                )[0]
-                output["sem_seg"] = sem_seg_postprocess(logits, size, *out_size)
-            outputs.append(output)
-        return outputs
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            return [
+                self._output(maps, index, sizes[index], item)
+                for index, item in enumerate(batched_inputs)
+            ]
+
+    def _output(self, maps: EmbeddingMaps, index: int, size: tuple, item: Dict) -> Dict:
+        groups = self.grouping(maps, index, size, self.mean_shift)
+        scores = self._scores(maps, index, groups)
+        out_size = (item.get("height", size[0]), item.get("width", size[1]))
+        output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
+        if self.return_proposals:
+            output["proposals"] = soft_masks_to_proposals(
+                groups.soft_masks,
+                scores.amax(dim=1),
+                maps.stride,
+                size,
+                out_size,
+                self.mask_threshold,
+                self.proposal_mask_size,
+            )
+        if self.return_sem_seg:
+            logits = F.interpolate(
+                maps.logits[index : index + 1],
+                scale_factor=maps.stride,
+                mode="bilinear",
+                align_corners=False,
+            )[0]
+            output["sem_seg"] = sem_seg_postprocess(logits, size, *out_size)
+        return output
 
     def predict_maps(
         self, batched_inputs: List[Dict[str, torch.Tensor]]
@@ -194,7 +202,9 @@ class PixelEmbeddingNet(nn.Module):
             (item["image"].to(self.device) - self.pixel_mean) / self.pixel_std
             for item in batched_inputs
         ]
-        images = ImageList.from_tensors(images, self.size_divisibility)
+        images = ImageList.from_tensors(
+            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
         return self.embedding_head(self.backbone(images.tensor)), images.image_sizes
 
     def _labels(self, batched_inputs, maps: EmbeddingMaps) -> List[PixelLabels]:
@@ -202,6 +212,11 @@ class PixelEmbeddingNet(nn.Module):
         num_classes = maps.logits.shape[1] - 1
         labels = []
         for item in batched_inputs:
+            if "instances" not in item:
+                raise ValueError(
+                    f"{item.get('file_name', 'an image')} has no instances to train on; an image "
+                    'without objects needs an empty list of "annotations"'
+                )
             instances = item["instances"].to(self.device)
             classes = instances.gt_classes
             if len(classes) and int(classes.max()) >= num_classes:

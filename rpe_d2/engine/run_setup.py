@@ -9,6 +9,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import register_coco_jsons
@@ -33,6 +35,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     check_datasets(cfg)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="rpe_d2")
     check_margin(cfg, training=not args.eval_only)
     return cfg
 
@@ -85,13 +88,16 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def check_margin(cfg: CfgNode, training: bool) -> None:
-    """Reports a margin with which the training data's largest image cannot reach zero loss, and what would fit."""
+    """Warns of settings with which grouping cannot succeed on the training data, and says what would fit."""
     rpe = cfg.MODEL.RPE
-    if (
-        cfg.MODEL.META_ARCHITECTURE != "PixelEmbeddingNet"
-        or not training
-        or rpe.NEGATIVE_RADIUS > 0
-    ):
+    if cfg.MODEL.META_ARCHITECTURE != "PixelEmbeddingNet" or not training:
+        return
+    if rpe.NEGATIVE_RADIUS > 0:
+        if rpe.GROUPING == "mean_shift" and not (rpe.VOTES or rpe.SPLIT_COMPONENTS):
+            logger.warning(
+                "MODEL.RPE.NEGATIVE_RADIUS lets instances that are far apart share an embedding, and nothing tells "
+                "them apart: set MODEL.RPE.VOTES or MODEL.RPE.SPLIT_COMPONENTS True"
+            )
         return
     largest = max((most_instances(name) for name in cfg.DATASETS.TRAIN), default=0)
     groups = largest + (rpe.BACKGROUND == "group")
@@ -100,15 +106,12 @@ def check_margin(cfg: CfgNode, training: bool) -> None:
     needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
     if needed <= rpe.MARGIN + 1e-9:
         return
-    dim = next(
-        d
-        for d in range(rpe.EMBEDDING_DIM, groups)
-        if min_margin(groups, d)[0] <= max(rpe.MARGIN, 0.5)
-    )
+    # 2 dim points are known to fit at margin 1/2, and no dimension helps below the simplex's margin.
+    dim = max(rpe.EMBEDDING_DIM, -(-groups // 2))
     logger.warning(
         "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in %d dimensions "
-        "(smallest margin: %s%.3f). What fits: a larger MARGIN, MODEL.RPE.EMBEDDING_DIM %d with MARGIN %.2f, "
-        "or MODEL.RPE.NEGATIVE_RADIUS > 0.",
+        "(smallest margin: %s%.3f). What fits: MODEL.RPE.EMBEDDING_DIM %d with MARGIN %.2f, or "
+        "MODEL.RPE.NEGATIVE_RADIUS > 0.",
         rpe.MARGIN,
         groups,
         rpe.EMBEDDING_DIM,

@@ -14,7 +14,7 @@ import rpe_d2  # noqa: F401  registers components and data sets, also in spawned
 
 from .errors import one_line_errors
 from .run_record import print_table, write_run_record
-from .setup import setup
+from .run_setup import setup
 from .trainer import Trainer
 
 

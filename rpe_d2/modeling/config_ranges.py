@@ -1,0 +1,52 @@
+"""Ranges of the numeric keys, checked when a model is built."""
+
+import math
+
+from detectron2.config import CfgNode
+
+# key below MODEL: (smallest, largest); both are allowed.
+_TINY = 1e-6
+_RANGES = {
+    "RPE.CONV_DIM": (1, math.inf),
+    "RPE.NUM_CONVS": (0, math.inf),
+    "RPE.NUM_CLASSES": (1, math.inf),
+    "RPE.EMBEDDING_DIM": (1, math.inf),
+    "RPE.MARGIN": (0, 1),
+    "RPE.POSITIVE_WEIGHT": (0, math.inf),
+    "RPE.NEGATIVE_WEIGHT": (0, math.inf),
+    "RPE.NEGATIVE_RADIUS": (0, math.inf),
+    "RPE.TRAIN_POINTS": (1, math.inf),
+    "RPE.QUALITY_IMAGES": (0, math.inf),
+    "RPE.FOREGROUND_THRESHOLD": (0.1, 1),
+    "RPE.MERGE_COSINE": (-1, 1),
+    "RPE.MERGE_DISTANCE": (0, math.inf),
+    "RPE.MIN_AREA": (0, math.inf),
+    "RPE.MAX_GROUPS": (1, math.inf),
+    "RPE.SCORE_THRESH_TEST": (0, 1),
+    "RPE.MASK_THRESHOLD": (_TINY, 1),
+    "RPE.PROPOSAL_MASK_SIZE": (1, math.inf),
+    "MEAN_SHIFT.BANDWIDTH": (_TINY, math.inf),
+    "MEAN_SHIFT.SPATIAL_BANDWIDTH": (0, math.inf),
+    "MEAN_SHIFT.TRAIN_LOOPS": (0, math.inf),
+    "MEAN_SHIFT.TEST_LOOPS": (0, math.inf),
+    "MEAN_SHIFT.TOLERANCE": (0, math.inf),
+    "MEAN_SHIFT.MAX_KEYS": (1, math.inf),
+}
+
+
+def check_ranges(cfg: CfgNode) -> None:
+    """Checks the numbers of MODEL.RPE and MODEL.MEAN_SHIFT.
+
+    Raises:
+        ValueError: one is out of range; the message names the key, the value and what is allowed.
+    """
+    for key, (low, high) in _RANGES.items():
+        node, name = key.split(".")
+        value = cfg.MODEL[node][name]
+        if not low <= value <= high:
+            allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise ValueError(f"MODEL.{key} is {value}; allowed: {allowed}")
+    if cfg.MODEL.MEAN_SHIFT.BANDWIDTH_MODE == "margin" and cfg.MODEL.RPE.MARGIN == 1:
+        raise ValueError(
+            "MODEL.RPE.MARGIN is 1, which leaves no bandwidth; set MODEL.MEAN_SHIFT.BANDWIDTH_MODE fixed"
+        )
