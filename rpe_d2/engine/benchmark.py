@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -88,7 +89,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if args.json:
         record = {
             "benchmark": args.benchmark,
-            "command": " ".join(["tools/benchmark.py", *arguments]),
+            "command": shlex.join(["tools/benchmark.py", *arguments]),
             "settings": {k: v for k, v in vars(args).items() if k not in ("benchmark", "json")},
             "commit": current_commit(),
             "hardware": hardware(args.device),

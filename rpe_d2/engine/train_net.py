@@ -1,6 +1,7 @@
 """The command line of tools/train_net.py."""
 
 import argparse
+import shlex
 import sys
 import time
 from typing import List, Optional
@@ -9,8 +10,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-
-import rpe_d2  # noqa: F401  registers components and data sets, also in spawned processes
 
 from .errors import one_line_errors
 from .run_record import print_table, write_run_record
@@ -24,7 +23,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     What a user can mend (a key, a file) ends in one line on stderr and exit status 2, without a traceback.
     """
     args = default_argument_parser().parse_args(argv)
-    args.command = " ".join(["tools/train_net.py", *(sys.argv[1:] if argv is None else argv)])
+    args.command = shlex.join(["tools/train_net.py", *(sys.argv[1:] if argv is None else argv)])
     launch(
         run,
         args.num_gpus,

@@ -1,0 +1,187 @@
+"""Average recall of class-agnostic mask and box proposals."""
+
+import contextlib
+import io
+import itertools
+from collections import OrderedDict
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+_AVERAGE_RECALL_AT = (1, 10, 100, 1000)
+_RECALL50_AT = (10, 20, 30, 60)
+# Numbers of proposals, even on a log axis, between which the area under the recall curve is integrated.
+_AUC_AT = tuple(sorted({round(10**exponent) for exponent in np.linspace(0, 3, 31)}))
+_LIMITS = tuple(sorted({*_AVERAGE_RECALL_AT, *_RECALL50_AT, *_AUC_AT}))
+_SIZES = ("", "s", "m", "l")  # COCO's area ranges: all, small < 32^2 <= medium < 96^2 <= large
+
+
+class MaskProposalEvaluator(DatasetEvaluator):
+    """COCOeval without classes: how much of the ground truth is covered by the best n proposals of an image.
+
+    Works on "proposals" (``proposal_boxes``, ``objectness_logits`` and, where there are any, box-relative
+    ``proposal_masks``) and, without these, on "instances". Proposals without masks are evaluated as filled boxes, and
+    the result says so. Every image of the data set counts, also one without any proposal.
+
+    Results, in percent, for "proposals_segm" (or "proposals_segm_of_filled_boxes") and "proposals_bbox":
+
+    * ``AR@1 … AR@1000``: recall averaged over IoU .5:.05:.95; ``ARs@n``, ``ARm@n``, ``ARl@n`` by object size.
+    * ``AUC``: mean of AR@n over n = 1…1000 on a logarithmic axis.
+    * ``R50@10 … R50@60``: recall at IoU .5.
+    * ``AP``, ``AP50``, ``AP75``: class-agnostic average precision of the best 1,000.
+
+    NaN where there is no such ground truth.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True):
+        """
+        Args:
+            dataset_name: registered, with annotations.
+            distributed: gather what other processes found; only the main one returns results.
+        """
+        self._dataset_name = dataset_name
+        self._distributed = distributed
+        self.reset()
+
+    def reset(self) -> None:
+        self._results: List[Dict[str, Any]] = []
+        self._filled_boxes = False
+
+    def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
+        """
+        Args:
+            inputs: with ``image_id``.
+            outputs: with "proposals" or "instances" in the original image's coordinates.
+        """
+        for item, output in zip(inputs, outputs):
+            proposals = output["proposals"] if "proposals" in output else output["instances"]
+            proposals = proposals.to("cpu")
+            if proposals.has("objectness_logits"):
+                boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
+            else:
+                boxes, scores = proposals.pred_boxes.tensor, proposals.scores
+            best = torch.argsort(scores, descending=True, stable=True)[: _LIMITS[-1]]
+            proposals, boxes = proposals[best], boxes[best]
+            sides = boxes[:, 2:] - boxes[:, :2]
+            for mask, box, score in zip(
+                self._encode(proposals, boxes),
+                torch.cat([boxes[:, :2], sides], dim=1).tolist(),
+                scores[best].tolist(),
+            ):
+                self._results.append(
+                    {
+                        "image_id": item["image_id"],
+                        "category_id": 1,
+                        "bbox": box,
+                        "score": score,
+                        "segmentation": mask,
+                    }
+                )
+
+    def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
+        """Metrics on the main process, None on others."""
+        results, filled_boxes = self._results, self._filled_boxes
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather((results, filled_boxes), dst=0)
+            if not comm.is_main_process():
+                return None
+            results = list(itertools.chain(*(part for part, _ in gathered)))
+            filled_boxes = any(flag for _, flag in gathered)
+        truth = self._ground_truth()
+        name = "proposals_segm_of_filled_boxes" if filled_boxes else "proposals_segm"
+        return OrderedDict(
+            [
+                (name, proposal_metrics(truth, results, "segm")),
+                ("proposals_bbox", proposal_metrics(truth, results, "bbox")),
+            ]
+        )
+
+    def _encode(self, proposals: Instances, boxes: torch.Tensor) -> List[Dict[str, Any]]:
+        """Run-length encoded masks in the image."""
+        height, width = proposals.image_size
+        if proposals.has("pred_masks"):
+            masks = proposals.pred_masks
+        elif proposals.has("proposal_masks"):
+            soft = proposals.proposal_masks.float() / 255
+            masks = paste_masks_in_image(soft, boxes, (height, width), threshold=0.5)
+        else:
+            self._filled_boxes = True
+            corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].double().tolist()
+            return [mask_util.frPyObjects([polygon], height, width)[0] for polygon in corners]
+        return [
+            mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks
+        ]
+
+    def _ground_truth(self) -> COCO:
+        """The data set in COCO's form, boxes taken from the masks."""
+        path = MetadataCatalog.get(self._dataset_name).get("json_file")
+        with contextlib.redirect_stdout(io.StringIO()):
+            if path:
+                truth = COCO(path)
+            else:
+                truth = COCO()
+                truth.dataset = convert_to_coco_dict(self._dataset_name)
+                truth.createIndex()
+            for annotation in truth.anns.values():
+                if annotation.get("segmentation"):
+                    # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
+                    annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
+        return truth
+
+
+def proposal_metrics(
+    truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str
+) -> Dict[str, float]:
+    """Metrics of :class:`MaskProposalEvaluator` for one kind of overlap.
+
+    Args:
+        truth: ground truth; crowds neither count nor hurt.
+        results: dicts with image_id, category_id, score, bbox (XYWH) and segmentation (RLE).
+        iou_type: "segm" or "bbox".
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, _load_results(truth, results, iou_type), iou_type)
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = list(_LIMITS)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0]  # (10 IoUs, 4 sizes, limits), -1 = no ground truth
+    precision = evaluation.eval["precision"][:, :, 0, 0, -1]  # (10 IoUs, 101 recalls)
+    recall, precision = (np.where(a < 0, np.nan, 100 * a) for a in (recall, precision))
+    average = dict(zip(_LIMITS, recall.mean(axis=0).T))  # limit -> by size
+    metrics = {
+        f"AR{size}@{limit}": float(average[limit][index])
+        for limit in _AVERAGE_RECALL_AT
+        for index, size in enumerate(_SIZES)
+    }
+    curve = [average[limit][0] for limit in _AUC_AT]
+    metrics["AUC"] = float(np.trapezoid(curve, np.log10(_AUC_AT)) / np.log10(_AUC_AT[-1]))
+    metrics.update(
+        {f"R50@{limit}": float(recall[0, 0, _LIMITS.index(limit)]) for limit in _RECALL50_AT}
+    )
+    metrics["AP"] = float(precision.mean())
+    metrics["AP50"] = float(precision[0].mean())
+    metrics["AP75"] = float(precision[5].mean())
+    return metrics
+
+
+def _load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCO:
+    if not results:  # which COCO.loadRes does not take
+        empty = COCO()
+        empty.dataset = {**truth.dataset, "annotations": []}
+        empty.createIndex()
+        return empty
+    # COCO.loadRes decides by the first key it knows, and changes what it is given.
+    dropped = "bbox" if iou_type == "segm" else "segmentation"
+    return truth.loadRes([{k: v for k, v in r.items() if k != dropped} for r in results])
