@@ -52,11 +52,11 @@ def pixel_labels(
         owner.masked_fill_(ignore_mask.to(device), IGNORED)
     # From large to small, a few masks at a time: memory does not grow with the number of instances.
     order = torch.argsort(areas, descending=True, stable=True)
-    for chunk in order.split(_MASKS_AT_ONCE):
-        depth = torch.arange(
-            1, len(chunk) + 1, dtype=torch.uint8, device=device
-        )  # smaller = in front
-        front = (masks[chunk] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w), 0 = no mask
+    for start in range(0, len(order), _MASKS_AT_ONCE):
+        chunk = order[start : start + _MASKS_AT_ONCE]
+        # 0 = no mask, then 1, 2, … from the back to the front
+        depth = torch.arange(1, len(chunk) + 1, dtype=torch.uint8, device=device)
+        front = (masks[chunk] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w)
         owner = torch.where(front > 0, chunk[front - 1], owner)
     labels = torch.full(tuple(size), IGNORED, dtype=torch.long, device=device)
     labels[:height, :width] = owner
