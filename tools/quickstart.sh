@@ -2,6 +2,10 @@
 # From nothing to results: the environment, a training on the embedded shapes with its evaluation, a table and pictures.
 # usage: bash tools/quickstart.sh [KEY VALUE ...]        pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100
 set -euo pipefail
+case "${1:-}" in -h | --help)
+  sed -n "2,3s/^# //p" "$0"
+  exit ;;
+esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/tools/env.sh")
 cd "$root"

@@ -66,13 +66,17 @@ def run_title(config_file: str, opts: List[str]) -> str:
 
 
 def current_commit() -> str:
-    """Commit of the source tree, with "+changes" where it differs from it; "" outside a repository."""
+    """Commit of the source tree, with "+changes" where the code differs from it; "" outside a repository."""
     git = ["git", "-C", str(_REPOSITORY)]
     try:
         commit = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
         )
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", "rpe_d2", "configs", "tools"],
+            capture_output=True,
+            text=True,
+        )
     except OSError:
         return ""
     if commit.returncode:
