@@ -29,7 +29,7 @@ def write_run_record(
     is traced back to.
 
     Args:
-        args: ``config_file``, ``opts`` and ``command`` of the run.
+        args: ``config_file``, ``opts``, ``command`` and ``commit`` of the run, taken when it started.
         seconds: wall time of training and evaluation.
 
     Returns:
@@ -42,7 +42,7 @@ def write_run_record(
         "command": args.command,
         "seed": cfg.SEED,
         "iterations": 0 if args.eval_only else cfg.SOLVER.MAX_ITER,
-        "commit": current_commit(),
+        "commit": args.commit,
         "hardware": hardware(cfg.MODEL.DEVICE),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .errors import one_line_errors
-from .run_record import print_table, write_run_record
+from .run_record import current_commit, print_table, write_run_record
 from .run_setup import setup
 from .trainer import Trainer
 
@@ -24,6 +24,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = default_argument_parser().parse_args(argv)
     args.command = shlex.join(["tools/train_net.py", *(sys.argv[1:] if argv is None else argv)])
+    args.commit = current_commit()  # now: the tree may move on while a run lasts
     launch(
         run,
         args.num_gpus,
