@@ -34,6 +34,8 @@ def add_rpe_config(cfg: CN) -> None:
     # Predict for each pixel where its instance's centre is; embeddings and votes are then shifted together with the
     # joint kernel (needs MEAN_SHIFT.SPATIAL_BANDWIDTH).
     rpe.VOTES = True
+    # Votes are predicted in units of this many pixels; part of what a checkpoint means.
+    rpe.VOTE_UNIT = 4.0
 
     # alpha of the pair loss: calibrated similarity (1 + cos) / 2 in 0-1 below which instances do not repel.
     rpe.MARGIN = 0.5

@@ -11,6 +11,7 @@ _RANGES = {
     "RPE.NUM_CONVS": (0, math.inf),
     "RPE.NUM_CLASSES": (1, math.inf),
     "RPE.EMBEDDING_DIM": (1, math.inf),
+    "RPE.VOTE_UNIT": (_TINY, math.inf),
     "RPE.MARGIN": (0, 1),
     "RPE.POSITIVE_WEIGHT": (0, math.inf),
     "RPE.NEGATIVE_WEIGHT": (0, math.inf),

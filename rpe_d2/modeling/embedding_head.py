@@ -109,7 +109,7 @@ class EmbeddingHead(nn.Module):
             "embedding_dim": rpe.EMBEDDING_DIM,
             "num_classes": rpe.NUM_CLASSES,
             "coordinates": rpe.COORDINATES,
-            "vote_unit": cfg.MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH if rpe.VOTES else None,
+            "vote_unit": rpe.VOTE_UNIT if rpe.VOTES else None,
         }
 
     def forward(self, features: Dict[str, torch.Tensor]) -> EmbeddingMaps:

@@ -50,5 +50,9 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
 def test_every_recorded_result_is_complete():
     for path in (ROOT / "results").glob("*.json"):
         record = json.loads(path.read_text())
-        for key in ("command", "commit", "hardware", "seed", "seconds"):
+        keys = ["command", "commit", "hardware", "finished"]
+        keys += (
+            ["settings"] if "benchmark" in record else ["config", "overrides", "seed", "seconds"]
+        )
+        for key in keys:
             assert record.get(key) not in (None, ""), f"{path.name} lacks {key}"
