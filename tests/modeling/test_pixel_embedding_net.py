@@ -1,9 +1,10 @@
+import itertools
 import math
 
 import pytest
 import torch
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Instances
@@ -218,6 +219,23 @@ def test_autocast_changes_the_losses_by_rounding_only():
     for name in ("loss_pair", "loss_vote", "loss_sem_seg"):
         assert rounded[name].dtype == torch.float32
         assert torch.allclose(rounded[name], exact[name], rtol=0.05), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="mixed-precision training needs a GPU")
+def test_mixed_precision_trains_on_a_gpu():
+    torch.manual_seed(0)
+    cfg = small_cfg("MODEL.DEVICE", "cuda", "SOLVER.BASE_LR", 0.02)
+    model = build_model(cfg).train()
+    batch = [training_input(), training_input(squares=((8, 8, 30, 50),), classes=(1,))]
+    trainer = AMPTrainer(model, itertools.repeat(batch), build_optimizer(cfg, model))
+    with EventStorage() as storage:
+        for trainer.iter in range(16):
+            trainer.run_step()
+            storage.step()
+        history = [value for value, _ in storage.history("total_loss").values()]
+    assert all(math.isfinite(value) for value in history)
+    assert sum(history[-4:]) < 0.9 * sum(history[:4])
+    assert len(model.eval()(batch)) == 2
 
 
 def test_soft_masks_are_interpolated_before_they_are_cut():
