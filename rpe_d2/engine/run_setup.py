@@ -33,6 +33,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
+    for key in ("TEST",) if args.eval_only else ("TRAIN",):
+        if not cfg.DATASETS[key]:
+            raise ValueError(f"DATASETS.{key} is empty; allowed: names of data sets, ('mine',)")
+    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError("MODEL.WEIGHTS is empty; --eval-only needs the weights to evaluate")
     check_datasets(cfg)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="rpe_d2")

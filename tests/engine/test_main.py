@@ -56,6 +56,7 @@ def test_instant_config_trains_evaluates_and_resumes(tmp_path):
         (["MODEL.RPE.STRIDE", "'wide'"], ["MODEL.RPE.STRIDE"]),
         (["DATASETS.TRAIN", "('no_such_data',)"], ["DATASETS.TRAIN", "no_such_data", "COCO_JSONS"]),
         (["DATASETS.COCO_JSONS", "['mine=missing.json']"], ["DATASETS.COCO_JSONS", "missing.json"]),
+        (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN is empty"]),
         (["SOLVER.OPTIMIZER", "LION"], ["SOLVER.OPTIMIZER", "SGD, ADAMW"]),
         (["SEED", "1", "--num-gpus", "2"], ["--num-gpus", "before"]),
     ],
@@ -67,6 +68,13 @@ def test_what_a_user_can_mend_is_one_line(arguments, named, tmp_path):
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and all(part in line for part in named), line
     assert not (tmp_path / "model_final.pth").exists()
+
+
+def test_evaluation_needs_weights(tmp_path):
+    done = train_net("--eval-only", "--config-file", INSTANT, "OUTPUT_DIR", tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "MODEL.WEIGHTS is empty" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_missing_config_file_is_one_line(tmp_path):
