@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["register_coco_jsons"]
+__all__ = ["read_coco_json", "register_coco_jsons"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
                 f" ({found[0] or 'no JSON file'}); choose one that is not registered yet"
             )
         where = f"{_KEY}: {entry!r}"
-        content = _read(where, json_file)
-        _check_content(where, content)
+        content = read_coco_json(where, json_file)
         _check_files(where, image_root, content["images"])
         _check_masks(where, content)
 
@@ -86,14 +85,25 @@ def _parse_entry(entry: str) -> Tuple[str, str, str]:
     return name.strip(), os.path.expanduser(f"{stem}.json"), os.path.expanduser(image_root)
 
 
-def _read(where: str, json_file: str) -> Dict[str, Any]:
+def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
+    """Content of a file that has everything COCO's format requires.
+
+    Args:
+        where: begins the messages of errors.
+        json_file: path.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`register_coco_jsons`.
+    """
     if not PathManager.isfile(json_file):
         raise FileNotFoundError(f"{where}: no such file {json_file}; allowed: a COCO-format JSON")
     try:
         with PathManager.open(json_file) as f:
-            return json.load(f)
+            content = json.load(f)
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{where}: {json_file} is not JSON ({e})") from e
+    _check_content(where, content)
+    return content
 
 
 def _check_content(where: str, content: Any) -> None:
