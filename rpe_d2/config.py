@@ -10,8 +10,16 @@ def add_rpe_config(cfg: CN) -> None:
     """
     # COCO-format data sets to register: "name=path.json:image_root"; the root defaults to the JSON's folder.
     cfg.DATASETS.COCO_JSONS = []
+    # In training turn pictures by a random multiple of 90 degrees (for pictures without an upright direction).
+    cfg.INPUT.QUARTER_TURNS = False
+    # In training scale contrast, brightness and saturation by random factors of 1 +- this; 0: none.
+    cfg.INPUT.COLOR_JITTER = 0.0
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).
     cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
+    cfg.MODEL.GUIDED_BACKBONE = CN()
+    cfg.MODEL.GUIDED_BACKBONE.NAME = "build_resnet_fpn_backbone"
 
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()

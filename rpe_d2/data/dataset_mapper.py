@@ -12,6 +12,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 from detectron2.utils.logger import log_first_n
 
+from .augmentation import additional_augmentations
+
 __all__ = ["PixelLabelMapper"]
 
 
@@ -43,6 +45,8 @@ class PixelLabelMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
         ret = super().from_config(cfg, is_train)
+        if is_train:
+            ret["augmentations"] += additional_augmentations(cfg)
         ret["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
         return ret
 

@@ -1,5 +1,6 @@
 """Registered components and the parts they share."""
 
+from .backbone import GuidedBackbone
 from .embedding_head import EmbeddingHead, EmbeddingMaps
 from .embedding_loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
@@ -11,6 +12,7 @@ __all__ = [
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
+    "GuidedBackbone",
     "MeanShiftLayer",
     "PixelEmbeddingNet",
     "PixelGrouping",

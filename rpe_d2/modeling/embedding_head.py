@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 STRIDES = (1, 2, 4, 8)
+# Shared convolutions do not run on finer maps than this: there a kernel sees little and costs much.
+_FINEST_TRUNK_STRIDE = 4
 
 
 class EmbeddingMaps(NamedTuple):
@@ -36,7 +38,8 @@ class EmbeddingHead(nn.Module):
 
     Every input map is convolved at its own resolution, resized to the finest one's and summed (Panoptic FPN's semantic
     branch). Shared 3x3 convolutions follow there, where a kernel sees much context at little cost; then one 3x3
-    convolution for each prediction at the output stride, and 1x1 predictors.
+    convolution for each prediction at the output stride, and 1x1 predictors. Maps finer than stride 4, such as the
+    picture that ``build_guided_backbone`` passes on, are added only to what those see: they sharpen boundaries.
     """
 
     @configurable
@@ -68,15 +71,30 @@ class EmbeddingHead(nn.Module):
             vote_unit: predict votes, in units of this many pixels; None: no votes.
         """
         super().__init__()
-        self.in_features = in_features
+        self.in_features = [n for n in in_features if input_shape[n].stride >= _FINEST_TRUNK_STRIDE]
+        self.fine_features = [n for n in in_features if n not in self.in_features]
         self.stride = stride
         self.coordinates = coordinates
         self.vote_unit = vote_unit
-        self.finest_stride = min(input_shape[name].stride for name in in_features)
+        self.finest_stride = min(input_shape[name].stride for name in self.in_features)
         # Of the sum and the shared convolutions: the output's, or the finest map's where that is coarser.
         self.trunk_stride = max(stride, self.finest_stride)
         self.lateral = nn.ModuleDict(
-            {name: _conv(input_shape[name].channels, conv_dim, 3, norm) for name in in_features}
+            {
+                name: _conv(input_shape[name].channels, conv_dim, 3, norm)
+                for name in self.in_features
+            }
+        )
+        self.fine = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    _conv(input_shape[name].channels, conv_dim // 2, 3, norm),
+                    _conv(
+                        conv_dim // 2, conv_dim, 3, norm, max(1, stride // input_shape[name].stride)
+                    ),
+                )
+                for name in self.fine_features
+            }
         )
         first_in = conv_dim + (2 if coordinates else 0)
         self.trunk = nn.Sequential(
@@ -126,7 +144,10 @@ class EmbeddingHead(nn.Module):
         summed = sum(_resize(self.lateral[name](features[name]), size) for name in self.in_features)
         if self.coordinates:
             summed = torch.cat([summed, _coordinates(summed)], dim=1)
-        trunk = _resize(self.trunk(summed), [-(-side // self.stride) for side in pixels])
+        size = [-(-side // self.stride) for side in pixels]
+        trunk = _resize(self.trunk(summed), size)
+        for name in self.fine_features:
+            trunk = trunk + _resize(self.fine[name](features[name]), size)
         embeddings = F.normalize(self.embedding(trunk).float(), dim=1)
         logits = self.classifier(trunk).float()
         votes = cell_centers(trunk.shape[-2:], self.stride, trunk.device)
@@ -161,11 +182,14 @@ def _resize(maps: torch.Tensor, size: List[int]) -> torch.Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Module:
+def _conv(
+    in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
+) -> nn.Module:
     conv = Conv2d(
         in_channels,
         out_channels,
         kernel_size,
+        stride=stride,
         padding=kernel_size // 2,
         bias=not norm,
         norm=get_norm(norm, out_channels),

@@ -1,0 +1,65 @@
+"""Augmentations that Detectron2 lacks, for pictures without an upright direction."""
+
+from typing import List
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+
+def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
+    """What ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER`` add, in training, after Detectron2's augmentations."""
+    augmentations = [RandomQuarterTurn()] if cfg.INPUT.QUARTER_TURNS else []
+    jitter = cfg.INPUT.COLOR_JITTER
+    if not 0 <= jitter < 1:
+        raise ValueError(f"INPUT.COLOR_JITTER is {jitter}; allowed: 0 to below 1")
+    if jitter:
+        low, high = 1 - jitter, 1 + jitter
+        augmentations += [
+            T.RandomContrast(low, high),
+            T.RandomBrightness(low, high),
+            T.RandomSaturation(low, high),
+        ]
+    return augmentations
+
+
+class RandomQuarterTurn(T.Augmentation):
+    """Turns by 0, 90, 180 or 270 degrees; with a flip, all eight symmetries of the square."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return QuarterTurnTransform(np.random.randint(4), *image.shape[:2])
+
+
+class QuarterTurnTransform(T.Transform):
+    """Turns a picture counterclockwise by quarters, without interpolation."""
+
+    def __init__(self, quarters: int, height: int, width: int):
+        """
+        Args:
+            quarters: 0 to 3.
+            height, width: of the picture before.
+        """
+        super().__init__()
+        self.quarters = quarters
+        self.height, self.width = height, width
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.rot90(image, self.quarters))
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(N, 2) x, y in continuous pixel coordinates."""
+        x, y = coords[:, 0], coords[:, 1]
+        turned = {
+            0: (x, y),
+            1: (y, self.width - x),
+            2: (self.width - x, self.height - y),
+            3: (self.height - y, x),
+        }[self.quarters]
+        return np.stack(turned, axis=1)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self.apply_image(segmentation)
+
+    def inverse(self) -> "QuarterTurnTransform":
+        size = (self.width, self.height) if self.quarters % 2 else (self.height, self.width)
+        return QuarterTurnTransform(-self.quarters % 4, *size)
