@@ -14,6 +14,11 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.INPUT.QUARTER_TURNS = False
     # In training scale contrast, brightness and saturation by random factors of 1 +- this; 0: none.
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Also evaluate class-agnostic proposals: average recall at 1 to 1,000 and more (MaskProposalEvaluator). A
+    # ProposalNetwork always is.
+    cfg.TEST.PROPOSALS = False
+    # Also evaluate by themselves the instances whose mask, dilated by 2 pixels, meets another's ("segm_touching").
+    cfg.TEST.TOUCHING_INSTANCES = False
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).
     cfg.SOLVER.OPTIMIZER = "SGD"
 

@@ -1,82 +1,137 @@
 """``tools/benchmark.py model``: training step and inference of configurations, time and memory, in one run."""
 
 import argparse
+import itertools
 import statistics
 import time
-from typing import Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from detectron2.utils.analysis import FlopCountAnalysis
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
+from .checkpoint import ModelCheckpointer
 from .memory import measure_in_new_process, peak_memory_mb
 from .run_record import plain_numbers
-from .run_setup import load_config
+from .run_setup import check_datasets, load_config
 from .trainer import Trainer
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of the subcommand."""
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configuration files")
-    parser.add_argument("--height", type=int, default=512, help="of the images, pixels (512)")
-    parser.add_argument("--width", type=int, default=512, help="of the images, pixels (512)")
-    parser.add_argument("--batch", type=int, default=1, help="images a training step (1)")
+    parser.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG[@WEIGHTS]",
+        help="configuration files, each with trained weights or without",
+    )
+    parser.add_argument("--height", type=int, default=512, help="of the noise images, pixels (512)")
+    parser.add_argument("--width", type=int, default=512, help="of the noise images, pixels (512)")
+    parser.add_argument("--batch", type=int, default=1, help="noise images in a training step (1)")
     parser.add_argument("--instances", type=int, default=10, help="ellipses an image (10)")
+    parser.add_argument(
+        "--data",
+        type=int,
+        default=0,
+        metavar="N",
+        help="instead of noise: N batches and N images of each configuration's own data sets, sizes and batch size",
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
+    )
+
+
+class _Run(NamedTuple):
+    """What is timed of one configuration, and what is counted."""
+
+    training_step: Callable[[], None]
+    inference: Callable[[], None]
+    flops: Callable[[], float]
+    parameters: int
 
 
 def run_model_benchmark(args: argparse.Namespace) -> dict:
-    """Times a training step on ``batch`` images and inference on one, of every configuration in turns.
+    """Times a training step and inference on one image, of every configuration in turns.
 
-    The images are noise with brighter ellipses, the weights random: what is measured does not depend on what a model
-    has learned, except that an untrained one may find more or fewer instances than a trained one.
+    Noise images have brighter ellipses. An untrained model may find more or fewer instances than a trained one, which
+    changes what inference costs: ``CONFIG@WEIGHTS`` and ``--data`` measure what a user gets.
+
+    Returns:
+        By configuration: median seconds of a training step and of the inference on an image, peak memory of the
+        step, parameters, GFLOPs of inference (multiply-adds, as Detectron2 counts them), and both times relative to
+        the first configuration's.
     """
-    runs = {config: _model_runs(config, args) for config in args.configs}
+    runs = {config: _make_run(config, args) for config in args.configs}
     seconds: Dict[str, Dict[str, List[float]]] = {
-        config: {name: [] for name in forms} for config, (forms, _) in runs.items()
+        config: {"training_step": [], "inference": []} for config in runs
     }
-    for repetition in range(args.repeat + 1):  # the first is the warm-up
-        for config, (forms, _) in runs.items():
-            for name, form in forms.items():
-                elapsed = _timed(form, args.device)
+    repetitions = max(1, args.data) * args.repeat
+    for repetition in range(repetitions + 1):  # the first is the warm-up
+        for config, run in runs.items():
+            for name, times in seconds[config].items():
+                elapsed = _timed(getattr(run, name), args.device)
                 if repetition:
-                    seconds[config][name].append(elapsed)
-    results = {}
-    for config, (_, parameters) in runs.items():
+                    times.append(elapsed)
+    results: Dict[str, Dict[str, Any]] = {}
+    for config, run in runs.items():
+        times = {name: statistics.median(values) for name, values in seconds[config].items()}
+        first = next(iter(results.values()), None)
         results[config] = plain_numbers(
             {
-                "training_step_seconds": statistics.median(seconds[config]["training step"]),
-                "inference_seconds": statistics.median(seconds[config]["inference"]),
+                "training_step_seconds": times["training_step"],
+                "inference_seconds": times["inference"],
                 "training_peak_mb": measure_in_new_process(
                     _measure_memory, config, args, device=args.device
                 ),
-                "parameters_million": parameters / 1e6,
+                "parameters_million": run.parameters / 1e6,
+                "inference_gflops": run.flops() / 1e9,
+                "training_step_ratio": times["training_step"]
+                / (first["training_step_seconds"] if first else times["training_step"]),
+                "inference_ratio": times["inference"]
+                / (first["inference_seconds"] if first else times["inference"]),
             }
         )
-    headers = ["", "training step s", "inference s", "training peak MB", "parameters M"]
-    print(
-        tabulate(
-            [[config, *row.values()] for config, row in results.items()], headers, floatfmt=".2f"
-        )
-    )
+    headers = [
+        "",
+        "training step s",
+        "inference s",
+        "training peak MB",
+        "parameters M",
+        "inference GFLOPs",
+        "step / first",
+        "inference / first",
+    ]
+    rows = [[config, *row.values()] for config, row in results.items()]
+    print(tabulate(rows, headers, floatfmt=".2f"))
     return results
 
 
-def _model_runs(config: str, args: argparse.Namespace) -> Tuple[Dict[str, Callable[[], None]], int]:
-    """The two things that are timed, and the number of parameters."""
-    cfg = load_config(config, ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
-    torch.manual_seed(0)
+def _make_run(config: str, args: argparse.Namespace) -> _Run:
+    path, _, weights = config.partition("@")
+    cfg = load_config(path, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
+    seed_all_rng(0)
     model = build_model(cfg)
+    if weights:
+        ModelCheckpointer(model, complete=True).load(weights)
     optimizer = Trainer.build_optimizer(cfg, model)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # every repetition does the same work
-    batch = [_random_input(args, seed) for seed in range(args.batch)]
+    if args.data:
+        batches, images = _data(cfg, args.data)
+    else:
+        batches = [[_random_input(args, seed) for seed in range(args.batch)]]
+        images = batches[0][:1]
+    next_batch, next_image = itertools.cycle(batches), itertools.cycle(images)
 
     def training_step() -> None:
         model.train()
         with EventStorage():
-            loss = sum(model(batch).values())
+            loss = sum(model(next(next_batch)).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -84,10 +139,37 @@ def _model_runs(config: str, args: argparse.Namespace) -> Tuple[Dict[str, Callab
     def inference() -> None:
         model.eval()
         with torch.no_grad():
-            model(batch[:1])
+            model([next(next_image)])
 
-    forms = {"training step": training_step, "inference": inference}
-    return forms, sum(parameter.numel() for parameter in model.parameters())
+    def flops() -> float:
+        model.eval()
+        with torch.no_grad():
+            counts = FlopCountAnalysis(model, images[:1])
+            counts.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+            counts.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            counts.tracer_warnings("none")
+            return float(counts.total())
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return _Run(training_step, inference, flops, parameters)
+
+
+def _data(cfg: CfgNode, count: int):
+    """Training batches and test images of a configuration."""
+    check_datasets(cfg)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    batches = list(itertools.islice(iter(Trainer.build_train_loader(cfg)), count))
+    images = list(itertools.islice(Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]), count))
+    return batches, [image for batch in images for image in batch]
+
+
+def _attention_flops(inputs: List[Any], outputs: List[Any]) -> float:
+    """Multiply-adds of softmax(Q K^T) V: Q (..., N, D), K (..., M, D), V (..., M, E)."""
+    query, key, value = (item.type().sizes() for item in inputs[:3])
+    pairs = key[-2]
+    for side in query[:-1]:
+        pairs *= side
+    return float(pairs * (query[-1] + value[-1]))
 
 
 def _random_input(args: argparse.Namespace, seed: int) -> dict:
@@ -121,4 +203,4 @@ def _timed(form: Callable[[], None], device: str) -> float:
 def _measure_memory(config: str, args: argparse.Namespace) -> float:
     """Building a model and one training step, MB."""
     torch.set_num_threads(args.threads)
-    return peak_memory_mb(lambda: _model_runs(config, args)[0]["training step"](), args.device)
+    return peak_memory_mb(lambda: _make_run(config, args).training_step(), args.device)

@@ -3,6 +3,8 @@
 import argparse
 import functools
 import logging
+import os
+import tempfile
 from typing import List
 
 import torch
@@ -39,6 +41,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("MODEL.WEIGHTS is empty; --eval-only needs the weights to evaluate")
     check_datasets(cfg)
+    check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="rpe_d2")
     check_margin(cfg, training=not args.eval_only)
@@ -74,8 +77,40 @@ def use_available_device(cfg: CfgNode) -> None:
         cfg.SOLVER.AMP.ENABLED = False
 
 
+def check_output_dir(folder: str, starts_anew: bool) -> None:
+    """Makes the folder of a run; a training that starts anew finds no other training's checkpoints there.
+
+    Raises:
+        ValueError: it cannot be written, or holds checkpoints that would be overwritten.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror}") from error
+    if starts_anew and os.path.exists(os.path.join(folder, "last_checkpoint")):
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
+            "continue it with --resume or choose another folder"
+        )
+
+
+# Where the number of classes of each of Detectron2's meta-architectures stands.
+_CLASS_KEYS = {
+    "PixelEmbeddingNet": "MODEL.RPE.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+}
+
+
 def check_datasets(cfg: CfgNode) -> None:
-    """Checks that the data sets exist and that MODEL.RPE.NUM_CLASSES is theirs."""
+    """Checks that the data sets exist, agree on their classes and have as many as the model."""
+    class_key = _CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    num_classes = cfg
+    for part in class_key.split(".") if class_key else ():
+        num_classes = num_classes[part]
+    first = None
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -84,12 +119,20 @@ def check_datasets(cfg: CfgNode) -> None:
                     'own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
                 )
             classes = MetadataCatalog.get(name).get("thing_classes")
-            uses_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
-            if uses_rpe and classes is not None and len(classes) != cfg.MODEL.RPE.NUM_CLASSES:
+            if classes is None:
+                continue
+            first = first or (name, classes)
+            if classes != first[1]:
                 raise ValueError(
-                    f"MODEL.RPE.NUM_CLASSES is {cfg.MODEL.RPE.NUM_CLASSES}; "
-                    f"{name} has {len(classes)} classes"
+                    f"DATASETS.{key}: {name} has the classes {_listed(classes)}; "
+                    f"{first[0]} has {_listed(first[1])}; allowed: the same, in the order of their category ids"
                 )
+            if class_key and len(classes) != num_classes:
+                raise ValueError(f"{class_key} is {num_classes}; {name} has {len(classes)} classes")
+
+
+def _listed(names: List[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f", … ({len(names)})" if len(names) > limit else "")
 
 
 def check_margin(cfg: CfgNode, training: bool) -> None:

@@ -1,19 +1,26 @@
 """Detectron2's trainer with this package's mapper, evaluator and optimizer."""
 
 import os
+import weakref
 from typing import Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from rpe_d2.data import PixelLabelMapper
-from rpe_d2.evaluation import InstanceEvaluator
+from rpe_d2.data import NameUnreadable, PixelLabelMapper, additional_augmentations
+from rpe_d2.evaluation import InstanceEvaluator, MaskProposalEvaluator
+
+from .checkpoint import ModelCheckpointer
 
 OPTIMIZERS = ("SGD", "ADAMW")
 
@@ -21,18 +28,49 @@ OPTIMIZERS = ("SGD", "ADAMW")
 class Trainer(DefaultTrainer):
     """Trains any Detectron2 configuration; what it adds is chosen by the configuration."""
 
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        # Detectron2 builds its checkpointer, and the hooks that use it, in one go.
+        self.checkpointer = ModelCheckpointer(
+            self._trainer.model, cfg.OUTPUT_DIR, complete=False, trainer=weakref.proxy(self)
+        )
+        self._hooks.clear()
+        self.register_hooks(self.build_hooks())
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         needs_masks = cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
-        mapper = (PixelLabelMapper if needs_masks else DatasetMapper)(cfg, is_train=True)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        if needs_masks:
+            mapper = PixelLabelMapper(cfg, is_train=True)
+        else:
+            mapper = DatasetMapper(cfg, is_train=True)
+            mapper.augmentations.augs.extend(additional_augmentations(cfg))
+        return build_detection_train_loader(cfg, mapper=NameUnreadable(mapper))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        mapper = NameUnreadable(DatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return InstanceEvaluator(dataset_name, folder, cfg.TEST.DETECTIONS_PER_IMAGE)
+        only_proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+        evaluators = []
+        if not only_proposals:
+            evaluators.append(
+                InstanceEvaluator(
+                    dataset_name,
+                    folder,
+                    cfg.TEST.DETECTIONS_PER_IMAGE,
+                    cfg.TEST.TOUCHING_INSTANCES,
+                )
+            )
+        if only_proposals or cfg.TEST.PROPOSALS:
+            evaluators.append(MaskProposalEvaluator(dataset_name))
+        return DatasetEvaluators(evaluators)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

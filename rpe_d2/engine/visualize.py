@@ -1,23 +1,24 @@
-"""The command line of tools/visualize.py: what a model makes of pictures, one PNG a picture."""
+"""The command line of tools/visualize.py: data sets and what a model makes of them, one PNG a picture."""
 
 import argparse
-import glob
-import os
+import json
 import sys
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import SizeMismatchError, convert_image_to_rgb
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import DefaultPredictor
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from rpe_d2.data import PixelLabelMapper
+from rpe_d2.data import NameUnreadable, PixelLabelMapper, UnreadableImage
 from rpe_d2.modeling.meta_arch.pixel_embedding_net import PixelEmbeddingNet
 from rpe_d2.visualization import (
     INSTANCE_LEGEND,
@@ -29,54 +30,63 @@ from rpe_d2.visualization import (
     instance_panels,
     label_map,
     loop_panels,
+    panoptic_quality,
     text_panel,
 )
 
-from .errors import USER_ERRORS, one_line
+from .errors import one_line_errors
 from .files import write_new_file
+from .predictor import build_predictor, find_images
 from .run_setup import check_datasets, load_config
 
-_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _LOOPS_PER_ROW = 6
+# What is drawn beside the picture.
+_SOURCES = ("model", "annotation", "dataloader")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Draws pictures of a data set, or from disk, as the model of a configuration sees them.
+    """Draws pictures of a data set, or from disk.
 
-    Each PNG shows the image, its ground truth where there is one and the prediction; for a ``PixelEmbeddingNet``
-    also its embeddings as colours before the first and after each mean-shift loop, and on the unit sphere. Existing
-    files stay: the new one is called ``NAME-2.png`` and so on. A picture that cannot be read is reported and skipped.
+    By default each PNG shows the image, its ground truth where there is one and what the configuration's model
+    predicts; for a ``PixelEmbeddingNet`` also its embeddings as colours before the first and after each mean-shift
+    loop, and on the unit sphere. ``--source annotation`` draws a data set without a model, ``--source dataloader`` as
+    training gets it, augmented; ``--predictions`` the stored predictions of an evaluation, with ``--worst`` the images
+    in which they are worst. Existing files stay: the new one is called ``NAME-2.png`` and so on. A picture that
+    cannot be read is reported and skipped.
 
     Returns:
         Exit status: 0, 1 where no picture could be read, 2 where a key or a file is at fault, in one line.
     """
     args = _parse(argv)
-    try:
+    with one_line_errors():
         cfg = _config(args)
-        items = _dataset_items(args) if args.dataset else _file_items(args.input)
-        items = items[: args.num_images]
+        if args.dataset:
+            items = DatasetCatalog.get(args.dataset)
+        else:
+            items = [{"file_name": file} for file in find_images(args.input)]
+        if not items:
+            raise ValueError(f"--dataset {args.dataset} has no images")
         output = Path(args.output)
         output.mkdir(parents=True, exist_ok=True)
-        predictor = _predictor(cfg)
-    except USER_ERRORS as error:
-        print("error:", one_line(error), file=sys.stderr)
-        return 2
+        draw = _drawer(cfg, args)
+        if args.worst:
+            items = _worst_first(cfg, args, items)
+        items = items[: args.num_images]
 
-    min_score = args.confidence_threshold
-    if min_score is None:
-        min_score = 0.1 if isinstance(predictor.model, PixelEmbeddingNet) else 0.5
-    metadata = MetadataCatalog.get(args.dataset or next(iter(cfg.DATASETS.TEST), "__unused"))
-    # As in training but unresized: the one mapper that delivers masks whatever form the annotations have.
-    mapper = PixelLabelMapper(is_train=True, augmentations=[], image_format=cfg.INPUT.FORMAT)
+    augmentations = {} if args.source == "dataloader" else {"augmentations": []}
+    # As in training, unresized unless asked for: the one mapper that delivers masks whatever form annotations have.
+    mapper = NameUnreadable(PixelLabelMapper(cfg, is_train=True, **augmentations))
+    if args.source == "dataloader":
+        seed_all_rng(max(cfg.SEED, 0))
     paths = []
     for item in tqdm(items, desc="pictures", unit="picture"):
         try:
             mapped = mapper(item)
-        except (OSError, SyntaxError, ValueError, SizeMismatchError) as error:  # what PIL raises
-            tqdm.write(f"skipped {item['file_name']}: {one_line(error)}", file=sys.stderr)
+        except UnreadableImage as error:
+            tqdm.write(f"skipped {error}", file=sys.stderr)
             continue
-        content = _draw(predictor, item, mapped, metadata, min_score)
-        paths.append(write_new_file(output / f"{Path(item['file_name']).stem}.png", content))
+        name = f"{Path(item['file_name']).stem}.png"
+        paths.append(write_new_file(output / name, draw(item, mapped)))
     for path in paths:
         print(path)
     if not paths:
@@ -87,16 +97,33 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="visualize.py", description="What a model makes of pictures, one PNG a picture."
+        prog="visualize.py",
+        description="Data sets and what a model makes of them, one PNG a picture.",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
+    pictures = parser.add_mutually_exclusive_group(required=True)
+    pictures.add_argument(
         "--dataset", metavar="NAME", help="a registered data set; shows its ground truth too"
     )
-    source.add_argument(
+    pictures.add_argument(
         "--input", nargs="+", metavar="PATH", help="image files, folders or quoted globs"
+    )
+    parser.add_argument(
+        "--source",
+        choices=_SOURCES,
+        default="model",
+        help="annotation: the data set as it is; dataloader: as training gets it, augmented; both without a model",
+    )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="draw these instead of running a model: coco_instances_results.json of an evaluation of --dataset",
+    )
+    parser.add_argument(
+        "--worst",
+        action="store_true",
+        help="with --predictions: the images of the lowest panoptic quality first",
     )
     parser.add_argument(
         "--num-images",
@@ -116,6 +143,10 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
     )
     args = parser.parse_args(argv)
+    if not args.dataset and (args.source != "model" or args.predictions):
+        parser.error("--source and --predictions need --dataset")
+    if args.worst and not args.predictions:
+        parser.error("--worst needs --predictions")
     if args.num_images is None and args.dataset:
         args.num_images = 8
     if args.num_images is not None and args.num_images < 1:
@@ -135,58 +166,109 @@ def _config(args: argparse.Namespace) -> CfgNode:
                 '"name=path.json:image_root"'
             )
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (args.dataset,)
-        check_datasets(cfg)
+        if args.source == "model" and not args.predictions:
+            check_datasets(cfg)
+    if args.confidence_threshold is None:
+        is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
+        args.confidence_threshold = 0.1 if is_rpe else 0.5
     cfg.freeze()
     return cfg
 
 
-def _dataset_items(args: argparse.Namespace) -> List[Dict[str, Any]]:
-    items = DatasetCatalog.get(args.dataset)
-    if not items:
-        raise ValueError(f"--dataset {args.dataset} has no images")
-    return items
+def _drawer(
+    cfg: CfgNode, args: argparse.Namespace
+) -> Callable[[Dict[str, Any], Dict[str, Any]], bytes]:
+    """From an item of the data set and what the mapper made of it to a PNG."""
+    metadata = MetadataCatalog.get(args.dataset or next(iter(cfg.DATASETS.TEST), "__unused"))
+    min_score = args.confidence_threshold
+    if args.source != "model":
+        return lambda item, mapped: _draw_stored(cfg, item, mapped, metadata, None, min_score)
+    if args.predictions:
+        stored = _StoredPredictions(args.predictions, metadata, min_score)
+        return lambda item, mapped: _draw_stored(cfg, item, mapped, metadata, stored, min_score)
+    predictor = build_predictor(cfg)
+    return lambda item, mapped: _draw(predictor, item, mapped, metadata, min_score)
 
 
-def _file_items(patterns: List[str]) -> List[Dict[str, Any]]:
-    files = []
-    for pattern in patterns:
-        if os.path.isdir(pattern):
-            found = [
-                p for p in sorted(Path(pattern).iterdir()) if p.suffix.lower() in _IMAGE_SUFFIXES
-            ]
-        elif os.path.exists(pattern):
-            found = [pattern]
-        else:
-            found = sorted(
-                path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
-            )
-        if not found:
-            raise ValueError(f"--input {pattern}: no image there")
-        files.extend(found)
-    return [{"file_name": str(file)} for file in files]
+class _StoredPredictions:
+    """Predictions of an evaluation, by image."""
+
+    def __init__(self, path: str, metadata: Metadata, min_score: float):
+        """
+        Raises:
+            ValueError, OSError: the file is not in COCO's results format with masks.
+        """
+        try:
+            results = json.loads(Path(path).read_text())
+            self._of_image = defaultdict(list)
+            for result in results:
+                if result["score"] >= min_score:
+                    item = (result["segmentation"], result["category_id"])
+                    self._of_image[result["image_id"]].append(item)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"--predictions {path} is not in COCO's results format with masks ({error!r})"
+            ) from error
+        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+        self._class_of = lambda category: ids.get(category, category)
+        self._metadata = metadata
+
+    def masks(self, item: Dict[str, Any], size: tuple) -> InstanceMasks:
+        """Of an item of the data set; ``size`` is (H, W)."""
+        found = self._of_image.get(item["image_id"], [])
+        masks = np.zeros((len(found), *size), dtype=bool)
+        for index, (rle, _) in enumerate(found):
+            masks[index] = mask_util.decode(rle)
+        classes = [self._class_of(category) for _, category in found]
+        return InstanceMasks(masks, _names(classes, self._metadata))
 
 
-def _predictor(cfg: CfgNode) -> DefaultPredictor:
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        raise ValueError("no weights: give --weights or MODEL.WEIGHTS")
-    if "://" not in weights and not PathManager.isfile(weights):
-        raise ValueError(f"weights {weights}: no such file")
-    try:
-        return DefaultPredictor(cfg)
-    except Exception as error:  # unpickling something else may raise anything
-        raise ValueError(
-            f"{cfg.MODEL.META_ARCHITECTURE} with weights {weights}: {error}"
-        ) from error
+def _worst_first(
+    cfg: CfgNode, args: argparse.Namespace, items: List[Dict[str, Any]]
+) -> List[Dict[str, Any]]:
+    """Items by rising panoptic quality of their stored predictions; unreadable ones are left out."""
+    metadata = MetadataCatalog.get(args.dataset)
+    stored = _StoredPredictions(args.predictions, metadata, args.confidence_threshold)
+    mapper = NameUnreadable(PixelLabelMapper(cfg, is_train=True, augmentations=[]))
+    scored = []
+    for index, item in enumerate(tqdm(items, desc="comparing", unit="picture")):
+        try:
+            truth = mapper(item)["instances"].gt_masks.tensor.numpy()
+        except UnreadableImage as error:
+            tqdm.write(f"skipped {error}", file=sys.stderr)
+            continue
+        quality = panoptic_quality(stored.masks(item, truth.shape[1:]).masks, truth)
+        scored.append((quality, index))
+    return [items[index] for _, index in sorted(scored)]
 
 
-class _Embeddings(NamedTuple):
-    """Of one picture: (D, h, w) before the first and after each loop, (h, w) bool, pixels per cell, (H, W)."""
+def _draw_stored(
+    cfg: CfgNode,
+    item: Dict[str, Any],
+    mapped: Dict[str, Any],
+    metadata: Metadata,
+    stored: Optional[_StoredPredictions],
+    min_score: float,
+) -> bytes:
+    """The PNG of one picture without a model: ground truth and, where there are any, stored predictions."""
+    rgb = _rgb(mapped, cfg.INPUT.FORMAT)
+    truth = _ground_truth(mapped, metadata)
+    predicted = stored.masks(item, rgb.shape[:2]) if stored else None
+    ignored = mapped["ignore_mask"].numpy() if "ignore_mask" in mapped else None
+    heading = item["file_name"]
+    if truth and predicted:
+        quality = panoptic_quality(predicted.masks, truth.masks)
+        heading += f"   panoptic quality {100 * quality:.1f}"
+    panels = instance_panels(rgb, predicted, truth, ignored, min_score)
+    row = [image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels"), *panels]
+    if stored:
+        row.append(text_panel("how to read this", [INSTANCE_LEGEND]))
+    return draw_figure([row], heading, rgb.shape[:2])
 
-    loops: List[torch.Tensor]
-    foreground: torch.Tensor
-    stride: int
-    network_size: Tuple[int, int]
+
+def _rgb(mapped: Dict[str, Any], image_format: str) -> np.ndarray:
+    image = mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the network's channel order
+    return np.ascontiguousarray(convert_image_to_rgb(image, image_format))
 
 
 @torch.no_grad()
@@ -198,8 +280,8 @@ def _draw(
     min_score: float,
 ) -> bytes:
     """The PNG of one picture: ``item`` of the data set, ``mapped`` at the picture's own size."""
+    rgb = _rgb(mapped, predictor.input_format)
     image = mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the network's channel order
-    rgb = np.ascontiguousarray(convert_image_to_rgb(image, predictor.input_format))
     network_image = predictor.aug.get_transform(image).apply_image(image)
     inputs = {
         "image": torch.as_tensor(network_image.astype("float32").transpose(2, 0, 1)),

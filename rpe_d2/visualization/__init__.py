@@ -1,7 +1,15 @@
 """Pictures and reports: arrays in, pictures out."""
 
 from .figure import Panel, draw_figure, image_panel, text_panel
-from .instances import INSTANCE_LEGEND, InstanceMasks, instance_colors, instance_panels, label_map
+from .instances import (
+    INSTANCE_LEGEND,
+    InstanceMasks,
+    draw_instances,
+    instance_colors,
+    instance_panels,
+    label_map,
+    panoptic_quality,
+)
 from .loops import LOOP_LEGEND, loop_panels
 
 __all__ = [
@@ -10,10 +18,12 @@ __all__ = [
     "LOOP_LEGEND",
     "Panel",
     "draw_figure",
+    "draw_instances",
     "image_panel",
     "instance_colors",
     "instance_panels",
     "label_map",
     "loop_panels",
+    "panoptic_quality",
     "text_panel",
 ]

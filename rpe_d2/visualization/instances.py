@@ -1,7 +1,7 @@
 """Ground truth and predicted instances in the same colours, with what is wrong outlined in red."""
 
 import colorsys
-from typing import List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -14,6 +14,7 @@ from .figure import Panel, fit_to_panel
 # Kept free by the palette for what is missed or wrong.
 _ERROR_COLOR = (230, 0, 0)
 _MATCH_IOU = 0.5
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
 # More names than this would hide the picture.
 _MOST_NAMES = 10
 
@@ -48,33 +49,50 @@ def instance_colors(count: int) -> np.ndarray:
     return np.array(colors, dtype=np.float64).reshape(count, 3)
 
 
-def match_by_iou(
-    predicted: np.ndarray, truth: np.ndarray, min_iou: float = _MATCH_IOU
-) -> np.ndarray:
+def mask_iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(P, T) float32 IoU of (P, H, W) bool with (T, H, W) bool masks."""
+    flat_predicted, flat_truth = (
+        masks.reshape(len(masks), np.prod(masks.shape[1:])).astype(np.float32)
+        for masks in (predicted, truth)
+    )
+    common = flat_predicted @ flat_truth.T
+    union = flat_predicted.sum(axis=1)[:, None] + flat_truth.sum(axis=1) - common
+    return common / np.maximum(union, 1)
+
+
+def match_by_iou(iou: np.ndarray, min_iou: float = _MATCH_IOU) -> np.ndarray:
     """Pairs predictions with ground truth one to one so that the sum of their IoUs is largest.
 
     Args:
-        predicted: (P, H, W) bool.
-        truth: (T, H, W) bool.
+        iou: (P, T), see :func:`mask_iou`.
         min_iou: pairs below it are dropped.
 
     Returns:
         (P,) int: index of the ground-truth instance, -1 where there is none.
     """
-    match = np.full(len(predicted), -1)
-    if not len(predicted) or not len(truth):
-        return match
-    flat_predicted, flat_truth = (
-        m.reshape(len(m), -1).astype(np.float32) for m in (predicted, truth)
-    )
-    common = flat_predicted @ flat_truth.T  # (P, T)
-    union = flat_predicted.sum(axis=1)[:, None] + flat_truth.sum(axis=1) - common
-    iou = common / np.maximum(union, 1)
-    iou[iou < min_iou] = 0
+    match = np.full(len(iou), -1)
+    iou = np.where(iou >= min_iou, iou, 0)
     rows, columns = linear_sum_assignment(iou, maximize=True)
     kept = iou[rows, columns] > 0
     match[rows[kept]] = columns[kept]
     return match
+
+
+def panoptic_quality(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Summed IoU of the matched pairs over their mean number of masks (Kirillov et al., CVPR 2019, section 4).
+
+    Args:
+        predicted, truth: (P, H, W) and (T, H, W) bool, of one picture and without classes.
+
+    Returns:
+        0-1; 1 where there is nothing on either side.
+    """
+    if len(predicted) + len(truth) == 0:
+        return 1.0
+    iou = mask_iou(predicted, truth)
+    match = match_by_iou(iou)
+    matched = match >= 0
+    return float(2 * iou[matched, match[matched]].sum() / (len(predicted) + len(truth)))
 
 
 def label_map(masks: np.ndarray) -> np.ndarray:
@@ -108,7 +126,7 @@ def instance_panels(
     colors = instance_colors(num_truth + num_predicted)
     panels = []
     if truth and predicted:
-        match = match_by_iou(predicted.masks, truth.masks)
+        match = match_by_iou(mask_iou(predicted.masks, truth.masks))
         missed = ~np.isin(np.arange(num_truth), match)
         wrong = match < 0
         own = num_truth + np.cumsum(wrong) - 1
@@ -145,6 +163,53 @@ def instance_panels(
             )
         )
     return panels
+
+
+def draw_instances(
+    image: np.ndarray, masks: np.ndarray, colors: np.ndarray, names: Sequence[str]
+) -> np.ndarray:
+    """Coloured masks with outlines over a picture, at its own size.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        masks: (N, H, W) bool; small ones end up on top.
+        colors: (N, 3) in 0-1.
+        names: N texts, "" for none.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    canvas = image.astype(np.float32)
+    order = _largest_first(masks)
+    for index in order:
+        canvas[masks[index]] = 0.55 * canvas[masks[index]] + 0.45 * 255 * colors[index]
+    canvas = np.ascontiguousarray(canvas.round().astype(np.uint8))
+    width = max(1, round(max(image.shape[:2]) / 600))
+    for index in order:
+        color = tuple((255 * colors[index]).round().tolist())
+        mask = masks[index].astype(np.uint8)
+        contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, contours, -1, color, width)
+    scale = max(0.35, max(image.shape[:2]) / 1600)
+    for index in order:
+        if names[index] and masks[index].any():
+            x, y = _deepest(masks[index].astype(np.uint8))
+            (text_width, _), _ = cv2.getTextSize(names[index], _FONT, scale, width)
+            origin = (max(0, min(x - text_width // 2, image.shape[1] - text_width)), y)
+            cv2.putText(
+                canvas, names[index], origin, _FONT, scale, (0, 0, 0), 3 * width, cv2.LINE_AA
+            )
+            cv2.putText(
+                canvas, names[index], origin, _FONT, scale, (255, 255, 255), width, cv2.LINE_AA
+            )
+    return canvas
+
+
+def _deepest(mask: np.ndarray) -> Tuple[int, int]:
+    """(x, y) farthest from the edge: a centre of mass may lie outside. ``mask`` is (H, W) uint8."""
+    depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
 
 
 def _count(number: int, noun: str) -> str:
@@ -188,9 +253,7 @@ def _overlay_panel(
         for mask, name, wrong in zip(masks, instances.names, is_wrong_name):
             if not name or not mask.any():
                 continue
-            # Farthest from the edge: a centre of mass may lie outside.
-            depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-            y, x = np.unravel_index(depth.argmax(), depth.shape)
+            x, y = _deepest(mask)
             position = x / mask.shape[1]
             alignment = "left" if position < 0.12 else "right" if position > 0.88 else "center"
             axes.text(

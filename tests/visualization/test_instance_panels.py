@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rpe_d2.visualization import InstanceMasks, instance_colors, instance_panels, label_map
-from rpe_d2.visualization.instances import match_by_iou
+from rpe_d2.visualization.instances import mask_iou, match_by_iou, panoptic_quality
 
 RED = (230, 0, 0)
 
@@ -30,11 +30,11 @@ def drawn(panel) -> np.ndarray:
 
 
 def test_match_by_iou() -> None:
-    assert match_by_iou(PREDICTED, TRUTH).tolist() == [1, -1, -1]
-    assert match_by_iou(PREDICTED, TRUTH[:0]).tolist() == [-1, -1, -1]
+    assert match_by_iou(mask_iou(PREDICTED, TRUTH)).tolist() == [1, -1, -1]
+    assert match_by_iou(mask_iou(PREDICTED, TRUTH[:0])).tolist() == [-1, -1, -1]
     # Two predictions of one object: the better one has it.
     twice = masks(np.s_[20:34, 30:50], np.s_[20:35, 30:50])
-    assert match_by_iou(twice, TRUTH).tolist() == [-1, 1]
+    assert match_by_iou(mask_iou(twice, TRUTH)).tolist() == [-1, 1]
 
 
 def test_palette_is_distinct_and_not_red() -> None:

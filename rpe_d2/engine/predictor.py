@@ -1,0 +1,58 @@
+"""What demo and visualize share: finding pictures and loading a trained model."""
+
+import glob
+import os
+from pathlib import Path
+from typing import List, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.file_io import PathManager
+
+from .checkpoint import ModelCheckpointer
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def find_images(patterns: Sequence[str]) -> List[str]:
+    """Files that are named, that lie in named folders (by suffix, not deeper) or that match globs.
+
+    Raises:
+        ValueError: nothing was found for a pattern.
+    """
+    files: List[str] = []
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            found = [
+                str(path)
+                for path in sorted(Path(pattern).iterdir())
+                if path.suffix.lower() in IMAGE_SUFFIXES
+            ]
+        elif os.path.exists(pattern):
+            found = [pattern]
+        else:
+            matches = sorted(glob.glob(pattern, recursive=True))
+            found = [path for path in matches if os.path.isfile(path)]
+        if not found:
+            raise ValueError(f"--input {pattern}: no image there")
+        files.extend(found)
+    return list(dict.fromkeys(files))
+
+
+def build_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """Detectron2's predictor with weights that fit.
+
+    Raises:
+        ValueError: no weights, no such file, or of another model.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError("no weights: give --weights or MODEL.WEIGHTS")
+    if "://" not in weights and not PathManager.isfile(weights):
+        raise ValueError(f"weights {weights}: no such file")
+    unloaded = cfg.clone()
+    unloaded.defrost()
+    unloaded.MODEL.WEIGHTS = ""
+    predictor = DefaultPredictor(unloaded)
+    ModelCheckpointer(predictor.model, complete=True).load(weights)
+    return predictor

@@ -1,0 +1,106 @@
+"""The instances that touch another: where grouping is hard."""
+
+from typing import Any, Dict, List, Set
+
+import numpy as np
+import pycocotools.mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+# Pixels that a mask is dilated by, in a square, to meet its neighbours.
+TOUCHING_DISTANCE = 2
+
+
+def touching_annotations(truth: COCO, distance: int = TOUCHING_DISTANCE) -> Set[int]:
+    """Ids of the annotations whose mask, dilated by a square of ``distance`` pixels, meets another's mask.
+
+    Args:
+        truth: with masks; crowds are left out.
+        distance: in pixels, at least 1.
+    """
+    touching: Set[int] = set()
+    for image_id in truth.getImgIds():
+        image = truth.loadImgs(image_id)[0]
+        annotations = truth.loadAnns(truth.getAnnIds(imgIds=image_id, iscrowd=False))
+        owner = np.zeros((image["height"], image["width"]), np.int64)  # annotation id, 0: none
+        ids = {}
+        for number, annotation in enumerate(annotations, start=1):
+            mask = mask_util.decode(truth.annToRLE(annotation)).astype(bool)
+            covered = np.unique(owner[mask])
+            if (
+                covered.any()
+            ):  # overlapping is touching, also where nothing of the lower one stays visible
+                touching.update(ids[other] for other in covered[covered > 0])
+                touching.add(annotation["id"])
+            owner[mask] = number
+            ids[number] = annotation["id"]
+        touching.update(ids[number] for number in _meeting(owner, distance))
+    return touching
+
+
+def _meeting(owner: np.ndarray, distance: int) -> Set[int]:
+    """Positive labels of a map that lie within a square of ``distance`` pixels of another positive label."""
+    height, width = owner.shape
+    found: Set[int] = set()
+    # One half of the neighbours: each pair of pixels is seen from one side.
+    offsets = [(dy, dx) for dy in range(distance + 1) for dx in range(-distance, distance + 1)]
+    for dy, dx in offsets:
+        if (dy == 0 and dx <= 0) or dy >= height or abs(dx) >= width:
+            continue
+        here = owner[: height - dy, max(0, -dx) : width - max(0, dx)]
+        there = owner[dy:, max(0, dx) : width - max(0, -dx)]
+        meet = (here > 0) & (there > 0) & (here != there)
+        found.update(np.unique(here[meet]).tolist(), np.unique(there[meet]).tolist())
+    return found
+
+
+class SubsetCOCOeval(COCOeval):
+    """COCOeval in which only some annotations count; detections of the others neither count nor hurt."""
+
+    def __init__(self, truth: COCO, results: COCO, iou_type: str, counted: Set[int]):
+        """
+        Args:
+            counted: ids of the annotations that count.
+        """
+        super().__init__(truth, results, iou_type)
+        self._counted = counted
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for annotations in self._gts.values():
+            for annotation in annotations:
+                if annotation["id"] not in self._counted:
+                    annotation["ignore"] = 1
+
+
+def subset_metrics(
+    truth: COCO, results: List[Dict[str, Any]], counted: Set[int], max_detections: int
+) -> Dict[str, float]:
+    """Mask AP, AP50, AP75 and AR, in percent, on some of the annotations; NaN where there are none.
+
+    Args:
+        truth: all annotations.
+        results: in COCO's results format, with masks.
+        counted: ids of the annotations that count.
+        max_detections: best detections of an image that enter.
+    """
+    # With a box in it, COCOeval would take its area for the mask's.
+    without_boxes = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+    evaluation = SubsetCOCOeval(truth, truth.loadRes(without_boxes), "segm", counted)
+    evaluation.params.maxDets = [1, 10, max_detections]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoUs, 101 recalls, K classes)
+    recall = evaluation.eval["recall"][:, :, 0, -1]  # (10 IoUs, K classes)
+
+    def mean(values: np.ndarray) -> float:
+        values = values[values > -1]  # -1: a class without ground truth
+        return 100 * float(values.mean()) if values.size else float("nan")
+
+    return {
+        "AP": mean(precision),
+        "AP50": mean(precision[0]),
+        "AP75": mean(precision[5]),
+        "AR": mean(recall),
+        "count": len(counted),
+    }

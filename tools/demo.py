@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Runs a model on pictures or a video: pictures or a video with what was found, and COCO results. Example:
+
+python tools/demo.py --config-file output/mine/config.yaml --weights output/mine/model_final.pth \
+    --input 'my_images/*.jpg' --output found
+"""
+
+import sys
+
+from rpe_d2.engine.demo import main
+
+if __name__ == "__main__":
+    sys.exit(main())
