@@ -70,6 +70,9 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.PAIR_LOSS_WEIGHT = 1.0
     # Weight of the votes' smooth L1 loss (in units of the spatial bandwidth), averaged over the same loops.
     rpe.VOTE_LOSS_WEIGHT = 0.1
+    # Weight of the cross-entropy of the pixels' memberships in the modes of their image, averaged over the same
+    # loops; 0: the paper's losses alone.
+    rpe.MEMBERSHIP_LOSS_WEIGHT = 0.0
     # Weight of the cross-entropy of the class scores.
     rpe.SEM_SEG_LOSS_WEIGHT = 1.0
     # Weight of the cross-entropy of the estimated mask IoU.

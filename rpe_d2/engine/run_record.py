@@ -18,6 +18,7 @@ from .files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
+_PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
 
 
 def write_run_record(
@@ -100,8 +101,8 @@ def plain_numbers(value: Any) -> Any:
 
 
 def print_table(metrics: Dict[str, Any]) -> None:
-    """Prints AP and AR (percent) of every task of every data set."""
-    rows = []
+    """Prints the scores (percent) of every task of every data set: AP and AR of instances, AR@n of proposals."""
+    instances, proposals = [], []
     for name, result in metrics.items():
         # One data set: {task: scores}; several: {data set: {task: scores}}.
         nested = any(isinstance(scores, dict) for scores in result.values())
@@ -110,7 +111,11 @@ def print_table(metrics: Dict[str, Any]) -> None:
             if nested
             else {name: result}
         )
-        rows.extend(
-            [task, *(scores.get(column) for column in _COLUMNS)] for task, scores in tasks.items()
-        )
-    print(tabulate(rows, headers=["", *_COLUMNS], floatfmt=".1f", missingval="-"))
+        for task, scores in tasks.items():
+            rows, columns = (
+                (proposals, _PROPOSAL_COLUMNS) if "AUC" in scores else (instances, _COLUMNS)
+            )
+            rows.append([task, *(scores.get(column) for column in columns)])
+    for rows, columns in ((instances, _COLUMNS), (proposals, _PROPOSAL_COLUMNS)):
+        if rows:
+            print(tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-"))

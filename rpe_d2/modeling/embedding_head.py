@@ -85,12 +85,13 @@ class EmbeddingHead(nn.Module):
                 for name in self.in_features
             }
         )
+        # Few channels and no normalisation where a map has many pixels.
         self.fine = nn.ModuleDict(
             {
                 name: nn.Sequential(
-                    _conv(input_shape[name].channels, conv_dim // 2, 3, norm),
+                    _conv(input_shape[name].channels, conv_dim // 4, 3, ""),
                     _conv(
-                        conv_dim // 2, conv_dim, 3, norm, max(1, stride // input_shape[name].stride)
+                        conv_dim // 4, conv_dim, 3, norm, max(1, stride // input_shape[name].stride)
                     ),
                 )
                 for name in self.fine_features

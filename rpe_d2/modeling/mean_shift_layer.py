@@ -170,5 +170,34 @@ class MeanShiftLayer(nn.Module):
             )
         return steps
 
+    def affinity(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        modes: torch.Tensor,
+        mode_positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logarithm of the joint kernel between points and modes; its softmax is the membership.
+
+        Args:
+            x: (N, D) unit vectors.
+            positions: (N, 2) in pixels.
+            modes: (R, D) unit vectors.
+            mode_positions: (R, 2) in pixels; fixed positions say where a pixel is, not what it belongs to: they enter
+                only where they are shifted.
+
+        Returns:
+            (N, R) x·m / delta^2 - |p - q|^2 / (2 sigma^2).
+        """
+        affinity = x @ modes.T / self.bandwidth**2
+        if self.shift_positions:
+            # Differences first: exact at hundreds of pixels, and differentiable where they are 0, unlike cdist.
+            x_distance, y_distance = (
+                a[:, None] - b for a, b in zip(positions.unbind(1), mode_positions.unbind(1))
+            )
+            distance = x_distance.square() + y_distance.square()
+            affinity = affinity - distance / (2 * self.spatial_bandwidth**2)
+        return affinity
+
     def _with_positions(self, shifted, positions: torch.Tensor) -> ShiftedPoints:
         return shifted if self.shift_positions else (shifted, positions)

@@ -135,11 +135,9 @@ class PixelGrouping(nn.Module):
         if num_groups == 0:
             return foreground.new_zeros(0, *size), foreground.new_zeros(0)
         kept = labels < num_groups
-        centers = _means(x_keys[kept], labels[kept], num_groups)
-        affinity = x @ F.normalize(centers, dim=1).T / shift.bandwidth**2  # (N, R)
-        if shift.shift_positions:
-            where = _means(votes[is_key][kept], labels[kept], num_groups)
-            affinity -= torch.cdist(votes, where).square() / (2 * shift.spatial_bandwidth**2)
+        modes = F.normalize(_means(x_keys[kept], labels[kept], num_groups), dim=1)
+        where = _means(votes[is_key][kept], labels[kept], num_groups)
+        affinity = shift.affinity(x, votes, modes, where)
         membership = affinity.softmax(dim=1)
         nearest = membership.argmax(dim=1)
 

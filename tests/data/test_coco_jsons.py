@@ -195,8 +195,8 @@ def test_masks_that_cannot_be_learned(folder, caplog):
         register_coco_jsons([entry(folder, content)])
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("rpe_d2")]
     assert len(messages) == 1 and "\n" not in messages[0]
-    assert "2 without area (11, 12)" in messages[0]
-    assert "1 outside of the image (13)" in messages[0]
+    assert "2 masks without area (11, 12)" in messages[0]
+    assert "1 masks outside of the image (13)" in messages[0]
     mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
     assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 3
 

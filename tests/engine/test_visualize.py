@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.data import render_shapes
+from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.engine.visualize import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +139,52 @@ def test_model_of_detectron2(tmp_path: Path) -> None:
     ],
 )
 def test_one_line_errors(arguments: list, opts: list, words: str, tmp_path: Path, capsys) -> None:
-    assert run(tmp_path / "out", *arguments, opts=[*TINY, *opts]) == 2
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", *arguments, opts=[*TINY, *opts])
+    assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+
+
+def test_annotations_and_training_inputs_need_no_model(tmp_path: Path) -> None:
+    base = ["--dataset", "shapes_val", "--num-images", "1"]
+    assert run(tmp_path / "as_is", *base, "--source", "annotation") == 0
+    assert run(tmp_path / "turned", *base, "--source", "dataloader") == 0
+    pictures = [
+        np.asarray(Image.open(tmp_path / folder / "000000.png")) for folder in ("as_is", "turned")
+    ]
+    assert all(picture.std() > 10 for picture in pictures)
+    # Augmented: resized and flipped at random.
+    assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
+
+
+def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
+    """Image 0: everything found; image 1: nothing; image 2: half of the objects."""
+    items = load_shapes("val")[:3]
+    annotations = []
+    for index, item in enumerate(items):
+        Image.fromarray(render_shapes("val", index)).save(tmp_path / f"{index}.png")
+        for annotation in item["annotations"]:
+            ids = {"id": len(annotations) + 1, "image_id": index, "iscrowd": 0}
+            annotations.append({**annotation, **ids, "bbox": [0, 0, 9, 9], "area": 81})
+    images = [{"id": i, "file_name": f"{i}.png", "height": 128, "width": 128} for i in range(3)]
+    categories = [{"id": i, "name": str(i)} for i in range(4)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    half = [a for a in annotations if a["image_id"] == 2][::2]
+    found = [a for a in annotations if a["image_id"] == 0] + half
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{**a, "score": 0.9} for a in found]))
+
+    opts = [*TINY, "DATASETS.COCO_JSONS", f'["visualize_worst={tmp_path}/data.json:{tmp_path}"]']
+    arguments = ["--dataset", "visualize_worst", "--predictions", str(path)]
+    assert run(tmp_path / "out", *arguments, "--worst", opts=opts) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["1.png", "2.png", "0.png"]
+    assert run(tmp_path / "out", *arguments, "--num-images", "1", opts=opts) == 0
+    assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == ["0-2.png"]
+
+    path.write_text('[{"image_id": 0}]')
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out", *arguments, opts=opts)
+    assert "COCO's results format" in capsys.readouterr().err

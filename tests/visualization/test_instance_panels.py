@@ -5,7 +5,13 @@ import colorsys
 import numpy as np
 from matplotlib.figure import Figure
 
-from rpe_d2.visualization import InstanceMasks, instance_colors, instance_panels, label_map
+from rpe_d2.visualization import (
+    InstanceMasks,
+    draw_instances,
+    instance_colors,
+    instance_panels,
+    label_map,
+)
 from rpe_d2.visualization.instances import mask_iou, match_by_iou, panoptic_quality
 
 RED = (230, 0, 0)
@@ -35,6 +41,23 @@ def test_match_by_iou() -> None:
     # Two predictions of one object: the better one has it.
     twice = masks(np.s_[20:34, 30:50], np.s_[20:35, 30:50])
     assert match_by_iou(mask_iou(twice, TRUTH)).tolist() == [-1, 1]
+
+
+def test_panoptic_quality() -> None:
+    # One of two objects is matched with an IoU of 14/15, by one of three predictions.
+    assert np.isclose(panoptic_quality(PREDICTED, TRUTH), 14 / 15 / (1 + 0.5 * 2 + 0.5 * 1))
+    assert panoptic_quality(TRUTH, TRUTH) == 1.0
+    assert panoptic_quality(TRUTH[:0], TRUTH) == panoptic_quality(TRUTH, TRUTH[:0]) == 0.0
+    assert panoptic_quality(TRUTH[:0], TRUTH[:0]) == 1.0
+
+
+def test_draw_instances_keeps_the_rest_of_the_picture() -> None:
+    image = np.full((40, 60, 3), 100, np.uint8)
+    drawn_picture = draw_instances(image, TRUTH, instance_colors(2), ["", ""])
+    outside = ~TRUTH.any(axis=0)
+    assert (drawn_picture[outside] == 100).all() and (drawn_picture[TRUTH[0]] != 100).any()
+    named = draw_instances(image, TRUTH, instance_colors(2), ["", "a name"])
+    assert (named != drawn_picture).any() and (image == 100).all()
 
 
 def test_palette_is_distinct_and_not_red() -> None:

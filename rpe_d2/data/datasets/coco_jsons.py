@@ -157,8 +157,16 @@ def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> N
 def _check_masks(where: str, content: Dict[str, Any]) -> None:
     """Warn of masks that cannot be learned; fail on those that cannot be loaded."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    empty, outside = [], []
+    empty, outside, flat = [], [], []
     for annotation in content["annotations"]:
+        box = annotation["bbox"]
+        if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
+            raise ValueError(
+                f"{where}: annotation {annotation['id']} has the box {box}; required: 4 numbers,"
+                " x, y, width, height"
+            )
+        if min(box[2:]) <= 0:
+            flat.append(annotation["id"])
         segmentation = annotation.get("segmentation")
         if not segmentation:
             continue
@@ -185,13 +193,17 @@ def _check_masks(where: str, content: Dict[str, Any]) -> None:
             for p in polygons
         ):
             outside.append(annotation["id"])
-    if empty or outside:
-        parts = [
-            f"{len(ids)} {what} ({_first(ids)})"
-            for ids, what in ((empty, "without area"), (outside, "outside of the image"))
-            if ids
-        ]
-        logger.warning(f"{where}: masks that cannot be learned: {', '.join(parts)}")
+    parts = [
+        f"{len(ids)} {what} ({_first(ids)})"
+        for ids, what in (
+            (empty, "masks without area"),
+            (outside, "masks outside of the image"),
+            (flat, "boxes without area"),
+        )
+        if ids
+    ]
+    if parts:
+        logger.warning(f"{where}: annotations that cannot be learned: {', '.join(parts)}")
 
 
 def _polygon_area(polygon: List[float]) -> float:

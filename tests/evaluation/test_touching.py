@@ -1,0 +1,89 @@
+"""Which instances touch, and their metrics, by hand on squares."""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from pycocotools.coco import COCO
+
+from rpe_d2.evaluation.touching import subset_metrics, touching_annotations
+
+SIZE = (60, 80)
+
+
+def rle(x0, y0, x1, y1):
+    mask = np.zeros(SIZE, np.uint8, order="F")
+    mask[y0:y1, x0:x1] = 1
+    return mask_util.encode(mask)
+
+
+def truth_of(*boxes, crowds=()):
+    annotations = [
+        {
+            "id": 10 + index,
+            "image_id": 1,
+            "category_id": 1,
+            "iscrowd": int(index in crowds),
+            "area": (box[2] - box[0]) * (box[3] - box[1]),
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "segmentation": rle(*box),
+        }
+        for index, box in enumerate(boxes)
+    ]
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": 1, "height": SIZE[0], "width": SIZE[1], "file_name": "1.png"}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    truth.createIndex()
+    return truth
+
+
+def results_of(*scored):
+    return [
+        {"image_id": 1, "category_id": 1, "score": score, "segmentation": rle(*box)}
+        for box, score in scored
+    ]
+
+
+A = (10, 10, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "other, touches",
+    [
+        ((20, 10, 30, 20), True),  # shares an edge
+        ((21, 10, 30, 20), True),  # one free column between
+        ((22, 10, 30, 20), False),  # two: the second pixel of the dilation is still free
+        ((21, 21, 30, 30), True),  # diagonal
+        ((0, 21, 9, 30), True),  # the other diagonal
+        ((10, 22, 20, 30), False),
+        ((12, 12, 15, 15), True),  # inside
+    ],
+)
+def test_distance(other, touches):
+    assert touching_annotations(truth_of(A, other)) == ({10, 11} if touches else set())
+
+
+def test_one_that_is_covered_still_touches_and_crowds_do_not_count():
+    covered, cover, far = (12, 12, 15, 15), A, (40, 40, 50, 50)
+    assert touching_annotations(truth_of(covered, cover, far)) == {10, 11}
+    assert touching_annotations(truth_of(A, (20, 10, 30, 20), crowds=(1,))) == set()
+    assert touching_annotations(truth_of()) == set()
+
+
+def test_metrics_count_only_the_subset():
+    touching, neighbour, alone = A, (20, 10, 30, 20), (40, 40, 50, 50)
+    truth = truth_of(touching, neighbour, alone)
+    counted = touching_annotations(truth)
+    # One of two is found; what covers the third neither counts nor hurts, though it has the best score.
+    found = results_of((alone, 0.9), (touching, 0.8))
+    metrics = subset_metrics(truth, found, counted, 100)
+    assert metrics["AR"] == pytest.approx(50)
+    assert metrics["AP"] == pytest.approx(100 * 51 / 101)  # precision 1 up to recall 0.5
+    assert metrics["count"] == 2
+    # What covers nothing hurts.
+    wrong = subset_metrics(truth, results_of(((60, 5, 70, 15), 0.9), (A, 0.8)), counted, 100)
+    assert wrong["AP"] == pytest.approx(50 * 51 / 101) and wrong["AR"] == pytest.approx(50)
+    assert np.isnan(subset_metrics(truth, found, set(), 100)["AP"])
