@@ -22,9 +22,9 @@ def add_rpe_config(cfg: CN) -> None:
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).
     cfg.SOLVER.OPTIMIZER = "SGD"
 
+    cfg.MODEL.GUIDED_BACKBONE = guided = CN()
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
-    cfg.MODEL.GUIDED_BACKBONE = CN()
-    cfg.MODEL.GUIDED_BACKBONE.NAME = "build_resnet_fpn_backbone"
+    guided.NAME = "build_resnet_fpn_backbone"
 
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()
@@ -70,9 +70,6 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.PAIR_LOSS_WEIGHT = 1.0
     # Weight of the votes' smooth L1 loss (in units of the spatial bandwidth), averaged over the same loops.
     rpe.VOTE_LOSS_WEIGHT = 0.1
-    # Weight of the cross-entropy of the pixels' memberships in the modes of their image, averaged over the same
-    # loops; 0: the paper's losses alone.
-    rpe.MEMBERSHIP_LOSS_WEIGHT = 0.0
     # Weight of the cross-entropy of the class scores.
     rpe.SEM_SEG_LOSS_WEIGHT = 1.0
     # Weight of the cross-entropy of the estimated mask IoU.
@@ -85,7 +82,8 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.QUALITY_IMAGES = 2
 
     # ---- Pixel embeddings: from maps to instances
-    # "mean_shift", or "components": connected components of the class map, the control without embeddings.
+    # "mean_shift"; or, to compare with: "components", connected components of the class map, without embeddings, and
+    # "kmeans", told the true number of instances (in evaluations of annotated data).
     rpe.GROUPING = "mean_shift"
     # Pixels with at least this probability of being foreground are grouped.
     rpe.FOREGROUND_THRESHOLD = 0.5

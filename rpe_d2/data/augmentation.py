@@ -9,8 +9,9 @@ from detectron2.data import transforms as T
 
 def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
     """What ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER`` add, in training, after Detectron2's augmentations."""
-    augmentations = [RandomQuarterTurn()] if cfg.INPUT.QUARTER_TURNS else []
-    jitter = cfg.INPUT.COLOR_JITTER
+    # The mapper also serves projects that have not added this package's keys.
+    augmentations = [RandomQuarterTurn()] if cfg.INPUT.get("QUARTER_TURNS") else []
+    jitter = cfg.INPUT.get("COLOR_JITTER", 0.0)
     if not 0 <= jitter < 1:
         raise ValueError(f"INPUT.COLOR_JITTER is {jitter}; allowed: 0 to below 1")
     if jitter:

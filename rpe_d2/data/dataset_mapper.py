@@ -1,7 +1,7 @@
 """The default mapper of this package: instance masks always as bitmasks, crowds kept as ignored pixels."""
 
 import logging
-from typing import Any, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -14,7 +14,7 @@ from detectron2.utils.logger import log_first_n
 
 from .augmentation import additional_augmentations
 
-__all__ = ["PixelLabelMapper"]
+__all__ = ["CountInstances", "PixelLabelMapper"]
 
 
 class PixelLabelMapper(DatasetMapper):
@@ -87,6 +87,22 @@ class PixelLabelMapper(DatasetMapper):
                 annotation["segmentation"] = mask_util.encode(mask)
         dataset_dict["annotations"] = objects
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+class CountInstances:
+    """A mapper that calls another one and adds ``num_instances``, crowds not counted, for oracles in evaluations."""
+
+    def __init__(self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]]):
+        """
+        Args:
+            mapper: from a data set's dict to the model's input.
+        """
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        annotations = dataset_dict.get("annotations", [])
+        count = sum(not annotation.get("iscrowd", 0) for annotation in annotations)
+        return {**self.mapper(dataset_dict), "num_instances": count}
 
 
 def _compressed(segmentation: Any, size: Tuple[int, int]) -> Any:

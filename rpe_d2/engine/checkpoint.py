@@ -48,11 +48,12 @@ class ModelCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any):
         if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:
             raise ValueError(f"weights {self._path}: not a checkpoint (no tensors under 'model')")
-        total = len(self.model.state_dict())
+        # Older files lack these counters, and torch does without.
+        names = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
         reshaped = {name for name, _, _ in incompatible.incorrect_shapes}
         missing = sorted(reshaped.union(incompatible.missing_keys))
-        if missing and (self.complete or len(missing) == total):
+        if missing and (self.complete or len(missing) >= len(names)):
             name = missing[0]
             shapes = [
                 f" has shape {tuple(found)} there and {tuple(needed)} in the model"
@@ -60,7 +61,7 @@ class ModelCheckpointer(DetectionCheckpointer):
                 if key == name
             ]
             raise ValueError(
-                f"weights {self._path} are not of this model: {len(missing)} of its {total} tensors do not fit, "
+                f"weights {self._path} are not of this model: {len(missing)} of its {len(names)} tensors do not fit, "
                 f"first {name}{shapes[0] if shapes else ', which is not there'}; "
                 "give the configuration that they were trained with"
             )

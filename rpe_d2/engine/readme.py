@@ -3,8 +3,9 @@
 import inspect
 import json
 import re
+import statistics
 from pathlib import Path
-from typing import List
+from typing import Dict, List, Tuple
 
 from detectron2.config import get_cfg
 
@@ -52,24 +53,69 @@ def config_table() -> str:
 def results_table(folder: Path) -> str:
     """Markdown table of the run records in ``folder`` (see :mod:`rpe_d2.engine.run_record`), by file name."""
     rows = [
-        "| run | AP | AP50 | AP75 | AR | iterations | minutes | hardware | seed | commit | record |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| run | AP | AP50 | AP75 | AR | touching: AP | AP50 | iterations | minutes | hardware | seed | commit | record |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         if "segm" not in record.get("metrics", {}):
             continue
-        segm = record["metrics"]["segm"]
-        scores = " | ".join(
-            "–" if segm[name] is None else f"{segm[name]:.1f}"
-            for name in ("AP", "AP50", "AP75", "AR")
-        )
+        scores = _scores(record, "segm", ("AP", "AP50", "AP75", "AR"))
+        touching = _scores(record, "segm_touching", ("AP", "AP50"))
         rows.append(
-            f"| {record['title']} | {scores} | {record['iterations']} | {record['seconds'] / 60:.1f} "
-            f"| {record['hardware']} | {record['seed']} | {record['commit']} "
+            f"| {record['title']} | {' | '.join(scores + touching)} | {record['iterations']} "
+            f"| {record['seconds'] / 60:.1f} | {record['hardware']} | {record['seed']} | {record['commit']} "
             f"| [{path.name}](results/{path.name}) |"
         )
     return "\n".join(rows)
+
+
+def ablation_table(folder: Path) -> str:
+    """Markdown table of the run records in ``folder/ablations``: one row a setting, over its seeds.
+
+    The difference is to the first row, the configuration without overrides; where the ranges over the seeds overlap
+    it is called none.
+    """
+    groups: Dict[str, List[dict]] = {}
+    for path in sorted((folder / "ablations").glob("*.json")):
+        record = json.loads(path.read_text())
+        groups.setdefault(_setting(record), []).append(record)
+    rows = [
+        "| setting | AP | range | difference | AP50 | touching AP | seeds | iterations | minutes a run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base = groups.get("")
+    for name, records in sorted(groups.items()):
+        scores = [record["metrics"]["segm"]["AP"] for record in records]
+        difference = "–"
+        if base and records is not base:
+            reference = [record["metrics"]["segm"]["AP"] for record in base]
+            apart = max(scores) < min(reference) or min(scores) > max(reference)
+            change = statistics.mean(scores) - statistics.mean(reference)
+            difference = f"{change:+.1f}" if apart else f"none ({change:+.1f})"
+        ap50 = statistics.mean(record["metrics"]["segm"]["AP50"] for record in records)
+        touching = statistics.mean(record["metrics"]["segm_touching"]["AP"] for record in records)
+        minutes = statistics.mean(record["seconds"] for record in records) / 60
+        seeds = ", ".join(sorted(str(record["seed"]) for record in records))
+        rows.append(
+            f"| {name or records[0]['config']} | {statistics.mean(scores):.1f} | {min(scores):.1f}–{max(scores):.1f} | {difference} "
+            f"| {ap50:.1f} | {touching:.1f} | {seeds} | {records[0]['iterations']} | {minutes:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def _setting(record: dict) -> str:
+    """The overrides in which an ablation's runs differ, without the seed."""
+    overrides = record["overrides"]
+    shared = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "MODEL.WEIGHTS")
+    pairs = zip(overrides[::2], overrides[1::2])
+    changed = [(k, v) for k, v in pairs if k not in shared and not k.startswith("DATASETS.")]
+    return ", ".join(f"{key} {value}" for key, value in changed)
+
+
+def _scores(record: dict, task: str, names: Tuple[str, ...]) -> List[str]:
+    values = [record["metrics"].get(task, {}).get(name) for name in names]
+    return ["–" if value is None else f"{value:.1f}" for value in values]
 
 
 def benchmark_table(folder: Path) -> str:
@@ -105,6 +151,7 @@ def update_readme(text: str, results: Path) -> str:
     for name, table in (
         ("config keys", config_table()),
         ("results", results_table(results)),
+        ("ablations", ablation_table(results)),
         ("benchmarks", benchmark_table(results)),
     ):
         begin, end = (

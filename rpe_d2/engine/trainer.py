@@ -17,7 +17,12 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from rpe_d2.data import NameUnreadable, PixelLabelMapper, additional_augmentations
+from rpe_d2.data import (
+    CountInstances,
+    NameUnreadable,
+    PixelLabelMapper,
+    additional_augmentations,
+)
 from rpe_d2.evaluation import InstanceEvaluator, MaskProposalEvaluator
 
 from .checkpoint import ModelCheckpointer
@@ -49,8 +54,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = NameUnreadable(DatasetMapper(cfg, is_train=False))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        mapper = DatasetMapper(cfg, is_train=False)
+        if cfg.MODEL.RPE.GROUPING == "kmeans":
+            mapper = CountInstances(mapper)
+        return build_detection_test_loader(cfg, dataset_name, mapper=NameUnreadable(mapper))
 
     @classmethod
     def build_evaluator(

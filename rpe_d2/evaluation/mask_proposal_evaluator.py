@@ -18,6 +18,8 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .ground_truth import fill_missing_masks
+
 _AVERAGE_RECALL_AT = (1, 10, 100, 1000)
 _RECALL50_AT = (10, 20, 30, 60)
 # Numbers of proposals, even on a log axis, between which the area under the recall curve is integrated.
@@ -133,10 +135,10 @@ class MaskProposalEvaluator(DatasetEvaluator):
                 truth = COCO()
                 truth.dataset = convert_to_coco_dict(self._dataset_name)
                 truth.createIndex()
+            fill_missing_masks(truth)
             for annotation in truth.anns.values():
-                if annotation.get("segmentation"):
-                    # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
-                    annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
+                # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
+                annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
         return truth
 
 

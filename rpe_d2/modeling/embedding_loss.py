@@ -46,7 +46,7 @@ class EmbeddingLoss(nn.Module):
             background_is_group: background is one more group of the pair loss; else it takes no part.
             use_votes: the maps hold votes to be trained.
             sem_seg_stride: class scores are upsampled to this stride before the cross-entropy.
-            loss_weights: factors of "loss_pair", "loss_vote", "loss_membership", "loss_sem_seg".
+            loss_weights: factors of "loss_pair", "loss_vote", "loss_sem_seg".
         """
         super().__init__()
         self.pair_options = {
@@ -93,7 +93,6 @@ class EmbeddingLoss(nn.Module):
             "loss_weights": {
                 "loss_pair": rpe.PAIR_LOSS_WEIGHT,
                 "loss_vote": rpe.VOTE_LOSS_WEIGHT,
-                "loss_membership": rpe.MEMBERSHIP_LOSS_WEIGHT,
                 "loss_sem_seg": rpe.SEM_SEG_LOSS_WEIGHT,
             },
         }
@@ -108,10 +107,10 @@ class EmbeddingLoss(nn.Module):
             shift: the layer whose loops are trained.
 
         Returns:
-            Weighted scalars "loss_sem_seg", "loss_pair" and, where they are used, "loss_vote" and "loss_membership".
+            Weighted scalars "loss_sem_seg", "loss_pair" and, with votes, "loss_vote".
         """
         losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
-        if not any(self.loss_weights[f"loss_{name}"] for name in ("pair", "vote", "membership")):
+        if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
             # Nothing to shift; parameters take part all the same, as distributed training demands.
             losses["loss_pair"] = (maps.embeddings.sum() + maps.votes.sum()) * 0.0
             return self._weighted(losses)
@@ -136,14 +135,6 @@ class EmbeddingLoss(nn.Module):
                 [
                     self._vote_loss(v, centers, groups, voting, shift.spatial_bandwidth)
                     for _, v in steps
-                ]
-            )
-        if self.loss_weights["loss_membership"]:
-            losses["loss_membership"] = _mean(
-                [
-                    _membership_loss(step_x[i][mask[i]], v[i][mask[i]], groups[i][mask[i]], shift)
-                    for step_x, v in steps
-                    for i in range(len(groups))
                 ]
             )
         return self._weighted(losses)
@@ -201,23 +192,6 @@ class EmbeddingLoss(nn.Module):
             return votes.sum() * 0.0
         _, index, sizes = torch.unique(instance, return_inverse=True, return_counts=True)
         return (error[voting] / sizes[index]).sum() / len(sizes)
-
-
-def _membership_loss(
-    x: torch.Tensor, votes: torch.Tensor, groups: torch.Tensor, shift: MeanShiftLayer
-) -> torch.Tensor:
-    """Cross-entropy of the points' memberships in the modes of their image; every instance weighs the same.
-
-    The modes are the means of the instances' points: what inference groups by, could it see the labels.
-    """
-    if len(groups) == 0:
-        return x.sum() * 0.0
-    _, index, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
-    sums = x.new_zeros(len(sizes), x.shape[1] + 2).index_add(0, index, torch.cat([x, votes], dim=1))
-    modes, where = (sums / sizes[:, None]).split([x.shape[1], 2], dim=1)
-    affinity = shift.affinity(x, votes, F.normalize(modes, dim=1), where)
-    errors = F.cross_entropy(affinity, index, reduction="none")
-    return (errors / sizes[index]).sum() / len(sizes)
 
 
 def sample_maps(maps: EmbeddingMaps, pixels: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

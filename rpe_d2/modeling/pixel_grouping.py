@@ -4,6 +4,7 @@ from typing import NamedTuple, Optional
 
 import torch
 from detectron2.config import configurable
+from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,7 +13,7 @@ from rpe_d2.ops.clustering import cluster_embeddings, split_components
 from .embedding_head import EmbeddingMaps
 from .mean_shift_layer import MeanShiftLayer
 
-GROUPINGS = ("mean_shift", "components")
+GROUPINGS = ("mean_shift", "components", "kmeans")
 # Pixels that are less likely foreground than this cannot bring a soft mask near its threshold.
 _SOFT_FOREGROUND = 0.1
 
@@ -54,7 +55,8 @@ class PixelGrouping(nn.Module):
     ):
         """
         Args:
-            grouping: "mean_shift" or "components" (connected components of the class map, no embeddings).
+            grouping: "mean_shift", "components" (connected components of the class map, no embeddings) or "kmeans"
+                (of embeddings and votes without shifting, with the true number of instances: an oracle to compare).
             foreground_threshold: probability from which on a pixel is grouped.
             merge_cosine, merge_distance: of :func:`rpe_d2.ops.clustering.cluster_embeddings` on shifted pixels;
                 the distance is between shifted votes.
@@ -90,7 +92,12 @@ class PixelGrouping(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, maps: EmbeddingMaps, index: int, size: torch.Size, shift: MeanShiftLayer
+        self,
+        maps: EmbeddingMaps,
+        index: int,
+        size: torch.Size,
+        shift: MeanShiftLayer,
+        num_instances: Optional[int] = None,
     ) -> PixelGroups:
         """
         Args:
@@ -98,7 +105,16 @@ class PixelGrouping(nn.Module):
             index: which image of it.
             size: (H, W) of that image without padding.
             shift: the layer that moves its pixels.
+            num_instances: true number of instances, for "kmeans".
+
+        Raises:
+            ValueError: "kmeans" without it.
         """
+        if self.grouping == "kmeans" and num_instances is None:
+            raise ValueError(
+                'MODEL.RPE.GROUPING "kmeans" needs the true number of instances; allowed: only in evaluations of '
+                "annotated data"
+            )
         probability = maps.logits[index].softmax(dim=0)  # (K + 1, h, w)
         rows, columns = (-(-side // maps.stride) for side in size)
         inside = torch.zeros_like(probability[0])
@@ -106,30 +122,38 @@ class PixelGrouping(nn.Module):
         if self.grouping == "components":
             soft_masks, agreement = self._components(probability, inside, maps.stride)
         else:
-            soft_masks, agreement = self._modes(maps, index, (1 - probability[-1]) * inside, shift)
+            foreground = (1 - probability[-1]) * inside
+            soft_masks, agreement = self._modes(maps, index, foreground, shift, num_instances)
         votes = soft_masks.flatten(1) @ probability[:-1].flatten(1).T  # (R, K)
         votes = votes / soft_masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1e-12)
         return PixelGroups(soft_masks, votes, agreement)
 
-    def _modes(self, maps: EmbeddingMaps, index: int, foreground: torch.Tensor, shift):
+    def _modes(
+        self,
+        maps: EmbeddingMaps,
+        index: int,
+        foreground: torch.Tensor,
+        shift: MeanShiftLayer,
+        num_instances: Optional[int],
+    ):
         size = foreground.shape
         active = torch.nonzero(foreground.flatten() > _SOFT_FOREGROUND).squeeze(1)
         weight = foreground.flatten()[active]
         is_key = weight >= self.foreground_threshold
-        x, votes = shift.settle(
-            maps.embeddings[index].flatten(1)[:, active].T,
-            maps.votes[index].flatten(1)[:, active].T,
-            is_key,
-        )[-1]
+        x = maps.embeddings[index].flatten(1)[:, active].T
+        votes = maps.votes[index].flatten(1)[:, active].T
+        if self.grouping == "kmeans":
+            labels = self._kmeans(x[is_key], votes[is_key], shift, num_instances)
+        else:
+            x, votes = shift.settle(x, votes, is_key)[-1]
+            # Fixed positions say where a pixel is, not what it belongs to: only votes enter.
+            labels = cluster_embeddings(
+                x[is_key],
+                self.merge_cosine,
+                positions=votes[is_key] if shift.shift_positions else None,
+                max_distance=self.merge_distance if shift.shift_positions else None,
+            )
         x_keys = x[is_key]
-        # Fixed positions say where a pixel is, not what it belongs to: only votes enter from here on.
-        votes = votes if shift.shift_positions else votes[:, :0]
-        labels = cluster_embeddings(
-            x_keys,
-            self.merge_cosine,
-            positions=votes[is_key] if shift.shift_positions else None,
-            max_distance=self.merge_distance if shift.shift_positions else None,
-        )
         sizes = torch.bincount(labels)  # falling
         num_groups = int((sizes * maps.stride**2 >= self.min_area).sum().clamp(max=self.max_groups))
         if num_groups == 0:
@@ -151,6 +175,21 @@ class PixelGrouping(nn.Module):
         soft = _scatter(membership.T[group] * weight, active, size) * _dilate(parts)
         member = _scatter(membership.T[group], active, size) * parts
         return soft, member.flatten(1).sum(dim=1) / parts.flatten(1).sum(dim=1)
+
+    def _kmeans(
+        self, x: torch.Tensor, votes: torch.Tensor, shift: MeanShiftLayer, num_instances: int
+    ) -> torch.Tensor:
+        """(N,) labels, the largest group first, by k-means in the coordinates of the joint kernel."""
+        if len(x) == 0 or num_instances == 0:
+            return torch.zeros(len(x), dtype=torch.long, device=x.device)
+        points = x / shift.bandwidth
+        if shift.shift_positions:
+            points = torch.cat([points, votes / shift.spatial_bandwidth], dim=1)
+        count = min(num_instances, len(points))
+        _, found = kmeans2(points.double().cpu().numpy(), count, minit="++", seed=0)
+        labels = torch.as_tensor(found, dtype=torch.long, device=x.device)
+        by_size = torch.bincount(labels, minlength=count).argsort(descending=True)
+        return by_size.argsort()[labels]
 
     def _components(self, probability: torch.Tensor, inside: torch.Tensor, stride: int):
         class_map = probability.argmax(dim=0)

@@ -10,7 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BitMasks, BoxMode
 
-from rpe_d2.data import PixelLabelMapper, load_shapes
+from rpe_d2.data import CountInstances, PixelLabelMapper, load_shapes
 
 H, W = 128, 128
 POLYGON = [[10.0, 20.0, 60.0, 20.0, 60.0, 50.0, 10.0, 50.0]]
@@ -214,3 +214,9 @@ def test_nuclei(real_data):
     masks = PixelLabelMapper(cfg, is_train=True)(record)["instances"].gt_masks.tensor
     rles = [a["segmentation"] for a in record["annotations"]]
     np.testing.assert_array_equal(masks.numpy(), mask_util.decode(rles).transpose(2, 0, 1))
+
+
+def test_true_numbers_of_instances_are_passed_on_for_oracles():
+    record = make_record(annotate(), annotate(), annotate(iscrowd=1))
+    mapped = CountInstances(DatasetMapper(make_cfg(), is_train=False))(record)
+    assert mapped["num_instances"] == 2 and mapped["image"].shape[0] == 3

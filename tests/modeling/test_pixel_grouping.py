@@ -135,3 +135,18 @@ def test_errors_name_the_key(overrides, named):
         PixelGrouping(cfg)
         MeanShiftLayer(cfg)
     assert "allowed" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("votes", [True, False])
+def test_kmeans_is_told_the_number_of_instances(votes):
+    cfg = small_cfg("MODEL.RPE.GROUPING", "kmeans", "MODEL.RPE.VOTES", votes)
+    maps, grid, size = perfect_maps()
+    grouping, shift = PixelGrouping(cfg), MeanShiftLayer(cfg)
+    groups = grouping(maps, 0, size, shift, num_instances=len(SQUARES))
+    assert len(groups.soft_masks) == len(SQUARES)
+    assert best_iou(groups.soft_masks, grid).min() > 0.95
+    areas = (groups.soft_masks > 0.5).flatten(1).sum(dim=1).tolist()
+    assert areas == sorted(areas, reverse=True)
+    assert len(grouping(maps, 0, size, shift, num_instances=2).soft_masks) == 2
+    with pytest.raises(ValueError, match="true number of instances"):
+        grouping(maps, 0, size, shift)

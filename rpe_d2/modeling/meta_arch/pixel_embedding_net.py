@@ -31,7 +31,7 @@ class PixelEmbeddingNet(nn.Module):
     """Recurrent pixel embedding for instance grouping (Kong & Fowlkes, CVPR 2018).
 
     Input and output are Detectron2's: a list of dicts with ``image`` (C, H, W) and, in training, ``instances`` and
-    optionally ``ignore_mask`` (H, W) bool. Inference gives ``{"instances"}`` with full-resolution boolean
+    optionally ``ignore_mask`` (H, W) bool; ``num_instances`` where the grouping is an oracle. Inference gives ``{"instances"}`` with full-resolution boolean
     ``pred_masks``, their tight ``pred_boxes``, ``scores`` and ``pred_classes``, and on request ``"proposals"`` and
     ``"sem_seg"``.
     """
@@ -170,7 +170,7 @@ class PixelEmbeddingNet(nn.Module):
             ]
 
     def _output(self, maps: EmbeddingMaps, index: int, size: tuple, item: Dict) -> Dict:
-        groups = self.grouping(maps, index, size, self.mean_shift)
+        groups = self.grouping(maps, index, size, self.mean_shift, item.get("num_instances"))
         scores = self._scores(maps, index, groups)
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
