@@ -97,6 +97,9 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.MIN_AREA = 16
     # The largest groups kept per image before they are ranked: bounds time and memory.
     rpe.MAX_GROUPS = 500
+    # Of groups found at several MEAN_SHIFT.TEST_SCALES, the worse of two is dropped where their common area exceeds
+    # this share of the smaller one's.
+    rpe.OVERLAP_THRESH_TEST = 0.5
     # Instances with a lower score are dropped.
     rpe.SCORE_THRESH_TEST = 0.0
     # Soft masks become masks at this value.
@@ -121,6 +124,9 @@ def add_rpe_config(cfg: CN) -> None:
     shift.TRAIN_LOOPS = 2
     # Loops at inference.
     shift.TEST_LOOPS = 5
+    # At inference, and to train the quality head, pixels are grouped once with each of these factors of both
+    # bandwidths; the ranking decides between a whole and its parts.
+    shift.TEST_SCALES = [1.0]
     # At inference, stop when no coordinate changes by more than this in a loop; 0: run all.
     shift.TOLERANCE = 1e-3
     # At inference at most this many foreground pixels are keys; all pixels are shifted against them.

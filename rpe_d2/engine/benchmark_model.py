@@ -145,7 +145,7 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
         model.eval()
         with torch.no_grad():
             counts = FlopCountAnalysis(model, images[:1])
-            counts.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+            counts.set_op_handle("aten::scaled_dot_product_attention", attention_flops)
             counts.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             counts.tracer_warnings("none")
             return float(counts.total())
@@ -163,7 +163,7 @@ def _data(cfg: CfgNode, count: int):
     return batches, [image for batch in images for image in batch]
 
 
-def _attention_flops(inputs: List[Any], outputs: List[Any]) -> float:
+def attention_flops(inputs: List[Any], outputs: List[Any]) -> float:
     """Multiply-adds of softmax(Q K^T) V: Q (..., N, D), K (..., M, D), V (..., M, E)."""
     query, key, value = (item.type().sizes() for item in inputs[:3])
     pairs = key[-2]

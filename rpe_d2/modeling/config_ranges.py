@@ -23,6 +23,7 @@ _RANGES = {
     "RPE.MERGE_DISTANCE": (0, math.inf),
     "RPE.MIN_AREA": (0, math.inf),
     "RPE.MAX_GROUPS": (1, math.inf),
+    "RPE.OVERLAP_THRESH_TEST": (0, 1),
     "RPE.SCORE_THRESH_TEST": (0, 1),
     "RPE.MASK_THRESHOLD": (_TINY, 1),
     "RPE.PROPOSAL_MASK_SIZE": (1, math.inf),
@@ -47,6 +48,11 @@ def check_ranges(cfg: CfgNode) -> None:
         if not low <= value <= high:
             allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
             raise ValueError(f"MODEL.{key} is {value}; allowed: {allowed}")
+    scales = cfg.MODEL.MEAN_SHIFT.TEST_SCALES
+    if not scales or min(scales) <= 0:
+        raise ValueError(
+            f"MODEL.MEAN_SHIFT.TEST_SCALES is {scales}; allowed: one or more factors above 0"
+        )
     if cfg.MODEL.MEAN_SHIFT.BANDWIDTH_MODE == "margin" and cfg.MODEL.RPE.MARGIN == 1:
         raise ValueError(
             "MODEL.RPE.MARGIN is 1, which leaves no bandwidth; set MODEL.MEAN_SHIFT.BANDWIDTH_MODE fixed"

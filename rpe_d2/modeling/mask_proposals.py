@@ -5,6 +5,39 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import masks_to_boxes, roi_align
 
 
+def suppress_overlaps(
+    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """Greedy non-maximum suppression of masks that mostly lie inside a better one, or the other way round.
+
+    Of a group and the two halves that a narrower bandwidth finds in it, either the whole or the halves stay; IoU
+    would let a whole and its smaller part pass.
+
+    Args:
+        soft_masks: (R, h, w) in 0-1, cut at 0.5.
+        scores: (R,).
+        threshold: of the common area over the smaller mask's area, 0-1; at 1 everything stays.
+
+    Returns:
+        (K,) indices of what stays, by falling score.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    masks = (soft_masks[order] > 0.5).flatten(1).float()
+    areas = masks.sum(dim=1)
+    common = masks @ masks.T  # (R, R)
+    smaller = torch.minimum(areas[:, None], areas).clamp(min=1)
+    # Row i suppresses column j only where i is the better one.
+    suppresses = (common > threshold * smaller).triu(diagonal=1)
+    stays = torch.ones_like(areas, dtype=torch.bool)
+    while (
+        True
+    ):  # each round settles at least one more mask; the longest chain of overlaps bounds the rounds
+        settled = ~(suppresses & stays[:, None]).any(dim=0)
+        if torch.equal(settled, stays):
+            return order[stays]
+        stays = settled
+
+
 def soft_masks_to_proposals(
     soft_masks: torch.Tensor,
     scores: torch.Tensor,

@@ -112,7 +112,7 @@ class MeanShiftLayer(nn.Module):
         return [self._with_positions(step, positions) for step in steps]
 
     def settle(
-        self, x: torch.Tensor, positions: torch.Tensor, is_key: torch.Tensor
+        self, x: torch.Tensor, positions: torch.Tensor, is_key: torch.Tensor, scale: float = 1.0
     ) -> List[ShiftedPoints]:
         """Inference on one image: the keys shift among themselves and take all other points along.
 
@@ -120,6 +120,7 @@ class MeanShiftLayer(nn.Module):
             x: (N, D) unit vectors.
             positions: (N, 2) in pixels.
             is_key: (N,) bool: points that define the density; at most ``max_keys`` of them, evenly chosen, do.
+            scale: factor of both bandwidths.
 
         Returns:
             (embeddings (N, D), positions (N, 2)) before the first and after each loop.
@@ -133,13 +134,15 @@ class MeanShiftLayer(nn.Module):
         follows = torch.ones_like(is_key)
         follows[key_index] = False
         follower_index = torch.nonzero(follows).squeeze(1)
+        bandwidth = self.bandwidth * scale
+        spatial_bandwidth = self.spatial_bandwidth and self.spatial_bandwidth * scale
         keys = mean_shift(
             x[key_index],
-            self.bandwidth,
+            bandwidth,
             self.test_loops,
             tolerance=self.tolerance,
             positions=positions[key_index],
-            spatial_bandwidth=self.spatial_bandwidth,
+            spatial_bandwidth=spatial_bandwidth,
             shift_positions=self.shift_positions,
             return_trajectory=True,
         )
@@ -150,12 +153,12 @@ class MeanShiftLayer(nn.Module):
             followers = self._with_positions(
                 mean_shift(
                     last_x,
-                    self.bandwidth,
+                    bandwidth,
                     1,
                     keys=key_x,
                     positions=last_positions,
                     key_positions=key_positions,
-                    spatial_bandwidth=self.spatial_bandwidth,
+                    spatial_bandwidth=spatial_bandwidth,
                     shift_positions=self.shift_positions,
                 ),
                 last_positions,
@@ -176,6 +179,7 @@ class MeanShiftLayer(nn.Module):
         positions: torch.Tensor,
         modes: torch.Tensor,
         mode_positions: torch.Tensor,
+        scale: float = 1.0,
     ) -> torch.Tensor:
         """Logarithm of the joint kernel between points and modes; its softmax is the membership.
 
@@ -185,18 +189,19 @@ class MeanShiftLayer(nn.Module):
             modes: (R, D) unit vectors.
             mode_positions: (R, 2) in pixels; fixed positions say where a pixel is, not what it belongs to: they enter
                 only where they are shifted.
+            scale: factor of both bandwidths.
 
         Returns:
             (N, R) x·m / delta^2 - |p - q|^2 / (2 sigma^2).
         """
-        affinity = x @ modes.T / self.bandwidth**2
+        affinity = x @ modes.T / (self.bandwidth * scale) ** 2
         if self.shift_positions:
             # Differences first: exact at hundreds of pixels, and differentiable where they are 0, unlike cdist.
             x_distance, y_distance = (
                 a[:, None] - b for a, b in zip(positions.unbind(1), mode_positions.unbind(1))
             )
             distance = x_distance.square() + y_distance.square()
-            affinity = affinity - distance / (2 * self.spatial_bandwidth**2)
+            affinity = affinity - distance / (2 * (self.spatial_bandwidth * scale) ** 2)
         return affinity
 
     def _with_positions(self, shifted, positions: torch.Tensor) -> ShiftedPoints:

@@ -1,6 +1,6 @@
 """From the maps of one image to groups of pixels with soft masks."""
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Sequence
 
 import torch
 from detectron2.config import configurable
@@ -19,7 +19,7 @@ _SOFT_FOREGROUND = 0.1
 
 
 class PixelGroups(NamedTuple):
-    """Groups of one image, the largest first.
+    """Groups of one image: of each scale in turn, the largest first.
 
     Attributes:
         soft_masks: (R, h, w) float32 in 0-1 on the grid of the maps: membership times foreground probability.
@@ -52,6 +52,7 @@ class PixelGrouping(nn.Module):
         split_into_components: bool,
         min_area: float,
         max_groups: int,
+        scales: Sequence[float],
     ):
         """
         Args:
@@ -62,7 +63,9 @@ class PixelGrouping(nn.Module):
                 the distance is between shifted votes.
             split_into_components: connected parts of a group become groups of their own.
             min_area: in pixels of the image.
-            max_groups: the largest groups kept.
+            max_groups: the largest groups kept of each scale.
+            scales: factors of the bandwidths and of the distance; the pixels are grouped anew with each. Groups of
+                different scales overlap.
         """
         super().__init__()
         self.grouping = grouping
@@ -72,6 +75,7 @@ class PixelGrouping(nn.Module):
         self.split_into_components = split_into_components
         self.min_area = min_area
         self.max_groups = max_groups
+        self.scales = tuple(scales)
 
     @classmethod
     def from_config(cls, cfg):
@@ -88,6 +92,7 @@ class PixelGrouping(nn.Module):
             "split_into_components": rpe.SPLIT_COMPONENTS,
             "min_area": rpe.MIN_AREA,
             "max_groups": rpe.MAX_GROUPS,
+            "scales": cfg.MODEL.MEAN_SHIFT.TEST_SCALES,
         }
 
     @torch.no_grad()
@@ -123,7 +128,11 @@ class PixelGrouping(nn.Module):
             soft_masks, agreement = self._components(probability, inside, maps.stride)
         else:
             foreground = (1 - probability[-1]) * inside
-            soft_masks, agreement = self._modes(maps, index, foreground, shift, num_instances)
+            groups = [
+                self._modes(maps, index, foreground, shift, scale, num_instances)
+                for scale in self.scales
+            ]
+            soft_masks, agreement = (torch.cat(parts) for parts in zip(*groups))
         votes = soft_masks.flatten(1) @ probability[:-1].flatten(1).T  # (R, K)
         votes = votes / soft_masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1e-12)
         return PixelGroups(soft_masks, votes, agreement)
@@ -134,6 +143,7 @@ class PixelGrouping(nn.Module):
         index: int,
         foreground: torch.Tensor,
         shift: MeanShiftLayer,
+        scale: float,
         num_instances: Optional[int],
     ):
         size = foreground.shape
@@ -145,13 +155,13 @@ class PixelGrouping(nn.Module):
         if self.grouping == "kmeans":
             labels = self._kmeans(x[is_key], votes[is_key], shift, num_instances)
         else:
-            x, votes = shift.settle(x, votes, is_key)[-1]
+            x, votes = shift.settle(x, votes, is_key, scale)[-1]
             # Fixed positions say where a pixel is, not what it belongs to: only votes enter.
             labels = cluster_embeddings(
                 x[is_key],
                 self.merge_cosine,
                 positions=votes[is_key] if shift.shift_positions else None,
-                max_distance=self.merge_distance if shift.shift_positions else None,
+                max_distance=self.merge_distance * scale if shift.shift_positions else None,
             )
         x_keys = x[is_key]
         sizes = torch.bincount(labels)  # falling
@@ -161,7 +171,7 @@ class PixelGrouping(nn.Module):
         kept = labels < num_groups
         modes = F.normalize(_means(x_keys[kept], labels[kept], num_groups), dim=1)
         where = _means(votes[is_key][kept], labels[kept], num_groups)
-        affinity = shift.affinity(x, votes, modes, where)
+        affinity = shift.affinity(x, votes, modes, where, scale)
         membership = affinity.softmax(dim=1)
         nearest = membership.argmax(dim=1)
 

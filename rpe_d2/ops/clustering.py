@@ -132,7 +132,9 @@ def _find_modes(
     near = seeds @ seeds.T >= threshold  # (S, S)
     if where.shape[1]:
         near &= _squared_distances(seed_where, seed_where) <= max_distance**2
-    near.diagonal().fill_(True)  # rounding may tell a point from itself
+    near.fill_diagonal_(
+        1
+    )  # rounding may tell a point from itself; torch cannot trace a fill with True
     # Distinct priorities: the denser first, among equally dense the smaller key.
     priority = near.sum(dim=1) * num_seeds - torch.arange(num_seeds, device=x.device)
     by_priority = torch.argsort(priority, descending=True)

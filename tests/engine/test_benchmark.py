@@ -5,8 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
 
 from rpe_d2.engine.benchmark import main
+from rpe_d2.engine.benchmark_model import attention_flops
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,35 @@ def test_models_are_timed_side_by_side(tmp_path: Path, capsys) -> None:
     assert 5 < result["parameters_million"] < 50
     # Parameters, gradients and two moments of them in float32 are the least it takes.
     assert result["training_peak_mb"] > 4 * 4 * result["parameters_million"]
+    assert result["inference_gflops"] > 0.1
+    assert result["training_step_ratio"] == result["inference_ratio"] == 1  # it is the first
     assert config in capsys.readouterr().out
+
+
+def test_models_are_timed_on_their_own_data(real_data, tmp_path: Path) -> None:
+    nuclei = real_data("nuclei")
+    configs = [str(ROOT / f"configs/nuclei/{name}_R_18.yaml") for name in ("mask_rcnn", "rpe")]
+    jsons = json.dumps([f"nuclei_{split}={nuclei}/{split}.json" for split in ("train", "val")])
+    path = tmp_path / "result.json"
+    options = ["--repeat", "1", "--data", "1", "--json", str(path)]
+    small = ["SOLVER.IMS_PER_BATCH", "1", "INPUT.MIN_SIZE_TEST", "160"]
+    assert main(["model", *configs, *options, "--opts", "DATASETS.COCO_JSONS", jsons, *small]) == 0
+    results = json.loads(path.read_text())["results"]
+    mask_rcnn, rpe = (results[config] for config in configs)
+    ratio = rpe["training_step_seconds"] / mask_rcnn["training_step_seconds"]
+    assert rpe["training_step_ratio"] == pytest.approx(ratio, rel=0.05)
+    assert all(item["inference_gflops"] > 0.1 for item in (mask_rcnn, rpe))
+
+
+def test_attention_counts_its_two_products() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    query, key, value = torch.rand(2, 3, 5, 8), torch.rand(2, 3, 7, 8), torch.rand(2, 3, 7, 4)
+    counts = FlopCountAnalysis(Attention(), (query, key, value))
+    counts.set_op_handle("aten::scaled_dot_product_attention", attention_flops)
+    assert counts.total() == 2 * 3 * 5 * 7 * (8 + 4)
 
 
 def test_a_missing_configuration_is_one_line(tmp_path: Path, capsys) -> None:

@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 from rpe_d2.modeling import EmbeddingMaps, MeanShiftLayer, PixelGrouping
 from rpe_d2.modeling.embedding_head import cell_centers
+from rpe_d2.modeling.mask_proposals import suppress_overlaps
 from rpe_d2.modeling.pixel_labels import pixel_labels
 from rpe_d2.modeling.quality_head import best_iou
 
@@ -150,3 +151,55 @@ def test_kmeans_is_told_the_number_of_instances(votes):
     assert len(grouping(maps, 0, size, shift, num_instances=2).soft_masks) == 2
     with pytest.raises(ValueError, match="true number of instances"):
         grouping(maps, 0, size, shift)
+
+
+def test_each_scale_groups_anew_and_the_ranking_decides():
+    """Two halves of a square vote 8 px apart: one group to a wide kernel, two to a narrow one."""
+    cfg = small_cfg("MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH", 4.0)
+    maps, grid, size = perfect_maps(noise=0.0)
+    votes = maps.votes.clone()
+    first = grid == 0  # the square of columns 0-40
+    left = torch.arange(grid.shape[1]) < 10
+    votes[0, 0][first & left] -= 4
+    votes[0, 0][first & ~left] += 4
+    maps = maps._replace(votes=votes)
+
+    def count(*scales):
+        cfg.MODEL.MEAN_SHIFT.TEST_SCALES = list(scales)
+        return PixelGrouping(cfg)(maps, 0, size, MeanShiftLayer(cfg))
+
+    assert len(count(1.0).soft_masks) == 4 and len(count(0.25).soft_masks) == 5
+    both = count(1.0, 0.25)
+    assert len(both.soft_masks) == len(both.agreement) == len(both.class_probabilities) == 9
+    for good, expected in (
+        (4, 4),
+        (9, 5),
+    ):  # the wide kernel's groups are the best, or the narrow one's
+        scores = torch.full((9,), 0.5)
+        scores[good - 4 : good] = 0.9
+        scores[4:9] += 0.1 if good == 9 else 0
+        assert len(suppress_overlaps(both.soft_masks, scores, 0.5)) == expected
+
+
+def test_suppression_is_greedy():
+    """By falling score; what was suppressed suppresses nothing."""
+    masks = torch.zeros(5, 10, 40)
+    for mask, (x0, x1) in zip(masks, [(0, 10), (6, 16), (12, 22), (30, 40), (32, 36)]):
+        mask[:, x0:x1] = 1
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.6])
+    # 1 overlaps 0 by 0.4 and 2 by 0.4 of its area; 4 lies inside 3 and is the better one.
+    assert suppress_overlaps(masks, scores, 0.3).tolist() == [0, 2, 4]
+    assert suppress_overlaps(masks, scores, 0.5).tolist() == [0, 1, 2, 4]
+    assert suppress_overlaps(masks, scores, 1.0).tolist() == [0, 1, 2, 4, 3]
+    assert suppress_overlaps(masks[:0], scores[:0], 0.5).tolist() == []
+    generator = torch.Generator().manual_seed(0)
+    many = (torch.rand(60, 6, 6, generator=generator) > 0.6).float()
+    ranks = torch.rand(60, generator=generator)
+    expected = []
+    for index in torch.argsort(ranks, descending=True).tolist():
+        mask = many[index].bool()
+        areas = [min(int(mask.sum()), int(many[kept].sum())) for kept in expected]
+        common = [int((mask & many[kept].bool()).sum()) for kept in expected]
+        if all(c <= 0.4 * a for c, a in zip(common, areas)):
+            expected.append(index)
+    assert suppress_overlaps(many, ranks, 0.4).tolist() == expected

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..config_ranges import check_ranges
 from ..embedding_head import EmbeddingHead, EmbeddingMaps
 from ..embedding_loss import EmbeddingLoss
-from ..mask_proposals import soft_masks_to_proposals
+from ..mask_proposals import soft_masks_to_proposals, suppress_overlaps
 from ..mean_shift_layer import MeanShiftLayer
 from ..pixel_grouping import PixelGrouping, PixelGroups
 from ..pixel_labels import PixelLabels, pixel_labels
@@ -52,6 +52,7 @@ class PixelEmbeddingNet(nn.Module):
         score_threshold: float,
         mask_threshold: float,
         min_area: float,
+        overlap_threshold: float,
         return_proposals: bool,
         proposal_mask_size: int,
         return_sem_seg: bool,
@@ -70,6 +71,8 @@ class PixelEmbeddingNet(nn.Module):
             score_threshold: instances below it are dropped.
             mask_threshold: where soft masks are cut.
             min_area: smallest mask in pixels of the image.
+            overlap_threshold: of groups of several scales, see
+                :func:`rpe_d2.modeling.mask_proposals.suppress_overlaps`.
             return_proposals, proposal_mask_size, return_sem_seg: additional outputs.
             pixel_mean, pixel_std: per channel.
             input_format: channel order of the images, for pictures.
@@ -88,6 +91,7 @@ class PixelEmbeddingNet(nn.Module):
         self.score_threshold = score_threshold
         self.mask_threshold = mask_threshold
         self.min_area = min_area
+        self.overlap_threshold = overlap_threshold
         self.return_proposals = return_proposals
         self.proposal_mask_size = proposal_mask_size
         self.return_sem_seg = return_sem_seg
@@ -120,6 +124,7 @@ class PixelEmbeddingNet(nn.Module):
             "score_threshold": rpe.SCORE_THRESH_TEST,
             "mask_threshold": rpe.MASK_THRESHOLD,
             "min_area": rpe.MIN_AREA,
+            "overlap_threshold": rpe.OVERLAP_THRESH_TEST,
             "return_proposals": rpe.RETURN_PROPOSALS,
             "proposal_mask_size": rpe.PROPOSAL_MASK_SIZE,
             "return_sem_seg": rpe.RETURN_SEM_SEG,
@@ -172,6 +177,9 @@ class PixelEmbeddingNet(nn.Module):
     def _output(self, maps: EmbeddingMaps, index: int, size: tuple, item: Dict) -> Dict:
         groups = self.grouping(maps, index, size, self.mean_shift, item.get("num_instances"))
         scores = self._scores(maps, index, groups)
+        if len(self.grouping.scales) > 1:
+            kept = suppress_overlaps(groups.soft_masks, scores.amax(dim=1), self.overlap_threshold)
+            groups, scores = PixelGroups(*(part[kept] for part in groups)), scores[kept]
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
         if self.return_proposals:
