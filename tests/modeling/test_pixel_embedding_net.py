@@ -269,6 +269,7 @@ def test_pictures_reach_the_event_storage():
         ("MODEL.RPE.SEM_SEG_LOSS_STRIDE", 3, "1, 2, 4"),
         ("MODEL.MEAN_SHIFT.MAX_KEYS", 0, "1 or more"),
         ("MODEL.MEAN_SHIFT.TEST_LOOPS", -1, "0 or more"),
+        ("MODEL.MEAN_SHIFT.TEST_SCALES", [1.0, 0.0], "factors above 0"),
     ],
 )
 def test_values_out_of_range_are_named_when_the_model_is_built(key, value, allowed):

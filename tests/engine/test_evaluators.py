@@ -1,0 +1,41 @@
+"""Which evaluators a configuration gets, in real runs on the embedded data."""
+
+import json
+
+import pytest
+
+from rpe_d2.engine.train_net import main
+from tests.conftest import ROOT
+
+INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")
+
+
+def metrics_of(folder, *opts) -> dict:
+    assert main(["--config-file", INSTANT, "OUTPUT_DIR", str(folder), *opts]) == 0
+    return json.loads((folder / "result.json").read_text())["metrics"]
+
+
+def test_instances_touching_instances_and_proposals(tmp_path, capsys):
+    metrics = metrics_of(
+        tmp_path,
+        "TEST.TOUCHING_INSTANCES", "True", "TEST.PROPOSALS", "True",
+        "MODEL.RPE.RETURN_PROPOSALS", "True", "SOLVER.MAX_ITER", "2",
+    )  # fmt: skip
+    assert list(metrics) == ["bbox", "segm", "segm_touching", "proposals_segm", "proposals_bbox"]
+    assert 0 < metrics["segm_touching"]["count"]
+    assert {"AR@1", "AR@1000", "ARs@100", "AUC", "R50@60", "AP"} <= set(metrics["proposals_segm"])
+    table = capsys.readouterr().out
+    assert "AR@100" in table and "segm_touching" in table
+
+
+@pytest.mark.parametrize("masks", ["True", "False"])
+def test_a_proposal_network_of_detectron2_is_evaluated_as_filled_boxes(masks, tmp_path):
+    metrics = metrics_of(
+        tmp_path,
+        "MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.MASK_ON", masks,
+        "MODEL.RPN.IN_FEATURES", "['p2', 'p3', 'p4']", "SOLVER.MAX_ITER", "2",
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[16], [32], [64]]",
+        "MODEL.RPN.POST_NMS_TOPK_TEST", "50",
+    )  # fmt: skip
+    assert list(metrics) == ["proposals_segm_of_filled_boxes", "proposals_bbox"]
+    assert metrics["proposals_bbox"]["AR@1000"] >= metrics["proposals_bbox"]["AR@10"] >= 0
