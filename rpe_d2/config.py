@@ -68,7 +68,8 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.BACKGROUND = "exclude"
     # Weight of the pair loss, averaged over loop 0 and all training loops.
     rpe.PAIR_LOSS_WEIGHT = 1.0
-    # Weight of the votes' smooth L1 loss (in units of the spatial bandwidth), averaged over the same loops.
+    # Weight of the votes' smooth L1 loss (in units of the spatial bandwidth), averaged over the same loops; and of that
+    # of the predicted sizes' logarithm.
     rpe.VOTE_LOSS_WEIGHT = 0.1
     # Weight of the cross-entropy of the class scores.
     rpe.SEM_SEG_LOSS_WEIGHT = 1.0
@@ -89,7 +90,7 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.FOREGROUND_THRESHOLD = 0.5
     # Shifted pixels within this raw cosine of a mode's centre belong to it.
     rpe.MERGE_COSINE = 0.9
-    # With votes they must also be within this many pixels of it; 0: twice MEAN_SHIFT.SPATIAL_BANDWIDTH.
+    # With votes they must also be within this many pixels of it; 0: two spatial bandwidths.
     rpe.MERGE_DISTANCE = 0.0
     # Make every connected part of a group an instance of its own.
     rpe.SPLIT_COMPONENTS = False
@@ -120,6 +121,10 @@ def add_rpe_config(cfg: CN) -> None:
     shift.BANDWIDTH = 0.2
     # sigma of the spatial factor exp(-|p - q|^2 / (2 sigma^2)), pixels; 0: none.
     shift.SPATIAL_BANDWIDTH = 4.0
+    # sigma of each pixel is this fraction of the size (square root of the area) that is predicted for its instance, at
+    # least SPATIAL_BANDWIDTH: large instances' votes scatter more than small ones'. 0: SPATIAL_BANDWIDTH for all.
+    # Needs RPE.VOTES.
+    shift.RELATIVE_BANDWIDTH = 0.0
     # Loops in training; the losses stand before the first and after each.
     shift.TRAIN_LOOPS = 2
     # Loops at inference.

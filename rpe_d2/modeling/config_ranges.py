@@ -29,6 +29,7 @@ _RANGES = {
     "RPE.PROPOSAL_MASK_SIZE": (1, math.inf),
     "MEAN_SHIFT.BANDWIDTH": (_TINY, math.inf),
     "MEAN_SHIFT.SPATIAL_BANDWIDTH": (0, math.inf),
+    "MEAN_SHIFT.RELATIVE_BANDWIDTH": (0, math.inf),
     "MEAN_SHIFT.TRAIN_LOOPS": (0, math.inf),
     "MEAN_SHIFT.TEST_LOOPS": (0, math.inf),
     "MEAN_SHIFT.TOLERANCE": (0, math.inf),
@@ -48,12 +49,18 @@ def check_ranges(cfg: CfgNode) -> None:
         if not low <= value <= high:
             allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
             raise ValueError(f"MODEL.{key} is {value}; allowed: {allowed}")
-    scales = cfg.MODEL.MEAN_SHIFT.TEST_SCALES
+    shift = cfg.MODEL.MEAN_SHIFT
+    if shift.RELATIVE_BANDWIDTH > 0 and not (cfg.MODEL.RPE.VOTES and shift.SPATIAL_BANDWIDTH > 0):
+        raise ValueError(
+            f"MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH is {shift.RELATIVE_BANDWIDTH}, which needs MODEL.RPE.VOTES True and "
+            "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH above 0, the smallest sigma"
+        )
+    scales = shift.TEST_SCALES
     if not scales or min(scales) <= 0:
         raise ValueError(
             f"MODEL.MEAN_SHIFT.TEST_SCALES is {scales}; allowed: one or more factors above 0"
         )
-    if cfg.MODEL.MEAN_SHIFT.BANDWIDTH_MODE == "margin" and cfg.MODEL.RPE.MARGIN == 1:
+    if shift.BANDWIDTH_MODE == "margin" and cfg.MODEL.RPE.MARGIN == 1:
         raise ValueError(
             "MODEL.RPE.MARGIN is 1, which leaves no bandwidth; set MODEL.MEAN_SHIFT.BANDWIDTH_MODE fixed"
         )

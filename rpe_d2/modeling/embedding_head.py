@@ -12,6 +12,7 @@ from torch.nn import functional as F
 STRIDES = (1, 2, 4, 8)
 # Shared convolutions do not run on finer maps than this: there a kernel sees little and costs much.
 _FINEST_TRUNK_STRIDE = 4
+_USUAL_SIZE = 16.0  # pixels
 
 
 class EmbeddingMaps(NamedTuple):
@@ -22,6 +23,8 @@ class EmbeddingMaps(NamedTuple):
         logits: (B, K + 1, h, w) float32 class scores, the last one background.
         votes: (B, 2, h, w) float32: where in the picture (x, y, pixels) the pixel's instance has its centre; without
             votes the pixel's own position.
+        sizes: (B, 1, h, w) float32: size of the pixel's instance, the square root of its area, in pixels; 0 where it
+            is not predicted.
         features: (B, C, h, w) what the predictions were made from.
         stride: pixels per grid cell.
     """
@@ -29,6 +32,7 @@ class EmbeddingMaps(NamedTuple):
     embeddings: torch.Tensor
     logits: torch.Tensor
     votes: torch.Tensor
+    sizes: torch.Tensor
     features: torch.Tensor
     stride: int
 
@@ -56,6 +60,7 @@ class EmbeddingHead(nn.Module):
         num_classes: int,
         coordinates: bool,
         vote_unit: Optional[float],
+        predict_sizes: bool,
     ):
         """
         Args:
@@ -69,6 +74,7 @@ class EmbeddingHead(nn.Module):
             num_classes: K, without background.
             coordinates: append the pixel's position, scaled to -1..1 over the picture, to the summed features.
             vote_unit: predict votes, in units of this many pixels; None: no votes.
+            predict_sizes: predict sizes along with the votes.
         """
         super().__init__()
         self.in_features = [n for n in in_features if input_shape[n].stride >= _FINEST_TRUNK_STRIDE]
@@ -76,6 +82,7 @@ class EmbeddingHead(nn.Module):
         self.stride = stride
         self.coordinates = coordinates
         self.vote_unit = vote_unit
+        self.predict_sizes = predict_sizes
         self.finest_stride = min(input_shape[name].stride for name in self.in_features)
         # Of the sum and the shared convolutions: the output's, or the finest map's where that is coarser.
         self.trunk_stride = max(stride, self.finest_stride)
@@ -104,7 +111,10 @@ class EmbeddingHead(nn.Module):
         trunk_dim = conv_dim if num_convs else first_in
         self.embedding = _predictor(trunk_dim, conv_dim, embedding_dim, norm)
         self.classifier = _predictor(trunk_dim, conv_dim, num_classes + 1, norm)
-        self.voter = None if vote_unit is None else _predictor(trunk_dim, conv_dim, 2, norm)
+        vote_dim = 3 if predict_sizes else 2
+        self.voter = None
+        if vote_unit is not None:
+            self.voter = _predictor(trunk_dim, conv_dim, vote_dim, norm)
         self.feature_dim = trunk_dim
 
     @classmethod
@@ -129,6 +139,7 @@ class EmbeddingHead(nn.Module):
             "num_classes": rpe.NUM_CLASSES,
             "coordinates": rpe.COORDINATES,
             "vote_unit": rpe.VOTE_UNIT if rpe.VOTES else None,
+            "predict_sizes": cfg.MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH > 0,
         }
 
     def forward(self, features: Dict[str, torch.Tensor]) -> EmbeddingMaps:
@@ -152,11 +163,16 @@ class EmbeddingHead(nn.Module):
         embeddings = F.normalize(self.embedding(trunk).float(), dim=1)
         logits = self.classifier(trunk).float()
         votes = cell_centers(trunk.shape[-2:], self.stride, trunk.device)
+        sizes = torch.zeros_like(logits[:, :1])
         if self.voter is None:
             votes = votes.expand(len(trunk), -1, -1, -1)
         else:
-            votes = votes + self.vote_unit * self.voter(trunk).float()
-        return EmbeddingMaps(embeddings, logits, votes, trunk, self.stride)
+            predicted = self.voter(trunk).float()
+            votes = votes + self.vote_unit * predicted[:, :2]
+            if self.predict_sizes:
+                # From 1 to 256 pixels; the network starts in between.
+                sizes = _USUAL_SIZE ** (1 + predicted[:, 2:].tanh())
+        return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, self.stride)
 
 
 def cell_centers(size: Sequence[int], stride: int, device: torch.device) -> torch.Tensor:

@@ -46,7 +46,7 @@ class EmbeddingLoss(nn.Module):
             background_is_group: background is one more group of the pair loss; else it takes no part.
             use_votes: the maps hold votes to be trained.
             sem_seg_stride: class scores are upsampled to this stride before the cross-entropy.
-            loss_weights: factors of "loss_pair", "loss_vote", "loss_sem_seg".
+            loss_weights: factors of "loss_pair", "loss_vote", "loss_size", "loss_sem_seg".
         """
         super().__init__()
         self.pair_options = {
@@ -93,6 +93,7 @@ class EmbeddingLoss(nn.Module):
             "loss_weights": {
                 "loss_pair": rpe.PAIR_LOSS_WEIGHT,
                 "loss_vote": rpe.VOTE_LOSS_WEIGHT,
+                "loss_size": rpe.VOTE_LOSS_WEIGHT,
                 "loss_sem_seg": rpe.SEM_SEG_LOSS_WEIGHT,
             },
         }
@@ -107,7 +108,7 @@ class EmbeddingLoss(nn.Module):
             shift: the layer whose loops are trained.
 
         Returns:
-            Weighted scalars "loss_sem_seg", "loss_pair" and, with votes, "loss_vote".
+            Weighted scalars "loss_sem_seg", "loss_pair" and, with votes, "loss_vote" and, with sizes, "loss_size".
         """
         losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
         if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
@@ -120,23 +121,30 @@ class EmbeddingLoss(nn.Module):
         width = labels[0].instances.shape[1]
         index = pad_points(points)
         pixels = torch.stack([index % width, index // width], dim=-1) + 0.5  # (B, P, 2) x, y
-        x, votes = sample_maps(maps, pixels)
+        x, votes, sizes = sample_maps(maps, pixels)
 
-        steps = shift.trajectory(x, votes, mask)
+        steps = shift.trajectory(x, votes, sizes, mask)
         losses["loss_pair"] = _mean(
             [self._pair_loss(step_x, groups, pixels, mask) for step_x, _ in steps]
         )
         if self.use_votes:
-            centers = pad_points([self._targets(lab, p) for lab, p in zip(labels, points)])
+            centers = pad_points(
+                [_of_instances(lab.centers, lab, p) for lab, p in zip(labels, points)]
+            )
             voting = mask & (
                 groups < pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels])
             )
+            true_sizes = pad_points(
+                [_of_instances(lab.sizes, lab, p) for lab, p in zip(labels, points)]
+            ).clamp(min=1)
+            unit = torch.as_tensor(shift.sigma(true_sizes), device=votes.device)
+            unit = unit.expand_as(true_sizes).unsqueeze(-1)  # (B, P, 1)
             losses["loss_vote"] = _mean(
-                [
-                    self._vote_loss(v, centers, groups, voting, shift.spatial_bandwidth)
-                    for _, v in steps
-                ]
+                [_mean_over_instances(v / unit, centers / unit, groups, voting) for _, v in steps]
             )
+            if shift.relative_bandwidth:
+                logarithms = sizes.log().unsqueeze(-1), true_sizes.log().unsqueeze(-1)
+                losses["loss_size"] = _mean_over_instances(*logarithms, groups, voting)
         return self._weighted(losses)
 
     def _weighted(self, losses: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
@@ -147,12 +155,6 @@ class EmbeddingLoss(nn.Module):
         if not self.background_is_group:
             return labels.instances
         return labels.instances.masked_fill(labels.instances == BACKGROUND, len(labels.classes))
-
-    def _targets(self, labels: PixelLabels, points: torch.Tensor) -> torch.Tensor:
-        """(P, 2) centre of each point's instance; background points get any."""
-        if len(labels.classes) == 0:
-            return labels.centers.new_zeros(len(points), 2)
-        return labels.centers[labels.instances.flatten()[points].clamp(min=0)]
 
     def _sem_seg_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels]) -> torch.Tensor:
         stride = self.sem_seg_stride
@@ -180,40 +182,58 @@ class EmbeddingLoss(nn.Module):
             ]
         )
 
-    def _vote_loss(self, votes, centers, groups, voting, unit: float) -> torch.Tensor:
-        """Smooth L1 distance to the centre in units of the spatial bandwidth; every instance weighs the same."""
-        error = F.smooth_l1_loss(votes / unit, centers / unit, reduction="none").sum(dim=-1)
-        # One number per instance of the batch.
-        image = torch.arange(len(groups), device=groups.device)[:, None] * (
-            groups.max() + 1 if groups.numel() else 1
-        )
-        instance = (groups + image)[voting]
-        if instance.numel() == 0:
-            return votes.sum() * 0.0
-        _, index, sizes = torch.unique(instance, return_inverse=True, return_counts=True)
-        return (error[voting] / sizes[index]).sum() / len(sizes)
+
+def _of_instances(values: torch.Tensor, labels: PixelLabels, points: torch.Tensor) -> torch.Tensor:
+    """(P, …) value of each point's instance, from (n, …) values; background points get any."""
+    if len(values) == 0:
+        return values.new_zeros(len(points), *values.shape[1:])
+    return values[labels.instances.flatten()[points].clamp(min=0)]
 
 
-def sample_maps(maps: EmbeddingMaps, pixels: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings and votes at given positions, by bilinear interpolation.
+def _mean_over_instances(
+    predicted: torch.Tensor, target: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """Smooth L1 distance of (B, P, C) values; every instance weighs the same.
+
+    Args:
+        groups: (B, P) instance of each point in its image.
+        counts: (B, P) bool, which points take part.
+    """
+    error = F.smooth_l1_loss(predicted, target, reduction="none").sum(dim=-1)
+    # One number per instance of the batch.
+    image = torch.arange(len(groups), device=groups.device)[:, None] * (
+        groups.max() + 1 if groups.numel() else 1
+    )
+    instance = (groups + image)[counts]
+    if instance.numel() == 0:
+        return predicted.sum() * 0.0
+    _, index, sizes = torch.unique(instance, return_inverse=True, return_counts=True)
+    return (error[counts] / sizes[index]).sum() / len(sizes)
+
+
+def sample_maps(
+    maps: EmbeddingMaps, pixels: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings, votes and sizes at given positions, by bilinear interpolation.
 
     Args:
         maps: of a batch.
         pixels: (B, P, 2) x, y in continuous pixel coordinates.
 
     Returns:
-        unit vectors (B, P, D) and votes (B, P, 2) in pixels.
+        unit vectors (B, P, D), votes (B, P, 2) and sizes (B, P) in pixels.
     """
     height, width = (side * maps.stride for side in maps.embeddings.shape[-2:])
     # Offsets interpolate where positions would be clamped at the border.
     offsets = maps.votes - cell_centers(maps.votes.shape[-2:], maps.stride, maps.votes.device)
-    stacked = torch.cat([maps.embeddings, offsets], dim=1)
+    stacked = torch.cat([maps.embeddings, offsets, maps.sizes], dim=1)
     grid = 2 * pixels / pixels.new_tensor([width, height]) - 1
     sampled = F.grid_sample(
         stacked, grid.unsqueeze(2).to(stacked), padding_mode="border", align_corners=False
     )
-    sampled = sampled.squeeze(3).transpose(1, 2)  # (B, P, D + 2)
-    return F.normalize(sampled[..., :-2], dim=-1), pixels + sampled[..., -2:]
+    sampled = sampled.squeeze(3).transpose(1, 2)  # (B, P, D + 3)
+    x, offsets, sizes = sampled.split([maps.embeddings.shape[1], 2, 1], dim=-1)
+    return F.normalize(x, dim=-1), pixels + offsets, sizes.squeeze(-1)
 
 
 def _mean(losses: List[torch.Tensor]) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Mean shift with its bandwidths, as training and inference use it."""
 
-from typing import List, Tuple
+from typing import List, Tuple, Union
 
 import torch
 from detectron2.config import configurable
@@ -23,6 +23,7 @@ class MeanShiftLayer(nn.Module):
         bandwidth: float,
         learn_bandwidth: bool,
         spatial_bandwidth: float,
+        relative_bandwidth: float,
         shift_positions: bool,
         train_loops: int,
         test_loops: int,
@@ -34,6 +35,8 @@ class MeanShiftLayer(nn.Module):
             bandwidth: of the kernel on embeddings, > 0.
             learn_bandwidth: make it a parameter that starts there.
             spatial_bandwidth: of the kernel on positions, pixels; 0: embeddings alone.
+            relative_bandwidth: of the kernel on positions, as a fraction of the size predicted for the pixel's
+                instance, at least ``spatial_bandwidth``; 0: that for all.
             shift_positions: move positions (votes) together with the embeddings.
             train_loops, test_loops: number of loops.
             tolerance: stops the loops at inference, see :func:`rpe_d2.ops.mean_shift.mean_shift`.
@@ -46,6 +49,7 @@ class MeanShiftLayer(nn.Module):
         else:
             self.register_buffer("log_bandwidth", log_bandwidth, persistent=False)
         self.spatial_bandwidth = spatial_bandwidth or None
+        self.relative_bandwidth = relative_bandwidth
         self.shift_positions = shift_positions
         self.train_loops = train_loops
         self.test_loops = test_loops
@@ -75,6 +79,7 @@ class MeanShiftLayer(nn.Module):
             "learn_bandwidth": shift.BANDWIDTH_MODE == "learned",
             "spatial_bandwidth": shift.SPATIAL_BANDWIDTH,
             "shift_positions": rpe.VOTES,
+            "relative_bandwidth": shift.RELATIVE_BANDWIDTH,
             "train_loops": shift.TRAIN_LOOPS,
             "test_loops": shift.TEST_LOOPS,
             "tolerance": shift.TOLERANCE,
@@ -86,14 +91,23 @@ class MeanShiftLayer(nn.Module):
         """0-d tensor, > 0."""
         return self.log_bandwidth.exp()
 
+    def sigma(self, sizes: torch.Tensor, scale: float = 1.0) -> Union[None, float, torch.Tensor]:
+        """Spatial bandwidth in pixels: one for all, or one for each of the sizes (…); None without positions."""
+        if self.spatial_bandwidth is None:
+            return None
+        if not self.relative_bandwidth:
+            return self.spatial_bandwidth * scale
+        return (self.relative_bandwidth * sizes).clamp(min=self.spatial_bandwidth) * scale
+
     def trajectory(
-        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor
+        self, x: torch.Tensor, positions: torch.Tensor, sizes: torch.Tensor, mask: torch.Tensor
     ) -> List[ShiftedPoints]:
         """All training loops on padded batches of sampled points.
 
         Args:
             x: (B, N, D) unit vectors.
             positions: (B, N, 2) in pixels.
+            sizes: (B, N) of the points' instances, in pixels.
             mask: (B, N) bool, True = valid.
 
         Returns:
@@ -104,7 +118,8 @@ class MeanShiftLayer(nn.Module):
             self.bandwidth,
             self.train_loops,
             positions=positions,
-            spatial_bandwidth=self.spatial_bandwidth,
+            # A kernel that shrinks or grows to please the losses after the loops would predict no sizes any more.
+            spatial_bandwidth=self.sigma(sizes.detach()),
             shift_positions=self.shift_positions,
             mask=mask,
             return_trajectory=True,
@@ -112,13 +127,19 @@ class MeanShiftLayer(nn.Module):
         return [self._with_positions(step, positions) for step in steps]
 
     def settle(
-        self, x: torch.Tensor, positions: torch.Tensor, is_key: torch.Tensor, scale: float = 1.0
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        sizes: torch.Tensor,
+        is_key: torch.Tensor,
+        scale: float = 1.0,
     ) -> List[ShiftedPoints]:
         """Inference on one image: the keys shift among themselves and take all other points along.
 
         Args:
             x: (N, D) unit vectors.
             positions: (N, 2) in pixels.
+            sizes: (N,) of the points' instances, in pixels.
             is_key: (N,) bool: points that define the density; at most ``max_keys`` of them, evenly chosen, do.
             scale: factor of both bandwidths.
 
@@ -135,14 +156,13 @@ class MeanShiftLayer(nn.Module):
         follows[key_index] = False
         follower_index = torch.nonzero(follows).squeeze(1)
         bandwidth = self.bandwidth * scale
-        spatial_bandwidth = self.spatial_bandwidth and self.spatial_bandwidth * scale
         keys = mean_shift(
             x[key_index],
             bandwidth,
             self.test_loops,
             tolerance=self.tolerance,
             positions=positions[key_index],
-            spatial_bandwidth=spatial_bandwidth,
+            spatial_bandwidth=self.sigma(sizes[key_index], scale),
             shift_positions=self.shift_positions,
             return_trajectory=True,
         )
@@ -158,7 +178,7 @@ class MeanShiftLayer(nn.Module):
                     keys=key_x,
                     positions=last_positions,
                     key_positions=key_positions,
-                    spatial_bandwidth=spatial_bandwidth,
+                    spatial_bandwidth=self.sigma(sizes[follower_index], scale),
                     shift_positions=self.shift_positions,
                 ),
                 last_positions,
@@ -177,6 +197,7 @@ class MeanShiftLayer(nn.Module):
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
+        sizes: torch.Tensor,
         modes: torch.Tensor,
         mode_positions: torch.Tensor,
         scale: float = 1.0,
@@ -186,6 +207,7 @@ class MeanShiftLayer(nn.Module):
         Args:
             x: (N, D) unit vectors.
             positions: (N, 2) in pixels.
+            sizes: (N,) of the points' instances, in pixels.
             modes: (R, D) unit vectors.
             mode_positions: (R, 2) in pixels; fixed positions say where a pixel is, not what it belongs to: they enter
                 only where they are shifted.
@@ -201,7 +223,8 @@ class MeanShiftLayer(nn.Module):
                 a[:, None] - b for a, b in zip(positions.unbind(1), mode_positions.unbind(1))
             )
             distance = x_distance.square() + y_distance.square()
-            affinity = affinity - distance / (2 * (self.spatial_bandwidth * scale) ** 2)
+            sigma = torch.as_tensor(self.sigma(sizes, scale), device=x.device)
+            affinity = affinity - distance / (2 * sigma.view(-1, 1) ** 2)
         return affinity
 
     def _with_positions(self, shifted, positions: torch.Tensor) -> ShiftedPoints:

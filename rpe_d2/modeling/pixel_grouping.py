@@ -1,6 +1,6 @@
 """From the maps of one image to groups of pixels with soft masks."""
 
-from typing import NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence, Union
 
 import torch
 from detectron2.config import configurable
@@ -48,7 +48,7 @@ class PixelGrouping(nn.Module):
         grouping: str,
         foreground_threshold: float,
         merge_cosine: float,
-        merge_distance: Optional[float],
+        merge_distance: float,
         split_into_components: bool,
         min_area: float,
         max_groups: int,
@@ -60,7 +60,7 @@ class PixelGrouping(nn.Module):
                 (of embeddings and votes without shifting, with the true number of instances: an oracle to compare).
             foreground_threshold: probability from which on a pixel is grouped.
             merge_cosine, merge_distance: of :func:`rpe_d2.ops.clustering.cluster_embeddings` on shifted pixels;
-                the distance is between shifted votes.
+                the distance is between shifted votes; 0: two spatial bandwidths.
             split_into_components: connected parts of a group become groups of their own.
             min_area: in pixels of the image.
             max_groups: the largest groups kept of each scale.
@@ -88,7 +88,7 @@ class PixelGrouping(nn.Module):
             "grouping": rpe.GROUPING,
             "foreground_threshold": rpe.FOREGROUND_THRESHOLD,
             "merge_cosine": rpe.MERGE_COSINE,
-            "merge_distance": rpe.MERGE_DISTANCE or 2 * cfg.MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH,
+            "merge_distance": rpe.MERGE_DISTANCE,
             "split_into_components": rpe.SPLIT_COMPONENTS,
             "min_area": rpe.MIN_AREA,
             "max_groups": rpe.MAX_GROUPS,
@@ -152,26 +152,27 @@ class PixelGrouping(nn.Module):
         is_key = weight >= self.foreground_threshold
         x = maps.embeddings[index].flatten(1)[:, active].T
         votes = maps.votes[index].flatten(1)[:, active].T
+        sizes = maps.sizes[index].flatten()[active]
         if self.grouping == "kmeans":
-            labels = self._kmeans(x[is_key], votes[is_key], shift, num_instances)
+            labels = self._kmeans(x[is_key], votes[is_key], sizes[is_key], shift, num_instances)
         else:
-            x, votes = shift.settle(x, votes, is_key, scale)[-1]
+            x, votes = shift.settle(x, votes, sizes, is_key, scale)[-1]
             # Fixed positions say where a pixel is, not what it belongs to: only votes enter.
             labels = cluster_embeddings(
                 x[is_key],
                 self.merge_cosine,
                 positions=votes[is_key] if shift.shift_positions else None,
-                max_distance=self.merge_distance * scale if shift.shift_positions else None,
+                max_distance=self._reach(shift, sizes[is_key], scale),
             )
         x_keys = x[is_key]
-        sizes = torch.bincount(labels)  # falling
-        num_groups = int((sizes * maps.stride**2 >= self.min_area).sum().clamp(max=self.max_groups))
+        areas = torch.bincount(labels)  # falling
+        num_groups = int((areas * maps.stride**2 >= self.min_area).sum().clamp(max=self.max_groups))
         if num_groups == 0:
             return foreground.new_zeros(0, *size), foreground.new_zeros(0)
         kept = labels < num_groups
         modes = F.normalize(_means(x_keys[kept], labels[kept], num_groups), dim=1)
         where = _means(votes[is_key][kept], labels[kept], num_groups)
-        affinity = shift.affinity(x, votes, modes, where, scale)
+        affinity = shift.affinity(x, votes, sizes, modes, where, scale)
         membership = affinity.softmax(dim=1)
         nearest = membership.argmax(dim=1)
 
@@ -186,15 +187,29 @@ class PixelGrouping(nn.Module):
         member = _scatter(membership.T[group], active, size) * parts
         return soft, member.flatten(1).sum(dim=1) / parts.flatten(1).sum(dim=1)
 
+    def _reach(
+        self, shift: MeanShiftLayer, sizes: torch.Tensor, scale: float
+    ) -> Union[None, float, torch.Tensor]:
+        """How far, in pixels, a point may be from its mode."""
+        if not shift.shift_positions:
+            return None
+        return self.merge_distance * scale if self.merge_distance else 2 * shift.sigma(sizes, scale)
+
     def _kmeans(
-        self, x: torch.Tensor, votes: torch.Tensor, shift: MeanShiftLayer, num_instances: int
+        self,
+        x: torch.Tensor,
+        votes: torch.Tensor,
+        sizes: torch.Tensor,
+        shift: MeanShiftLayer,
+        num_instances: int,
     ) -> torch.Tensor:
         """(N,) labels, the largest group first, by k-means in the coordinates of the joint kernel."""
         if len(x) == 0 or num_instances == 0:
             return torch.zeros(len(x), dtype=torch.long, device=x.device)
         points = x / shift.bandwidth
         if shift.shift_positions:
-            points = torch.cat([points, votes / shift.spatial_bandwidth], dim=1)
+            sigma = torch.as_tensor(shift.sigma(sizes), device=x.device)
+            points = torch.cat([points, votes / sigma.view(-1, 1)], dim=1)
         count = min(num_instances, len(points))
         _, found = kmeans2(points.double().cpu().numpy(), count, minit="++", seed=0)
         labels = torch.as_tensor(found, dtype=torch.long, device=x.device)

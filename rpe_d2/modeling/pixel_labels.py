@@ -19,11 +19,13 @@ class PixelLabels(NamedTuple):
         instances: (H, W) int64: row of the image's ``Instances`` whose mask covers the pixel, BACKGROUND or IGNORED.
         classes: (n,) int64 class of each instance.
         centers: (n, 2) float32 mean position (x, y) of each instance's pixels, in pixels.
+        sizes: (n,) float32 square root of the number of its pixels, at least 1.
     """
 
     instances: torch.Tensor
     classes: torch.Tensor
     centers: torch.Tensor
+    sizes: torch.Tensor
 
     def class_map(self, background: int, ignored: int) -> torch.Tensor:
         """(H, W) int64 class of each pixel, with the given values where there is no instance."""
@@ -66,7 +68,7 @@ def pixel_labels(
     sums = torch.zeros(len(masks), 2, device=device)
     sums.index_add_(0, index, owned.flip(1).float() + 0.5)
     counts = torch.bincount(index, minlength=len(masks)).clamp(min=1)
-    return PixelLabels(labels, instances.gt_classes, sums / counts[:, None])
+    return PixelLabels(labels, instances.gt_classes, sums / counts[:, None], counts.sqrt())
 
 
 def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:

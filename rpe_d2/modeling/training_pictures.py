@@ -21,8 +21,12 @@ def loop_embeddings(
     embeddings = maps.embeddings[index, :, :rows, :columns]
     votes = maps.votes[index, :, :rows, :columns]
     foreground = 1 - maps.logits[index, :, :rows, :columns].softmax(dim=0)[-1]
+    sizes = maps.sizes[index, 0, :rows, :columns]
     steps = shift.settle(
-        embeddings.flatten(1).T, votes.flatten(1).T, foreground.flatten() >= foreground_threshold
+        embeddings.flatten(1).T,
+        votes.flatten(1).T,
+        sizes.flatten(),
+        foreground.flatten() >= foreground_threshold,
     )
     return [x.T.reshape(embeddings.shape) for x, _ in steps]
 

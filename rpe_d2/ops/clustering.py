@@ -1,6 +1,6 @@
 """From shifted embeddings to groups of pixels."""
 
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def cluster_embeddings(
     x: torch.Tensor,
     threshold: float,
     positions: Optional[torch.Tensor] = None,
-    max_distance: Optional[float] = None,
+    max_distance: Union[None, float, torch.Tensor] = None,
 ) -> torch.Tensor:
     """Groups unit vectors around the modes of their density.
 
@@ -34,7 +34,7 @@ def cluster_embeddings(
         x: (N, D) unit vectors, floating point, as a rule already shifted.
         threshold: raw cosine in -1..1.
         positions: (N, 2) in pixels; needed with ``max_distance``.
-        max_distance: in pixels, > 0.
+        max_distance: in pixels, > 0; one for all, or one for each point, (N,): of two points the smaller one counts.
 
     Returns:
         (N,) int64 labels 0..K-1 by falling cluster size. Reordering the points reorders the labels and nothing else
@@ -46,8 +46,9 @@ def cluster_embeddings(
     _check(x, threshold, positions, max_distance)
     x = x.detach() if x.dtype == torch.float64 else x.detach().float()
     if max_distance is None:
-        where = x.new_zeros(len(x), 0)
+        where, reach = x.new_zeros(len(x), 0), x.new_zeros(len(x))
     else:
+        reach = torch.as_tensor(max_distance, device=x.device).detach().to(x.dtype).expand(len(x))
         # Whole coordinates of a pixel grid stay whole: squared distances are then exact, and neither the order of
         # the points nor rounding decides about points that are exactly max_distance apart.
         where = positions.detach().to(x.dtype)
@@ -60,12 +61,10 @@ def cluster_embeddings(
         open_points = torch.nonzero(labels < 0).squeeze(1)
         if open_points.numel() == 0:
             break
-        centers, center_where = _find_modes(
-            x[open_points], where[open_points], key[open_points], threshold, max_distance
-        )
-        nearest = _nearest_center(
-            x[open_points], where[open_points], centers, center_where, threshold, max_distance
-        )
+        free = x[open_points], where[open_points], reach[open_points]
+        modes = _find_modes(*free, key[open_points], threshold)
+        centers = modes[0]
+        nearest = _nearest_center(*free, *modes, threshold)
         joined = nearest >= 0
         labels[open_points[joined]] = nearest[joined] + num_clusters
         num_clusters += len(centers)
@@ -117,24 +116,24 @@ def _order_free_key(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 def _find_modes(
     x: torch.Tensor,
     where: torch.Tensor,
+    reach: torch.Tensor,
     key: torch.Tensor,
     threshold: float,
-    max_distance: Optional[float],
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Centres (K, D) and their positions (K, 2 or 0) of the modes of evenly chosen seeds."""
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Centres (K, D), positions (K, 2 or 0) and reaches (K,) of the modes of evenly chosen seeds."""
     order = torch.argsort(key, stable=True)
     if len(order) > _MAX_SEEDS:
         picks = torch.arange(_MAX_SEEDS, device=x.device) * len(order) // _MAX_SEEDS
         order = order[picks]
-    seeds, seed_where = x[order], where[order]
+    seeds, seed_where, seed_reach = x[order], where[order], reach[order]
     num_seeds = len(order)
 
     near = seeds @ seeds.T >= threshold  # (S, S)
     if where.shape[1]:
-        near &= _squared_distances(seed_where, seed_where) <= max_distance**2
-    near.fill_diagonal_(
-        1
-    )  # rounding may tell a point from itself; torch cannot trace a fill with True
+        smaller = torch.minimum(seed_reach[:, None], seed_reach)
+        near &= _squared_distances(seed_where, seed_where) <= smaller**2
+    # Rounding may tell a point from itself. (torch cannot trace a fill with True.)
+    near.fill_diagonal_(1)
     # Distinct priorities: the denser first, among equally dense the smaller key.
     priority = near.sum(dim=1) * num_seeds - torch.arange(num_seeds, device=x.device)
     by_priority = torch.argsort(priority, descending=True)
@@ -148,7 +147,8 @@ def _find_modes(
     num_modes = len(sizes)
     centers = F.normalize(x.new_zeros(num_modes, x.shape[1]).index_add_(0, mode, seeds), dim=1)
     center_where = x.new_zeros(num_modes, where.shape[1]).index_add_(0, mode, seed_where)
-    return centers, center_where / sizes[:, None]
+    center_reach = x.new_zeros(num_modes).index_add_(0, mode, seed_reach)
+    return centers, center_where / sizes[:, None], center_reach / sizes
 
 
 def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,9 @@ def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tenso
     return left @ right.T
 
 
-def _nearest_center(x, where, centers, center_where, threshold, max_distance) -> torch.Tensor:
+def _nearest_center(
+    x, where, reach, centers, center_where, center_reach, threshold
+) -> torch.Tensor:
     """(N,) index of the nearest centre that neighbours the point, -1 where there is none.
 
     A point that is its own mode's only nearby seed may miss the centre of a spread mode; so that every round makes
@@ -174,7 +176,8 @@ def _nearest_center(x, where, centers, center_where, threshold, max_distance) ->
         rows = slice(start, start + rows_per_block)
         distance = (1.0 - x[rows] @ centers.T) * scale
         if where.shape[1]:
-            far = _squared_distances(where[rows], center_where) / max_distance**2
+            smaller = torch.minimum(reach[rows, None], center_reach)
+            far = _squared_distances(where[rows], center_where) / smaller**2
             distance = torch.maximum(distance, far)
         value, nearest[rows] = distance.min(dim=1)
         nearest[rows].masked_fill_(value > 1.0, -1)
@@ -210,7 +213,13 @@ def _check(x, threshold, positions, max_distance):
         raise ValueError(f"threshold is {threshold}; allowed: -1 to 1, a raw cosine")
     if max_distance is None:
         return
-    if not max_distance > 0:
+    if isinstance(max_distance, torch.Tensor) and max_distance.dim():
+        if max_distance.shape != (len(x),):
+            raise ValueError(
+                f"max_distance has shape {tuple(max_distance.shape)}; allowed: a number or one for each of the "
+                f"{len(x)} points"
+            )
+    elif not max_distance > 0:
         raise ValueError(f"max_distance is {max_distance}; allowed: > 0 or None")
     if positions is None or positions.shape != (len(x), 2):
         found = None if positions is None else tuple(positions.shape)

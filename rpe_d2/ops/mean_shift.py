@@ -27,7 +27,7 @@ def mean_shift(
     keys: Optional[torch.Tensor] = None,
     positions: Optional[torch.Tensor] = None,
     key_positions: Optional[torch.Tensor] = None,
-    spatial_bandwidth: Optional[float] = None,
+    spatial_bandwidth: Union[None, float, torch.Tensor] = None,
     shift_positions: bool = False,
     mask: Optional[torch.Tensor] = None,
     return_trajectory: bool = False,
@@ -49,7 +49,8 @@ def mean_shift(
         keys: (M, D) or (B, M, D) unit vectors that define the density; default: the points themselves.
         positions: (N, 2) or (B, N, 2) positions of the points in pixels.
         key_positions: the same for the keys; needed with ``keys`` and ``spatial_bandwidth``.
-        spatial_bandwidth: standard deviation of the kernel on positions, in pixels, > 0.
+        spatial_bandwidth: standard deviation of the kernel on positions, in pixels, > 0; one for all, or one for each
+            point, (N,) or (B, N): how far it looks (the sample-point-free "balloon" estimator).
         shift_positions: move the positions by the same weights as the embeddings.
         mask: (B, N) bool, True = valid, for padded batches: invalid points move but attract nobody. With ``keys``
             it speaks of the keys, (B, M).
@@ -83,6 +84,8 @@ def mean_shift(
         fixed_keys = None if keys is None else _as_batch(keys, dtype)
         where = None if positions is None else _as_batch(positions, dtype)
         key_where = None if key_positions is None else _as_batch(key_positions, dtype)
+        if isinstance(spatial_bandwidth, torch.Tensor):
+            spatial_bandwidth = _as_batch(spatial_bandwidth.unsqueeze(-1), dtype)  # (B, N, 1)
         if where is not None:
             # Only differences matter; small coordinates keep the dot products of the kernel exact.
             origin = _center(where.detach(), mask if keys is None else None)
@@ -135,26 +138,23 @@ def _shift_once(
     keys: torch.Tensor,
     key_where: Optional[torch.Tensor],
     bandwidth: Union[float, torch.Tensor],
-    spatial_bandwidth: Optional[float],
+    spatial_bandwidth: Union[None, float, torch.Tensor],
     shift_positions: bool,
     mask: Optional[torch.Tensor],
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    # The logit of the kernel as one dot product: [x/b, p/s, 1] . [y/b, q/s, bias]. Terms that depend on the query
-    # alone cancel in the softmax, and the bias column takes those that depend on the key alone.
+    # The logit of the kernel as one dot product: [x/b, p/s^2, 1/s^2, 1] . [y/b, q, -|q|^2/2, mask]. Terms that depend
+    # on the query alone cancel in the softmax.
     query = [points / bandwidth]
     key = [keys / bandwidth]
     value = [keys]
-    bias = None
+    ones = torch.ones_like(points[..., :1])
     if spatial_bandwidth is not None:
-        query.append(where / spatial_bandwidth)
-        key.append(key_where / spatial_bandwidth)
-        bias = -0.5 * key[-1].square().sum(dim=-1, keepdim=True)  # (B, M, 1)
+        precision = ones / spatial_bandwidth**2  # (B, N, 1)
+        query += [where * precision, precision]
+        key += [key_where, -0.5 * key_where.square().sum(dim=-1, keepdim=True)]
     if mask is not None:
-        masked = (~mask).to(keys.dtype).mul(_MASKED).unsqueeze(-1)
-        bias = masked if bias is None else bias + masked
-    if bias is not None:
-        query.append(torch.ones_like(points[..., :1]))
-        key.append(bias)
+        query.append(ones)
+        key.append((~mask).to(keys.dtype).mul(_MASKED).unsqueeze(-1))
     if shift_positions:
         value.append(key_where)
     shifted = _attend(torch.cat(query, -1), torch.cat(key, -1), torch.cat(value, -1))
@@ -221,7 +221,13 @@ def _check(
     # A tensor bandwidth is not read here: that would make the host wait for the device.
     if not isinstance(bandwidth, torch.Tensor) and not bandwidth > 0:
         raise ValueError(f"bandwidth is {bandwidth}; allowed: > 0")
-    if spatial_bandwidth is not None and not spatial_bandwidth > 0:
+    if isinstance(spatial_bandwidth, torch.Tensor):
+        if spatial_bandwidth.shape != x.shape[:-1]:
+            raise ValueError(
+                f"spatial_bandwidth has shape {tuple(spatial_bandwidth.shape)}; allowed: a number or one for each of "
+                f"the points, {tuple(x.shape[:-1])}"
+            )
+    elif spatial_bandwidth is not None and not spatial_bandwidth > 0:
         raise ValueError(f"spatial_bandwidth is {spatial_bandwidth}; allowed: > 0 or None")
     if (spatial_bandwidth is not None or shift_positions) and positions is None:
         raise ValueError("spatial_bandwidth and shift_positions need positions")

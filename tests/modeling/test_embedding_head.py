@@ -48,7 +48,7 @@ def test_maps_are_read_at_pixels_by_interpolation():
     backbone = build_backbone(cfg)
     maps = EmbeddingHead(cfg, backbone.output_shape())(backbone(torch.randn(2, 3, 32, 64)))
     pixels = torch.tensor([[[2.0, 2.0], [6.0, 2.0], [4.0, 2.0], [0.5, 31.5]]]).expand(2, -1, -1)
-    x, votes = sample_maps(maps, pixels)
+    x, votes, _ = sample_maps(maps, pixels)
     first, second = maps.embeddings[0, :, 0, 0], maps.embeddings[0, :, 0, 1]
     middle = torch.nn.functional.normalize(first + second, dim=0)
     assert torch.allclose(x[0, :3], torch.stack([first, second, middle]), atol=1e-5)

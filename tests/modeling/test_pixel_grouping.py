@@ -28,8 +28,9 @@ def perfect_maps(stride=2, size=(80, 96), noise=0.05):
     own = cell_centers(grid.shape, stride, torch.device("cpu"))
     votes = torch.where(grid >= 0, votes, own) + torch.randn(own.shape, generator=generator)
     embeddings = F.normalize(embeddings, dim=0)
+    sizes = labels.sizes[grid.clamp(min=0)][None, None]
     maps = EmbeddingMaps(
-        embeddings[None], logits[None].float(), votes[None], embeddings[None], stride
+        embeddings[None], logits[None].float(), votes[None], sizes, embeddings[None], stride
     )
     return maps, grid, size
 
@@ -48,6 +49,7 @@ def groups_of(*overrides, **options):
         ("MODEL.RPE.VOTES", False, "MODEL.RPE.SPLIT_COMPONENTS", True),
         ("MODEL.MEAN_SHIFT.MAX_KEYS", 100),
         ("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned"),
+        ("MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", 0.2),
     ],
 )
 def test_perfect_maps_give_every_instance_with_its_class(overrides):
@@ -203,3 +205,34 @@ def test_suppression_is_greedy():
         if all(c <= 0.4 * a for c, a in zip(common, areas)):
             expected.append(index)
     assert suppress_overlaps(many, ranks, 0.4).tolist() == expected
+
+
+def test_a_relative_bandwidth_holds_large_instances_together_and_small_ones_apart():
+    """Two small squares 8 px apart and a large one whose votes scatter as far, all with the same embedding."""
+    squares, size = [(0, 0, 8, 8), (8, 0, 16, 8), (24, 0, 88, 64)], (64, 96)
+    labels = pixel_labels(square_instances(size, squares, [0, 0, 0]), size)
+    grid = labels.instances[1::2, 1::2]
+    votes = labels.centers[grid.clamp(min=0)].permute(2, 0, 1).clone()
+    middle = torch.arange(grid.shape[1]) < 28
+    votes[0][(grid == 2) & middle] -= 4
+    votes[0][(grid == 2) & ~middle] += 4
+    logits = torch.where(grid >= 0, 10.0, -10.0)
+    embeddings = torch.zeros(1, 8, *grid.shape)
+    embeddings[:, 0] = 1
+    maps = EmbeddingMaps(
+        embeddings,
+        torch.stack([logits, -logits])[None],
+        votes[None],
+        labels.sizes[grid.clamp(min=0)][None, None],
+        embeddings,
+        2,
+    )
+
+    def num_groups(*overrides):
+        cfg = small_cfg("MODEL.RPE.NUM_CLASSES", 1, *overrides)
+        return len(PixelGrouping(cfg)(maps, 0, size, MeanShiftLayer(cfg)).soft_masks)
+
+    sigma = "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH"
+    assert num_groups(sigma, 2.0) == 4  # the large one falls apart
+    assert num_groups(sigma, 6.0) == 2  # the small ones melt
+    assert num_groups(sigma, 1.0, "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", 0.2) == 3

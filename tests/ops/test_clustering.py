@@ -155,6 +155,21 @@ class TestPositions:
         assert agreement(labels, 3 * truth + places) == 1.0
         assert agreement(labels, leader_clusters(x, 0.75, positions, 10.0)) == 1.0
 
+    def test_a_distance_for_each_point(self):
+        """Points every 4 px: those that reach 5 px hang together, those that reach 3 px stay alone."""
+        positions = torch.zeros(20, 2)
+        positions[:, 0] = 4 * torch.arange(20)
+        x = torch.ones(20, 1)
+        reach = torch.where(torch.arange(20) < 2, 5.0, 3.0)
+        order = torch.randperm(20)
+        labels = torch.empty(20, dtype=torch.long)
+        labels[order] = cluster_embeddings(x, 0.9, positions[order], reach[order])
+        assert labels[0] == labels[1] == 0 and sorted(labels[2:].tolist()) == list(range(1, 19))
+        same = cluster_embeddings(x, 0.9, positions, torch.full((20,), 9.0))
+        assert torch.equal(same, cluster_embeddings(x, 0.9, positions, 9.0))
+        with pytest.raises(ValueError, match="max_distance has shape"):
+            cluster_embeddings(x, 0.9, positions, reach[:5])
+
     def test_exactly_max_distance_apart_is_near(self):
         x = torch.ones(2, 1)
         positions = torch.tensor([[1000, 2000], [1003, 2004]])

@@ -54,6 +54,34 @@ def test_like_the_reference(dim, with_keys, options):
         assert (gradient - expected_gradient).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("with_keys", [False, True])
+@pytest.mark.parametrize("shift_positions", [False, True])
+def test_a_spatial_bandwidth_for_each_point(with_keys, shift_positions):
+    inputs = dict(x=unit_vectors(40, 5), positions=grid_positions(40))
+    if with_keys:
+        inputs.update(keys=unit_vectors(25, 5), key_positions=grid_positions(25))
+    inputs["spatial_bandwidth"] = torch.linspace(2, 9, 40, dtype=torch.float64)
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    options = dict(bandwidth=0.4, num_loops=2, shift_positions=shift_positions)
+    found = mean_shift(**inputs, **options)
+    found = found[0] if shift_positions else found
+    expected = dense_mean_shift(**inputs, **options)[-1][0]
+    assert (found - expected).abs().max() < 1e-9
+    weights = torch.linspace(-2, 1, 40)[:, None]
+    gradients = torch.autograd.grad((found * weights).sum(), inputs.values())
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs.values())
+    for gradient, expected_gradient in zip(gradients, expected_gradients):
+        assert (gradient - expected_gradient).abs().max() < 1e-9
+    # One for all, written as a tensor, in a batch.
+    x, positions = unit_vectors(2, 20, 4), torch.stack([grid_positions(20)] * 2)
+    same = torch.full((2, 20), 3.0, dtype=torch.float64)
+    alike = [mean_shift(x, 0.3, 3, positions=positions, spatial_bandwidth=b) for b in (3.0, same)]
+    assert torch.allclose(*alike, atol=1e-12)
+    with pytest.raises(ValueError, match="spatial_bandwidth has shape"):
+        mean_shift(x, 0.3, 1, positions=positions, spatial_bandwidth=same[:, :5])
+
+
 def test_one_loop_by_hand():
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     weight = torch.tensor(-1 / 0.5**2).double().exp()  # of the other point, cosine 0

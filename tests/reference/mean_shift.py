@@ -22,7 +22,8 @@ def dense_mean_shift(
         kernel = torch.exp((x @ other.T - 1) / bandwidth**2)  # (N, M)
         if spatial_bandwidth is not None:
             offset = positions[:, None] - other_positions[None, :]  # (N, M, 2)
-            kernel = kernel * torch.exp(-offset.pow(2).sum(dim=2) / (2 * spatial_bandwidth**2))
+            sigma = torch.as_tensor(spatial_bandwidth, dtype=x.dtype).reshape(-1, 1)  # (N or 1, 1)
+            kernel = kernel * torch.exp(-offset.pow(2).sum(dim=2) / (2 * sigma**2))
         weights = kernel / kernel.sum(dim=1, keepdim=True)
         mean = weights @ other
         shifted = mean / mean.norm(dim=1, keepdim=True)
