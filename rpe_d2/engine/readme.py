@@ -3,13 +3,14 @@
 import inspect
 import json
 import re
-import statistics
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import List, Tuple
 
 from detectron2.config import get_cfg
 
 from rpe_d2 import config
+
+from .run_record import run_title
 
 _ASSIGNMENT = re.compile(r"\s*(cfg(?:\.\w+)*|\w+)\.([A-Z][A-Z_0-9]*) = (?:(\w+) = )?(.*)")
 
@@ -50,67 +51,24 @@ def config_table() -> str:
     return "\n".join(rows)
 
 
-def results_table(folder: Path) -> str:
-    """Markdown table of the run records in ``folder`` (see :mod:`rpe_d2.engine.run_record`), by file name."""
+def results_table(results: Path, subfolder: str = "") -> str:
+    """Markdown table of the run records in a folder (see :mod:`rpe_d2.engine.run_record`), by file name."""
     rows = [
         "| run | AP | AP50 | AP75 | AR | touching: AP | AP50 | iterations | minutes | hardware | seed | commit | record |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted((results / subfolder).glob("*.json")):
         record = json.loads(path.read_text())
         if "segm" not in record.get("metrics", {}):
             continue
         scores = _scores(record, "segm", ("AP", "AP50", "AP75", "AR"))
         touching = _scores(record, "segm_touching", ("AP", "AP50"))
         rows.append(
-            f"| {record['title']} | {' | '.join(scores + touching)} | {record['iterations']} "
+            f"| {run_title(record['config'], record['overrides'])} | {' | '.join(scores + touching)} | {record['iterations']} "
             f"| {record['seconds'] / 60:.1f} | {record['hardware']} | {record['seed']} | {record['commit']} "
-            f"| [{path.name}](results/{path.name}) |"
+            f"| [{path.name}](results/{path.relative_to(results)}) |"
         )
     return "\n".join(rows)
-
-
-def ablation_table(folder: Path) -> str:
-    """Markdown table of the run records in ``folder/ablations``: one row a setting, over its seeds.
-
-    The difference is to the first row, the configuration without overrides; where the ranges over the seeds overlap
-    it is called none.
-    """
-    groups: Dict[str, List[dict]] = {}
-    for path in sorted((folder / "ablations").glob("*.json")):
-        record = json.loads(path.read_text())
-        groups.setdefault(_setting(record), []).append(record)
-    rows = [
-        "| setting | AP | range | difference | AP50 | touching AP | seeds | iterations | minutes a run |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    base = groups.get("")
-    for name, records in sorted(groups.items()):
-        scores = [record["metrics"]["segm"]["AP"] for record in records]
-        difference = "–"
-        if base and records is not base:
-            reference = [record["metrics"]["segm"]["AP"] for record in base]
-            apart = max(scores) < min(reference) or min(scores) > max(reference)
-            change = statistics.mean(scores) - statistics.mean(reference)
-            difference = f"{change:+.1f}" if apart else f"none ({change:+.1f})"
-        ap50 = statistics.mean(record["metrics"]["segm"]["AP50"] for record in records)
-        touching = statistics.mean(record["metrics"]["segm_touching"]["AP"] for record in records)
-        minutes = statistics.mean(record["seconds"] for record in records) / 60
-        seeds = ", ".join(sorted(str(record["seed"]) for record in records))
-        rows.append(
-            f"| {name or records[0]['config']} | {statistics.mean(scores):.1f} | {min(scores):.1f}–{max(scores):.1f} | {difference} "
-            f"| {ap50:.1f} | {touching:.1f} | {seeds} | {records[0]['iterations']} | {minutes:.1f} |"
-        )
-    return "\n".join(rows)
-
-
-def _setting(record: dict) -> str:
-    """The overrides in which an ablation's runs differ, without the seed."""
-    overrides = record["overrides"]
-    shared = ("SEED", "OUTPUT_DIR", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "MODEL.WEIGHTS")
-    pairs = zip(overrides[::2], overrides[1::2])
-    changed = [(k, v) for k, v in pairs if k not in shared and not k.startswith("DATASETS.")]
-    return ", ".join(f"{key} {value}" for key, value in changed)
 
 
 def _scores(record: dict, task: str, names: Tuple[str, ...]) -> List[str]:
@@ -151,7 +109,7 @@ def update_readme(text: str, results: Path) -> str:
     for name, table in (
         ("config keys", config_table()),
         ("results", results_table(results)),
-        ("ablations", ablation_table(results)),
+        ("search", results_table(results, "search")),
         ("benchmarks", benchmark_table(results)),
     ):
         begin, end = (

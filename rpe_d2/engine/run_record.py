@@ -17,8 +17,24 @@ from tabulate import tabulate
 from .files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_UNTITLED = (
+    "OUTPUT_DIR",
+    "SEED",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+)
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
-_PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
+_PROPOSAL_UNTITLED = (
+    "OUTPUT_DIR",
+    "SEED",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "SOLVER.MAX_ITER",
+    "SOLVER.CHECKPOINT_PERIOD",
+)
+_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
 
 
 def write_run_record(
@@ -55,13 +71,12 @@ def write_run_record(
 
 
 def run_title(config_file: str, opts: List[str]) -> str:
-    """The configuration's name and the overrides that change what is trained or measured."""
+    """The configuration's name and the overrides that have no column of their own in a table of results."""
     name = str(Path(config_file).with_suffix(""))
     pairs = [
         f"{key} {value}"
         for key, value in zip(opts[::2], opts[1::2])
-        if key not in ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
-        and not key.startswith("DATASETS.")
+        if key not in _UNTITLED and not key.startswith("DATASETS.")
     ]
     return ", ".join([name.removeprefix("configs/"), *pairs])
 

@@ -46,6 +46,7 @@ def train(model, batch, steps, lr=2e-3):
         ("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned", "MODEL.RPE.QUALITY", False),
         ("MODEL.MEAN_SHIFT.TRAIN_LOOPS", 0, "MODEL.RPE.PAIR_LOSS_NORMALIZATION", "joint"),
         ("MODEL.RPE.GROUPING", "components", "MODEL.RPE.STRIDE", 8),
+        ("MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", 0.2, "MODEL.MEAN_SHIFT.TEST_SCALES", [0.7, 1.0]),
     ],
 )
 def test_training_lowers_the_loss_and_reaches_every_parameter(overrides):
@@ -61,9 +62,25 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(overrides):
     assert without == []
 
 
-def test_a_few_images_are_learned_by_heart():
+def test_without_weights_only_the_class_map_is_trained():
+    """The control: all parameters take part, those of embeddings and votes with a gradient of zero."""
+    model = build_model(
+        small_cfg("MODEL.RPE.PAIR_LOSS_WEIGHT", 0.0, "MODEL.RPE.VOTE_LOSS_WEIGHT", 0.0)
+    )
+    losses = losses_of(model, [training_input()])
+    assert float(losses["loss_pair"]) == 0 and "loss_vote" not in losses
+    sum(losses.values()).backward()
+    for name, parameter in model.embedding_head.named_parameters():
+        reached = float(parameter.grad.abs().sum()) > 0
+        assert reached != name.startswith(("embedding.", "voter.")), name
+
+
+@pytest.mark.parametrize("relative", [0.0, 0.2])
+def test_a_few_images_are_learned_by_heart(relative):
     torch.manual_seed(0)
-    model = build_model(small_cfg("MODEL.RPE.STRIDE", 2))
+    model = build_model(
+        small_cfg("MODEL.RPE.STRIDE", 2, "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", relative)
+    )
     batch = [
         training_input(),
         training_input(squares=((8, 8, 30, 50), (30, 8, 52, 50)), classes=(1, 1)),

@@ -13,6 +13,8 @@ def test_the_smaller_of_two_overlapping_instances_is_in_front():
     assert labels.instances[3, 3] == 0 and labels.instances[10, 10] == 1
     assert labels.instances[18, 18] == BACKGROUND
     assert torch.allclose(labels.centers[0], torch.tensor([4.0, 4.0]))
+    areas = [(labels.instances == i).sum() for i in range(len(labels.classes))]
+    assert torch.allclose(labels.sizes, torch.stack(areas).float().sqrt())
 
 
 def test_padding_and_crowds_are_ignored_but_instances_win_over_crowds():
