@@ -23,7 +23,7 @@ setup(
     # PyPI. tools/env.sh installs the three; whoever has them keeps them.
     install_requires=[
         "numpy",  # arrays of the evaluators and the datasets
-        "scipy",  # connected components on graphs, the beta function of the cap bound
+        "scipy",  # connected components on graphs, k-means, matching, the beta function of the cap bound
         "opencv-python-headless",  # drawing and contours; headless: servers have no display
         "PyYAML",  # names what is wrong with a configuration file
         "pycocotools>=2.0.2",  # RLE masks and the COCO protocol

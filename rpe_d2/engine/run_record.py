@@ -26,15 +26,7 @@ _UNTITLED = (
     "SOLVER.CHECKPOINT_PERIOD",
 )
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
-_PROPOSAL_UNTITLED = (
-    "OUTPUT_DIR",
-    "SEED",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_PERIOD",
-)
-_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
+_PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
 
 
 def write_run_record(

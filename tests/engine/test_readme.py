@@ -34,7 +34,16 @@ def test_every_added_key_is_in_the_table_with_a_meaning():
 def test_results_table_holds_the_numbers_of_the_records(tmp_path):
     record = {
         "config": "configs/a/run.yaml",
-        "overrides": ["SEED", "3", "OUTPUT_DIR", "out", "MODEL.RPE.STRIDE", "8", "DATASETS.TRAIN", "x"],
+        "overrides": [
+            "SEED",
+            "3",
+            "OUTPUT_DIR",
+            "out",
+            "MODEL.RPE.STRIDE",
+            "8",
+            "DATASETS.TRAIN",
+            "x",
+        ],
         "metrics": {
             "segm": {"AP": 12.34, "AP50": 50, "AP75": 1, "AR": 2},
             "segm_touching": {"AP": 9, "AP50": 8},
