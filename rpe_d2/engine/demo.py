@@ -23,7 +23,7 @@ from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 from .errors import one_line, one_line_errors
 from .files import free_path, write_new_file
-from .predictor import build_predictor, find_images
+from .predictor import THRESHOLD_HELP, build_predictor, default_threshold, find_images
 from .run_setup import load_config
 
 RESULTS = "coco_instances_results.json"
@@ -54,8 +54,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         output = Path(args.output)
         output.mkdir(parents=True, exist_ok=True)
         if args.confidence_threshold is None:
-            is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
-            args.confidence_threshold = 0.1 if is_rpe else 0.5
+            args.confidence_threshold = default_threshold(cfg)
         metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         predictor = build_predictor(cfg)
         painter = _Painter(metadata, args.confidence_threshold)
@@ -88,8 +87,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="instances below are neither drawn nor written; default: 0.5, but 0.1 for PixelEmbeddingNet, whose "
-        "instances hardly overlap",
+        help=f"instances below are neither drawn nor written; {THRESHOLD_HELP}",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"

@@ -39,6 +39,14 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     return list(dict.fromkeys(files))
 
 
+THRESHOLD_HELP = "default: 0.5, but 0.1 for PixelEmbeddingNet, whose instances hardly overlap"
+
+
+def default_threshold(cfg: CfgNode) -> float:
+    """Score from which on an instance is shown where the user names none."""
+    return 0.1 if cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet" else 0.5
+
+
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
     """Detectron2's predictor with weights that fit.
 

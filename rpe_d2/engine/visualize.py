@@ -36,7 +36,7 @@ from rpe_d2.visualization import (
 
 from .errors import one_line_errors
 from .files import write_new_file
-from .predictor import build_predictor, find_images
+from .predictor import THRESHOLD_HELP, build_predictor, default_threshold, find_images
 from .run_setup import check_datasets, load_config
 
 _LOOPS_PER_ROW = 6
@@ -136,8 +136,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="instances below are not drawn; default: 0.5, but 0.1 for PixelEmbeddingNet, whose "
-        "instances hardly overlap",
+        help=f"instances below are not drawn; {THRESHOLD_HELP}",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
@@ -169,8 +168,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
         if args.source == "model" and not args.predictions:
             check_datasets(cfg)
     if args.confidence_threshold is None:
-        is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
-        args.confidence_threshold = 0.1 if is_rpe else 0.5
+        args.confidence_threshold = default_threshold(cfg)
     cfg.freeze()
     return cfg
 

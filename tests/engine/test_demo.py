@@ -8,20 +8,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from PIL import Image
 
-from rpe_d2 import add_rpe_config
 from rpe_d2.data import render_shapes
 from rpe_d2.engine.demo import RESULTS, main
-from tests.conftest import ROOT
 
-CONFIG = str(ROOT / "configs" / "quickstart" / "rpe_shapes.yaml")
-TINY = (
-    "MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 64 "
-    "MODEL.RPE.MAX_GROUPS 20 MODEL.MEAN_SHIFT.TEST_LOOPS 2 MODEL.MEAN_SHIFT.MAX_KEYS 256"
-).split()
+from .helpers import CONFIG, TINY, save_random
+
 RETINANET = (
     "MODEL: {META_ARCHITECTURE: RetinaNet, DEVICE: cpu, BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}, "
     "RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}, "
@@ -29,16 +22,6 @@ RETINANET = (
     "RETINANET: {NUM_CLASSES: 4, NUM_CONVS: 1, SCORE_THRESH_TEST: 0.0}}\n"
     "INPUT: {MIN_SIZE_TEST: 64}\n"
 )
-
-
-def save_random(config: str, opts: list, path: Path) -> str:
-    cfg = get_cfg()
-    add_rpe_config(cfg)
-    cfg.merge_from_file(config)
-    cfg.merge_from_list(opts)
-    torch.manual_seed(0)
-    torch.save({"model": build_model(cfg).state_dict()}, path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

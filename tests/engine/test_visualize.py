@@ -5,38 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from PIL import Image
 
-from rpe_d2 import add_rpe_config
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.engine.visualize import main
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = str(ROOT / "configs" / "quickstart" / "rpe_shapes.yaml")
-TINY = (
-    "MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 64 "
-    "MODEL.RPE.MAX_GROUPS 20 MODEL.MEAN_SHIFT.TEST_LOOPS 2 MODEL.MEAN_SHIFT.MAX_KEYS 256"
-).split()
+from .helpers import CONFIG, TINY, save_random
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Random weights of the tiny network."""
     path = tmp_path_factory.mktemp("weights") / "random.pth"
-    _save_random(CONFIG, TINY, path)
+    save_random(CONFIG, TINY, path)
     return str(path)
-
-
-def _save_random(config: str, opts: list, path: Path) -> None:
-    cfg = get_cfg()
-    add_rpe_config(cfg)
-    cfg.merge_from_file(config)
-    cfg.merge_from_list(opts)
-    torch.manual_seed(0)
-    torch.save({"model": build_model(cfg).state_dict()}, path)
 
 
 def run(output: Path, *arguments: str, config: str = CONFIG, opts: list = TINY) -> int:
@@ -107,7 +89,7 @@ def test_model_of_detectron2(tmp_path: Path) -> None:
     categories = [{"id": 1, "name": "square"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "data.json").write_text(json.dumps(content))
-    _save_random(str(config), [], tmp_path / "random.pth")
+    save_random(str(config), [], tmp_path / "random.pth")
     opts = ["DATASETS.COCO_JSONS", f'["visualize_crowd={tmp_path}/data.json:{tmp_path}"]']
     arguments = ["--weights", str(tmp_path / "random.pth"), "--confidence-threshold", "0.05"]
     arguments += ["--dataset", "visualize_crowd"]
