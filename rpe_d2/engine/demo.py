@@ -23,8 +23,7 @@ from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 from .errors import one_line, one_line_errors
 from .files import free_path, write_new_file
-from .predictor import THRESHOLD_HELP, build_predictor, default_threshold, find_images
-from .run_setup import load_config
+from .predictor import add_predictor_arguments, build_predictor, find_images, predictor_config
 
 RESULTS = "coco_instances_results.json"
 # More names than this would hide the picture.
@@ -47,14 +46,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = _parse(argv)
     with one_line_errors():
-        cfg = load_config(args.config_file, args.opts)
-        if args.weights:
-            cfg.MODEL.WEIGHTS = args.weights
+        cfg = predictor_config(args)
         files = find_images(args.input) if args.input else []
         output = Path(args.output)
         output.mkdir(parents=True, exist_ok=True)
-        if args.confidence_threshold is None:
-            args.confidence_threshold = default_threshold(cfg)
         metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         predictor = build_predictor(cfg)
         painter = _Painter(metadata, args.confidence_threshold)
@@ -75,23 +70,12 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="demo.py", description="Runs a model on pictures or a video; needs no display."
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    add_predictor_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input", nargs="+", metavar="PATH", help="image files, folders or quoted globs"
     )
     source.add_argument("--video-input", metavar="FILE", help="a video that OpenCV can read")
-    parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument(
-        "--confidence-threshold",
-        type=float,
-        metavar="SCORE",
-        help=f"instances below are neither drawn nor written; {THRESHOLD_HELP}",
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
-    )
     return parser.parse_args(argv)
 
 

@@ -1,5 +1,6 @@
 """What demo and visualize share: finding pictures and loading a trained model."""
 
+import argparse
 import glob
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.utils.file_io import PathManager
 
 from .checkpoint import ModelCheckpointer
+from .run_setup import load_config
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -39,12 +41,32 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     return list(dict.fromkeys(files))
 
 
-THRESHOLD_HELP = "default: 0.5, but 0.1 for PixelEmbeddingNet, whose instances hardly overlap"
+def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags that demo and visualize share; the overrides come after all of them."""
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="SCORE",
+        help="instances below are left out; default: 0.5, but 0.1 for PixelEmbeddingNet, whose instances hardly "
+        "overlap",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
+    )
 
 
-def default_threshold(cfg: CfgNode) -> float:
-    """Score from which on an instance is shown where the user names none."""
-    return 0.1 if cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet" else 0.5
+def predictor_config(args: argparse.Namespace) -> CfgNode:
+    """Configuration of the shared flags; fills in ``args.confidence_threshold`` where the user names none."""
+    cfg = load_config(args.config_file, args.opts)
+    if args.weights:
+        cfg.MODEL.WEIGHTS = args.weights
+    if args.confidence_threshold is None:
+        is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
+        args.confidence_threshold = 0.1 if is_rpe else 0.5
+    return cfg
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:

@@ -36,8 +36,8 @@ from rpe_d2.visualization import (
 
 from .errors import one_line_errors
 from .files import write_new_file
-from .predictor import THRESHOLD_HELP, build_predictor, default_threshold, find_images
-from .run_setup import check_datasets, load_config
+from .predictor import add_predictor_arguments, build_predictor, find_images, predictor_config
+from .run_setup import check_datasets
 
 _LOOPS_PER_ROW = 6
 # What is drawn beside the picture.
@@ -100,8 +100,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         prog="visualize.py",
         description="Data sets and what a model makes of them, one PNG a picture.",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    add_predictor_arguments(parser)
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
         "--dataset", metavar="NAME", help="a registered data set; shows its ground truth too"
@@ -131,16 +130,6 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         metavar="N",
         help="the first N; default: 8 of a data set, all of --input",
     )
-    parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument(
-        "--confidence-threshold",
-        type=float,
-        metavar="SCORE",
-        help=f"instances below are not drawn; {THRESHOLD_HELP}",
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
-    )
     args = parser.parse_args(argv)
     if not args.dataset and (args.source != "model" or args.predictions):
         parser.error("--source and --predictions need --dataset")
@@ -154,9 +143,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
-    if args.weights:
-        cfg.MODEL.WEIGHTS = args.weights
+    cfg = predictor_config(args)
     # Only the data set that is drawn has to exist.
     if args.dataset:
         if args.dataset not in DatasetCatalog:
@@ -167,8 +154,6 @@ def _config(args: argparse.Namespace) -> CfgNode:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (args.dataset,)
         if args.source == "model" and not args.predictions:
             check_datasets(cfg)
-    if args.confidence_threshold is None:
-        args.confidence_threshold = default_threshold(cfg)
     cfg.freeze()
     return cfg
 

@@ -45,7 +45,8 @@ class InstanceEvaluator(COCOEvaluator):
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         # Proposals are MaskProposalEvaluator's: Detectron2's recall leaves out images in which nothing was found.
-        super().process(inputs, [{"instances": output["instances"]} for output in outputs])
+        kept = [{k: v for k, v in output.items() if k != "proposals"} for output in outputs]
+        super().process(inputs, kept)
 
     def _eval_predictions(self, predictions, img_ids=None) -> None:
         super()._eval_predictions(predictions, img_ids)

@@ -126,6 +126,11 @@ class EmbeddingHead(nn.Module):
             raise ValueError(
                 f"MODEL.RPE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}"
             )
+        if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in in_features):
+            raise ValueError(
+                f"MODEL.RPE.IN_FEATURES is {', '.join(in_features)}; at least one of stride "
+                f"{_FINEST_TRUNK_STRIDE} or more is needed, the backbone has {', '.join(input_shape)}"
+            )
         if rpe.STRIDE not in STRIDES:
             raise ValueError(f"MODEL.RPE.STRIDE is {rpe.STRIDE}; allowed: 1, 2, 4, 8")
         return {

@@ -50,7 +50,7 @@ def mean_shift(
         positions: (N, 2) or (B, N, 2) positions of the points in pixels.
         key_positions: the same for the keys; needed with ``keys`` and ``spatial_bandwidth``.
         spatial_bandwidth: standard deviation of the kernel on positions, in pixels, > 0; one for all, or one for each
-            point, (N,) or (B, N): how far it looks (the sample-point-free "balloon" estimator).
+            point, (N,) or (B, N): how far it looks (the balloon estimator).
         shift_positions: move the positions by the same weights as the embeddings.
         mask: (B, N) bool, True = valid, for padded batches: invalid points move but attract nobody. With ``keys``
             it speaks of the keys, (B, M).

@@ -56,6 +56,11 @@ def test_the_head_learns_from_the_picture():
         assert maps.embeddings.shape[-2:] == (128 // stride, 128 // stride)
 
 
+def test_the_picture_alone_is_no_feature():
+    with pytest.raises(ValueError, match="IN_FEATURES is image; at least one of stride 4"):
+        build_model(small_cfg(*GUIDED, "MODEL.RPE.IN_FEATURES", ["image"]))
+
+
 @pytest.mark.parametrize("name", ["no_such_backbone", "build_guided_backbone"])
 def test_a_wrong_name_is_one_line(name):
     with pytest.raises(ValueError, match="MODEL.GUIDED_BACKBONE.NAME is"):
