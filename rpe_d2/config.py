@@ -21,6 +21,34 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.TEST.TOUCHING_INSTANCES = False
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Batches of IMS_PER_BATCH whose mean gradient makes one step; MAX_ITER counts steps.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # With SOLVER.AMP.ENABLED: "float16" (with a loss scaler) or "bfloat16". On a CPU training stays in float32.
+    cfg.SOLVER.AMP.PRECISION = "float16"
+    # Evaluate, and save beside the trained ones, weights averaged over the last 1 / (1 - DECAY) steps.
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # Steps with infinite or NaN losses or gradients that are skipped, each with a warning; one more ends the run.
+    cfg.SOLVER.MAX_NONFINITE_STEPS = 10
+    # Evaluations without a better TEST.BEST_METRIC after which training ends; 0: never.
+    cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
+    # Several processes: look for parameters without gradient in each step, which costs time and models of this package
+    # do not need.
+    cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
+    # Keep the weights that were best in this score in model_best.pth: "segm/AP", "validation/total_loss", ...; with
+    # several data sets "NAME/segm/AP". "": keep none.
+    cfg.TEST.BEST_METRIC = ""
+    # In each evaluation also compute the training losses on the first of DATASETS.TEST.
+    cfg.TEST.VALIDATION_LOSS = False
+    # Images or annotations that cannot be read are replaced in training, each with a warning; more different ones than
+    # this end the run.
+    cfg.DATALOADER.MAX_UNREADABLE = 10
+    # Use deterministic algorithms where torch has them (slower on GPUs): on a CPU two runs of a seed are then equal bit
+    # for bit.
+    cfg.DETERMINISTIC = False
+    # Send scores and losses to this project of Weights & Biases (needs wandb); "": do not.
+    cfg.WANDB_PROJECT = ""
 
     cfg.MODEL.GUIDED_BACKBONE = guided = CN()
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.

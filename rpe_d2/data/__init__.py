@@ -4,16 +4,21 @@ from .augmentation import additional_augmentations
 from .dataset_mapper import CountInstances, PixelLabelMapper
 from .datasets import SHAPES_CLASSES, SHAPES_SPLITS, load_shapes, register_coco_jsons, render_shapes
 from .readable import NameUnreadable, UnreadableImage
+from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
     "CountInstances",
+    "DeadWorker",
     "NameUnreadable",
     "PixelLabelMapper",
+    "ResumableLoader",
     "SHAPES_CLASSES",
     "SHAPES_SPLITS",
     "UnreadableImage",
     "additional_augmentations",
+    "build_resumable_train_loader",
     "load_shapes",
     "register_coco_jsons",
     "render_shapes",
+    "seed_all",
 ]

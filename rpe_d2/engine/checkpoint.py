@@ -1,17 +1,33 @@
-"""Loading weights: what does not fit a model is an error, not a warning among many lines."""
+"""Saving and loading weights: whole files, nothing executed, and what does not fit a model is an error."""
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-__all__ = ["ModelCheckpointer"]
+from .files import replacing_file
+from .safe_pickle import load_arrays
+
+__all__ = ["ModelCheckpointer", "UnreadableCheckpoint"]
+
+AVERAGED = "ema"  # key of averaged weights in a checkpoint
+
+
+class UnreadableCheckpoint(ValueError):
+    """A file is no checkpoint, or only a part of one; the message names it in one line."""
 
 
 class ModelCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer that refuses weights of another architecture.
+    """Detectron2's checkpointer, made safe.
 
-    Detectron2 logs what is missing and goes on with random values there.
+    * Files are written under a temporary name, synced and renamed: a file with its final name is complete.
+    * Loading runs no code that a file brings along.
+    * Resuming passes over unreadable checkpoints, naming them, to the newest one that can be read.
+    * Weights of another architecture are refused. Detectron2 logs what is missing and goes on with random values.
+    * A model that does not go on training gets the averaged weights where a checkpoint has them.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool, **checkpointables):
@@ -24,36 +40,125 @@ class ModelCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
         self._path = ""
+        self._resuming = False
 
-    def load(self, path: str, *args, **kwargs) -> dict:
+    def save(self, name: str, *, is_last: bool = True, **kwargs: Any) -> None:
+        """Writes ``NAME.pth`` into the folder, complete or not at all.
+
+        Args:
+            name: without suffix.
+            is_last: a resumed run goes on from it.
+            kwargs: more to save.
+
+        Raises:
+            OSError: it cannot be written; the files that were there are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        try:
+            with replacing_file(path) as file:
+                torch.save(data, file)
+            if is_last:
+                self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a write fails
+            last = self.get_checkpoint_file() if self.has_checkpoint() else "none"
+            raise OSError(
+                f"checkpoint {path} could not be written ({one_line_reason(error)}); the last good one: {last}"
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As in Detectron2; complete or not at all."""
+        with replacing_file(Path(self.save_dir) / "last_checkpoint") as file:
+            file.write(last_filename_basename.encode())
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        """As in Detectron2, but goes back to an earlier checkpoint where the last one cannot be read.
+
+        Raises:
+            ValueError: no checkpoint of the folder can be read, or one does not fit the model.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        unreadable = []
+        for candidate in self._newest_first():
+            try:
+                if not Path(candidate).is_file():
+                    raise UnreadableCheckpoint(f"weights {candidate}: no such file")
+                return self.load(candidate)
+            except UnreadableCheckpoint as error:
+                unreadable.append(candidate)
+                self.logger.warning("%s; trying the one before", error)
+        raise ValueError(
+            f"OUTPUT_DIR {self.save_dir}: no checkpoint can be read: {', '.join(unreadable)}"
+        )
+
+    def _newest_first(self) -> List[str]:
+        """The checkpoint named last, then the others of training by their iteration."""
+        last = self.get_checkpoint_file()
+        numbered = sorted(Path(self.save_dir).glob("model_*.pth"), reverse=True)
+        others = [str(p) for p in numbered if re.fullmatch(r"model_(\d+|final)\.pth", p.name)]
+        return [last, *(path for path in others if Path(path) != Path(last))]
+
+    def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """As in Detectron2.
 
         Raises:
-            ValueError: the file is no checkpoint, or its weights do not fit the model.
+            UnreadableCheckpoint: the file is no checkpoint.
+            ValueError: its weights do not fit the model.
         """
         self._path = path
+        self._resuming = checkpointables is None and "trainer" in self.checkpointables
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # or every later call fails
 
     def _load_file(self, filename: str) -> Any:
         try:
-            return super()._load_file(filename)
-        except OSError:
-            raise
+            if not filename.endswith(".pkl"):
+                return super()._load_file(filename)
+            with open(filename, "rb") as file:
+                content = load_arrays(file)
+            if "model" in content and "__author__" in content:
+                return content
+            blobs = content.get(
+                "blobs", content
+            )  # Caffe2: detectors have "blobs", classifiers have none
+            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not self._resuming:
+                raise
+            raise UnreadableCheckpoint(f"weights {self._path}: {one_line_reason(error)}") from error
         except Exception as error:  # unpickling something else may raise anything
-            raise ValueError(f"weights {self._path}: not a checkpoint ({error})") from error
+            raise UnreadableCheckpoint(
+                f"weights {self._path}: not a checkpoint ({one_line_reason(error)})"
+            ) from error
+
+    def _torch_load(self, filename: str) -> Any:
+        # Tensors and plain types only: a pickle could run anything.
+        return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: Any):
         if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:
-            raise ValueError(f"weights {self._path}: not a checkpoint (no tensors under 'model')")
+            raise UnreadableCheckpoint(
+                f"weights {self._path}: not a checkpoint (no tensors under 'model')"
+            )
+        averaged = checkpoint.get(AVERAGED)
+        if averaged and not self._resuming:
+            self.logger.info("Taking the averaged weights of %s", self._path)
+            checkpoint["model"] = averaged_model(averaged)
         # Older files lack these counters, and torch does without.
         names = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
         reshaped = {name for name, _, _ in incompatible.incorrect_shapes}
         missing = sorted(reshaped.union(incompatible.missing_keys))
-        if missing and (self.complete or len(missing) >= len(names)):
+        if missing and (self.complete or self._resuming or len(missing) >= len(names)):
             name = missing[0]
             shapes = [
                 f" has shape {tuple(found)} there and {tuple(needed)} in the model"
@@ -66,3 +171,16 @@ class ModelCheckpointer(DetectionCheckpointer):
                 "give the configuration that they were trained with"
             )
         return incompatible
+
+
+def averaged_model(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """The model's weights in the state of a ``torch.optim.swa_utils.AveragedModel``."""
+    prefix = "module."
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def one_line_reason(error: Exception) -> str:
+    """What went wrong, short: torch's messages go on for a page."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join((text or type(error).__name__).split())
+    return text if len(text) <= 200 else text[:200] + " …"

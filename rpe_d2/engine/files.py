@@ -1,6 +1,9 @@
-"""Writing files without overwriting any."""
+"""Writing files so that none is lost: under a free name, or whole or not at all."""
 
+import os
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, Iterator
 
 
 def free_path(path: Path) -> Path:
@@ -27,3 +30,27 @@ def write_new_file(path: Path, content: bytes) -> Path:
             return free
         except FileExistsError:  # another process was faster
             continue
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name ``path`` once it is complete and on the disk.
+
+    Until then, and for ever if anything is raised, what had the name before keeps it.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name has to reach the disk, too
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List
@@ -30,16 +31,18 @@ _PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50
 
 
 def write_run_record(
-    cfg: CfgNode, args: argparse.Namespace, metrics: Dict[str, Any], seconds: float
+    cfg: CfgNode, args: argparse.Namespace, metrics: Dict[str, Any], seconds: float, iterations: int
 ) -> Path:
     """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` … where there is one already.
 
     It holds config file, overrides, seed, commit, hardware, time, command and metrics: what a figure in the README
-    is traced back to.
+    is traced back to. "cpu_seconds" is the time that this process has computed, all its threads together: what remains
+    comparable where others compute on the same machine.
 
     Args:
         args: ``config_file``, ``opts``, ``command`` and ``commit`` of the run, taken when it started.
         seconds: wall time of training and evaluation.
+        iterations: of the training; 0: none, an evaluation only.
 
     Returns:
         Path of the file.
@@ -50,12 +53,13 @@ def write_run_record(
         "overrides": list(args.opts),
         "command": args.command,
         "seed": cfg.SEED,
-        "iterations": 0 if args.eval_only else cfg.SOLVER.MAX_ITER,
+        "iterations": iterations,
         "commit": args.commit,
         "hardware": hardware(cfg.MODEL.DEVICE),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "metrics": plain_numbers(metrics),
     }
     content = json.dumps(record, indent=1) + "\n"

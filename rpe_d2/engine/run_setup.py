@@ -4,7 +4,9 @@ import argparse
 import functools
 import logging
 import os
+import secrets
 import tempfile
+from pathlib import Path
 from typing import List
 
 import torch
@@ -17,6 +19,8 @@ from detectron2.utils.logger import setup_logger
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import register_coco_jsons
 from rpe_d2.ops.sphere import min_margin
+
+from .train_step import PRECISIONS
 
 logger = logging.getLogger("rpe_d2")
 
@@ -34,7 +38,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ValueError, FileNotFoundError: one line that names the key or file at fault.
     """
     cfg = load_config(args.config_file, args.opts)
+    if not args.eval_only:
+        cfg.SEED = choose_seed(cfg, args.resume)
     cfg.freeze()
+    check_solver(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
         if not cfg.DATASETS[key]:
             raise ValueError(f"DATASETS.{key} is empty; allowed: names of data sets, ('mine',)")
@@ -43,6 +50,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_datasets(cfg)
     check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
     default_setup(cfg, args)
+    if cfg.DETERMINISTIC:
+        use_deterministic_algorithms()
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="rpe_d2")
     check_margin(cfg, training=not args.eval_only)
     return cfg
@@ -50,13 +59,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def load_config(config_file: str, opts: List[str]) -> CfgNode:
     """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's, and registers named data sets."""
+    cfg = read_config(config_file, opts)
+    use_available_device(cfg)
+    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
+    return cfg
+
+
+def read_config(config_file: str, opts: List[str]) -> CfgNode:
+    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's."""
     reject_swallowed_flags(opts)
     cfg = get_cfg()
     add_rpe_config(cfg)
-    cfg.merge_from_file(config_file)
+    cfg.merge_from_file(config_file, allow_unsafe=False)  # YAML could build any Python object
     cfg.merge_from_list(opts)
-    use_available_device(cfg)
-    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     return cfg
 
 
@@ -75,6 +90,61 @@ def use_available_device(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning("SOLVER.AMP needs CUDA: training in float32")
         cfg.SOLVER.AMP.ENABLED = False
+
+
+def choose_seed(cfg: CfgNode, resume: bool) -> int:
+    """The seed of a training: that of the run to resume, else ``SEED``, else a random one; the same in all processes."""
+    seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if resume and os.path.exists(last):
+        seed = _seed_of_checkpoints(cfg.OUTPUT_DIR, seed)
+        if 0 <= cfg.SEED != seed:
+            logger.warning("SEED is %d; the run to resume has %d and keeps it", cfg.SEED, seed)
+    return comm.all_gather(seed)[0]
+
+
+def _seed_of_checkpoints(folder: str, default: int) -> int:
+    for path in sorted(Path(folder).glob("model_*.pth"), reverse=True):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return content["trainer"]["_trainer"]["seed"]
+        except Exception:  # broken, or of another trainer; the checkpointer will say so
+            continue
+    return default
+
+
+def use_deterministic_algorithms() -> None:
+    """Makes torch take the deterministic one of two ways, and warn where there is none."""
+    # cuBLAS is deterministic only with this, set before it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def check_solver(cfg: CfgNode) -> None:
+    """Checks the keys of training.
+
+    Raises:
+        ValueError: one line that names the key, the value and what is allowed.
+    """
+    solver = cfg.SOLVER
+    for key, value, allowed, text in (
+        ("SOLVER.ACCUMULATE_STEPS", solver.ACCUMULATE_STEPS, solver.ACCUMULATE_STEPS >= 1, "1 or more"),
+        ("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, solver.AMP.PRECISION in PRECISIONS, ", ".join(PRECISIONS)),
+        ("SOLVER.EMA.DECAY", solver.EMA.DECAY, 0 < solver.EMA.DECAY < 1, "above 0 and below 1"),
+        ("SOLVER.MAX_NONFINITE_STEPS", solver.MAX_NONFINITE_STEPS, solver.MAX_NONFINITE_STEPS >= 0, "0 or more"),
+        ("DATALOADER.MAX_UNREADABLE", cfg.DATALOADER.MAX_UNREADABLE, cfg.DATALOADER.MAX_UNREADABLE >= 0, "0 or more"),
+        (
+            "SOLVER.EARLY_STOPPING_PATIENCE",
+            solver.EARLY_STOPPING_PATIENCE,
+            solver.EARLY_STOPPING_PATIENCE == 0
+            or (solver.EARLY_STOPPING_PATIENCE > 0 and cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0),
+            "0, or more with TEST.BEST_METRIC and TEST.EVAL_PERIOD",
+        ),
+    ):  # fmt: skip
+        if not allowed:
+            raise ValueError(f"{key} is {value}; allowed: {text}")
 
 
 def check_output_dir(folder: str, starts_anew: bool) -> None:

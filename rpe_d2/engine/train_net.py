@@ -7,16 +7,19 @@ import time
 from typing import List, Optional
 
 import torch
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from rpe_d2.data import UnreadableImage
+from rpe_d2.data import DeadWorker, UnreadableImage
 
 from .checkpoint import ModelCheckpointer
 from .errors import one_line_errors
+from .hooks import TrainingStopped
+from .launcher import launch
 from .run_record import current_commit, print_table, write_run_record
-from .run_setup import setup
+from .run_setup import read_config, setup
+from .train_step import NonFinite
 from .trainer import Trainer
 
 
@@ -29,24 +32,33 @@ def main(argv: Optional[List[str]] = None) -> int:
     args.command = shlex.join(["tools/train_net.py", *(sys.argv[1:] if argv is None else argv)])
     args.commit = current_commit()  # now: the tree may move on while a run lasts
     with one_line_errors():
-        _check_gpus(args.num_gpus)
+        device = _device(args)
     launch(
         run,
-        args.num_gpus,
-        num_machines=args.num_machines,
+        args,
+        device=device,
+        processes=args.num_gpus,
+        machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        args=(args,),
     )
     return 0
 
 
-def _check_gpus(num_gpus: int) -> None:
+def _device(args: argparse.Namespace) -> str:
+    """Where to train.
+
+    Raises:
+        ValueError: more GPUs are asked for than there are.
+    """
+    wanted = read_config(args.config_file, args.opts).MODEL.DEVICE
     available = torch.cuda.device_count()
-    if num_gpus < 0 or num_gpus > max(available, 1):  # 1, the default, also means the CPU
+    if args.num_gpus < 1 or (args.num_gpus > max(available, 1) and wanted != "cpu"):
         raise ValueError(
-            f"--num-gpus is {num_gpus}; this machine has {available} GPUs, allowed: up to {max(available, 1)}"
+            f"--num-gpus is {args.num_gpus}; this machine has {available} GPUs, allowed: up to {max(available, 1)}, or "
+            "any number of processes on the CPU with MODEL.DEVICE cpu"
         )
+    return wanted if available else "cpu"
 
 
 def run(args: argparse.Namespace) -> Optional[dict]:
@@ -65,17 +77,24 @@ def run(args: argparse.Namespace) -> Optional[dict]:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
     start = time.time()
-    with one_line_errors((UnreadableImage,)):
+    with one_line_errors((UnreadableImage, DeadWorker, NonFinite, OSError)):
         if args.eval_only:
             metrics = Trainer.test(cfg, model)
             if comm.is_main_process():
                 verify_results(cfg, metrics)
         else:
-            trainer.train()
+            try:
+                trainer.train()
+            except TrainingStopped as stop:
+                if comm.is_main_process():
+                    print(stop, file=sys.stderr)
+                if stop.signal_number:
+                    sys.exit(128 + stop.signal_number)
             # Detectron2 returns the last evaluation only where TEST.EXPECTED_RESULTS is set.
             metrics = getattr(trainer, "_last_eval_results", None)
     if comm.is_main_process() and metrics:
-        path = write_run_record(cfg, args, metrics, time.time() - start)
+        iterations = 0 if args.eval_only else min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
+        path = write_run_record(cfg, args, metrics, time.time() - start, iterations)
         print_table(metrics)
         print(f"run record: {path}")
     return metrics

@@ -1,31 +1,50 @@
-"""Detectron2's trainer with this package's mapper, evaluator and optimizer."""
+"""Detectron2's trainer with this package's data, evaluation, optimizer and care for interrupted runs."""
 
+import logging
 import os
 import weakref
-from typing import Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
-from detectron2.engine import DefaultTrainer
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import transforms as T
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
     CountInstances,
+    DeadWorker,
     NameUnreadable,
     PixelLabelMapper,
+    UnreadableImage,
     additional_augmentations,
+    build_resumable_train_loader,
 )
 from rpe_d2.evaluation import InstanceEvaluator, MaskProposalEvaluator
 
-from .checkpoint import ModelCheckpointer
+from .checkpoint import AVERAGED, ModelCheckpointer
+from .hooks import (
+    AverageWeights,
+    BestModel,
+    ResumedEvaluation,
+    StopOnSignal,
+    TrainingStopped,
+    ValidationLoss,
+    averaged_copy,
+    mean_losses,
+)
+from .train_step import PRECISIONS, NonFinite, TrainStep
+from .wandb_writer import WandbWriter
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("SGD", "ADAMW")
 
@@ -34,23 +53,148 @@ class Trainer(DefaultTrainer):
     """Trains any Detectron2 configuration; what it adds is chosen by the configuration."""
 
     def __init__(self, cfg: CfgNode):
-        super().__init__(cfg)
-        # Detectron2 builds its checkpointer, and the hooks that use it, in one go.
-        self.checkpointer = ModelCheckpointer(
-            self._trainer.model, cfg.OUTPUT_DIR, complete=False, trainer=weakref.proxy(self)
+        """
+        Args:
+            cfg: with ``SEED`` >= 0, as :func:`rpe_d2.engine.run_setup.setup` leaves it.
+        """
+        # Instead of DefaultTrainer's: its distributed model fails on CPUs, and its loader cannot resume.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.averaged = (
+            averaged_copy(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         )
-        self._hooks.clear()
+        self._trainer = TrainStep(
+            distributed(model, cfg.SOLVER.FIND_UNUSED_PARAMETERS),
+            self.build_train_loader(cfg),
+            optimizer,
+            seed=cfg.SEED,
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            precision=PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None,
+            max_nonfinite_steps=cfg.SOLVER.MAX_NONFINITE_STEPS,
+            max_unreadable=cfg.DATALOADER.MAX_UNREADABLE,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = ModelCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            complete=False,
+            trainer=weakref.proxy(self),
+            **({AVERAGED: self.averaged} if self.averaged else {}),
+        )
         self.register_hooks(self.build_hooks())
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """What is evaluated: the averaged weights where there are some."""
+        return self.averaged.module if self.averaged else self.model
+
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        """Detectron2's, and those the configuration asks for, in the order in which they act after a step."""
+        cfg, test = self.cfg, self.cfg.TEST
+        is_main = comm.is_main_process()
+        stop = StopOnSignal()
+
+        def evaluate() -> Dict[str, Any]:
+            self._last_eval_results = stop.evaluate(lambda: self.test(cfg, self.trained_model))
+            return self._last_eval_results
+
+        def validate() -> Dict[str, float]:
+            return stop.evaluate(lambda: self.validation_losses(cfg, self.trained_model))
+
+        train_hooks = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.averaged:
+            train_hooks.append(AverageWeights(self.averaged, unwrapped(self.model)))
+        if test.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader, steps = self.build_train_loader(cfg), test.PRECISE_BN.NUM_ITER
+            train_hooks.append(hooks.PreciseBN(test.EVAL_PERIOD, self.model, loader, steps))
+        # Saved before they are evaluated: a failing evaluation costs nothing.
+        if is_main:
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            train_hooks.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+        evaluations = [hooks.EvalHook(test.EVAL_PERIOD, evaluate)]
+        if test.VALIDATION_LOSS:
+            evaluations.append(ValidationLoss(test.EVAL_PERIOD, validate))
+        if test.BEST_METRIC:
+            patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
+            evaluations.append(
+                BestModel(test.EVAL_PERIOD, self.checkpointer, test.BEST_METRIC, patience)
+            )
+        train_hooks += evaluations
+        if is_main:
+            train_hooks.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return [*train_hooks, stop, ResumedEvaluation(evaluations)]
+
+    def build_writers(self) -> List[Any]:
+        writers = super().build_writers()
+        if self.cfg.WANDB_PROJECT:
+            writers.append(WandbWriter(self.cfg))
+        return writers
+
+    def train(self) -> None:
+        """Trains to the last iteration, or until something asks to stop.
+
+        Raises:
+            TrainingStopped: by a signal, or because nothing improves; the state is saved.
+            UnreadableImage, DeadWorker, NonFinite: more of them than allowed; a single process saves its state.
+        """
+        try:
+            super().train()
+        except TrainingStopped as stop:
+            saved = self.save_state(self.iter)
+            text = f"stopped after iteration {min(self.iter, self.max_iter - 1)}: {stop}{saved}"
+            raise TrainingStopped(text, stop.signal_number) from None
+        except (UnreadableImage, DeadWorker, NonFinite) as error:
+            # The iteration is not finished. Of several processes, the others may be anywhere.
+            spoilt = isinstance(error, NonFinite) and "spoilt" in str(error)
+            if comm.get_world_size() == 1 and not spoilt:
+                self.iter -= 1
+                logger.error("stopped%s", self.save_state(self.iter))
+            raise
+
+    def save_state(self, iteration: int) -> str:
+        """Saves the training after an iteration, if it has begun and is not saved yet; says so in words."""
+        if not self.start_iter <= iteration < self.max_iter:
+            return ""
+        name = f"model_{iteration:07d}"
+        path = Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
+        if not path.exists():
+            self.checkpointer.save(name, iteration=iteration)
+        return f"; saved {path}, go on with --resume"
+
+    @classmethod
+    def validation_losses(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, float]:
+        """Training losses on the first of ``DATASETS.TEST``, without augmentation."""
+        resize = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST, "choice"
+        )
+        mapper = cls.build_train_mapper(cfg, augmentations=[resize])
+        loader = build_detection_test_loader(
+            cfg, cfg.DATASETS.TEST[0], mapper=NameUnreadable(mapper)
+        )
+        return mean_losses(unwrapped(model), loader)
+
+    @classmethod
+    def build_train_mapper(cls, cfg: CfgNode, **changes: Any) -> DatasetMapper:
+        """The mapper of training.
+
+        Args:
+            changes: arguments of the mapper that replace the configuration's.
+        """
+        if cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet":
+            return PixelLabelMapper(cfg, is_train=True, **changes)
+        mapper = DatasetMapper(cfg, is_train=True, **changes)
+        if "augmentations" not in changes:
+            mapper.augmentations.augs.extend(additional_augmentations(cfg))
+        return mapper
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        needs_masks = cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
-        if needs_masks:
-            mapper = PixelLabelMapper(cfg, is_train=True)
-        else:
-            mapper = DatasetMapper(cfg, is_train=True)
-            mapper.augmentations.augs.extend(additional_augmentations(cfg))
-        return build_detection_train_loader(cfg, mapper=NameUnreadable(mapper))
+        return build_resumable_train_loader(cfg, NameUnreadable(cls.build_train_mapper(cfg)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -82,6 +226,23 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+
+def distributed(model: nn.Module, find_unused_parameters: bool) -> nn.Module:
+    """The model with gradients averaged over the processes; itself where there is one process."""
+    if comm.get_world_size() == 1:
+        return model
+    on_cuda = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if on_cuda else None,
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused_parameters,
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -18,7 +18,8 @@ class EmbeddingLoss(nn.Module):
     """Trains embeddings through the mean-shift loops (Kong & Fowlkes, CVPR 2018, sections 3-4).
 
     Pixels are sampled from the full-resolution labels, as evenly over the instances as possible; maps are read there
-    by bilinear interpolation, so labels are exact at any output stride.
+    by bilinear interpolation, so labels are exact at any output stride. Every loss is the mean of its images' losses:
+    gradients do not depend on how a batch is spread over processes or accumulation steps.
     """
 
     @configurable
@@ -166,8 +167,9 @@ class EmbeddingLoss(nn.Module):
         target = F.pad(
             target, (0, size[1] - target.shape[2], 0, size[0] - target.shape[1]), value=IGNORED
         )
-        total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        return total / (target != IGNORED).sum().clamp(min=1)
+        error = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
+        counts = (target != IGNORED).sum(dim=(1, 2)).clamp(min=1)
+        return (error.sum(dim=(1, 2)) / counts).mean()
 
     def _pair_loss(self, x, groups, pixels, mask) -> torch.Tensor:
         return _mean(
@@ -193,22 +195,22 @@ def _of_instances(values: torch.Tensor, labels: PixelLabels, points: torch.Tenso
 def _mean_over_instances(
     predicted: torch.Tensor, target: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor
 ) -> torch.Tensor:
-    """Smooth L1 distance of (B, P, C) values; every instance weighs the same.
+    """Smooth L1 distance of (B, P, C) values; every image weighs the same, and in it every instance.
 
     Args:
         groups: (B, P) instance of each point in its image.
         counts: (B, P) bool, which points take part.
     """
-    error = F.smooth_l1_loss(predicted, target, reduction="none").sum(dim=-1)
-    # One number per instance of the batch.
-    image = torch.arange(len(groups), device=groups.device)[:, None] * (
-        groups.max() + 1 if groups.numel() else 1
-    )
-    instance = (groups + image)[counts]
-    if instance.numel() == 0:
+    if not counts.any():
         return predicted.sum() * 0.0
-    _, index, sizes = torch.unique(instance, return_inverse=True, return_counts=True)
-    return (error[counts] / sizes[index]).sum() / len(sizes)
+    error = F.smooth_l1_loss(predicted, target, reduction="none").sum(dim=-1)
+    # One number per instance of the batch, ascending with the image.
+    image = torch.arange(len(groups), device=groups.device)[:, None].expand_as(groups)
+    instance = (groups + image * (groups.max() + 1))[counts]
+    _, index, points = torch.unique(instance, return_inverse=True, return_counts=True)
+    image = image[counts]
+    instances = error.new_zeros(len(groups)).index_add_(0, image, (1.0 / points[index]).to(error))
+    return (error[counts] / (points[index] * instances[image])).sum() / len(groups)
 
 
 def sample_maps(

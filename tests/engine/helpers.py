@@ -1,5 +1,10 @@
-"""A tiny network with random weights, for tools that need some model."""
+"""tools/train_net.py in a process of its own, and a tiny network with random weights."""
 
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -25,3 +30,52 @@ def save_random(config: str, opts: list, path: Path) -> str:
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, path)
     return str(path)
+
+
+INSTANT = "configs/quick/rpe_instant_test.yaml"
+
+
+class Running(subprocess.Popen):
+    """A process that writes into files: nobody has to read along lest it waits."""
+
+    def __init__(self, *args, **options):
+        self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        super().__init__(*args, stdout=self._files[0], stderr=self._files[1], **options)
+
+    def finish(self, timeout=600) -> subprocess.CompletedProcess:
+        """Waits for the end, and kills it where that does not come in time."""
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        texts = []
+        for file in self._files:
+            file.seek(0)
+            texts.append(file.read())
+        return subprocess.CompletedProcess(self.args, self.returncode, *texts)
+
+    def wait_for(self, path: Path, timeout=120) -> None:
+        """Waits until it has made a file."""
+        end = time.time() + timeout
+        while not path.exists():
+            assert self.poll() is None, self.finish().stderr
+            assert time.time() < end, f"{path} did not appear"
+            time.sleep(0.02)
+
+
+def start_train_net(*arguments, launcher=(), **environment) -> Running:
+    """tools/train_net.py, running.
+
+    Args:
+        launcher: arguments of Python before the script.
+        environment: variables on top of this process's.
+    """
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment}
+    command = [sys.executable, *launcher, "tools/train_net.py", *map(str, arguments)]
+    return Running(command, cwd=ROOT, env=variables)
+
+
+def train_net(*arguments, timeout=600, **options) -> subprocess.CompletedProcess:
+    """tools/train_net.py, done."""
+    return start_train_net(*arguments, **options).finish(timeout)

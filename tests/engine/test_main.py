@@ -1,28 +1,11 @@
 """tools/train_net.py as a user calls it, in processes of its own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-INSTANT = "configs/quick/rpe_instant_test.yaml"
-
-
-def train_net(*arguments, timeout=600):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [sys.executable, "tools/train_net.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+from tests.engine.helpers import INSTANT, train_net
 
 
 def test_instant_config_trains_evaluates_and_resumes(tmp_path):

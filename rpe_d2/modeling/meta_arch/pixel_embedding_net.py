@@ -247,20 +247,18 @@ class PixelEmbeddingNet(nn.Module):
 
     def _quality_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels], sizes) -> torch.Tensor:
         count = self.quality_images or len(labels)
-        logits, targets = [], []
+        losses = []
         for index in range(min(count, len(labels))):
             groups = self.grouping(maps, index, sizes[index], self.mean_shift)
             features = maps.features[index]
-            logits.append(
-                self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
-            )
+            logits = self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
             middle = slice(maps.stride // 2, None, maps.stride)
-            targets.append(best_iou(groups.soft_masks, labels[index].instances[middle, middle]))
-        logits, targets = torch.cat(logits), torch.cat(targets)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+            targets = best_iou(groups.soft_masks, labels[index].instances[middle, middle])
+            loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+            losses.append(loss / max(len(targets), 1))
         # Parameters take part even where nothing was grouped, as distributed training demands.
         unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
-        return self.quality_loss_weight * loss / max(len(targets), 1) + unused
+        return self.quality_loss_weight * sum(losses) / len(losses) + unused
 
     def _instances(self, groups, scores, stride, size, out_size) -> Instances:
         best, classes = scores.max(dim=1)

@@ -1,0 +1,249 @@
+"""Training data in an order that depends on nothing but the seed, so that a resumed run goes on exactly."""
+
+import itertools
+import os
+import random
+import re
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from .readable import UnreadableImage
+
+__all__ = ["DeadWorker", "ResumableLoader", "build_resumable_train_loader", "seed_all"]
+
+SKIPPED = "skipped"  # of a mapped dict: reasons why other images could not stand in its place
+
+Mapper = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
+
+
+class DeadWorker(RuntimeError):
+    """A process that reads data died; the message is one line with the files it was reading."""
+
+
+def seed_all(*numbers: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators with a hash of some non-negative numbers."""
+    seeds = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.manual_seed(seeds[2])
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Like :func:`seed_all`, and puts the CPU generators back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    seed_all(*numbers)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+
+
+class TrainingOrder(Sampler):
+    """The images of one process in the order of their use, as (number, index) pairs.
+
+    Numbers are unique over all processes: they seed an image's augmentation, whichever worker process computes it.
+    """
+
+    def __init__(
+        self, sampler: Sampler, batch_size: int, landscape: Optional[Sequence[bool]] = None
+    ):
+        """
+        Args:
+            sampler: an endless stream of indices, already this process's share.
+            batch_size: images of this process in a batch.
+            landscape: whether an image is wider than high; batches are then made of one kind. This is Detectron2's
+                grouping by aspect ratio, done before the images are read.
+        """
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.landscape = landscape
+        self.start = 0  # images of this process that a resumed run has already seen
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
+
+    def __iter__(self) -> Iterator[Tuple[int, int]]:
+        indices = iter(self.sampler) if self.landscape is None else self._grouped()
+        for number, index in itertools.islice(enumerate(indices), self.start, None):
+            yield number * self._world_size + self._rank, index
+
+    def _grouped(self) -> Iterator[int]:
+        buckets: Dict[bool, List[int]] = {True: [], False: []}
+        for index in self.sampler:
+            bucket = buckets[self.landscape[index]]
+            bucket.append(index)
+            if len(bucket) == self.batch_size:
+                yield from bucket
+                bucket.clear()
+
+
+class RepeatableDataset(Dataset):
+    """Maps (number, index) to the model's input; the same for the same pair, wherever it is computed.
+
+    An image or annotation that cannot be read is replaced by another, and the reason put into its dict.
+    """
+
+    def __init__(
+        self, dataset: Dataset, mapper: Mapper, seed: int, max_unreadable: int, num_workers: int
+    ):
+        """
+        Args:
+            dataset: of Detectron2's dicts.
+            mapper: from such a dict to the model's input; None instead of it asks for another image.
+            seed: of the augmentations.
+            max_unreadable: replacements tried for one image.
+            num_workers: worker processes that will read.
+        """
+        self.dataset = dataset
+        self.mapper = mapper
+        self.seed = seed
+        self.max_unreadable = max_unreadable
+        # Process id and index of the image that each worker is reading, -1: none. Shared with the workers.
+        self.reading = torch.full((max(num_workers, 1), 2), -1, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: Tuple[int, int]) -> Dict[str, Any]:
+        number, index = item
+        worker = get_worker_info()
+        skipped: List[str] = []
+        with seeded(self.seed, number):
+            while True:
+                if worker is not None:
+                    self.reading[worker.id] = torch.tensor([os.getpid(), index])
+                mapped = self._mapped(index, skipped)
+                if worker is not None:
+                    self.reading[worker.id, 1] = -1
+                if mapped is not None:
+                    return {**mapped, SKIPPED: skipped} if skipped else mapped
+                index = np.random.randint(len(self.dataset))
+
+    def _mapped(self, index: int, skipped: List[str]) -> Optional[Dict[str, Any]]:
+        dataset_dict = self.dataset[index]
+        try:
+            return self.mapper(dataset_dict)
+        except Exception as error:  # a broken annotation may raise anything
+            reason = " ".join(str(error).split())
+            if not isinstance(error, UnreadableImage):
+                reason = f"{dataset_dict.get('file_name', index)}: {type(error).__name__}: {reason}"
+            skipped.append(reason)
+            if len(skipped) > self.max_unreadable:
+                raise UnreadableImage(unreadable_message(skipped, self.max_unreadable)) from error
+            return None
+
+
+def unreadable_message(reasons: Sequence[str], limit: int) -> str:
+    """One line for more unreadable images than allowed."""
+    return (
+        f"{reasons[-1]} (unreadable images: {len(reasons)}; DATALOADER.MAX_UNREADABLE is {limit})"
+    )
+
+
+class ResumableLoader:
+    """Endless batches, lists of dicts, that can start in the middle of the order.
+
+    Attributes:
+        unreadable: file names met so far that could not be read, with the reasons.
+        batch_size: images in a batch of this process.
+    """
+
+    def __init__(self, loader: DataLoader, order: TrainingOrder, dataset: RepeatableDataset):
+        self._loader = loader
+        self._order = order
+        self._dataset = dataset
+        self.batch_size = order.batch_size
+
+    def start_at(self, images_seen: int) -> None:
+        """Leaves out what all processes together have already seen; to be called before iterating."""
+        self._order.start = images_seen // comm.get_world_size()
+
+    def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
+        """
+        Raises:
+            DeadWorker: a worker process died.
+        """
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                raise self._named(error) or error
+            yield batch
+
+    def _named(self, error: RuntimeError) -> Optional[DeadWorker]:
+        """What torch says of dead workers, with the files they were reading."""
+        match = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if not match:
+            return None
+        pids = [int(pid) for pid in match[1].split(",")]
+        files = [
+            self._dataset.dataset[index].get("file_name", str(index))
+            for pid, index in self._dataset.reading.tolist()
+            if pid in pids and index >= 0
+        ]
+        reading = "while it read " + ", ".join(files) if files else "between two images"
+        reason = " ".join(str(error).split())
+        return DeadWorker(f"a data-loading process died {reading} ({reason})")
+
+
+def build_resumable_train_loader(
+    cfg: CfgNode, mapper: Mapper
+) -> Union[ResumableLoader, DataLoader]:
+    """Detectron2's training loader with its samplers, whose batches depend on ``SEED`` and their number alone.
+
+    Neither the number of worker processes nor what was computed before changes them. An iterable data set, which has
+    no order to go back to, gets Detectron2's loader.
+
+    Args:
+        cfg: with ``SEED`` >= 0.
+        mapper: from a data set's dict to the model's input.
+
+    Raises:
+        UnreadableImage: (on iterating) more than ``DATALOADER.MAX_UNREADABLE`` images cannot be read.
+    """
+    dicts = get_detection_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )  # fmt: skip
+    if not isinstance(dicts, list):
+        return build_detection_train_loader(cfg, mapper=mapper)
+    can_group = all("width" in item and "height" in item for item in dicts)
+    landscape = [item["width"] > item["height"] for item in dicts] if can_group else None
+    dataset = DatasetFromList(dicts, copy=False)
+    ungrouped = cfg.clone()
+    ungrouped.defrost()
+    ungrouped.DATALOADER.ASPECT_RATIO_GROUPING = False
+    with seeded(cfg.SEED):  # Detectron2's samplers draw their seed from NumPy's generator
+        sampler = build_detection_train_loader(
+            ungrouped, mapper=mapper, dataset=dataset
+        ).dataset.sampler
+    order = TrainingOrder(
+        sampler,
+        cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+    )
+    workers = cfg.DATALOADER.NUM_WORKERS
+    repeatable = RepeatableDataset(
+        dataset, mapper, cfg.SEED, cfg.DATALOADER.MAX_UNREADABLE, workers
+    )
+    loader = build_detection_train_loader(
+        repeatable,
+        mapper=None,
+        sampler=order,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=workers,
+    )
+    return ResumableLoader(loader, order, repeatable)

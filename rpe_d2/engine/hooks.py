@@ -1,0 +1,266 @@
+"""What Detectron2's hooks leave out: averaged weights, validation loss, the best model, and stopping in good order."""
+
+import logging
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Sequence
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rpe_d2.data import seed_all
+
+from .checkpoint import ModelCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(BaseException):
+    """Ends the training loop in good order. No ``Exception``: nothing went wrong.
+
+    Attributes:
+        signal_number: of the signal that asked for it; 0: none did.
+    """
+
+    def __init__(self, reason: str, signal_number: int = 0):
+        super().__init__(reason)
+        self.signal_number = signal_number
+
+
+class AverageWeights(HookBase):
+    """Keeps an exponential moving average of the weights, `SOLVER.EMA`."""
+
+    def __init__(self, averaged: AveragedModel, model: nn.Module):
+        self._averaged = averaged
+        self._model = model
+
+    def after_step(self) -> None:
+        self._averaged.update_parameters(self._model)
+
+
+def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a model that follows it with ``average = decay * average + (1 - decay) * weights`` each step.
+
+    The decay grows with the number of steps n as (1 + n) / (10 + n), so that the first weights, random ones, are soon
+    forgotten. Buffers, running statistics, are averaged as well.
+    """
+
+    def update(averages, weights, steps):
+        steps = int(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, weights, steps)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+class ValidationLoss(HookBase):
+    """Puts the training losses on other data into the storage, as ``validation/loss_...`` and ``validation/total_loss``."""
+
+    def __init__(self, period: int, losses: Callable[[], Dict[str, float]]):
+        """
+        Args:
+            period: iterations; 0: after the last one only.
+            losses: computes them.
+        """
+        self._period = period
+        self._losses = losses
+
+    def after_step(self) -> None:
+        if is_evaluated(self.trainer, self._period):
+            self._put()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._put()
+
+    def _put(self) -> None:
+        losses = {f"validation/{name}": value for name, value in self._losses().items()}
+        self.trainer.storage.put_scalars(smoothing_hint=False, **losses)
+        total = losses["validation/total_loss"]
+        logger.info("after iteration %d: validation loss %.4g", last_iteration(self.trainer), total)
+
+
+def is_evaluated(trainer: Any, period: int) -> bool:
+    """Whether Detectron2's ``EvalHook`` evaluates after this step; the last is evaluated after training."""
+    done = trainer.iter + 1
+    return period > 0 and done % period == 0 and done != trainer.max_iter
+
+
+def last_iteration(trainer: Any) -> int:
+    """The iteration done last; after the whole training, Detectron2 counts one more."""
+    return min(trainer.iter, trainer.max_iter - 1)
+
+
+def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
+    """Losses of a model on all images of a loader, averaged over images and processes, and their ``total_loss``.
+
+    Nothing of the model changes: no gradients, and batch normalisation uses its running statistics.
+    """
+    was_training = {module: module.training for module in model.modules()}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.eval()
+    sums: Dict[str, float] = {}
+    count = 0
+    try:
+        with torch.no_grad():
+            for number, batch in enumerate(loader):
+                seed_all(number)  # the same pixels are sampled each time
+                for name, loss in model(batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(loss) * len(batch)
+                count += len(batch)
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    parts = [part for part in comm.all_gather((sums, count)) if part[1]]
+    images = sum(count for _, count in parts)
+    means = {name: sum(sums[name] for sums, _ in parts) / images for name in parts[0][0]}
+    return {"total_loss": sum(means.values()), **means}
+
+
+class BestModel(HookBase):
+    """Keeps the model with the best score in ``model_best.pth``, also over resumes, and ends a run that stagnates.
+
+    The file says itself how good it is: what was lost with a process cannot disagree with it.
+    """
+
+    FILE = "model_best"
+
+    def __init__(self, period: int, checkpointer: ModelCheckpointer, metric: str, patience: int):
+        """
+        Args:
+            period: of the evaluations, iterations.
+            checkpointer: writes the file.
+            metric: name of a scalar in the storage, as "segm/AP"; the smallest is the best where it ends in "loss".
+            patience: evaluations without improvement after which training ends; 0: never.
+        """
+        self._period = period
+        self._checkpointer = checkpointer
+        self._metric = metric
+        self._sign = -1 if metric.endswith("loss") else 1
+        self._patience = patience
+        self.best: Optional[float] = None
+        self.best_iteration = -1
+
+    def before_train(self) -> None:
+        path = Path(self._checkpointer.save_dir) / f"{self.FILE}.pth"
+        if self.trainer.start_iter > 0 and path.is_file():
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if content.get("metric") == self._metric:
+                self.best, self.best_iteration = content["best"], content["iteration"]
+
+    def after_step(self) -> None:
+        if not is_evaluated(self.trainer, self._period):
+            return
+        self._check()
+        reason = comm.all_gather(self._stagnation())[0]
+        if reason:
+            raise TrainingStopped(reason)
+
+    def _stagnation(self) -> str:
+        stagnant = self.trainer.iter - self.best_iteration >= self._patience * self._period
+        if self._patience == 0 or self.best is None or not stagnant:
+            return ""
+        return (
+            f"{self._metric} has not improved in {self._patience} evaluations: best {self.best:.4g} "
+            f"after iteration {self.best_iteration}, kept in {self.FILE}.pth"
+        )
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._check()
+
+    def _check(self) -> None:
+        if not comm.is_main_process():
+            return
+        score, _ = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
+        if not math.isfinite(score):
+            names = ", ".join(n for n in self.trainer.storage.latest() if "/" in n)
+            logger.warning(
+                "TEST.BEST_METRIC %s was not evaluated; there are: %s", self._metric, names
+            )
+            return
+        if self.best is None or self._sign * score > self._sign * self.best:
+            self.best, self.best_iteration = float(score), last_iteration(self.trainer)
+            state = {"iteration": self.best_iteration, "metric": self._metric, "best": self.best}
+            self._checkpointer.save(self.FILE, is_last=False, **state)
+            logger.info("best %s so far: %.4g", self._metric, self.best)
+
+
+class ResumedEvaluation(HookBase):
+    """Catches up on the evaluation of the checkpoint that a run resumes from.
+
+    The checkpoint is written first, so the process may have died in the evaluation, and with it the news of a best
+    model.
+    """
+
+    def __init__(self, evaluations: Sequence[HookBase]):
+        """
+        Args:
+            evaluations: hooks that act after evaluated steps.
+        """
+        self._evaluations = evaluations
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        if trainer.start_iter == 0:
+            return
+        trainer.iter = trainer.storage.iter = trainer.start_iter - 1
+        for hook in self._evaluations:
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = trainer.start_iter
+
+
+class StopOnSignal(HookBase):
+    """On SIGINT (Ctrl-C) or SIGTERM ends training after the iteration; on a second signal the process ends at once.
+
+    Of several processes it is enough that one gets the signal. An evaluation is broken off: nothing is lost with it.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self._received = 0
+        self._evaluating = False
+        self._previous: Dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def before_train(self) -> None:
+        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a worker that reads data: the process that trains will end it
+        name = signal.Signals(number).name
+        if self._received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self._received = number
+        if self._evaluating:
+            raise TrainingStopped(f"{name} during an evaluation", number)
+        print(f"{name}: ending after this iteration; once more ends at once", file=sys.stderr)
+
+    def evaluate(self, evaluation: Callable[[], Any]) -> Any:
+        """Calls a function during which a signal ends the training at once."""
+        self._evaluating = True
+        try:
+            return evaluation()
+        finally:
+            self._evaluating = False
+
+    def after_step(self) -> None:
+        received = max(comm.all_gather(self._received))
+        if received:
+            raise TrainingStopped(signal.Signals(received).name, received)

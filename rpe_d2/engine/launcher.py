@@ -1,0 +1,172 @@
+"""Processes of a run: started by Detectron2's flags, torchrun or srun; one way for all of them to work together."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import zlib
+from dataclasses import dataclass
+from typing import Callable, Mapping, Optional
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+__all__ = ["Process", "launch", "process_of_cluster"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes of a run.
+
+    Attributes:
+        rank, world_size: its number among all processes, and how many there are.
+        local_rank, local_size: the same on its machine.
+        init_method: where the processes meet: "tcp://host:port" or "env://".
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    init_method: str
+
+
+def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
+    """The process that torchrun or srun has started, None where neither has or it is the only one.
+
+    Args:
+        environment: as ``os.environ``.
+
+    Raises:
+        ValueError: srun has put different numbers of tasks on the machines.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        rank, world_size, local_rank, local_size = (
+            int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        )  # fmt: skip
+        return (
+            Process(rank, world_size, local_rank, local_size, "env://") if world_size > 1 else None
+        )
+    # Steps of srun only: inside a batch script these variables do not stand for a process of its own.
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == 1 or "SLURM_PROCID" not in environment:
+        return None
+    layout = environment["SLURM_STEP_TASKS_PER_NODE"]  # "4(x2)": 4 on each of 2 machines
+    match = re.fullmatch(r"(\d+)(?:\(x\d+\))?", layout)
+    if not match:
+        raise ValueError(
+            f"SLURM_STEP_TASKS_PER_NODE is {layout}; allowed: as many tasks on every machine, srun --ntasks-per-node"
+        )
+    host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
+    step = f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
+    # Steps that share a machine meet at different ports.
+    port = environment.get("MASTER_PORT") or 20000 + zlib.crc32(step.encode()) % 20000
+    return Process(
+        int(environment["SLURM_PROCID"]),
+        tasks,
+        int(environment["SLURM_LOCALID"]),
+        int(match[1]),
+        f"tcp://{host}:{port}",
+    )
+
+
+def first_host(nodes: str) -> str:
+    """First name of a SLURM node list, as "gpu01" of "gpu[01-04,7],cpu3"."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    return "".join(part or "" for part in match.groups())
+
+
+def launch(
+    run: Callable[..., None],
+    *args: object,
+    device: str,
+    processes: int = 1,
+    machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """Calls ``run(*args)`` in every process of a run.
+
+    Under torchrun or srun this process is one of them already, and the numbers given here do not count. Ends the
+    process with the exit status of the first that fails.
+
+    Args:
+        run: a function of a module (it is pickled).
+        device: "cpu", with gloo between the processes, or "cuda", with NCCL and a GPU each.
+        processes: on each machine.
+        machines, machine_rank, dist_url: as Detectron2's flags.
+    """
+    process = process_of_cluster(os.environ)
+    world_size = processes * machines
+    if process is not None:
+        _work(process, device, run, args)
+    elif world_size == 1:
+        run(*args)
+    else:
+        if dist_url == "auto":
+            dist_url = f"tcp://127.0.0.1:{_free_port()}"
+        context = mp.start_processes(
+            _spawned,
+            nprocs=processes,
+            args=(processes, machine_rank, world_size, dist_url, device, run, args),
+            join=False,
+        )
+        _wait(context)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
+
+
+def _wait(context: mp.ProcessContext) -> None:
+    """Waits for started processes and passes signals on to them."""
+
+    def pass_on(number, frame):
+        for child in context.processes:
+            if child.is_alive():
+                os.kill(child.pid, number)
+
+    # Ctrl-C reaches the whole group of processes by itself.
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException as error:
+        # It has said why.
+        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _spawned(local_rank, local_size, machine_rank, world_size, init_method, device, run, args):
+    rank = machine_rank * local_size + local_rank
+    _work(Process(rank, world_size, local_rank, local_size, init_method), device, run, args)
+
+
+def _work(process: Process, device: str, run: Callable[..., None], args: tuple) -> None:
+    if device.startswith("cuda"):
+        # A scheduler may show each process only its own GPU.
+        torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // process.local_size))
+    dist.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo",
+        init_method=process.init_method,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
+    comm.create_local_process_group(process.local_size)
+    comm.synchronize()
+    run(*args)
+    # Without this, threads of gloo may outlive the interpreter and abort it.
+    comm.synchronize()
+    dist.destroy_process_group()

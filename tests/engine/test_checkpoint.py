@@ -1,0 +1,231 @@
+"""Checkpoints: whole or not at all, the newest that can be read, nothing in them that runs."""
+
+import io
+import pickle
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rpe_d2.engine.checkpoint import ModelCheckpointer, UnreadableCheckpoint
+from rpe_d2.engine.files import replacing_file
+from rpe_d2.engine.hooks import averaged_copy
+from rpe_d2.engine.safe_pickle import load_arrays
+from tests.conftest import ROOT
+
+
+class Iterations:
+    """What a trainer saves of itself."""
+
+    iteration = 0
+
+    def state_dict(self):
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state):
+        self.iteration = state["iteration"]
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled carelessly."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def model(value=0.0):
+    linear = nn.Linear(4, 3)
+    nn.init.constant_(linear.weight, value)
+    return linear
+
+
+def saved(folder, *values):
+    """Checkpoints of models filled with the values, the iterations 0, 1, …"""
+    for iteration, value in enumerate(values):
+        trainer = Iterations()
+        trainer.iteration = iteration
+        checkpointer = ModelCheckpointer(model(value), str(folder), complete=False, trainer=trainer)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+
+def resumed(folder):
+    """Value of the model and iteration that a resumed training starts with."""
+    trainer, linear = Iterations(), model()
+    checkpointer = ModelCheckpointer(linear, str(folder), complete=False, trainer=trainer)
+    checkpointer.resume_or_load("", resume=True)
+    return float(linear.weight[0, 0]), trainer.iteration
+
+
+def test_resuming_takes_the_last(tmp_path):
+    saved(tmp_path, 1.0, 2.0, 3.0)
+    assert resumed(tmp_path) == (3.0, 2)
+    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "gone"])
+def test_an_unreadable_checkpoint_is_named_and_the_one_before_taken(damage, tmp_path, caplog):
+    saved(tmp_path, 1.0, 2.0, 3.0)
+    last = tmp_path / "model_0000002.pth"
+    content = last.read_bytes()
+    damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}
+    last.unlink() if damage == "gone" else last.write_bytes(damaged[damage])
+    assert resumed(tmp_path) == (2.0, 1)
+    assert "model_0000002.pth" in caplog.text and "trying the one before" in caplog.text
+
+
+def test_every_truncation_is_noticed(tmp_path):
+    saved(tmp_path, 1.0, 2.0)
+    last = tmp_path / "model_0000001.pth"
+    content = last.read_bytes()
+    for length in range(0, len(content), max(1, len(content) // 40)):
+        last.write_bytes(content[:length])
+        assert resumed(tmp_path) == (1.0, 0)
+
+
+def test_none_that_can_be_read_is_an_error(tmp_path):
+    saved(tmp_path, 1.0, 2.0)
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"hello")
+    with pytest.raises(ValueError, match="no checkpoint can be read: .*0000001.pth, .*0000000.pth"):
+        resumed(tmp_path)
+
+
+def test_a_broken_write_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), replacing_file(path) as file:
+        file.write(b"after")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from tests.engine.test_checkpoint import Iterations, ModelCheckpointer, nn
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing more then fails, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+checkpointer = ModelCheckpointer(nn.Linear(400, 400), sys.argv[1], complete=False, trainer=Iterations())
+checkpointer.save("model_0000009", iteration=9)
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    saved(tmp_path, 1.0, 2.0)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert re.search(
+        r"model_0000009\.pth could not be written \(.*last good one: .*0000001\.pth", line
+    )
+    assert resumed(tmp_path) == (2.0, 1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth"]
+
+
+def test_the_best_model_is_not_the_last(tmp_path):
+    saved(tmp_path, 1.0)
+    ModelCheckpointer(model(5.0), str(tmp_path), complete=False).save("model_best", is_last=False)
+    assert resumed(tmp_path) == (1.0, 0)
+
+
+def test_averaged_weights_are_for_inference_and_trained_ones_for_resuming(tmp_path):
+    trained, trainer = model(2.0), Iterations()
+    averaged = averaged_copy(model(1.0), 0.9)
+    ModelCheckpointer(
+        trained, str(tmp_path), complete=False, trainer=trainer, ema=averaged
+    ).save("model_0000000", iteration=0)  # fmt: skip
+    path = str(tmp_path / "model_0000000.pth")
+    for complete in (True, False):
+        linear = model()
+        ModelCheckpointer(linear, complete=complete).load(path)
+        assert float(linear.weight[0, 0]) == 1.0
+    assert resumed(tmp_path)[0] == 2.0
+    other, copy = model(), averaged_copy(model(), 0.9)
+    ModelCheckpointer(
+        other, str(tmp_path), complete=False, trainer=trainer, ema=copy
+    ).resume_or_load("")  # fmt: skip
+    assert float(other.weight[0, 0]) == 2.0 and float(copy.module.weight[0, 0]) == 1.0
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_and_plain_types_are_read_as_pickle_reads_them(protocol, tmp_path):
+    content = {
+        "__author__": "someone",
+        "model": OrderedDict(
+            weight=np.arange(6, dtype=np.float32).reshape(2, 3),
+            flags=np.array([True, False]),
+            scalar=np.float64(2.5),
+            bytes=b"ab\xff",
+            nothing=None,
+            numbers=[1, 2.5, (3,), {4}, frozenset([5])],
+        ),
+    }
+    if protocol < 4:
+        content["model"]["numbers"] = [1, 2.5, (3,)]  # older pickles build sets by calling set
+    path = tmp_path / "file.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    with open(path, "rb") as file:
+        read = load_arrays(file)
+    assert type(read["model"]) is OrderedDict
+    np.testing.assert_array_equal(read["model"].pop("weight"), content["model"].pop("weight"))
+    np.testing.assert_array_equal(read["model"].pop("flags"), content["model"].pop("flags"))
+    assert read == content
+
+
+def test_model_zoo_files_load(tmp_path):
+    weights = {"weight": np.full((3, 4), 7, np.float32), "bias": np.zeros(3, np.float32)}
+    linear = model()
+    zoo = tmp_path / "zoo.pkl"
+    zoo.write_bytes(pickle.dumps({"model": weights, "__author__": "zoo"}, protocol=2))
+    ModelCheckpointer(linear, complete=True).load(str(zoo))
+    assert float(linear.weight[0, 0]) == 7
+    caffe = tmp_path / "caffe.pkl"
+    blobs = {"fc_w": weights["weight"], "fc_w_momentum": weights["weight"]}
+    caffe.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    content = ModelCheckpointer(linear, complete=False)._load_file(str(caffe))
+    assert list(content["model"]) == ["fc_w"] and content["matching_heuristics"]
+
+
+@pytest.mark.parametrize("place", ["alone", "in a dict", "in an array"])
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".pyth"])
+def test_a_payload_in_weights_does_not_run(suffix, place, tmp_path):
+    trap = tmp_path / "trap"
+    payload = Payload(trap)
+    content = {
+        "alone": payload,
+        "in a dict": {"model": {"weight": payload}, "__author__": "me"},
+        "in an array": {"model": {"weight": np.array([payload], object)}, "__author__": "me"},
+    }[place]
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(UnreadableCheckpoint, match=f"weights{suffix}: not a checkpoint"):
+        ModelCheckpointer(model(), complete=False).load(str(path))
+    assert not trap.exists()
+    with open(path, "rb") as file:  # the trap does work
+        torch.load(path, weights_only=False) if suffix != ".pkl" else pickle.load(file)
+    assert trap.exists()
+
+
+def test_nothing_that_acts_can_be_asked_for():
+    for module, name in (
+        ("os", "system"), ("builtins", "eval"), ("builtins", "getattr"), ("posix", "system"),
+        ("numpy", "load"), ("numpy.core.multiarray", "fromfile"), ("numpy", "ndarray.tofile"),
+        ("torch", "load"), ("subprocess", "Popen"),
+    ):  # fmt: skip
+        code = f"c{module}\n{name}\n.".encode()
+        with pytest.raises(pickle.UnpicklingError, match=f"asks for {module}.{re.escape(name)}"):
+            load_arrays(io.BytesIO(code))

@@ -1,0 +1,227 @@
+"""Several processes: started in any way they are one run, and they compute what one process computes."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from rpe_d2 import add_rpe_config
+from rpe_d2.data import PixelLabelMapper, seed_all
+from rpe_d2.engine.launcher import launch
+from rpe_d2.engine.trainer import distributed
+from tests.conftest import ROOT
+from tests.engine.helpers import INSTANT, start_train_net, train_net
+
+OPTIONS = [
+    "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "SEED", "5", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "3",
+    "SOLVER.EMA.ENABLED", "True", "TEST.EVAL_PERIOD", "5", "TEST.VALIDATION_LOSS", "True",
+    "TEST.BEST_METRIC", "validation/total_loss", "DATASETS.TEST", "('shapes_val',)",
+]  # fmt: skip
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def weights(output: Path) -> dict:
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def by_flags(tmp_path_factory) -> Path:
+    """A run of two processes on the CPU, by Detectron2's flags."""
+    output = tmp_path_factory.mktemp("flags")
+    done = train_net(
+        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", output, *OPTIONS,
+        **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_two_processes_train_evaluate_and_save(by_flags):
+    record = json.loads((by_flags / "result.json").read_text())
+    assert set(record["metrics"]) == {"bbox", "segm"} and record["iterations"] == 8
+    assert (by_flags / "model_best.pth").exists()
+    log = (by_flags / "log.txt").read_text()
+    assert "World size: 2" in log
+    trainer = torch.load(by_flags / "model_final.pth", weights_only=True)["trainer"]["_trainer"]
+    assert trainer["images_seen"] == 8 * 2
+    logs = sorted(path.name for path in by_flags.glob("log.txt*"))
+    assert logs == ["log.txt", "log.txt.rank1"]
+
+
+def test_torchrun_is_the_same_run(by_flags, tmp_path):
+    done = train_net(
+        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS,
+        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_equal(weights(tmp_path), weights(by_flags))
+
+
+def test_srun_is_the_same_run(by_flags, tmp_path):
+    """Two processes with the variables that srun sets."""
+    shared = {
+        "SLURM_JOB_ID": str(abs(hash(str(tmp_path))) % 10**6), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", **ONE_THREAD,
+    }  # fmt: skip
+    running = [
+        start_train_net(
+            "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS,
+            SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in running:
+        done = process.finish(300)
+        assert done.returncode == 0, done.stderr
+    assert_equal(weights(tmp_path), weights(by_flags))
+
+
+def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(by_flags, tmp_path):
+    arguments = ["--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", tmp_path, *OPTIONS]
+    process = start_train_net("--config-file", INSTANT, *arguments, **ONE_THREAD)
+    process.wait_for(tmp_path / "model_0000002.pth")
+    process.send_signal(signal.SIGTERM)
+    stopped = process.finish(120)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "go on with --resume" in stopped.stderr
+    done = train_net("--config-file", INSTANT, "--resume", *arguments, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert_equal(weights(tmp_path), weights(by_flags))
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by_flags, tmp_path):
+    dicts = DatasetCatalog.get("shapes_val")[:images]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    options = few_images(folder, images) + [
+        "MODEL.WEIGHTS", by_flags / "model_final.pth", "MODEL.DEVICE", "cpu", "TEST.PROPOSALS", True,
+        "TEST.TOUCHING_INSTANCES", True,
+    ]  # fmt: skip
+    assert len(dicts) == images
+    metrics = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}"
+        done = train_net(
+            "--eval-only", "--config-file", INSTANT, "--num-gpus", processes, "--dist-url", "auto",
+            "OUTPUT_DIR", output, *options, **ONE_THREAD,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        metrics.append(json.loads((output / "result.json").read_text())["metrics"])
+    assert metrics[0] == metrics[1] and "segm_touching" in metrics[0]
+
+
+def few_images(folder: Path, count: int) -> list:
+    """Options for the first pictures of shapes_val as a COCO-format data set."""
+    from detectron2.data import MetadataCatalog
+    from PIL import Image
+
+    from rpe_d2.data import render_shapes
+
+    classes = MetadataCatalog.get("shapes_val").thing_classes
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(classes)],
+    }
+    for index, item in enumerate(DatasetCatalog.get("shapes_val")[:count]):
+        Image.fromarray(render_shapes("val", index)).save(folder / f"{index}.png")
+        content["images"].append(
+            {
+                "id": index,
+                "file_name": f"{index}.png",
+                "height": item["height"],
+                "width": item["width"],
+            }
+        )
+        for annotation in item["annotations"]:
+            x0, y0, x1, y1 = annotation["bbox"]
+            mask = annotation["segmentation"]
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": index,
+                    "category_id": annotation["category_id"] + 1,
+                    "iscrowd": 0,
+                    "area": (x1 - x0) * (y1 - y0),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "segmentation": (
+                        {**mask, "counts": mask["counts"].decode()}
+                        if isinstance(mask["counts"], bytes)
+                        else mask
+                    ),
+                }
+            )
+    (folder / "data.json").write_text(json.dumps(content))
+    name = f"few_{count}"
+    return [
+        "DATASETS.COCO_JSONS", json.dumps([f"{name}={folder}/data.json:{folder}"]),
+        "DATASETS.TEST", f"('{name}',)", "DATASETS.TRAIN", f"('{name}',)",
+    ]  # fmt: skip
+
+
+def gradients(images: range, device: str) -> dict:
+    """Gradients of PixelEmbeddingNet on some images; of several processes, each on its share."""
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.merge_from_file(str(ROOT / INSTANT))
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "GN"
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.RPE.CONV_DIM = 64
+    cfg.MODEL.RPE.QUALITY_IMAGES = 0
+    cfg.MODEL.RPE.TRAIN_POINTS = 128 * 128  # all pixels: none is drawn by chance
+    cfg.MODEL.RPE.FOREGROUND_THRESHOLD = 0.1
+    torch.manual_seed(0)
+    model = distributed(build_model(cfg), find_unused_parameters=False)
+    mapper = PixelLabelMapper(cfg, is_train=True, augmentations=[])
+    dicts = DatasetCatalog.get("shapes_train")
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    with EventStorage():
+        seed_all(0)
+        losses = model([mapper(dicts[i]) for i in images[rank::world_size]])
+    sum(losses.values()).backward()
+    return {
+        name.removeprefix("module."): parameter.grad.cpu()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def save_gradients(images: range, device: str, path: str) -> None:
+    torch.set_num_threads(1)
+    found = gradients(images, device)
+    if comm.is_main_process():
+        torch.save(found, path)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs two GPUs"),
+        ),
+    ],
+)
+def test_gradients_of_two_processes_equal_those_of_one(device, tmp_path):
+    images = range(2)
+    path = str(tmp_path / "gradients.pth")
+    launch(save_gradients, images, device, path, device=device, processes=2)
+    expected, found = gradients(images, device), torch.load(path, weights_only=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.01

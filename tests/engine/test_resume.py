@@ -1,0 +1,207 @@
+"""Interrupted runs: killed, stopped or out of data, they go on as if nothing had happened."""
+
+import json
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.helpers import INSTANT, start_train_net, train_net
+
+STEPS = 24
+OPTIONS = [
+    "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "DATALOADER.NUM_WORKERS", "1",
+    "SOLVER.MAX_ITER", STEPS, "SOLVER.CHECKPOINT_PERIOD", "4", "SOLVER.EMA.ENABLED", "True",
+    "TEST.EVAL_PERIOD", "6", "TEST.VALIDATION_LOSS", "True", "TEST.BEST_METRIC", "validation/total_loss",
+    "INPUT.COLOR_JITTER", "0.3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list:
+    """Options for a small data set: few pictures to evaluate, so that runs are short."""
+    from PIL import Image
+
+    from rpe_d2.data import render_shapes
+
+    folder = tmp_path_factory.mktemp("data")
+    square = [[20, 20, 60, 20, 60, 60, 20, 60]]
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    for index in range(7):
+        Image.fromarray(render_shapes("val", index)).save(folder / f"{index}.png")
+        content["images"].append(
+            {"id": index, "file_name": f"{index}.png", "height": 128, "width": 128}
+        )
+        content["annotations"].append(
+            {"id": index + 1, "image_id": index, "category_id": 1, "iscrowd": 0, "area": 1600,
+             "bbox": [20, 20, 40, 40], "segmentation": square}
+        )  # fmt: skip
+    (folder / "data.json").write_text(json.dumps(content))
+    few = {**content, "images": content["images"][:3], "annotations": content["annotations"][:3]}
+    (folder / "few.json").write_text(json.dumps(few))
+    jsons = [f"resume_train={folder}/data.json:{folder}", f"resume_test={folder}/few.json:{folder}"]
+    return [
+        "DATASETS.COCO_JSONS", json.dumps(jsons), "DATASETS.TRAIN", "('resume_train',)",
+        "DATASETS.TEST", "('resume_test',)", "MODEL.RPE.NUM_CLASSES", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    done = train_net("--config-file", INSTANT, "OUTPUT_DIR", output, "SEED", 5, *OPTIONS, *data)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def assert_same_run(output: Path, expected: Path) -> None:
+    """Weights, optimizer, averages and best score are equal bit for bit."""
+    for name in ("model_final.pth", "model_best.pth"):
+        found, wanted = (
+            torch.load(folder / name, weights_only=True) for folder in (output, expected)
+        )
+        for key in ("best", "metric", "iteration"):
+            assert found.get(key) == wanted.get(key), (name, key)
+        for part in ("model", "ema"):
+            assert found[part].keys() == wanted[part].keys()
+            for tensor in found[part]:
+                assert torch.equal(found[part][tensor], wanted[part][tensor]), (name, part, tensor)
+        trainers = found["trainer"]["_trainer"], wanted["trainer"]["_trainer"]
+        states = [trainer["optimizer"]["state"] for trainer in trainers]
+        for index, state in states[1].items():
+            assert all(torch.equal(value, states[0][index][key]) for key, value in state.items())
+        assert trainers[0]["images_seen"] == trainers[1]["images_seen"]
+    last = (output / "last_checkpoint").read_text()
+    assert last == "model_final.pth"
+
+
+def test_killed_at_random_moments_and_resumed_it_is_the_same_run(data, uninterrupted, tmp_path):
+    """kill -9 twice; the second time with a seed that is only known from the checkpoint."""
+    rng = random.Random()  # other moments in every run of the tests
+    arguments = ["--config-file", INSTANT]
+    for attempt, checkpoint in enumerate(("model_0000003.pth", "model_0000011.pth")):
+        resume = ["--resume"] * attempt
+        seed = ["SEED", 5] if attempt == 0 else []
+        process = start_train_net(
+            *arguments, *resume, "OUTPUT_DIR", tmp_path, *seed, *OPTIONS, *data
+        )
+        process.wait_for(tmp_path / checkpoint)
+        time.sleep(rng.uniform(0, 1.5))
+        process.kill()
+        assert process.finish().returncode == -signal.SIGKILL
+    done = train_net(*arguments, "--resume", "OUTPUT_DIR", tmp_path, *OPTIONS, *data)
+    assert done.returncode == 0, done.stderr
+    assert "Starting training from iteration 0" not in done.stdout + done.stderr
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_so(number, data, uninterrupted, tmp_path):
+    arguments = ["OUTPUT_DIR", tmp_path, "SEED", 5, *OPTIONS, *data]
+    process = start_train_net("--config-file", INSTANT, *arguments)
+    process.wait_for(tmp_path / "model_0000003.pth")
+    process.send_signal(number)
+    stopped = process.finish(60)
+    error = stopped.stderr
+    assert stopped.returncode == 128 + number, error
+    line = error.strip().splitlines()[-1]
+    match = re.match(rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), go on", line)
+    assert match and Path(match[2]).name == f"model_{int(match[1]):07d}.pth", error
+    assert "Traceback" not in error
+    done = train_net("--config-file", INSTANT, "--resume", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"Starting training from iteration {int(match[1]) + 1}" in done.stdout + done.stderr
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_second_signal_ends_at_once(data, tmp_path):
+    process = start_train_net(
+        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data,
+        "SOLVER.ACCUMULATE_STEPS", 400, "DATALOADER.NUM_WORKERS", 0,
+    )  # fmt: skip
+    process.wait_for(tmp_path / "config.yaml")
+    time.sleep(6)  # in the first, very long iteration
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    stopped = process.finish(20)
+    assert stopped.returncode == -signal.SIGINT, stopped.stderr
+
+
+def test_broken_files_are_counted_and_skipped_while_training(data, tmp_path):
+    folder = Path(json.loads(data[1])[0].split("=")[1].split("/data.json")[0])
+    (tmp_path / "pictures").mkdir()
+    for picture in folder.glob("*.png"):
+        (tmp_path / "pictures" / picture.name).write_bytes(picture.read_bytes())
+    broken = tmp_path / "pictures" / "4.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    content = json.loads((folder / "data.json").read_text())
+    content["annotations"][5]["segmentation"] = {"size": [128, 128], "counts": "not RLE"}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    jsons = [f"broken_train={tmp_path}/data.json:{tmp_path}/pictures", json.loads(data[1])[1]]
+    options = [
+        "DATASETS.COCO_JSONS", json.dumps(jsons), "DATASETS.TRAIN", "('broken_train',)",
+        "SOLVER.MAX_ITER", 12, "OUTPUT_DIR",
+    ]  # fmt: skip
+    done = train_net("--config-file", INSTANT, *data, *options, tmp_path / "out")
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"skipped, unreadable image \d: .*/4\.png", log), log
+    assert re.search(r"skipped, unreadable image \d: .*/5\.png", log), log
+    assert "unreadable image 3" not in log
+    strict = train_net(
+        "--config-file",
+        INSTANT,
+        *data,
+        *options,
+        tmp_path / "strict",
+        "DATALOADER.MAX_UNREADABLE",
+        0,
+    )
+    assert strict.returncode == 2 and "DATALOADER.MAX_UNREADABLE is 0" in strict.stderr
+    assert "Traceback" not in strict.stderr.replace("Original Traceback", "")
+
+
+def test_divergence_skips_then_stops_with_a_checkpoint(data, tmp_path):
+    done = train_net(
+        "--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu",
+        "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", False,
+        "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 9, "SOLVER.MAX_NONFINITE_STEPS", 2, "MODEL.RESNETS.NORM", "FrozenBN",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert re.search(
+        r"iteration \d+: .*; image ids .*; skipped steps: 3, SOLVER.MAX_NONFINITE_STEPS is 2", line
+    )
+    assert list(tmp_path.glob("model_*.pth"))
+
+
+def test_averaged_and_best_weights_evaluate(data, uninterrupted, tmp_path):
+    for name in ("model_final.pth", "model_best.pth"):
+        done = train_net(
+            "--eval-only", "--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path,
+            "MODEL.WEIGHTS", uninterrupted / name,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Taking the averaged weights" in done.stdout + done.stderr
+    run = json.loads((uninterrupted / "result.json").read_text())
+    final = json.loads((tmp_path / "result.json").read_text())
+    assert final["metrics"] == run["metrics"]
+
+
+def test_early_stopping_ends_in_good_order(data, tmp_path):
+    """With a vanishing learning rate nothing improves after the first evaluation."""
+    done = train_net(
+        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data, "SOLVER.EMA.ENABLED", False,
+        "SOLVER.BASE_LR", "1e-30", "SOLVER.EARLY_STOPPING_PATIENCE", 2, "TEST.EVAL_PERIOD", 3, "MODEL.RESNETS.NORM", "GN",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "validation/total_loss has not improved in 2 evaluations" in done.stderr
+    assert (tmp_path / "model_0000008.pth").exists() and (tmp_path / "model_best.pth").exists()
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["iteration"] == 2
+    assert json.loads((tmp_path / "result.json").read_text())["iterations"] == 9
