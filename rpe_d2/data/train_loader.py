@@ -205,7 +205,7 @@ def build_resumable_train_loader(
     no order to go back to, gets Detectron2's loader.
 
     Args:
-        cfg: with ``SEED`` >= 0.
+        cfg: a ``SEED`` below 0 stands for a random one.
         mapper: from a data set's dict to the model's input.
 
     Raises:
@@ -225,7 +225,8 @@ def build_resumable_train_loader(
     ungrouped = cfg.clone()
     ungrouped.defrost()
     ungrouped.DATALOADER.ASPECT_RATIO_GROUPING = False
-    with seeded(cfg.SEED):  # Detectron2's samplers draw their seed from NumPy's generator
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    with seeded(seed):  # Detectron2's samplers draw their seed from NumPy's generator
         sampler = build_detection_train_loader(
             ungrouped, mapper=mapper, dataset=dataset
         ).dataset.sampler
@@ -235,9 +236,7 @@ def build_resumable_train_loader(
         landscape if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
     workers = cfg.DATALOADER.NUM_WORKERS
-    repeatable = RepeatableDataset(
-        dataset, mapper, cfg.SEED, cfg.DATALOADER.MAX_UNREADABLE, workers
-    )
+    repeatable = RepeatableDataset(dataset, mapper, seed, cfg.DATALOADER.MAX_UNREADABLE, workers)
     loader = build_detection_train_loader(
         repeatable,
         mapper=None,

@@ -124,7 +124,7 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
     if args.data:
         batches, images = _data(cfg, args.data)
     else:
-        batches = [[_random_input(args, seed) for seed in range(args.batch)]]
+        batches = [[random_input(args, seed) for seed in range(args.batch)]]
         images = batches[0][:1]
     next_batch, next_image = itertools.cycle(batches), itertools.cycle(images)
 
@@ -172,7 +172,8 @@ def attention_flops(inputs: List[Any], outputs: List[Any]) -> float:
     return float(pairs * (query[-1] + value[-1]))
 
 
-def _random_input(args: argparse.Namespace, seed: int) -> dict:
+def random_input(args: argparse.Namespace, seed: int) -> dict:
+    """A noise image of ``height`` x ``width`` pixels with ``instances`` brighter ellipses, to train on."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(3, args.height, args.width, generator=generator) * 100
     y = torch.arange(args.height).view(1, -1, 1)

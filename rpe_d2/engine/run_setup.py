@@ -4,6 +4,7 @@ import argparse
 import functools
 import logging
 import os
+import pickle
 import secrets
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from rpe_d2.config import add_rpe_config
 from rpe_d2.data import register_coco_jsons
 from rpe_d2.ops.sphere import min_margin
 
+from .safe_pickle import load_arrays
 from .train_step import PRECISIONS
 
 logger = logging.getLogger("rpe_d2")
@@ -42,6 +44,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.SEED = choose_seed(cfg, args.resume)
     cfg.freeze()
     check_solver(cfg)
+    check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
         if not cfg.DATASETS[key]:
             raise ValueError(f"DATASETS.{key} is empty; allowed: names of data sets, ('mine',)")
@@ -145,6 +148,23 @@ def check_solver(cfg: CfgNode) -> None:
     ):  # fmt: skip
         if not allowed:
             raise ValueError(f"{key} is {value}; allowed: {text}")
+
+
+def check_proposal_files(cfg: CfgNode) -> None:
+    """Reads the pickles of proposals that Detectron2 will unpickle: it would run whatever they bring along.
+
+    Raises:
+        ValueError: one holds more than arrays and plain types, or is broken.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return
+    for key in ("PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST"):
+        for path in cfg.DATASETS[key]:
+            try:
+                with open(path, "rb") as file:
+                    load_arrays(file)
+            except pickle.UnpicklingError as error:
+                raise ValueError(f"DATASETS.{key}: {path}: {error}") from error
 
 
 def check_output_dir(folder: str, starts_anew: bool) -> None:

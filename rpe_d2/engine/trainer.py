@@ -55,11 +55,15 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: with ``SEED`` >= 0, as :func:`rpe_d2.engine.run_setup.setup` leaves it.
+            cfg: a ``SEED`` below 0 is replaced by a random one, with which a later resume goes on only where
+                :func:`rpe_d2.engine.run_setup.setup` reads it from the checkpoint.
         """
         # Instead of DefaultTrainer's: its distributed model fails on CPUs, and its loader cannot resume.
         TrainerBase.__init__(self)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        cfg.defrost()
+        cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        cfg.freeze()
         self.cfg = cfg
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

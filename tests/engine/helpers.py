@@ -1,5 +1,6 @@
 """tools/train_net.py in a process of its own, and a tiny network with random weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,11 +8,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import pycocotools.mask as mask_util
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from PIL import Image
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.data import render_shapes
 from tests.conftest import ROOT
 
 CONFIG = str(ROOT / "configs" / "quickstart" / "rpe_shapes.yaml")
@@ -79,3 +84,41 @@ def start_train_net(*arguments, launcher=(), **environment) -> Running:
 def train_net(*arguments, timeout=600, **options) -> subprocess.CompletedProcess:
     """tools/train_net.py, done."""
     return start_train_net(*arguments, **options).finish(timeout)
+
+
+def few_images(folder: Path, count: int) -> list:
+    """Options for the first pictures of shapes_val as a COCO-format data set."""
+    classes = MetadataCatalog.get("shapes_val").thing_classes
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(classes)],
+    }
+    for index, item in enumerate(DatasetCatalog.get("shapes_val")[:count]):
+        Image.fromarray(render_shapes("val", index)).save(folder / f"{index}.png")
+        content["images"].append(
+            {
+                "id": index,
+                "file_name": f"{index}.png",
+                "height": item["height"],
+                "width": item["width"],
+            }
+        )
+        for annotation in item["annotations"]:
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": index,
+                    "category_id": annotation["category_id"] + 1,
+                    "iscrowd": 0,
+                    "area": int(mask_util.area(annotation["segmentation"])),
+                    "bbox": annotation["bbox"],
+                    "segmentation": annotation["segmentation"],
+                }
+            )
+    (folder / "data.json").write_text(json.dumps(content))
+    name = f"few_{count}"
+    return [
+        "DATASETS.COCO_JSONS", json.dumps([f"{name}={folder}/data.json:{folder}"]),
+        "DATASETS.TEST", f"('{name}',)", "DATASETS.TRAIN", f"('{name}',)",
+    ]  # fmt: skip

@@ -17,12 +17,12 @@ from rpe_d2.data import PixelLabelMapper, seed_all
 from rpe_d2.engine.launcher import launch
 from rpe_d2.engine.trainer import distributed
 from tests.conftest import ROOT
-from tests.engine.helpers import INSTANT, start_train_net, train_net
+from tests.engine.helpers import INSTANT, few_images, start_train_net, train_net
 
 OPTIONS = [
     "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "SEED", "5", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "3",
     "SOLVER.EMA.ENABLED", "True", "TEST.EVAL_PERIOD", "5", "TEST.VALIDATION_LOSS", "True",
-    "TEST.BEST_METRIC", "validation/total_loss", "DATASETS.TEST", "('shapes_val',)",
+    "TEST.BEST_METRIC", "validation/total_loss",
 ]  # fmt: skip
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -32,11 +32,16 @@ def weights(output: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def by_flags(tmp_path_factory) -> Path:
+def options(tmp_path_factory) -> list:
+    return [*OPTIONS, *few_images(tmp_path_factory.mktemp("data"), 5)]
+
+
+@pytest.fixture(scope="module")
+def by_flags(options, tmp_path_factory) -> Path:
     """A run of two processes on the CPU, by Detectron2's flags."""
     output = tmp_path_factory.mktemp("flags")
     done = train_net(
-        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", output, *OPTIONS,
+        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", output, *options,
         **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -55,16 +60,16 @@ def test_two_processes_train_evaluate_and_save(by_flags):
     assert logs == ["log.txt", "log.txt.rank1"]
 
 
-def test_torchrun_is_the_same_run(by_flags, tmp_path):
+def test_torchrun_is_the_same_run(by_flags, options, tmp_path):
     done = train_net(
-        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS,
+        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *options,
         launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert_equal(weights(tmp_path), weights(by_flags))
 
 
-def test_srun_is_the_same_run(by_flags, tmp_path):
+def test_srun_is_the_same_run(by_flags, options, tmp_path):
     """Two processes with the variables that srun sets."""
     shared = {
         "SLURM_JOB_ID": str(abs(hash(str(tmp_path))) % 10**6), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
@@ -72,7 +77,7 @@ def test_srun_is_the_same_run(by_flags, tmp_path):
     }  # fmt: skip
     running = [
         start_train_net(
-            "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS,
+            "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *options,
             SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **shared,
         )
         for rank in range(2)
@@ -83,8 +88,8 @@ def test_srun_is_the_same_run(by_flags, tmp_path):
     assert_equal(weights(tmp_path), weights(by_flags))
 
 
-def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(by_flags, tmp_path):
-    arguments = ["--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", tmp_path, *OPTIONS]
+def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(by_flags, options, tmp_path):
+    arguments = ["--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", tmp_path, *options]
     process = start_train_net("--config-file", INSTANT, *arguments, **ONE_THREAD)
     process.wait_for(tmp_path / "model_0000002.pth")
     process.send_signal(signal.SIGTERM)
@@ -104,14 +109,10 @@ def assert_equal(found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by_flags, tmp_path):
-    dicts = DatasetCatalog.get("shapes_val")[:images]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    options = few_images(folder, images) + [
+    options = few_images(tmp_path, images) + [
         "MODEL.WEIGHTS", by_flags / "model_final.pth", "MODEL.DEVICE", "cpu", "TEST.PROPOSALS", True,
         "TEST.TOUCHING_INSTANCES", True,
     ]  # fmt: skip
-    assert len(dicts) == images
     metrics = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}"
@@ -122,55 +123,6 @@ def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by
         assert done.returncode == 0, done.stderr
         metrics.append(json.loads((output / "result.json").read_text())["metrics"])
     assert metrics[0] == metrics[1] and "segm_touching" in metrics[0]
-
-
-def few_images(folder: Path, count: int) -> list:
-    """Options for the first pictures of shapes_val as a COCO-format data set."""
-    from detectron2.data import MetadataCatalog
-    from PIL import Image
-
-    from rpe_d2.data import render_shapes
-
-    classes = MetadataCatalog.get("shapes_val").thing_classes
-    content = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(classes)],
-    }
-    for index, item in enumerate(DatasetCatalog.get("shapes_val")[:count]):
-        Image.fromarray(render_shapes("val", index)).save(folder / f"{index}.png")
-        content["images"].append(
-            {
-                "id": index,
-                "file_name": f"{index}.png",
-                "height": item["height"],
-                "width": item["width"],
-            }
-        )
-        for annotation in item["annotations"]:
-            x0, y0, x1, y1 = annotation["bbox"]
-            mask = annotation["segmentation"]
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": index,
-                    "category_id": annotation["category_id"] + 1,
-                    "iscrowd": 0,
-                    "area": (x1 - x0) * (y1 - y0),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "segmentation": (
-                        {**mask, "counts": mask["counts"].decode()}
-                        if isinstance(mask["counts"], bytes)
-                        else mask
-                    ),
-                }
-            )
-    (folder / "data.json").write_text(json.dumps(content))
-    name = f"few_{count}"
-    return [
-        "DATASETS.COCO_JSONS", json.dumps([f"{name}={folder}/data.json:{folder}"]),
-        "DATASETS.TEST", f"('{name}',)", "DATASETS.TRAIN", f"('{name}',)",
-    ]  # fmt: skip
 
 
 def gradients(images: range, device: str) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.helpers import INSTANT, start_train_net, train_net
+from tests.engine.helpers import INSTANT, few_images, start_train_net, train_net
 
 STEPS = 24
 OPTIONS = [
@@ -24,30 +24,7 @@ OPTIONS = [
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list:
     """Options for a small data set: few pictures to evaluate, so that runs are short."""
-    from PIL import Image
-
-    from rpe_d2.data import render_shapes
-
-    folder = tmp_path_factory.mktemp("data")
-    square = [[20, 20, 60, 20, 60, 60, 20, 60]]
-    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}
-    for index in range(7):
-        Image.fromarray(render_shapes("val", index)).save(folder / f"{index}.png")
-        content["images"].append(
-            {"id": index, "file_name": f"{index}.png", "height": 128, "width": 128}
-        )
-        content["annotations"].append(
-            {"id": index + 1, "image_id": index, "category_id": 1, "iscrowd": 0, "area": 1600,
-             "bbox": [20, 20, 40, 40], "segmentation": square}
-        )  # fmt: skip
-    (folder / "data.json").write_text(json.dumps(content))
-    few = {**content, "images": content["images"][:3], "annotations": content["annotations"][:3]}
-    (folder / "few.json").write_text(json.dumps(few))
-    jsons = [f"resume_train={folder}/data.json:{folder}", f"resume_test={folder}/few.json:{folder}"]
-    return [
-        "DATASETS.COCO_JSONS", json.dumps(jsons), "DATASETS.TRAIN", "('resume_train',)",
-        "DATASETS.TEST", "('resume_test',)", "MODEL.RPE.NUM_CLASSES", "1",
-    ]  # fmt: skip
+    return few_images(tmp_path_factory.mktemp("data"), 5)
 
 
 @pytest.fixture(scope="module")
@@ -133,34 +110,25 @@ def test_a_second_signal_ends_at_once(data, tmp_path):
 
 
 def test_broken_files_are_counted_and_skipped_while_training(data, tmp_path):
-    folder = Path(json.loads(data[1])[0].split("=")[1].split("/data.json")[0])
-    (tmp_path / "pictures").mkdir()
-    for picture in folder.glob("*.png"):
-        (tmp_path / "pictures" / picture.name).write_bytes(picture.read_bytes())
-    broken = tmp_path / "pictures" / "4.png"
-    broken.write_bytes(broken.read_bytes()[:2000])
-    content = json.loads((folder / "data.json").read_text())
-    content["annotations"][5]["segmentation"] = {"size": [128, 128], "counts": "not RLE"}
+    broken = few_images(tmp_path, 7)
+    picture = tmp_path / "4.png"
+    picture.write_bytes(picture.read_bytes()[:2000])
+    content = json.loads((tmp_path / "data.json").read_text())
+    annotation = next(item for item in content["annotations"] if item["image_id"] == 5)
+    annotation["segmentation"] = {"size": [128, 128], "counts": "not RLE"}
     (tmp_path / "data.json").write_text(json.dumps(content))
-    jsons = [f"broken_train={tmp_path}/data.json:{tmp_path}/pictures", json.loads(data[1])[1]]
     options = [
-        "DATASETS.COCO_JSONS", json.dumps(jsons), "DATASETS.TRAIN", "('broken_train',)",
-        "SOLVER.MAX_ITER", 12, "OUTPUT_DIR",
+        "DATASETS.COCO_JSONS", json.dumps(json.loads(broken[1]) + json.loads(data[1])),
+        "DATASETS.TRAIN", "('few_7',)", "DATASETS.TEST", "('few_5',)", "SOLVER.MAX_ITER", 12, "OUTPUT_DIR",
     ]  # fmt: skip
-    done = train_net("--config-file", INSTANT, *data, *options, tmp_path / "out")
+    done = train_net("--config-file", INSTANT, *options, tmp_path / "out")
     log = done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
     assert re.search(r"skipped, unreadable image \d: .*/4\.png", log), log
     assert re.search(r"skipped, unreadable image \d: .*/5\.png", log), log
     assert "unreadable image 3" not in log
     strict = train_net(
-        "--config-file",
-        INSTANT,
-        *data,
-        *options,
-        tmp_path / "strict",
-        "DATALOADER.MAX_UNREADABLE",
-        0,
+        "--config-file", INSTANT, *options, tmp_path / "strict", "DATALOADER.MAX_UNREADABLE", 0
     )
     assert strict.returncode == 2 and "DATALOADER.MAX_UNREADABLE is 0" in strict.stderr
     assert "Traceback" not in strict.stderr.replace("Original Traceback", "")

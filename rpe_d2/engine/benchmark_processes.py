@@ -1,0 +1,168 @@
+"""``tools/benchmark.py processes``: a training step on 1, 2, … processes, and what to expect of more."""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import torch
+import torch.distributed as dist
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from tabulate import tabulate
+
+from rpe_d2.data import seed_all
+
+from .benchmark_model import random_input
+from .launcher import launch
+from .run_record import plain_numbers
+from .run_setup import load_config
+from .trainer import Trainer, distributed
+
+_PREDICTED = (4, 8, 16, 64)
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of the subcommand."""
+    parser.add_argument("config", metavar="CONFIG", help="configuration file")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers (1 2)")
+    parser.add_argument("--height", type=int, default=256, help="of the noise images, pixels (256)")
+    parser.add_argument("--width", type=int, default=256, help="of the noise images, pixels (256)")
+    parser.add_argument("--batch", type=int, default=1, help="noise images per process (1)")
+    parser.add_argument("--instances", type=int, default=10, help="ellipses an image (10)")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
+    )
+
+
+def run_process_benchmark(args: argparse.Namespace) -> dict:
+    """Times a training step with ``--threads`` threads and ``--batch`` images in every process.
+
+    Returns:
+        By number of processes: median seconds of a step, of its computation without exchange of gradients, and of an
+        all-reduce of as many bytes by itself; and "model", see :func:`predicted_seconds`.
+    """
+    results: Dict[str, Any] = {}
+    for processes in args.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "seconds.json")
+            launch(_measure, args, path, device=args.device, processes=processes)
+            results[str(processes)] = json.loads(Path(path).read_text())
+    several = [result for result in results.values() if result["processes"] > 1]
+    if several:
+        results["model"] = _fit(several[-1])
+        for count in _PREDICTED:
+            results["model"][f"seconds_on_{count}"] = predicted_seconds(count, results["model"])
+    _print(results)
+    return plain_numbers(results)
+
+
+def predicted_seconds(processes: int, model: Dict[str, float]) -> float:
+    """Seconds of a step of the same batch in each of some processes that all have a machine or GPU of their own.
+
+    A ring all-reduce sends and receives 2 (n - 1) / n of the gradients' bytes in each process (Patarasuk & Yuan, 2009);
+    the part of it that backward passes do not hide is taken from the measurement.
+
+    Args:
+        model: ``compute_seconds`` of one process, ``bytes_all_reduced``, ``bytes_per_second``, ``hidden_fraction``.
+    """
+    exchange = 2 * (processes - 1) / processes * model["bytes_all_reduced"]
+    shown = 1 - model["hidden_fraction"]
+    return model["compute_seconds"] + shown * exchange / model["bytes_per_second"]
+
+
+def _fit(measured: Dict[str, float]) -> Dict[str, float]:
+    count = measured["processes"]
+    exchanged = 2 * (count - 1) / count * measured["bytes_all_reduced"]
+    shown = (measured["step_seconds"] - measured["compute_seconds"]) / measured[
+        "all_reduce_seconds"
+    ]
+    return {
+        "compute_seconds": measured["compute_seconds"],
+        "bytes_all_reduced": measured["bytes_all_reduced"],
+        "bytes_per_second": exchanged / measured["all_reduce_seconds"],
+        "hidden_fraction": 1 - min(max(shown, 0.0), 1.0),
+    }
+
+
+def _measure(args: argparse.Namespace, path: str) -> None:
+    """In each process: the three times, written by the first of them."""
+    torch.set_num_threads(args.threads)
+    cfg = load_config(args.config, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
+    seed_all(0)
+    model = distributed(build_model(cfg), cfg.SOLVER.FIND_UNUSED_PARAMETERS).train()
+    optimizer = Trainer.build_optimizer(cfg, model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # every repetition does the same work
+    batch = [random_input(args, seed) for seed in range(args.batch)]
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    buffer = torch.zeros(gradients // 4, device=args.device)
+    several = comm.get_world_size() > 1
+
+    def step() -> None:
+        seed_all(0)
+        with EventStorage():
+            loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def compute() -> None:
+        if not several:
+            return step()
+        with model.no_sync():
+            step()
+
+    forms: Dict[str, Callable[[], Any]] = {"step_seconds": step, "compute_seconds": compute}
+    if several:
+        forms["all_reduce_seconds"] = lambda: dist.all_reduce(buffer)
+    seconds: Dict[str, List[float]] = {name: [] for name in forms}
+    for repetition in range(args.repeat + 1):  # the first is the warm-up
+        for name, form in forms.items():
+            comm.synchronize()
+            start = time.perf_counter()
+            form()
+            if args.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if repetition:
+                seconds[name].append(time.perf_counter() - start)
+    if comm.is_main_process():
+        result = {name: statistics.median(values) for name, values in seconds.items()}
+        result["processes"] = comm.get_world_size()
+        result["bytes_all_reduced"] = gradients if several else 0
+        Path(path).write_text(json.dumps(result))
+
+
+def _print(results: dict) -> None:
+    rows = []
+    for name, result in results.items():
+        if name == "model":
+            continue
+        rate = result["processes"] / result["step_seconds"]
+        first = rows[0][2] if rows else result["step_seconds"]
+        rows.append(
+            [name, "measured", result["step_seconds"], result["compute_seconds"], result.get("all_reduce_seconds"),
+             result["bytes_all_reduced"] / 1e6, rate, first / result["step_seconds"]]
+        )  # fmt: skip
+    model = results.get("model")
+    for count in _PREDICTED if model else ():
+        seconds = model[f"seconds_on_{count}"]
+        rows.append(
+            [count, "predicted", seconds, model["compute_seconds"], None, model["bytes_all_reduced"] / 1e6,
+             count / seconds, rows[0][2] / seconds]
+        )  # fmt: skip
+    headers = [
+        "processes",
+        "",
+        "step s",
+        "compute s",
+        "all-reduce s",
+        "MB all-reduced",
+        "batches / s",
+        "efficiency",
+    ]
+    print(tabulate(rows, headers, floatfmt=".3f", missingval=""))

@@ -1,0 +1,117 @@
+"""Files from others: what they bring along does not run. Weights: tests/engine/test_checkpoint.py."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rpe_d2.engine import visualize
+from rpe_d2.engine.train_net import main
+from tests.conftest import ROOT
+from tests.engine.test_checkpoint import Payload
+
+INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")
+
+
+def error_line(capfd, run, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error, error
+    return error.strip().splitlines()[-1]
+
+
+def test_a_configuration(tmp_path, capfd):
+    trap = tmp_path / "trap"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trap}']]\n")  # fmt: skip
+    line = error_line(capfd, main, "--config-file", config, "OUTPUT_DIR", tmp_path / "out")
+    assert "python/object/apply" in line and not trap.exists()
+
+
+def test_weights(tmp_path, capfd):
+    trap = tmp_path / "trap"
+    torch.save({"model": Payload(trap)}, tmp_path / "weights.pth")
+    for flags in ((), ("--eval-only",)):
+        line = error_line(
+            capfd, main, "--config-file", INSTANT, *flags, "MODEL.DEVICE", "cpu",
+            "OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", tmp_path / "weights.pth",
+        )  # fmt: skip
+        assert "weights.pth: not a checkpoint" in line and not trap.exists()
+
+
+def test_a_checkpoint_to_resume(tmp_path, capfd):
+    trap, output = tmp_path / "trap", tmp_path / "out"
+    output.mkdir()
+    torch.save({"model": Payload(trap)}, output / "model_0000001.pth")
+    torch.save({"model": Payload(trap)}, output / "model_best.pth")
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    line = error_line(
+        capfd, main, "--resume", "--config-file", INSTANT, "MODEL.DEVICE", "cpu",
+        "OUTPUT_DIR", output, "TEST.BEST_METRIC", "segm/AP",
+    )  # fmt: skip
+    assert "no checkpoint can be read" in line and not trap.exists()
+
+
+def test_predictions(tmp_path, capfd):
+    trap = tmp_path / "trap"
+    predictions = tmp_path / "predictions.json"
+    predictions.write_bytes(pickle.dumps([Payload(trap)]))
+    line = error_line(
+        capfd, visualize.main, "--config-file", INSTANT, "--dataset", "shapes_val",
+        "--predictions", predictions, "--output", tmp_path / "pictures",
+    )  # fmt: skip
+    assert "predictions.json" in line and not trap.exists()
+
+
+def test_proposals(tmp_path, capfd):
+    """Detectron2 unpickles them with whatever they bring along."""
+    trap, path = tmp_path / "trap", tmp_path / "proposals.pkl"
+    path.write_bytes(pickle.dumps({"ids": [1], "boxes": [np.zeros((1, 4))], "objectness_logits": [Payload(trap)]}))  # fmt: skip
+    line = error_line(
+        capfd, main, "--config-file", INSTANT, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "out",
+        "MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", f"('{path}',)",
+    )  # fmt: skip
+    assert "DATASETS.PROPOSAL_FILES_TRAIN" in line and "proposals.pkl" in line and not trap.exists()
+
+
+def test_a_cache_of_annotations(tmp_path, capfd):
+    """Detectron2 keeps annotations converted to COCO's format, as JSON, beside the predictions."""
+    trap, output = tmp_path / "trap", tmp_path / "out"
+    options = [
+        "--config-file",
+        INSTANT,
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.MAX_ITER",
+        "1",
+        "OUTPUT_DIR",
+    ]
+    main([*options, str(output)])
+    caches = list(output.rglob("*coco_format.json"))
+    assert caches
+    for cache in caches:
+        json.loads(cache.read_text())  # no pickle
+        cache.write_bytes(pickle.dumps(Payload(trap)))
+    arguments = [
+        "--eval-only",
+        *options,
+        str(output),
+        "MODEL.WEIGHTS",
+        str(output / "model_final.pth"),
+    ]
+    try:
+        main(arguments)
+    except (SystemExit, ValueError):  # refusing it is fine, too
+        pass
+    assert not trap.exists()
+
+
+def test_the_payload_works(tmp_path):
+    trap = tmp_path / "trap"
+    pickle.loads(pickle.dumps(Payload(trap)))
+    assert trap.exists() and isinstance(trap, Path)
