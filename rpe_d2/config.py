@@ -25,10 +25,11 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # With SOLVER.AMP.ENABLED: "float16" (with a loss scaler) or "bfloat16". On a CPU training stays in float32.
     cfg.SOLVER.AMP.PRECISION = "float16"
-    # Evaluate, and save beside the trained ones, weights averaged over the last 1 / (1 - DECAY) steps.
-    cfg.SOLVER.EMA = CN()
-    cfg.SOLVER.EMA.ENABLED = False
-    cfg.SOLVER.EMA.DECAY = 0.999
+    cfg.SOLVER.EMA = ema = CN()
+    # Evaluate, and save beside the trained ones, weights averaged over about the last 1 / (1 - DECAY) steps.
+    ema.ENABLED = False
+    # Weight of the old average in the new one; it grows to this as (1 + n) / (10 + n) over the steps n.
+    ema.DECAY = 0.999
     # Steps with infinite or NaN losses or gradients that are skipped, each with a warning; one more ends the run.
     cfg.SOLVER.MAX_NONFINITE_STEPS = 10
     # Evaluations without a better TEST.BEST_METRIC after which training ends; 0: never.

@@ -23,7 +23,7 @@ from .run_record import plain_numbers
 from .run_setup import load_config
 from .trainer import Trainer, distributed
 
-_PREDICTED = (4, 8, 16, 64)
+_PREDICTED = (2, 4, 8, 16, 64)
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:

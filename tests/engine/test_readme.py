@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 from detectron2.config import get_cfg
@@ -50,13 +51,14 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
         },
         "iterations": 7,
         "seconds": 90,
+        "cpu_seconds": 120,
         "hardware": "here",
         "seed": 3,
         "commit": "abc",
     }
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.json").write_text(json.dumps(record))
-    row = "| a/run, MODEL.RPE.STRIDE 8 | 12.3 | 50.0 | 1.0 | 2.0 | 9.0 | 8.0 | 7 | 1.5 | here | 3 | abc "
+    row = "| a/run, MODEL.RPE.STRIDE 8 | 12.3 | 50.0 | 1.0 | 2.0 | 9.0 | 8.0 | 7 | 1.5 | 2 | here | 3 | abc "
     assert f"{row}| [b.json](results/sub/b.json) |" in results_table(tmp_path, "sub")
     assert "b.json" not in results_table(tmp_path)
 
@@ -70,3 +72,12 @@ def test_every_recorded_result_is_complete():
         )
         for key in keys:
             assert record.get(key) not in (None, ""), f"{path.name} lacks {key}"
+
+
+def test_every_test_that_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", text)
+    assert len(named) > 10
+    for file, name in named:
+        (path,) = (ROOT / "tests").glob(f"**/{file}.py")
+        assert f"def {name}(" in path.read_text(), f"{file}::{name}"

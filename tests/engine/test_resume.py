@@ -1,6 +1,7 @@
 """Interrupted runs: killed, stopped or out of data, they go on as if nothing had happened."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -132,6 +133,23 @@ def test_broken_files_are_counted_and_skipped_while_training(data, tmp_path):
     )
     assert strict.returncode == 2 and "DATALOADER.MAX_UNREADABLE is 0" in strict.stderr
     assert "Traceback" not in strict.stderr.replace("Original Traceback", "")
+
+
+def test_a_killed_data_process_is_named_and_the_state_saved(data, uninterrupted, tmp_path):
+    arguments = ["OUTPUT_DIR", tmp_path, "SEED", 5, *OPTIONS, *data]
+    process = start_train_net("--config-file", INSTANT, *arguments)
+    process.wait_for(tmp_path / "model_0000003.pth")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    stopped = process.finish(60)
+    assert stopped.returncode == 2, stopped.stderr
+    line = stopped.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: a data-loading process died"), stopped.stderr
+    assert "go on with --resume" in stopped.stdout + stopped.stderr
+    done = train_net("--config-file", INSTANT, "--resume", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, uninterrupted)
 
 
 def test_divergence_skips_then_stops_with_a_checkpoint(data, tmp_path):
