@@ -168,20 +168,13 @@ class ResumableLoader:
         self._order.start = images_seen // comm.get_world_size()
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
-        """
-        Raises:
-            DeadWorker: a worker process died.
-        """
-        batches = iter(self._loader)
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                raise self._named(error) or error
-            yield batch
+        return iter(self._loader)
 
-    def _named(self, error: RuntimeError) -> Optional[DeadWorker]:
-        """What torch says of dead workers, with the files they were reading."""
+    def dead_worker(self, error: RuntimeError) -> Optional[DeadWorker]:
+        """What torch says of dead workers, with the files they were reading; None where it says something else.
+
+        torch notices by a signal: the error may be raised anywhere, not only where data are waited for.
+        """
         match = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
         if not match:
             return None

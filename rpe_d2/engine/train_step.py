@@ -23,6 +23,10 @@ class NonFinite(RuntimeError):
     """Losses or gradients are infinite or NaN more often than allowed; the message is one line."""
 
 
+class SpoiltStatistics(NonFinite):
+    """Running statistics of the model are infinite or NaN: it must not be saved."""
+
+
 class TrainStep(SimpleTrainer):
     """Detectron2's step with accumulated gradients, mixed precision and skipped steps where numbers are not finite.
 
@@ -57,7 +61,10 @@ class TrainStep(SimpleTrainer):
         self.seed = seed
         self.accumulate_steps = accumulate_steps
         self.precision = precision
-        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=precision is torch.float16)
+        self.device_type = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=precision is torch.float16
+        )
         self.max_nonfinite_steps = max_nonfinite_steps
         self.max_unreadable = max_unreadable
         self.images_seen = 0  # by all processes
@@ -99,8 +106,9 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.update()
 
     def _backward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
-        device_type = next(self.model.parameters()).device.type
-        with torch.autocast(device_type, dtype=self.precision, enabled=self.precision is not None):
+        with torch.autocast(
+            self.device_type, dtype=self.precision, enabled=self.precision is not None
+        ):
             losses = self.model(batch)
         total = sum(losses.values()) / self.accumulate_steps
         self.grad_scaler.scale(total).backward()
@@ -149,7 +157,7 @@ class TrainStep(SimpleTrainer):
             self.grad_scaler.update()
         polluted = [n for n, b in self.model.named_buffers() if not b.isfinite().all()]
         if polluted:
-            raise NonFinite(
+            raise SpoiltStatistics(
                 f"{message}; the running statistics {polluted[0]} are spoilt, go on from the last checkpoint "
                 "with --resume and a lower SOLVER.BASE_LR"
             )

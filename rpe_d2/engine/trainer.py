@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
     CountInstances,
-    DeadWorker,
     NameUnreadable,
     PixelLabelMapper,
+    ResumableLoader,
     UnreadableImage,
     additional_augmentations,
     build_resumable_train_loader,
@@ -41,7 +41,7 @@ from .hooks import (
     averaged_copy,
     mean_losses,
 )
-from .train_step import PRECISIONS, NonFinite, TrainStep
+from .train_step import PRECISIONS, NonFinite, SpoiltStatistics, TrainStep
 from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,9 @@ class Trainer(DefaultTrainer):
 
         Raises:
             TrainingStopped: by a signal, or because nothing improves; the state is saved.
-            UnreadableImage, DeadWorker, NonFinite: more of them than allowed; a single process saves its state.
+            UnreadableImage, NonFinite: more of them than allowed; a single process saves its state.
+            DeadWorker: a process that reads data died, which may be noticed in the middle of an update: nothing is
+                saved.
         """
         try:
             super().train()
@@ -152,12 +154,17 @@ class Trainer(DefaultTrainer):
             saved = self.save_state(self.iter)
             text = f"stopped after iteration {min(self.iter, self.max_iter - 1)}: {stop}{saved}"
             raise TrainingStopped(text, stop.signal_number) from None
-        except (UnreadableImage, DeadWorker, NonFinite) as error:
+        except (UnreadableImage, NonFinite) as error:
             # The iteration is not finished. Of several processes, the others may be anywhere.
-            spoilt = isinstance(error, NonFinite) and "spoilt" in str(error)
-            if comm.get_world_size() == 1 and not spoilt:
+            if comm.get_world_size() == 1 and not isinstance(error, SpoiltStatistics):
                 self.iter -= 1
                 logger.error("stopped%s", self.save_state(self.iter))
+            raise
+        except RuntimeError as error:
+            loader = self.data_loader
+            dead = isinstance(loader, ResumableLoader) and loader.dead_worker(error)
+            if dead:
+                raise dead from error
             raise
 
     def save_state(self, iteration: int) -> str:

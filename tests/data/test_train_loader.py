@@ -141,5 +141,9 @@ def test_one_broken_image_more_than_allowed_ends_it(workers):
 
 
 def test_a_dead_worker_names_its_file():
-    with pytest.raises(DeadWorker, match=r"died while it read 5\.png .*pid"):
-        batches(loader(deadly, workers=2), 12)
+    made = loader(deadly, workers=2)
+    with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
+        batches(made, 12)
+    dead = made.dead_worker(caught.value)
+    assert isinstance(dead, DeadWorker) and "died while it read 5.png" in str(dead)
+    assert made.dead_worker(RuntimeError("out of memory")) is None

@@ -8,7 +8,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rpe_d2.engine.train_step import NonFinite, TrainStep
+from rpe_d2.engine.train_step import NonFinite, SpoiltStatistics, TrainStep
 
 
 class Regression(nn.Module):
@@ -99,7 +99,7 @@ def test_bad_gradients_of_good_losses_are_skipped_and_named(caplog):
 
 def test_spoilt_running_statistics_end_training():
     images = items(4, at={2: {"x": torch.full((3,), float("inf"), dtype=torch.float64)}})
-    with pytest.raises(NonFinite, match="norm.running_mean are spoilt"):
+    with pytest.raises(SpoiltStatistics, match="norm.running_mean are spoilt"):
         trained(2, 1, images=images, norm=True, max_nonfinite_steps=9)
 
 
@@ -119,3 +119,63 @@ def test_a_step_is_seeded_by_its_number_alone():
             torch.rand(7)
             step.run_step()
     assert drawn[4] == drawn[0] and drawn[5] == drawn[1] and len(set(drawn.values())) == 4
+
+
+class Layers(nn.Module):
+    """A network of single precision, as is trained."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, batch):
+        x = torch.stack([item["x"].float() for item in batch]).to(self.layers[0].weight.device)
+        self.output = self.layers(x)
+        return {"loss": ((self.output.float() - x.sum(dim=1, keepdim=True)) ** 2).mean()}
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        ),
+    ],
+)
+def test_mixed_precision_learns_what_single_precision_learns(device, precision):
+    final = []
+    for chosen in (None, precision):
+        model = Layers().to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        data = batched(items(32), 8)
+        step = TrainStep(model, data, optimizer, seed=1, precision=chosen, max_nonfinite_steps=0)
+        with EventStorage() as storage:
+            for step.iter in range(60):
+                storage.iter = step.iter
+                step.run_step()
+            final.append(storage.latest()["total_loss"][0])
+        assert model.output.dtype == (chosen or torch.float32)
+        assert model.layers[0].weight.dtype == torch.float32
+    assert final[0] < 0.3 and final[1] == pytest.approx(final[0], rel=0.5)
+
+
+def test_overflow_of_half_precision_lowers_the_scale_and_is_no_fault():
+    model = Layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = {"seed": 1, "precision": torch.float16, "max_nonfinite_steps": 0}
+    step = TrainStep(model, batched(items(8), 4), optimizer, **options)
+    step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = model.layers[0].weight.detach().clone()
+    with EventStorage():
+        step.run_step()
+        assert torch.equal(model.layers[0].weight, before)
+        for step.iter in range(1, 40):
+            step.run_step()
+    assert step.grad_scaler.get_scale() < 2.0**40 and step.nonfinite_steps == 0
+    assert not torch.equal(model.layers[0].weight, before)
+    other = TrainStep(Layers(), batched(items(8), 4), optimizer, **options)
+    other.load_state_dict(step.state_dict())
+    assert other.grad_scaler.get_scale() == step.grad_scaler.get_scale()
