@@ -1,6 +1,7 @@
 """The command line of tools/train_net.py."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -49,16 +50,16 @@ def _device(args: argparse.Namespace) -> str:
     """Where to train.
 
     Raises:
-        ValueError: more GPUs are asked for than there are.
+        ValueError: more processes are asked for than there are GPUs, or cores where MODEL.DEVICE is cpu.
     """
     wanted = read_config(args.config_file, args.opts).MODEL.DEVICE
-    available = torch.cuda.device_count()
-    if args.num_gpus < 1 or (args.num_gpus > max(available, 1) and wanted != "cpu"):
+    gpus, cores = torch.cuda.device_count(), max(2, os.cpu_count() or 1)
+    if not 1 <= args.num_gpus <= (cores if wanted == "cpu" else max(gpus, 1)):
         raise ValueError(
-            f"--num-gpus is {args.num_gpus}; this machine has {available} GPUs, allowed: up to {max(available, 1)}, or "
-            "any number of processes on the CPU with MODEL.DEVICE cpu"
+            f"--num-gpus is {args.num_gpus}; this machine has {gpus} GPUs, allowed: 1 to {max(gpus, 1)}, or with "
+            f"MODEL.DEVICE cpu up to {cores} processes"
         )
-    return wanted if available else "cpu"
+    return wanted if gpus else "cpu"
 
 
 def run(args: argparse.Namespace) -> Optional[dict]:

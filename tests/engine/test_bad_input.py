@@ -1,6 +1,7 @@
 """What a user can get wrong with data, weights and folders: one line each, no traceback, nothing overwritten."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +166,17 @@ def test_masks_outside_the_image_and_boxes_without_area_are_counted_and_left_out
 
 
 def test_more_gpus_than_there_are(data, tmp_path, capfd):
-    line = error_line(capfd, data, tmp_path / "out", flags=("--num-gpus", "99"))
-    assert "--num-gpus is 99" in line and f"has {torch.cuda.device_count()} GPUs" in line
+    gpus = torch.cuda.device_count()
+    line = error_line(
+        capfd, data, tmp_path / "out", "MODEL.DEVICE", "cuda", flags=("--num-gpus", str(gpus + 2))
+    )
+    assert f"--num-gpus is {gpus + 2}" in line and f"has {gpus} GPUs" in line
+
+
+def test_more_processes_than_cores(data, tmp_path, capfd):
+    cores = max(2, os.cpu_count())
+    line = error_line(capfd, data, tmp_path / "out", flags=("--num-gpus", str(cores + 1)))
+    assert f"--num-gpus is {cores + 1}" in line and f"up to {cores} processes" in line
 
 
 def test_flags_among_the_overrides(data, tmp_path, capfd):
