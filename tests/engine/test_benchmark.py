@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
 from rpe_d2.engine.benchmark import main
 from rpe_d2.engine.benchmark_model import attention_flops
+from rpe_d2.engine.benchmark_processes import predicted_seconds
+from rpe_d2.engine.run_setup import load_config
 from tests.conftest import ROOT
 
 
@@ -120,3 +123,26 @@ def test_a_missing_configuration_is_one_line(tmp_path: Path, capsys) -> None:
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "none.yaml" in error and error.count("\n") == 1
+
+
+def test_processes_are_timed_and_more_are_predicted(tmp_path: Path, capfd) -> None:
+    path = tmp_path / "result.json"
+    config = str(ROOT / "configs/quick/rpe_instant_test.yaml")
+    size = ["--height", "128", "--width", "128", "--instances", "3"]
+    options = ["--threads", "1", "--repeat", "1", "--json", str(path)]
+    assert main(["processes", config, *size, *options]) == 0
+    results = json.loads(path.read_text())["results"]
+    assert results["1"]["bytes_all_reduced"] == 0 and "all_reduce_seconds" not in results["1"]
+    assert min(results["2"][f"{part}_seconds"] for part in ("step", "compute", "all_reduce")) > 0
+    model = build_model(load_config(config, ["MODEL.WEIGHTS", ""]))
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert results["2"]["bytes_all_reduced"] == 4 * parameters
+    assert "predicted" in capfd.readouterr().out
+
+
+def test_predicted_seconds_of_a_ring() -> None:
+    model = {"compute_seconds": 1.0, "bytes_all_reduced": 8e6, "bytes_per_second": 4e6}
+    assert predicted_seconds(1, {**model, "hidden_fraction": 0.0}) == 1
+    # 2 x 3/4 of 8 MB at 4 MB/s: 3 s
+    assert predicted_seconds(4, {**model, "hidden_fraction": 0.0}) == pytest.approx(4)
+    assert predicted_seconds(4, {**model, "hidden_fraction": 0.5}) == pytest.approx(2.5)
