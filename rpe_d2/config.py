@@ -141,6 +141,24 @@ def add_rpe_config(cfg: CN) -> None:
     # M of the (N, M, M) proposal masks relative to their boxes.
     rpe.PROPOSAL_MASK_SIZE = 112
 
+    # ---- MeanShiftProposalGenerator: what differs from the keys above, which hold for the rest (with one class)
+    rpe.PROPOSALS = proposals = CN()
+    # In place of RPE.STRIDE (and of RPE.SEM_SEG_LOSS_STRIDE).
+    proposals.STRIDE = 8
+    # Maps that are grouped: at that stride, at twice that, ... (the same predictors on features pooled 2 x 2).
+    proposals.NUM_LEVELS = 2
+    # In place of MEAN_SHIFT.TEST_SCALES.
+    proposals.SCALES = [0.5, 1.0, 2.0]
+    # In place of MEAN_SHIFT.MAX_KEYS.
+    proposals.MAX_KEYS = 1024
+    # Of two proposals whose "mask"s or "box"es overlap by more than this IoU the worse one is dropped.
+    proposals.NMS_TYPE = "mask"
+    proposals.NMS_THRESH = 0.7
+    # The best groups of an image that the suppression looks at, and those that remain after it.
+    proposals.PRE_NMS_TOPK = 1000
+    proposals.POST_NMS_TOPK_TRAIN = 500
+    proposals.POST_NMS_TOPK_TEST = 300
+
     # ---- Recurrent mean shift
     cfg.MODEL.MEAN_SHIFT = shift = CN()
     # Where delta of the kernel exp(x.y / delta^2) comes from: "fixed" = BANDWIDTH, "learned" = starts at BANDWIDTH,

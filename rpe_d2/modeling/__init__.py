@@ -6,6 +6,7 @@ from .embedding_loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
 from .meta_arch import PixelEmbeddingNet
 from .pixel_grouping import PixelGrouping, PixelGroups
+from .proposal_generator import MeanShiftProposalGenerator
 from .quality_head import QualityHead
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "EmbeddingMaps",
     "GuidedBackbone",
     "MeanShiftLayer",
+    "MeanShiftProposalGenerator",
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",

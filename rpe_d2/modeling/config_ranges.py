@@ -1,6 +1,8 @@
 """Ranges of the numeric keys, checked when a model is built."""
 
 import math
+from functools import reduce
+from operator import getitem
 
 from detectron2.config import CfgNode
 
@@ -27,6 +29,12 @@ _RANGES = {
     "RPE.SCORE_THRESH_TEST": (0, 1),
     "RPE.MASK_THRESHOLD": (_TINY, 1),
     "RPE.PROPOSAL_MASK_SIZE": (1, math.inf),
+    "RPE.PROPOSALS.NUM_LEVELS": (1, math.inf),
+    "RPE.PROPOSALS.MAX_KEYS": (1, math.inf),
+    "RPE.PROPOSALS.NMS_THRESH": (0, 1),
+    "RPE.PROPOSALS.PRE_NMS_TOPK": (1, math.inf),
+    "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (1, math.inf),
+    "RPE.PROPOSALS.POST_NMS_TOPK_TEST": (1, math.inf),
     "MEAN_SHIFT.BANDWIDTH": (_TINY, math.inf),
     "MEAN_SHIFT.SPATIAL_BANDWIDTH": (0, math.inf),
     "MEAN_SHIFT.RELATIVE_BANDWIDTH": (0, math.inf),
@@ -44,8 +52,7 @@ def check_ranges(cfg: CfgNode) -> None:
         ValueError: one is out of range; the message names the key, the value and what is allowed.
     """
     for key, (low, high) in _RANGES.items():
-        node, name = key.split(".")
-        value = cfg.MODEL[node][name]
+        value = reduce(getitem, key.split("."), cfg.MODEL)
         if not low <= value <= high:
             allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
             raise ValueError(f"MODEL.{key} is {value}; allowed: {allowed}")
@@ -55,11 +62,10 @@ def check_ranges(cfg: CfgNode) -> None:
             f"MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH is {shift.RELATIVE_BANDWIDTH}, which needs MODEL.RPE.VOTES True and "
             "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH above 0, the smallest sigma"
         )
-    scales = shift.TEST_SCALES
-    if not scales or min(scales) <= 0:
-        raise ValueError(
-            f"MODEL.MEAN_SHIFT.TEST_SCALES is {scales}; allowed: one or more factors above 0"
-        )
+    for key in ("MEAN_SHIFT.TEST_SCALES", "RPE.PROPOSALS.SCALES"):
+        scales = reduce(getitem, key.split("."), cfg.MODEL)
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"MODEL.{key} is {scales}; allowed: one or more factors above 0")
     if shift.BANDWIDTH_MODE == "margin" and cfg.MODEL.RPE.MARGIN == 1:
         raise ValueError(
             "MODEL.RPE.MARGIN is 1, which leaves no bandwidth; set MODEL.MEAN_SHIFT.BANDWIDTH_MODE fixed"

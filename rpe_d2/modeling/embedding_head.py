@@ -155,6 +155,18 @@ class EmbeddingHead(nn.Module):
         Returns:
             :class:`EmbeddingMaps` for the padded pictures, h = H / stride, w = W / stride.
         """
+        return self.levels(features, 1)[0]
+
+    def levels(self, features: Dict[str, torch.Tensor], num_levels: int) -> List[EmbeddingMaps]:
+        """Predictions at ``stride``, twice that, four times that, …: the same predictors on features pooled 2 x 2."""
+        trunk = self._trunk_features(features)
+        maps = [self._predict(trunk, self.stride)]
+        for level in range(1, num_levels):
+            trunk = F.avg_pool2d(trunk, 2, ceil_mode=True)
+            maps.append(self._predict(trunk, self.stride << level))
+        return maps
+
+    def _trunk_features(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
         finest = max((features[name].shape[-2:] for name in self.in_features), key=sum)
         pixels = [side * self.finest_stride for side in finest]
         size = [-(-side // self.trunk_stride) for side in pixels]
@@ -165,9 +177,12 @@ class EmbeddingHead(nn.Module):
         trunk = _resize(self.trunk(summed), size)
         for name in self.fine_features:
             trunk = trunk + _resize(self.fine[name](features[name]), size)
+        return trunk
+
+    def _predict(self, trunk: torch.Tensor, stride: int) -> EmbeddingMaps:
         embeddings = F.normalize(self.embedding(trunk).float(), dim=1)
         logits = self.classifier(trunk).float()
-        votes = cell_centers(trunk.shape[-2:], self.stride, trunk.device)
+        votes = cell_centers(trunk.shape[-2:], stride, trunk.device)
         sizes = torch.zeros_like(logits[:, :1])
         if self.voter is None:
             votes = votes.expand(len(trunk), -1, -1, -1)
@@ -177,7 +192,7 @@ class EmbeddingHead(nn.Module):
             if self.predict_sizes:
                 # From 1 to 256 pixels; the network starts in between.
                 sizes = _USUAL_SIZE ** (1 + predicted[:, 2:].tanh())
-        return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, self.stride)
+        return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, stride)
 
 
 def cell_centers(size: Sequence[int], stride: int, device: torch.device) -> torch.Tensor:

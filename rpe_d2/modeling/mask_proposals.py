@@ -1,22 +1,24 @@
 """Proposals with soft masks relative to their boxes, the format that generators and ROI heads share."""
 
+from typing import Optional, Tuple
+
 import torch
 from detectron2.structures import Boxes, Instances
-from torchvision.ops import masks_to_boxes, roi_align
+from torchvision.ops import roi_align
 
 
 def suppress_overlaps(
-    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float
+    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float, relative_to: str = "smaller"
 ) -> torch.Tensor:
-    """Greedy non-maximum suppression of masks that mostly lie inside a better one, or the other way round.
-
-    Of a group and the two halves that a narrower bandwidth finds in it, either the whole or the halves stay; IoU
-    would let a whole and its smaller part pass.
+    """Greedy non-maximum suppression of masks.
 
     Args:
         soft_masks: (R, h, w) in 0-1, cut at 0.5.
         scores: (R,).
-        threshold: of the common area over the smaller mask's area, 0-1; at 1 everything stays.
+        threshold: of the common area over that of "relative_to", 0-1; at 1 everything stays.
+        relative_to: "union": the usual IoU. "smaller", the smaller mask: of a group and the two halves that a
+            narrower bandwidth finds in it, either the whole or the halves stay; IoU would let a whole and its smaller
+            part pass.
 
     Returns:
         (K,) indices of what stays, by falling score.
@@ -25,17 +27,54 @@ def suppress_overlaps(
     masks = (soft_masks[order] > 0.5).flatten(1).float()
     areas = masks.sum(dim=1)
     common = masks @ masks.T  # (R, R)
-    smaller = torch.minimum(areas[:, None], areas).clamp(min=1)
+    if relative_to == "union":
+        area = areas[:, None] + areas - common
+    else:
+        area = torch.minimum(areas[:, None], areas)
     # Row i suppresses column j only where i is the better one.
-    suppresses = (common > threshold * smaller).triu(diagonal=1)
+    suppresses = (common > threshold * area.clamp(min=1)).triu(diagonal=1)
     stays = torch.ones_like(areas, dtype=torch.bool)
-    while (
-        True
-    ):  # each round settles at least one more mask; the longest chain of overlaps bounds the rounds
+    # Each round settles at least one more mask; the longest chain of overlaps bounds the rounds.
+    while True:
         settled = ~(suppresses & stays[:, None]).any(dim=0)
         if torch.equal(settled, stays):
             return order[stays]
         stays = settled
+
+
+def soft_mask_boxes(
+    soft_masks: torch.Tensor, stride: int, size: Tuple[int, int], threshold: float
+) -> torch.Tensor:
+    """Boxes of soft masks, finer than their grid: where the linearly interpolated masks cross the threshold.
+
+    Args:
+        soft_masks: (R, h, w), h and w at least 1.
+        stride: pixels per grid cell.
+        size: (H, W) of the image that the boxes are clipped to.
+        threshold: what the boxes enclose; masks that nowhere reach it get any box.
+
+    Returns:
+        (R, 4) x0, y0, x1, y1 in pixels.
+    """
+    x0, x1 = _extent(soft_masks.amax(dim=1), threshold)
+    y0, y1 = _extent(soft_masks.amax(dim=2), threshold)
+    boxes = torch.stack([x0, y0, x1, y1], dim=1) * stride
+    height, width = size
+    return boxes.clamp(max=boxes.new_tensor([width, height, width, height]))
+
+
+def _extent(profiles: torch.Tensor, threshold: float) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Where each of (R, n) profiles rises above the threshold and where it finally falls below, in cells."""
+    return _rise(profiles, threshold), profiles.shape[1] - _rise(profiles.flip(1), threshold)
+
+
+def _rise(profiles: torch.Tensor, threshold: float) -> torch.Tensor:
+    first = (profiles >= threshold).to(torch.uint8).argmax(dim=1, keepdim=True)
+    above = profiles.gather(1, first)
+    below = profiles.gather(1, (first - 1).clamp(min=0))
+    between = ((above - threshold) / (above - below).clamp(min=1e-6)).clamp(0, 1)
+    # Values stand at the cells' centres; outside of the grid the first one continues.
+    return torch.where(first > 0, first + 0.5 - between, torch.zeros_like(between)).squeeze(1)
 
 
 def soft_masks_to_proposals(
@@ -45,7 +84,7 @@ def soft_masks_to_proposals(
     size: tuple,
     out_size: tuple,
     threshold: float,
-    mask_size: int,
+    mask_size: Optional[int],
 ) -> Instances:
     """Boxes, objectness and box-relative masks of soft masks on a grid.
 
@@ -56,35 +95,29 @@ def soft_masks_to_proposals(
         size: (H, W) of the network's input image.
         out_size: (height, width) that the boxes are scaled to; the masks, relative to them, need no scaling.
         threshold: of the masks that the boxes enclose, in 0-1.
-        mask_size: M.
+        mask_size: M; None: no masks.
 
     Returns:
-        Instances with ``proposal_boxes``, ``objectness_logits`` (logits of the scores) and ``proposal_masks``
-        (R, M, M) uint8 0-255, sorted by falling score.
+        Instances with ``proposal_boxes``, ``objectness_logits`` (logits of the scores) and, where they are wanted,
+        ``proposal_masks`` (R, M, M) uint8 0-255, sorted by falling score.
     """
-    height, width = size
     present = (soft_masks >= threshold).flatten(1).any(dim=1)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[present[order]]
     soft_masks, scores = soft_masks[order], scores[order]
-    if len(order) == 0:
-        boxes = soft_masks.new_zeros(0, 4)
-        masks = soft_masks.new_zeros(0, mask_size, mask_size)
-    else:
-        boxes = masks_to_boxes(soft_masks >= threshold)
-        boxes[:, 2:] += 1  # the last cell is inside
-        boxes = (boxes * stride).clamp(max=boxes.new_tensor([width, height, width, height]))
+    boxes = soft_mask_boxes(soft_masks, stride, size, threshold)
+    proposals = Instances(tuple(out_size))
+    proposals.proposal_boxes = Boxes(boxes.clone())
+    proposals.proposal_boxes.scale(out_size[1] / size[1], out_size[0] / size[0])
+    proposals.objectness_logits = torch.logit(scores, eps=1e-6)
+    if mask_size is not None:
         index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
         masks = roi_align(
             soft_masks.unsqueeze(1),
-            torch.cat([index, boxes], 1),
+            torch.cat([index, boxes], dim=1),
             mask_size,
             1 / stride,
             aligned=True,
         ).squeeze(1)
-    proposals = Instances(tuple(out_size))
-    proposals.proposal_boxes = Boxes(boxes)
-    proposals.proposal_boxes.scale(out_size[1] / width, out_size[0] / height)
-    proposals.objectness_logits = torch.logit(scores, eps=1e-6)
-    proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
+        proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
     return proposals

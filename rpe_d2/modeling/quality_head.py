@@ -65,6 +65,12 @@ class QualityHead(nn.Module):
         return self.layers(torch.cat([*pooled, torch.stack(shape, dim=1)], dim=1)).squeeze(1)
 
 
+def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of (R,) logits with IoUs in 0-1, mean over the groups of one image; 0 without any."""
+    error = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return error / max(len(targets), 1)
+
+
 def best_iou(soft_masks: torch.Tensor, instance_map: torch.Tensor) -> torch.Tensor:
     """IoU of each thresholded mask with the best instance of a label map.
 

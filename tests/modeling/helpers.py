@@ -3,8 +3,15 @@
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
+from torch.nn import functional as F
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.modeling import EmbeddingMaps
+from rpe_d2.modeling.embedding_head import cell_centers
+from rpe_d2.modeling.pixel_labels import pixel_labels
+
+SQUARES = [(0, 0, 40, 40), (40, 0, 80, 40), (8, 48, 40, 80), (56, 56, 64, 64)]
+CLASSES = [0, 0, 1, 2]
 
 
 def small_cfg(*overrides):
@@ -63,3 +70,29 @@ def training_input(size=(64, 96), squares=((4, 4, 30, 30), (30, 10, 60, 50)), cl
         "width": size[1],
         "instances": square_instances(size, list(squares), list(classes)),
     }
+
+
+def perfect_maps(stride=2, size=(80, 96), noise=0.05, num_classes=3):
+    """What a perfect network would predict for SQUARES: noisy instance embeddings, sure classes, exact votes.
+
+    With one class all squares belong to it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    classes = [min(number, num_classes - 1) for number in CLASSES]
+    labels = pixel_labels(square_instances(size, SQUARES, classes), size)
+    grid = labels.instances[stride // 2 :: stride, stride // 2 :: stride]
+    directions = torch.eye(8)[:4]
+    embeddings = directions[grid.clamp(min=0)].permute(2, 0, 1)
+    embeddings = embeddings + noise * torch.randn(embeddings.shape, generator=generator)
+    class_map = labels.class_map(num_classes, num_classes)
+    class_map = class_map[stride // 2 :: stride, stride // 2 :: stride]
+    logits = 10.0 * F.one_hot(class_map, num_classes + 1).permute(2, 0, 1)
+    votes = labels.centers[grid.clamp(min=0)].permute(2, 0, 1)
+    own = cell_centers(grid.shape, stride, torch.device("cpu"))
+    votes = torch.where(grid >= 0, votes, own) + torch.randn(own.shape, generator=generator)
+    embeddings = F.normalize(embeddings, dim=0)
+    sizes = labels.sizes[grid.clamp(min=0)][None, None]
+    maps = EmbeddingMaps(
+        embeddings[None], logits[None].float(), votes[None], sizes, embeddings[None], stride
+    )
+    return maps, grid, size

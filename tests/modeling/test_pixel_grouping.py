@@ -8,31 +8,7 @@ from rpe_d2.modeling.mask_proposals import suppress_overlaps
 from rpe_d2.modeling.pixel_labels import pixel_labels
 from rpe_d2.modeling.quality_head import best_iou
 
-from .helpers import small_cfg, square_instances
-
-SQUARES = [(0, 0, 40, 40), (40, 0, 80, 40), (8, 48, 40, 80), (56, 56, 64, 64)]
-CLASSES = [0, 0, 1, 2]
-
-
-def perfect_maps(stride=2, size=(80, 96), noise=0.05):
-    """What a perfect network would predict for SQUARES: noisy instance embeddings, sure classes, exact votes."""
-    generator = torch.Generator().manual_seed(0)
-    labels = pixel_labels(square_instances(size, SQUARES, CLASSES), size)
-    grid = labels.instances[stride // 2 :: stride, stride // 2 :: stride]
-    directions = torch.eye(8)[:4]
-    embeddings = directions[grid.clamp(min=0)].permute(2, 0, 1)
-    embeddings = embeddings + noise * torch.randn(embeddings.shape, generator=generator)
-    classes = labels.class_map(3, 3)[stride // 2 :: stride, stride // 2 :: stride]
-    logits = 10.0 * F.one_hot(classes, 4).permute(2, 0, 1)
-    votes = labels.centers[grid.clamp(min=0)].permute(2, 0, 1)
-    own = cell_centers(grid.shape, stride, torch.device("cpu"))
-    votes = torch.where(grid >= 0, votes, own) + torch.randn(own.shape, generator=generator)
-    embeddings = F.normalize(embeddings, dim=0)
-    sizes = labels.sizes[grid.clamp(min=0)][None, None]
-    maps = EmbeddingMaps(
-        embeddings[None], logits[None].float(), votes[None], sizes, embeddings[None], stride
-    )
-    return maps, grid, size
+from .helpers import CLASSES, SQUARES, perfect_maps, small_cfg, square_instances
 
 
 def groups_of(*overrides, **options):

@@ -19,7 +19,7 @@ from ..mask_proposals import soft_masks_to_proposals, suppress_overlaps
 from ..mean_shift_layer import MeanShiftLayer
 from ..pixel_grouping import PixelGrouping, PixelGroups
 from ..pixel_labels import PixelLabels, pixel_labels
-from ..quality_head import QualityHead, best_iou
+from ..quality_head import QualityHead, best_iou, quality_loss
 from ..training_pictures import loop_embeddings, training_picture
 
 # Full-resolution masks are made this many pixels at a time (float32: 256 MB).
@@ -254,8 +254,7 @@ class PixelEmbeddingNet(nn.Module):
             logits = self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
             middle = slice(maps.stride // 2, None, maps.stride)
             targets = best_iou(groups.soft_masks, labels[index].instances[middle, middle])
-            loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-            losses.append(loss / max(len(targets), 1))
+            losses.append(quality_loss(logits, targets))
         # Parameters take part even where nothing was grouped, as distributed training demands.
         unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
         return self.quality_loss_weight * sum(losses) / len(losses) + unused

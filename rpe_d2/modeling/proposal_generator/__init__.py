@@ -1,0 +1,3 @@
+from .mean_shift_proposal_generator import MeanShiftProposalGenerator
+
+__all__ = ["MeanShiftProposalGenerator"]

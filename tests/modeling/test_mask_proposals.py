@@ -1,0 +1,100 @@
+"""Boxes of soft masks and non-maximum suppression, against obvious forms."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.ops import masks_to_boxes
+
+from rpe_d2.modeling.mask_proposals import (
+    soft_mask_boxes,
+    soft_masks_to_proposals,
+    suppress_overlaps,
+)
+
+
+def random_blobs(count, size=(20, 24)):
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(count, 1, *size, generator=generator)
+    smooth = F.avg_pool2d(F.pad(noise, (3, 3, 3, 3), mode="reflect"), 7, stride=1)[:, 0]
+    return (smooth * 12).sigmoid()
+
+
+def test_boxes_are_those_of_the_interpolated_masks():
+    stride, fine = 8, 16
+    masks = random_blobs(30)
+    size = (20 * stride, 24 * stride)
+    boxes = soft_mask_boxes(masks, stride, size, 0.5)
+    enlarged = F.interpolate(
+        masks[:, None], scale_factor=fine, mode="bilinear", align_corners=False
+    )[:, 0]
+    expected = masks_to_boxes(enlarged >= 0.5)
+    expected[:, 2:] += 1
+    assert (boxes - expected * stride / fine).abs().max() < 1.01 * stride / fine
+
+
+def test_boxes_of_hard_masks_end_with_their_cells():
+    masks = torch.zeros(3, 6, 8)
+    masks[0, 2:4, 1:5] = 1
+    masks[1, :, :] = 1
+    masks[2, 5, 7] = 1
+    boxes = soft_mask_boxes(masks, 4, (24, 30), 0.5)  # a picture that ends within the last column
+    assert boxes.tolist() == [[4, 8, 20, 16], [0, 0, 30, 24], [28, 20, 30, 24]]
+
+
+def test_boxes_move_with_the_mask_and_turn_with_it():
+    masks = random_blobs(10, (16, 16))
+    boxes = soft_mask_boxes(masks, 2, (32, 32), 0.5)
+    turned = soft_mask_boxes(masks.transpose(1, 2), 2, (32, 32), 0.5)
+    assert torch.equal(turned, boxes[:, [1, 0, 3, 2]])
+    flipped = soft_mask_boxes(masks.flip(2), 2, (32, 32), 0.5)
+    assert torch.allclose(flipped[:, [0, 2]], 32 - boxes[:, [2, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("relative_to", ["union", "smaller"])
+def test_suppression_equals_the_obvious_loop(relative_to):
+    generator = torch.Generator().manual_seed(0)
+    masks, scores = random_blobs(60), torch.rand(60, generator=generator)
+    for threshold in (0.4, 0.5, 0.6):
+        hard = masks > 0.5
+        kept = []
+        for index in scores.argsort(descending=True).tolist():
+            overlaps = []
+            for better in kept:
+                common = (hard[index] & hard[better]).sum()
+                whole = (hard[index] | hard[better]).sum()
+                if relative_to == "smaller":
+                    whole = min(hard[index].sum(), hard[better].sum())
+                overlaps.append(common / whole)
+            if not overlaps or max(overlaps) <= threshold:
+                kept.append(index)
+        assert 3 < len(kept) < 60
+        assert suppress_overlaps(masks, scores, threshold, relative_to).tolist() == kept
+
+
+@pytest.mark.parametrize("mask_size", [14, None])
+def test_proposals_are_sorted_scaled_and_without_empty_ones(mask_size):
+    masks = torch.zeros(4, 8, 8)
+    masks[0, 1:3, 1:3] = 0.9
+    masks[1, 4:8, 4:8] = 0.6
+    masks[2] = 0.4  # nowhere above the threshold
+    masks[3, 0:4, 4:8] = 1.0
+    scores = torch.tensor([0.2, 0.9, 1.0, 0.5])
+    proposals = soft_masks_to_proposals(masks, scores, 4, (32, 32), (64, 48), 0.5, mask_size)
+    assert proposals.image_size == (64, 48)
+    assert torch.allclose(proposals.objectness_logits.sigmoid(), torch.tensor([0.9, 0.5, 0.2]))
+    boxes = proposals.proposal_boxes.tensor
+    assert torch.allclose(boxes[1], torch.tensor([24.0, 0.0, 48.0, 32.0]))
+    assert proposals.has("proposal_masks") == (mask_size is not None)
+    if mask_size is not None:
+        assert proposals.proposal_masks.shape == (3, 14, 14)
+        assert proposals.proposal_masks.dtype == torch.uint8
+        assert proposals.proposal_masks[1][:, 3:].float().mean() > 230
+
+
+@pytest.mark.parametrize("mask_size", [14, None])
+def test_no_masks_at_all(mask_size):
+    none, scores = torch.zeros(0, 8, 8), torch.zeros(0)
+    assert suppress_overlaps(none, scores, 0.5, "union").shape == (0,)
+    proposals = soft_masks_to_proposals(none, scores, 4, (32, 32), (32, 32), 0.5, mask_size)
+    assert len(proposals) == 0 and proposals.proposal_boxes.tensor.shape == (0, 4)
+    assert len(proposals.objectness_logits) == 0
