@@ -74,7 +74,7 @@ def run_model_benchmark(args: argparse.Namespace) -> dict:
     for repetition in range(repetitions + 1):  # the first is the warm-up
         for config, run in runs.items():
             for name, times in seconds[config].items():
-                elapsed = _timed(getattr(run, name), args.device)
+                elapsed = timed(getattr(run, name), args.device)
                 if repetition:
                     times.append(elapsed)
     results: Dict[str, Dict[str, Any]] = {}
@@ -193,7 +193,7 @@ def random_input(args: argparse.Namespace, seed: int) -> dict:
     return {"image": (image + 100 * masks.any(dim=0)).to(torch.uint8), "instances": instances}
 
 
-def _timed(form: Callable[[], None], device: str) -> float:
+def timed(form: Callable[[], None], device: str) -> float:
     start = time.perf_counter()
     form()
     if device.startswith("cuda"):
