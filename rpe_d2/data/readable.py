@@ -1,8 +1,12 @@
 """Pictures that cannot be read are named in one line."""
 
+import os
+import signal
+import threading
 from typing import Any, Callable, Dict, Optional
 
 from detectron2.data.detection_utils import SizeMismatchError
+from torch.utils.data import get_worker_info
 
 # What PIL and Detectron2 raise for files that are missing, truncated, of another size or no pictures.
 UNREADABLE = (OSError, SyntaxError, SizeMismatchError)
@@ -10,6 +14,28 @@ UNREADABLE = (OSError, SyntaxError, SizeMismatchError)
 
 class UnreadableImage(ValueError):
     """A picture of a data set cannot be read; the message is one line with its file name."""
+
+
+_signal_guard: Optional[threading.Thread] = None
+
+
+def leave_signals_to_the_trainer() -> None:
+    """In a data-loading process: ignores SIGTERM unless the process that trains has sent it.
+
+    SLURM and service managers signal every process of a run; a data process that died of it would end the run before
+    its state is saved. Elsewhere, and on later calls, does nothing.
+    """
+    global _signal_guard
+    if _signal_guard is None and get_worker_info() is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        _signal_guard = threading.Thread(target=_end_with_parent, daemon=True)
+        _signal_guard.start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class NameUnreadable:
@@ -27,6 +53,7 @@ class NameUnreadable:
         Raises:
             UnreadableImage: with the file's name.
         """
+        leave_signals_to_the_trainer()
         try:
             return self.mapper(dataset_dict)
         except UNREADABLE as error:

@@ -15,11 +15,11 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from .readable import UnreadableImage
+from .readable import UnreadableImage, leave_signals_to_the_trainer
 
 __all__ = ["DeadWorker", "ResumableLoader", "build_resumable_train_loader", "seed_all"]
 
-SKIPPED = "skipped"  # of a mapped dict: reasons why other images could not stand in its place
+SKIPPED = "skipped"  # of a mapped dict: files that could not be read in its place, with the reasons
 
 Mapper = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
 
@@ -89,7 +89,7 @@ class TrainingOrder(Sampler):
 class RepeatableDataset(Dataset):
     """Maps (number, index) to the model's input; the same for the same pair, wherever it is computed.
 
-    An image or annotation that cannot be read is replaced by another, and the reason put into its dict.
+    An image or annotation that cannot be read is replaced by another, and file and reason are put into its dict.
     """
 
     def __init__(
@@ -115,8 +115,9 @@ class RepeatableDataset(Dataset):
 
     def __getitem__(self, item: Tuple[int, int]) -> Dict[str, Any]:
         number, index = item
+        leave_signals_to_the_trainer()
         worker = get_worker_info()
-        skipped: List[str] = []
+        skipped: Dict[str, str] = {}
         with seeded(self.seed, number):
             while True:
                 if worker is not None:
@@ -128,32 +129,36 @@ class RepeatableDataset(Dataset):
                     return {**mapped, SKIPPED: skipped} if skipped else mapped
                 index = np.random.randint(len(self.dataset))
 
-    def _mapped(self, index: int, skipped: List[str]) -> Optional[Dict[str, Any]]:
+    def _mapped(self, index: int, skipped: Dict[str, str]) -> Optional[Dict[str, Any]]:
         dataset_dict = self.dataset[index]
         try:
             return self.mapper(dataset_dict)
         except Exception as error:  # a broken annotation may raise anything
+            file_name = str(dataset_dict.get("file_name", index))
             reason = " ".join(str(error).split())
             if not isinstance(error, UnreadableImage):
-                reason = f"{dataset_dict.get('file_name', index)}: {type(error).__name__}: {reason}"
-            skipped.append(reason)
-            if len(skipped) > self.max_unreadable:
+                reason = f"{file_name}: {type(error).__name__}: {reason}"
+            skipped[file_name] = reason
+            if len(skipped) > self.max_unreadable or len(skipped) == len(self.dataset):
                 raise UnreadableImage(unreadable_message(skipped, self.max_unreadable)) from error
             return None
 
 
-def unreadable_message(reasons: Sequence[str], limit: int) -> str:
-    """One line for more unreadable images than allowed."""
-    return (
-        f"{reasons[-1]} (unreadable images: {len(reasons)}; DATALOADER.MAX_UNREADABLE is {limit})"
-    )
+def unreadable_message(reasons: Dict[str, str], limit: int) -> str:
+    """One line for more unreadable images than allowed.
+
+    Args:
+        reasons: by file name.
+        limit: the number allowed.
+    """
+    last = list(reasons.values())[-1]
+    return f"{last} (unreadable images: {len(reasons)}; DATALOADER.MAX_UNREADABLE is {limit})"
 
 
 class ResumableLoader:
     """Endless batches, lists of dicts, that can start in the middle of the order.
 
     Attributes:
-        unreadable: file names met so far that could not be read, with the reasons.
         batch_size: images in a batch of this process.
     """
 
@@ -179,14 +184,14 @@ class ResumableLoader:
         if not match:
             return None
         pids = [int(pid) for pid in match[1].split(",")]
+        own = [index for pid, index in self._dataset.reading.tolist() if pid in pids]
         files = [
-            self._dataset.dataset[index].get("file_name", str(index))
-            for pid, index in self._dataset.reading.tolist()
-            if pid in pids and index >= 0
+            self._dataset.dataset[index].get("file_name", str(index)) for index in own if index >= 0
         ]
-        reading = "while it read " + ", ".join(files) if files else "between two images"
+        when = " between two images" if own else ""  # or it was reading other data, to evaluate
+        when = " while it read " + ", ".join(files) if files else when
         reason = " ".join(str(error).split())
-        return DeadWorker(f"a data-loading process died {reading} ({reason})")
+        return DeadWorker(f"a data-loading process died{when} ({reason})")
 
 
 def build_resumable_train_loader(

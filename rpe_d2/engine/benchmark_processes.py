@@ -1,10 +1,12 @@
 """``tools/benchmark.py processes``: a training step on 1, 2, … processes, and what to expect of more."""
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -21,9 +23,10 @@ from .benchmark_model import random_input
 from .launcher import launch
 from .run_record import plain_numbers
 from .run_setup import load_config
+from .train_step import TrainStep
 from .trainer import Trainer, distributed
 
-_PREDICTED = (2, 4, 8, 16, 64)
+_PREDICTED = (4, 8, 16, 64)
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +46,8 @@ def run_process_benchmark(args: argparse.Namespace) -> dict:
     """Times a training step with ``--threads`` threads and ``--batch`` images in every process.
 
     Returns:
-        By number of processes: median seconds of a step, of its computation without exchange of gradients, and of an
-        all-reduce of as many bytes by itself; and "model", see :func:`predicted_seconds`.
+        By number of processes: median seconds of a step as in training, of its computation alone, and of an all-reduce
+        of as many bytes by itself; and "model", see :func:`predicted_seconds`.
     """
     results: Dict[str, Any] = {}
     for processes in args.processes:
@@ -64,28 +67,22 @@ def run_process_benchmark(args: argparse.Namespace) -> dict:
 def predicted_seconds(processes: int, model: Dict[str, float]) -> float:
     """Seconds of a step of the same batch in each of some processes that all have a machine or GPU of their own.
 
-    A ring all-reduce sends and receives 2 (n - 1) / n of the gradients' bytes in each process (Patarasuk & Yuan, 2009);
-    the part of it that backward passes do not hide is taken from the measurement.
+    A ring all-reduce sends and receives 2 (n - 1) / n of the gradients' bytes in each process (Patarasuk & Yuan, 2009).
+    All that a measured step takes beyond its computation is counted as exchange and grows like that.
 
     Args:
-        model: ``compute_seconds`` of one process, ``bytes_all_reduced``, ``bytes_per_second``, ``hidden_fraction``.
+        model: "compute_seconds" of one process and "exchange_seconds" of sending all gradients once.
     """
-    exchange = 2 * (processes - 1) / processes * model["bytes_all_reduced"]
-    shown = 1 - model["hidden_fraction"]
-    return model["compute_seconds"] + shown * exchange / model["bytes_per_second"]
+    return model["compute_seconds"] + 2 * (processes - 1) / processes * model["exchange_seconds"]
 
 
 def _fit(measured: Dict[str, float]) -> Dict[str, float]:
     count = measured["processes"]
-    exchanged = 2 * (count - 1) / count * measured["bytes_all_reduced"]
-    shown = (measured["step_seconds"] - measured["compute_seconds"]) / measured[
-        "all_reduce_seconds"
-    ]
+    beyond = max(measured["step_seconds"] - measured["compute_seconds"], 0.0)
     return {
         "compute_seconds": measured["compute_seconds"],
+        "exchange_seconds": beyond / (2 * (count - 1) / count),
         "bytes_all_reduced": measured["bytes_all_reduced"],
-        "bytes_per_second": exchanged / measured["all_reduce_seconds"],
-        "hidden_fraction": 1 - min(max(shown, 0.0), 1.0),
     }
 
 
@@ -103,21 +100,23 @@ def _measure(args: argparse.Namespace, path: str) -> None:
     buffer = torch.zeros(gradients // 4, device=args.device)
     several = comm.get_world_size() > 1
 
-    def step() -> None:
-        seed_all(0)
+    step = TrainStep(model, itertools.repeat(batch), optimizer, seed=0)
+    step.iter = 0
+
+    def run_step() -> None:
         with EventStorage():
-            loss = sum(model(batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+            step.run_step()
 
     def compute() -> None:
-        if not several:
-            return step()
-        with model.no_sync():
-            step()
+        """The same without anything that processes do together."""
+        seed_all(0)
+        optimizer.zero_grad()
+        with EventStorage(), model.no_sync() if several else nullcontext():
+            loss = sum(model(batch).values())
+            loss.backward()
+        optimizer.step()
 
-    forms: Dict[str, Callable[[], Any]] = {"step_seconds": step, "compute_seconds": compute}
+    forms: Dict[str, Callable[[], Any]] = {"step_seconds": run_step, "compute_seconds": compute}
     if several:
         forms["all_reduce_seconds"] = lambda: dist.all_reduce(buffer)
     seconds: Dict[str, List[float]] = {name: [] for name in forms}

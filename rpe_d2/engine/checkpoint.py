@@ -6,9 +6,10 @@ from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
-from .files import replacing_file
+from .files import TEMPORARY, replacing_file
 from .safe_pickle import load_arrays
 
 __all__ = ["ModelCheckpointer", "UnreadableCheckpoint"]
@@ -39,6 +40,7 @@ class ModelCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
+        self.last_saved = ""  # name of the last checkpoint that this object has written
         self._path = ""
         self._resuming = False
 
@@ -65,6 +67,7 @@ class ModelCheckpointer(DetectionCheckpointer):
                 torch.save(data, file)
             if is_last:
                 self.tag_last_checkpoint(path.name)
+                self.last_saved = name
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a write fails
             last = self.get_checkpoint_file() if self.has_checkpoint() else "none"
             raise OSError(
@@ -79,30 +82,47 @@ class ModelCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """As in Detectron2, but goes back to an earlier checkpoint where the last one cannot be read.
 
+        Of several processes the first one chooses; all of them read the same checkpoint.
+
         Raises:
             ValueError: no checkpoint of the folder can be read, or one does not fit the model.
         """
-        if not (resume and self.has_checkpoint()):
+        if not comm.all_gather(resume and self.has_checkpoint())[0]:
             return self.load(path, checkpointables=[])
-        unreadable = []
-        for candidate in self._newest_first():
-            try:
-                if not Path(candidate).is_file():
-                    raise UnreadableCheckpoint(f"weights {candidate}: no such file")
-                return self.load(candidate)
-            except UnreadableCheckpoint as error:
-                unreadable.append(candidate)
-                self.logger.warning("%s; trying the one before", error)
-        raise ValueError(
-            f"OUTPUT_DIR {self.save_dir}: no checkpoint can be read: {', '.join(unreadable)}"
-        )
+        loaded: Dict[str, Any] = {}
+        chosen, unreadable = "", []
+        if comm.is_main_process():
+            for leftover in Path(self.save_dir).glob(
+                f"*{TEMPORARY}"
+            ):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
+            for candidate in self._newest_first():
+                try:
+                    if not Path(candidate).is_file():
+                        raise UnreadableCheckpoint(f"weights {candidate}: no such file")
+                    loaded = self.load(candidate)
+                    chosen = candidate
+                    break
+                except UnreadableCheckpoint as error:
+                    unreadable.append(candidate)
+                    self.logger.warning("%s; trying the one before", error)
+        chosen, unreadable = comm.all_gather((chosen, unreadable))[0]
+        if not chosen:
+            raise ValueError(
+                f"OUTPUT_DIR {self.save_dir}: no checkpoint can be read: {', '.join(unreadable)}"
+            )
+        return loaded if comm.is_main_process() else self.load(chosen)
 
     def _newest_first(self) -> List[str]:
-        """The checkpoint named last, then the others of training by their iteration."""
+        """The checkpoint named last, then the others of training, the last written first."""
         last = self.get_checkpoint_file()
-        numbered = sorted(Path(self.save_dir).glob("model_*.pth"), reverse=True)
-        others = [str(p) for p in numbered if re.fullmatch(r"model_(\d+|final)\.pth", p.name)]
-        return [last, *(path for path in others if Path(path) != Path(last))]
+        paths = [
+            path
+            for path in Path(self.save_dir).glob("model_*.pth")
+            if re.fullmatch(r"model_(\d+|final)\.pth", path.name)
+        ]
+        paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        return [last, *(str(path) for path in paths if path != Path(last))]
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """As in Detectron2.

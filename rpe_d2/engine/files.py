@@ -5,6 +5,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
+TEMPORARY = ".tmp"  # suffix of files that are not yet complete
+
 
 def free_path(path: Path) -> Path:
     """``NAME.EXT``, or the first of ``NAME-2.EXT``, ``NAME-3.EXT`` … that does not exist."""
@@ -38,7 +40,8 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 
     Until then, and for ever if anything is raised, what had the name before keeps it.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # Its own name: a run that is started again may meet the one before, which is not quite dead.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             yield file

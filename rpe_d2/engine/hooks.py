@@ -5,18 +5,21 @@ import math
 import os
 import signal
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rpe_d2.data import seed_all
 
-from .checkpoint import ModelCheckpointer
+from .checkpoint import ModelCheckpointer, one_line_reason
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +115,9 @@ def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
         with torch.no_grad():
             for number, batch in enumerate(loader):
                 seed_all(number)  # the same pixels are sampled each time
-                for name, loss in model(batch).items():
+                with EventStorage(1):  # what models report about training does not belong here
+                    losses = model(batch)
+                for name, loss in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(loss) * len(batch)
                 count += len(batch)
     finally:
@@ -137,23 +142,30 @@ class BestModel(HookBase):
         Args:
             period: of the evaluations, iterations.
             checkpointer: writes the file.
-            metric: name of a scalar in the storage, as "segm/AP"; the smallest is the best where it ends in "loss".
+            metric: name of a scalar in the storage, as "segm/AP"; of a loss, "validation/...", the smallest is the best.
             patience: evaluations without improvement after which training ends; 0: never.
         """
         self._period = period
         self._checkpointer = checkpointer
         self._metric = metric
-        self._sign = -1 if metric.endswith("loss") else 1
+        self._sign = -1 if metric.startswith("validation/") else 1
         self._patience = patience
         self.best: Optional[float] = None
         self.best_iteration = -1
 
     def before_train(self) -> None:
         path = Path(self._checkpointer.save_dir) / f"{self.FILE}.pth"
-        if self.trainer.start_iter > 0 and path.is_file():
+        if self.trainer.start_iter == 0 or not path.is_file():
+            return
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if content.get("metric") == self._metric:
-                self.best, self.best_iteration = content["best"], content["iteration"]
+            metric, best, iteration = (content[key] for key in ("metric", "best", "iteration"))
+        except Exception as error:  # a broken file may raise anything
+            reason = one_line_reason(error)
+            logger.warning("%s is not read, the best score starts anew: %s", path, reason)
+            return
+        if metric == self._metric:
+            self.best, self.best_iteration = best, iteration
 
     def after_step(self) -> None:
         if not is_evaluated(self.trainer, self._period):
@@ -217,43 +229,58 @@ class ResumedEvaluation(HookBase):
         trainer.iter = trainer.storage.iter = trainer.start_iter
 
 
+class FixedPreciseBN(hooks.PreciseBN):
+    """Detectron2's exact statistics of batch normalisation, from the same images each time: a resumed run repeats them."""
+
+    def update_stats(self) -> None:
+        self._data_iter = None
+        super().update_stats()
+
+
 class StopOnSignal(HookBase):
     """On SIGINT (Ctrl-C) or SIGTERM ends training after the iteration; on a second signal the process ends at once.
 
-    Of several processes it is enough that one gets the signal. An evaluation is broken off: nothing is lost with it.
+    Of several processes it is enough that one gets the signal. A single process breaks an evaluation off, with which
+    nothing is lost; several go on to its end, where they meet.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    # A signal to a whole group of processes may arrive twice: directly, and passed on by the launcher.
+    SAME_SIGNAL_SECONDS = 2.0
 
     def __init__(self):
         self._received = 0
+        self._received_at = 0.0
         self._evaluating = False
-        self._previous: Dict[int, Any] = {}
         self._process = os.getpid()
 
-    def before_train(self) -> None:
-        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-
-    def after_train(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handles signals until the end of the block."""
+        previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
-            return  # a worker that reads data: the process that trains will end it
+            return  # a data-loading process: the one that trains will end it
         name = signal.Signals(number).name
         if self._received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            if time.monotonic() - self._received_at > self.SAME_SIGNAL_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
-        self._received = number
-        if self._evaluating:
+        self._received, self._received_at = number, time.monotonic()
+        if self._evaluating and comm.get_world_size() == 1:
             raise TrainingStopped(f"{name} during an evaluation", number)
-        print(f"{name}: ending after this iteration; once more ends at once", file=sys.stderr)
+        what = "evaluation" if self._evaluating else "iteration"
+        print(f"{name}: ending after this {what}; once more ends at once", file=sys.stderr)
 
     def evaluate(self, evaluation: Callable[[], Any]) -> Any:
-        """Calls a function during which a signal ends the training at once."""
+        """Calls a function that a signal breaks off."""
         self._evaluating = True
         try:
             return evaluation()

@@ -12,9 +12,12 @@ from typing import Callable, Mapping, Optional
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-__all__ = ["Process", "launch", "process_of_cluster"]
+__all__ = ["Process", "check_meeting_point", "launch", "process_of_cluster"]
+
+_GRACE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,18 @@ def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
     )
 
 
+def check_meeting_point(machines: int, dist_url: str) -> None:
+    """
+    Raises:
+        ValueError: several machines would look for each other on themselves.
+    """
+    if machines > 1 and (dist_url == "auto" or re.search(r"//(127\.|localhost|\[::1\])", dist_url)):
+        raise ValueError(
+            f"--dist-url is {dist_url}; with --num-machines {machines} give the first machine's address, "
+            "tcp://HOST:PORT, on all of them"
+        )
+
+
 def first_host(nodes: str) -> str:
     """First name of a SLURM node list, as "gpu01" of "gpu[01-04,7],cpu3"."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
@@ -83,6 +98,7 @@ def launch(
     run: Callable[..., None],
     *args: object,
     device: str,
+    process: Optional[Process] = None,
     processes: int = 1,
     machines: int = 1,
     machine_rank: int = 0,
@@ -90,16 +106,15 @@ def launch(
 ) -> None:
     """Calls ``run(*args)`` in every process of a run.
 
-    Under torchrun or srun this process is one of them already, and the numbers given here do not count. Ends the
-    process with the exit status of the first that fails.
+    Ends the process with the exit status of the first that fails.
 
     Args:
         run: a function of a module (it is pickled).
         device: "cpu", with gloo between the processes, or "cuda", with NCCL and a GPU each.
+        process: which of them this one is, where torchrun or srun has started it; what follows does not count then.
         processes: on each machine.
         machines, machine_rank, dist_url: as Detectron2's flags.
     """
-    process = process_of_cluster(os.environ)
     world_size = processes * machines
     if process is not None:
         _work(process, device, run, args)
@@ -131,13 +146,12 @@ def _wait(context: mp.ProcessContext) -> None:
             if child.is_alive():
                 os.kill(child.pid, number)
 
-    # Ctrl-C reaches the whole group of processes by itself.
     previous = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+        number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        while not context.join():
+        # Where one has failed the others soon notice; they end by themselves, or are ended.
+        while not context.join(grace_period=_GRACE_SECONDS):
             pass
     except mp.ProcessExitedException as error:
         # It has said why.
@@ -163,6 +177,7 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
         init_method=process.init_method,
         rank=process.rank,
         world_size=process.world_size,
+        timeout=DEFAULT_TIMEOUT,  # of Detectron2: the first process may compute scores for a long time
     )
     comm.create_local_process_group(process.local_size)
     comm.synchronize()

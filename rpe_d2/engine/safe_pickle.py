@@ -1,29 +1,94 @@
 """Reading pickles of arrays and plain types, and nothing that could run."""
 
 import pickle
-from typing import Any, BinaryIO
+import re
+from collections import OrderedDict
+from typing import Any, BinaryIO, Union
+
+import numpy as np
 
 __all__ = ["load_arrays"]
 
-# What NumPy's arrays and scalars are made of, by the names of NumPy 1 and 2. All of it builds data.
-_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+class _DType:
+    """Stands for ``numpy.dtype``: NumPy's own would take sizes and flags from the pickle unchecked."""
+
+    def __init__(self, description: str, align: bool = False, copy: bool = False):
+        if not re.fullmatch(r"[biufcSU]\d+", description):
+            raise pickle.UnpicklingError(
+                f"it has an array of type {description}; allowed: numbers, texts"
+            )
+        self.dtype = np.dtype(description)
+
+    def __setstate__(self, state: tuple) -> None:
+        byte_order = state[1]
+        if byte_order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(byte_order)
+
+
+class _Array:
+    """Stands for a ``numpy.ndarray`` until the pickle is read: NumPy's own could be given any memory."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, data = state
+        self.array = _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
+
+
+_NDARRAY = object()  # what _reconstruct is told to make
+
+
+def _reconstruct(kind: object, shape: tuple, type_code: Union[bytes, str]) -> _Array:
+    if kind is not _NDARRAY:
+        raise pickle.UnpicklingError(
+            "it asks for a kind of array other than ndarray; allowed: ndarray"
+        )
+    return _Array()
+
+
+def _from_buffer(data: Any, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
+    data = data.encode("latin1") if isinstance(data, str) else data  # written by Python 2
+    return np.frombuffer(bytearray(data), dtype.dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype: _DType, data: Any) -> np.generic:
+    return _from_buffer(data, dtype, (1,), "C")[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}; allowed: latin1")
+    return text.encode("latin1")
+
+
 _ALLOWED = {
-    *((module, name) for module in _NUMPY for name in ("_reconstruct", "scalar")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),  # bytes in pickles of protocol 2
+    # What arrays and scalars are made of, by the names of NumPy 1 and 2.
+    **{
+        (module, name): function
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name, function in (("_reconstruct", _reconstruct), ("scalar", _scalar))
+    },
+    **{
+        (module, "_frombuffer"): _from_buffer
+        for module in ("numpy.core.numeric", "numpy._core.numeric")
+    },
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _DType,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode,  # bytes in pickles of protocol 2
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
+            return _ALLOWED[module, name]
         raise pickle.UnpicklingError(
             f"it asks for {module}.{name}; allowed: NumPy arrays and plain types"
+        )
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError(
+            "it refers to other files; allowed: NumPy arrays and plain types"
         )
 
 
@@ -36,8 +101,19 @@ def load_arrays(file: BinaryIO) -> Any:
         pickle.UnpicklingError: the pickle asks for anything else, or is broken.
     """
     try:
-        return _ArrayUnpickler(file, encoding="latin1").load()
+        return _with_arrays(_ArrayUnpickler(file, encoding="latin1").load())
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a broken pickle may raise anything
         raise pickle.UnpicklingError(f"broken: {' '.join(str(error).split())}") from error
+
+
+def _with_arrays(content: Any) -> Any:
+    """The same with arrays where :class:`_Array` stands for them."""
+    if isinstance(content, _Array):
+        return content.array
+    if isinstance(content, dict):
+        return type(content)((key, _with_arrays(value)) for key, value in content.items())
+    if isinstance(content, (list, tuple)):
+        return type(content)(_with_arrays(value) for value in content)
+    return content

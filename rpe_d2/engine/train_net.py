@@ -17,7 +17,7 @@ from rpe_d2.data import DeadWorker, UnreadableImage
 from .checkpoint import ModelCheckpointer
 from .errors import one_line_errors
 from .hooks import TrainingStopped
-from .launcher import launch
+from .launcher import check_meeting_point, launch, process_of_cluster
 from .run_record import current_commit, print_table, write_run_record
 from .run_setup import read_config, setup
 from .train_step import NonFinite
@@ -34,10 +34,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     args.commit = current_commit()  # now: the tree may move on while a run lasts
     with one_line_errors():
         device = _device(args)
+        process = process_of_cluster(os.environ)
+        if process is None:
+            check_meeting_point(args.num_machines, args.dist_url)
     launch(
         run,
         args,
         device=device,
+        process=process,
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,

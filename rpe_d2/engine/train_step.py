@@ -1,5 +1,6 @@
 """One iteration of training: batches, losses, gradients, a step of the optimizer."""
 
+import itertools
 import logging
 import time
 from collections import defaultdict
@@ -21,6 +22,10 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 class NonFinite(RuntimeError):
     """Losses or gradients are infinite or NaN more often than allowed; the message is one line."""
+
+
+class TooManyUnreadable(UnreadableImage):
+    """More images than allowed are unreadable; all processes raise it in the same iteration."""
 
 
 class SpoiltStatistics(NonFinite):
@@ -55,7 +60,7 @@ class TrainStep(SimpleTrainer):
             accumulate_steps: batches whose mean gradient makes a step.
             precision: the forward pass runs under autocast with it; None: no autocast.
             max_nonfinite_steps: steps that may be skipped.
-            max_unreadable: images of this process that may be unreadable.
+            max_unreadable: images that may be unreadable.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
@@ -68,42 +73,44 @@ class TrainStep(SimpleTrainer):
         self.max_nonfinite_steps = max_nonfinite_steps
         self.max_unreadable = max_unreadable
         self.images_seen = 0  # by all processes
-        self.unreadable: List[str] = []  # reasons, with the names of the images of this process
+        self.unreadable: Dict[str, str] = {}  # reasons by file name, of all processes
         self.nonfinite_steps = 0
 
     def run_step(self) -> None:
         """
         Raises:
-            UnreadableImage, NonFinite: more of them than allowed.
+            TooManyUnreadable, NonFinite: more of them than allowed.
         """
+        start = time.perf_counter()
+        batches = [next(self._data_loader_iter) for _ in range(self.accumulate_steps)]
+        data_time = time.perf_counter() - start
+        self._count_unreadable(batches)
         self.optimizer.zero_grad()
         losses: Dict[str, torch.Tensor] = defaultdict(float)
-        batches: List[List[Dict[str, Any]]] = []
-        data_time = 0.0
-        for number in range(self.accumulate_steps):
-            start = time.perf_counter()
-            batch = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
-            self._count_unreadable(batch)
-            batches.append(batch)
+        for number, batch in enumerate(batches):
             seed_all(self.seed, comm.get_rank(), self.iter, number)
             is_last = number == self.accumulate_steps - 1
             # Gradients are summed over processes once, with the last batch.
             with nullcontext() if is_last or comm.get_world_size() == 1 else self.model.no_sync():
                 for name, loss in self._backward(batch).items():
                     losses[name] = losses[name] + loss.detach() / self.accumulate_steps
-        self.images_seen += sum(map(len, batches)) * comm.get_world_size()
         self.after_backward()
 
         if self.grad_scaler.is_enabled():
             self.grad_scaler.unscale_(self.optimizer)
-        culprits = self._nonfinite(losses)
+        culprits = self._bad_losses(losses)
+        # The scaler of half precision finds its scale by overflowing gradients now and then.
+        is_normal = (
+            not culprits and self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1
+        )
+        culprits = culprits or self._bad_gradients()
         if culprits:
-            self._skip(culprits, batches)
-            return
-        self._write_metrics(losses, data_time)
-        self.grad_scaler.step(self.optimizer)  # skips by itself where half precision overflows
-        self.grad_scaler.update()
+            self._skip(culprits, batches, is_normal)
+        else:
+            self._write_metrics(losses, data_time)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        self.images_seen += sum(map(len, batches)) * comm.get_world_size()
 
     def _backward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
         with torch.autocast(
@@ -114,24 +121,29 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.scale(total).backward()
         return losses
 
-    def _count_unreadable(self, batch: List[Dict[str, Any]]) -> None:
-        for item in batch:
-            for reason in item.pop(SKIPPED, ()):
-                if reason not in self.unreadable:
-                    self.unreadable.append(reason)
-                    logger.warning("skipped, unreadable image %d: %s", len(self.unreadable), reason)
+    def _count_unreadable(self, batches: List[List[Dict[str, Any]]]) -> None:
+        met: Dict[str, str] = {}
+        for item in itertools.chain(*batches):
+            met.update(item.pop(SKIPPED, {}))
+        # All processes count the same, so that all of them stop in the same iteration.
+        for part in comm.all_gather(met):
+            for file_name, reason in part.items():
+                if file_name not in self.unreadable:
+                    self.unreadable[file_name] = reason
+                    number = len(self.unreadable)
+                    logger.warning("skipped, unreadable image %d: %s", number, reason)
         if len(self.unreadable) > self.max_unreadable:
-            raise UnreadableImage(unreadable_message(self.unreadable, self.max_unreadable))
+            raise TooManyUnreadable(unreadable_message(self.unreadable, self.max_unreadable))
 
-    def _nonfinite(self, losses: Dict[str, torch.Tensor]) -> List[str]:
-        """What is infinite or NaN: losses of any process, else parameters' gradients. The same in all processes."""
+    def _bad_losses(self, losses: Dict[str, torch.Tensor]) -> List[str]:
+        """What is infinite or NaN of the losses of any process; the same in all processes."""
         bad = [
             f"{name} is {float(loss)}" for name, loss in losses.items() if not loss.isfinite().all()
         ]
-        if comm.get_world_size() > 1:
-            bad = sorted(set(sum(comm.all_gather(bad), [])))
-        if bad or self._overflow_is_normal():
-            return bad
+        return sorted(set(sum(comm.all_gather(bad), [])))
+
+    def _bad_gradients(self) -> List[str]:
+        """The first parameter whose gradient is infinite or NaN; the same in all processes."""
         # Summed over processes already, hence the same in all of them.
         named = [(n, p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
         largest = torch._foreach_norm([gradient for _, gradient in named], float("inf"))
@@ -142,20 +154,22 @@ class TrainStep(SimpleTrainer):
         more = f" and of {len(names) - 1} other parameters" if len(names) > 1 else ""
         return [f"the gradient of {names[0].removeprefix('module.')}{more} is not finite"]
 
-    def _overflow_is_normal(self) -> bool:
-        """The scaler of half precision finds its scale by overflowing now and then."""
-        return self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1
-
-    def _skip(self, culprits: List[str], batches: List[List[Dict[str, Any]]]) -> None:
+    def _skip(
+        self, culprits: List[str], batches: List[List[Dict[str, Any]]], is_normal: bool
+    ) -> None:
         images = [
-            str(item.get("image_id", item.get("file_name"))) for batch in batches for item in batch
+            str(item.get("image_id", item.get("file_name"))) for item in itertools.chain(*batches)
         ]
         images = sum(comm.all_gather(images), [])
         message = f"iteration {self.iter}: {', '.join(culprits)}; image ids {', '.join(images)}"
         self.optimizer.zero_grad()
         if self.grad_scaler.is_enabled():
             self.grad_scaler.update()
+        if is_normal:
+            logger.info("skipped, loss scale is now %g: %s", self.grad_scaler.get_scale(), message)
+            return
         polluted = [n for n, b in self.model.named_buffers() if not b.isfinite().all()]
+        polluted = sum(comm.all_gather(polluted), [])
         if polluted:
             raise SpoiltStatistics(
                 f"{message}; the running statistics {polluted[0]} are spoilt, go on from the last checkpoint "
@@ -170,7 +184,13 @@ class TrainStep(SimpleTrainer):
             )
 
     def state_dict(self) -> Dict[str, Any]:
-        state = {**super().state_dict(), "seed": self.seed, "images_seen": self.images_seen}
+        state = {
+            **super().state_dict(),
+            "seed": self.seed,
+            "images_seen": self.images_seen,
+            "unreadable": dict(self.unreadable),
+            "nonfinite_steps": self.nonfinite_steps,
+        }
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
@@ -178,6 +198,8 @@ class TrainStep(SimpleTrainer):
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.images_seen = state_dict.get("images_seen", 0)
+        self.unreadable = dict(state_dict.get("unreadable", {}))
+        self.nonfinite_steps = state_dict.get("nonfinite_steps", 0)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if isinstance(self.data_loader, ResumableLoader):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data import transforms as T
@@ -24,7 +25,6 @@ from rpe_d2.data import (
     NameUnreadable,
     PixelLabelMapper,
     ResumableLoader,
-    UnreadableImage,
     additional_augmentations,
     build_resumable_train_loader,
 )
@@ -34,6 +34,7 @@ from .checkpoint import AVERAGED, ModelCheckpointer
 from .hooks import (
     AverageWeights,
     BestModel,
+    FixedPreciseBN,
     ResumedEvaluation,
     StopOnSignal,
     TrainingStopped,
@@ -41,7 +42,7 @@ from .hooks import (
     averaged_copy,
     mean_losses,
 )
-from .train_step import PRECISIONS, NonFinite, SpoiltStatistics, TrainStep
+from .train_step import PRECISIONS, NonFinite, SpoiltStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
@@ -101,21 +102,26 @@ class Trainer(DefaultTrainer):
         """Detectron2's, and those the configuration asks for, in the order in which they act after a step."""
         cfg, test = self.cfg, self.cfg.TEST
         is_main = comm.is_main_process()
-        stop = StopOnSignal()
+        self._stop = stop = StopOnSignal()
 
         def evaluate() -> Dict[str, Any]:
+            share_buffers(self.trained_model)
             self._last_eval_results = stop.evaluate(lambda: self.test(cfg, self.trained_model))
             return self._last_eval_results
 
         def validate() -> Dict[str, float]:
+            share_buffers(self.trained_model)
             return stop.evaluate(lambda: self.validation_losses(cfg, self.trained_model))
 
         train_hooks = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.averaged:
             train_hooks.append(AverageWeights(self.averaged, unwrapped(self.model)))
         if test.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            loader, steps = self.build_train_loader(cfg), test.PRECISE_BN.NUM_ITER
-            train_hooks.append(hooks.PreciseBN(test.EVAL_PERIOD, self.model, loader, steps))
+            here = cfg.clone()
+            here.defrost()
+            here.DATALOADER.NUM_WORKERS = 0
+            loader, steps = self.build_train_loader(here), test.PRECISE_BN.NUM_ITER
+            train_hooks.append(FixedPreciseBN(test.EVAL_PERIOD, self.model, loader, steps))
         # Saved before they are evaluated: a failing evaluation costs nothing.
         if is_main:
             period = cfg.SOLVER.CHECKPOINT_PERIOD
@@ -128,6 +134,7 @@ class Trainer(DefaultTrainer):
             evaluations.append(
                 BestModel(test.EVAL_PERIOD, self.checkpointer, test.BEST_METRIC, patience)
             )
+        self._evaluations = evaluations
         train_hooks += evaluations
         if is_main:
             train_hooks.append(hooks.PeriodicWriter(self.build_writers(), period=20))
@@ -139,43 +146,67 @@ class Trainer(DefaultTrainer):
             writers.append(WandbWriter(self.cfg))
         return writers
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.averaged and self.averaged.n_averaged == 0:
+            # Nothing is averaged yet, but the copy was made before the weights were loaded.
+            self.averaged.module.load_state_dict(unwrapped(self.model).state_dict())
+
     def train(self) -> None:
         """Trains to the last iteration, or until something asks to stop.
 
         Raises:
             TrainingStopped: by a signal, or because nothing improves; the state is saved.
-            UnreadableImage, NonFinite: more of them than allowed; a single process saves its state.
+            UnreadableImage, NonFinite: more of them than allowed; the state before the iteration is saved.
             DeadWorker: a process that reads data died, which may be noticed in the middle of an update: nothing is
                 saved.
         """
+        with self._stop.installed():
+            try:
+                super().train()
+            except TrainingStopped as stop:
+                saved = self.save_state(self.iter)
+                text = f"stopped after iteration {min(self.iter, self.max_iter - 1)}: {stop}{saved}"
+                raise TrainingStopped(text, stop.signal_number) from None
+            except RuntimeError as error:
+                loader = self.data_loader
+                dead = isinstance(loader, ResumableLoader) and loader.dead_worker(error)
+                if dead:
+                    raise dead from error
+                raise
+
+    def run_step(self) -> None:
+        self._trainer.iter = self.iter
         try:
-            super().train()
-        except TrainingStopped as stop:
-            saved = self.save_state(self.iter)
-            text = f"stopped after iteration {min(self.iter, self.max_iter - 1)}: {stop}{saved}"
-            raise TrainingStopped(text, stop.signal_number) from None
-        except (UnreadableImage, NonFinite) as error:
-            # The iteration is not finished. Of several processes, the others may be anywhere.
-            if comm.get_world_size() == 1 and not isinstance(error, SpoiltStatistics):
-                self.iter -= 1
-                logger.error("stopped%s", self.save_state(self.iter))
+            self._trainer.run_step()
+        except SpoiltStatistics:
             raise
-        except RuntimeError as error:
-            loader = self.data_loader
-            dead = isinstance(loader, ResumableLoader) and loader.dead_worker(error)
-            if dead:
-                raise dead from error
+        except (TooManyUnreadable, NonFinite):
+            # All processes are here, with the weights of the iteration before.
+            self.iter -= 1
+            logger.error("stopped%s", self.save_state(self.iter))
             raise
 
+    def after_train(self) -> None:
+        # Detectron2's evaluates also where the last iteration has failed, and its other processes may not.
+        finished = self.iter >= self.max_iter
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if finished or hook not in self._evaluations:
+                hook.after_train()
+
     def save_state(self, iteration: int) -> str:
-        """Saves the training after an iteration, if it has begun and is not saved yet; says so in words."""
+        """Saves the training after an iteration, if it has begun and is not saved yet; says so in words.
+
+        To be called by all processes: none goes on, and maybe ends, before the file is complete.
+        """
         if not self.start_iter <= iteration < self.max_iter:
             return ""
         name = f"model_{iteration:07d}"
-        path = Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
-        if not path.exists():
+        if self.checkpointer.last_saved != name:
             self.checkpointer.save(name, iteration=iteration)
-        return f"; saved {path}, go on with --resume"
+        comm.synchronize()
+        return f"; saved {Path(self.cfg.OUTPUT_DIR) / name}.pth, go on with --resume"
 
     @classmethod
     def validation_losses(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, float]:
@@ -252,6 +283,13 @@ def distributed(model: nn.Module, find_unused_parameters: bool) -> nn.Module:
     )
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the first one's running statistics: those that a checkpoint holds."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
@@ -278,8 +316,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **options
         )
     elif solver.OPTIMIZER == "ADAMW":
-        # Fused, a step takes a third of the time on a CPU. On CUDA a fused step would see gradients that the scaler of
-        # mixed precision has not unscaled yet, and so would the clipping.
+        # Fused, a step takes a third of the time on a CPU.
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         optimizer = torch.optim.AdamW(parameters, fused=on_cpu, **options)
     else:

@@ -122,15 +122,16 @@ def test_images_that_repeat_are_augmented_differently():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_annotations_are_replaced_and_named(workers):
     made = loader(broken, workers=workers)
-    reasons, seen = set(), []
+    reasons, seen = {}, []
     for batch in itertools.islice(made, 12):
         assert len(batch) == 3
         for item in batch:
             seen.append(item["file_name"])
-            reasons.update(item.get("skipped", ()))
+            reasons.update(item.get("skipped", {}))
     assert not BROKEN & set(seen) and len(set(seen)) == COUNT - len(BROKEN)
-    assert {reason.split(":")[0] for reason in reasons} == BROKEN
-    assert all("KeyError: 'segmentation'" in reason for reason in reasons)
+    assert set(reasons) == BROKEN
+    for file_name, reason in reasons.items():
+        assert reason == f"{file_name}: KeyError: 'segmentation'"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -147,3 +148,9 @@ def test_a_dead_worker_names_its_file():
     dead = made.dead_worker(caught.value)
     assert isinstance(dead, DeadWorker) and "died while it read 5.png" in str(dead)
     assert made.dead_worker(RuntimeError("out of memory")) is None
+
+
+def test_a_data_set_without_any_readable_image_ends():
+    made = loader(all_broken, MAX_UNREADABLE=10**6)
+    with pytest.raises(UnreadableImage, match=f"unreadable images: {COUNT};"):
+        next(iter(made))

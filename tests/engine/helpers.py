@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,27 +46,33 @@ class Running(subprocess.Popen):
 
     def __init__(self, *args, **options):
         self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        super().__init__(*args, stdout=self._files[0], stderr=self._files[1], **options)
+        # A group of its own, which can be signalled as a whole.
+        super().__init__(
+            *args, stdout=self._files[0], stderr=self._files[1], start_new_session=True, **options
+        )
 
-    def finish(self, timeout=600) -> subprocess.CompletedProcess:
+    def finish(self, timeout=150) -> subprocess.CompletedProcess:
         """Waits for the end, and kills it where that does not come in time."""
         try:
             self.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.kill()
+            os.killpg(self.pid, signal.SIGKILL)
             raise
+        return subprocess.CompletedProcess(self.args, self.returncode, *self._texts())
+
+    def _texts(self) -> list:
         texts = []
         for file in self._files:
             file.seek(0)
             texts.append(file.read())
-        return subprocess.CompletedProcess(self.args, self.returncode, *texts)
+        return texts
 
-    def wait_for(self, path: Path, timeout=120) -> None:
-        """Waits until it has made a file."""
+    def wait_for(self, what, timeout=120) -> None:
+        """Waits until it has made a file (a path) or written a text."""
         end = time.time() + timeout
-        while not path.exists():
+        while not (what.exists() if isinstance(what, Path) else what in "".join(self._texts())):
             assert self.poll() is None, self.finish().stderr
-            assert time.time() < end, f"{path} did not appear"
+            assert time.time() < end, f"{what} did not appear"
             time.sleep(0.02)
 
 
@@ -81,7 +88,7 @@ def start_train_net(*arguments, launcher=(), **environment) -> Running:
     return Running(command, cwd=ROOT, env=variables)
 
 
-def train_net(*arguments, timeout=600, **options) -> subprocess.CompletedProcess:
+def train_net(*arguments, timeout=150, **options) -> subprocess.CompletedProcess:
     """tools/train_net.py, done."""
     return start_train_net(*arguments, **options).finish(timeout)
 

@@ -141,8 +141,5 @@ def test_processes_are_timed_and_more_are_predicted(tmp_path: Path, capfd) -> No
 
 
 def test_predicted_seconds_of_a_ring() -> None:
-    model = {"compute_seconds": 1.0, "bytes_all_reduced": 8e6, "bytes_per_second": 4e6}
-    assert predicted_seconds(1, {**model, "hidden_fraction": 0.0}) == 1
-    # 2 x 3/4 of 8 MB at 4 MB/s: 3 s
-    assert predicted_seconds(4, {**model, "hidden_fraction": 0.0}) == pytest.approx(4)
-    assert predicted_seconds(4, {**model, "hidden_fraction": 0.5}) == pytest.approx(2.5)
+    model = {"compute_seconds": 1.0, "exchange_seconds": 0.2}
+    assert [predicted_seconds(n, model) for n in (1, 2, 4)] == pytest.approx([1.0, 1.2, 1.3])

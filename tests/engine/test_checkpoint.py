@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, the newest that can be read, nothing in them that runs."""
 
 import io
+import os
 import pickle
 import re
 import subprocess
@@ -229,3 +230,56 @@ def test_nothing_that_acts_can_be_asked_for():
         code = f"c{module}\n{name}\n.".encode()
         with pytest.raises(pickle.UnpicklingError, match=f"asks for {module}.{re.escape(name)}"):
             load_arrays(io.BytesIO(code))
+
+
+def reduced(function: bytes, arguments: bytes) -> bytes:
+    """A pickle that calls a function."""
+    return b"\x80\x02c" + function + arguments + b"R."
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        # numpy.ndarray((1,), "O", b"A" * 8): an array of pointers into memory of the attacker's choice
+        (reduced(b"numpy\nndarray\n", b"(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt"), "broken"),
+        (reduced(b"numpy\ndtype\n", b"X\x02\x00\x00\x00O8\x85"), "type O8"),
+        (reduced(b"numpy\ndtype\n", b"X\x05\x00\x00\x00i4,O8\x85"), "type i4,O8"),
+        (reduced(b"_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86"), "encoding zip"),
+        (
+            reduced(
+                b"numpy.core.multiarray\n_reconstruct\n",
+                b"ccollections\nOrderedDict\nK\x00\x85C\x01b\x87",
+            ),
+            "kind of array",
+        ),
+    ],
+)  # fmt: skip
+def test_arrays_of_pointers_cannot_be_made(code, message):
+    with pytest.raises(pickle.UnpicklingError, match=message):
+        load_arrays(io.BytesIO(code))
+
+
+def test_an_array_larger_than_its_data_is_refused():
+    whole = pickle.dumps(np.arange(6, dtype=np.int32).reshape(2, 3), 2)
+    assert load_arrays(io.BytesIO(whole)).tolist() == [[0, 1, 2], [3, 4, 5]]
+    state = whole.replace(b"K\x02K\x03\x86", b"K\x63K\x63\x86")  # of shape (99, 99)
+    assert state != whole
+    with pytest.raises(pickle.UnpicklingError, match="broken"):
+        load_arrays(io.BytesIO(state))
+
+
+def test_the_checkpoint_before_is_the_one_written_before(tmp_path):
+    """A run that ended, was extended and lost its last checkpoint does not go back to the earlier end."""
+    saved(tmp_path, 1.0, 2.0)
+    (tmp_path / "model_0000001.pth").rename(tmp_path / "model_final.pth")
+    os.utime(tmp_path / "model_final.pth", (1, 1))
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    assert resumed(tmp_path) == (1.0, 0)
+
+
+def test_what_a_killed_process_left_behind_is_removed(tmp_path):
+    saved(tmp_path, 1.0)
+    leftover = tmp_path / "model_0000001.pth.123.tmp"
+    leftover.write_bytes(b"half")
+    resumed(tmp_path)
+    assert not leftover.exists() and (tmp_path / "model_0000000.pth").exists()

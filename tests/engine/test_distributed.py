@@ -1,6 +1,8 @@
 """Several processes: started in any way they are one run, and they compute what one process computes."""
 
 import json
+import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,11 +15,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.data import PixelLabelMapper, seed_all
+from rpe_d2.data import PixelLabelMapper
 from rpe_d2.engine.launcher import launch
+from rpe_d2.engine.train_step import TrainStep
 from rpe_d2.engine.trainer import distributed
 from tests.conftest import ROOT
 from tests.engine.helpers import INSTANT, few_images, start_train_net, train_net
+from tests.engine.test_resume import assert_same_run
 
 OPTIONS = [
     "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "SEED", "5", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "3",
@@ -88,17 +92,51 @@ def test_srun_is_the_same_run(by_flags, options, tmp_path):
     assert_equal(weights(tmp_path), weights(by_flags))
 
 
-def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(by_flags, options, tmp_path):
+@pytest.mark.parametrize("receiver", ["launcher", "group", "second process"])
+def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(
+    receiver, by_flags, options, tmp_path
+):
     arguments = ["--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", tmp_path, *options]
     process = start_train_net("--config-file", INSTANT, *arguments, **ONE_THREAD)
     process.wait_for(tmp_path / "model_0000002.pth")
-    process.send_signal(signal.SIGTERM)
+    if receiver == "launcher":
+        process.send_signal(signal.SIGTERM)
+    elif receiver == "group":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        os.kill(training_processes(process.pid)[1], signal.SIGTERM)
     stopped = process.finish(120)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert "go on with --resume" in stopped.stderr
+    path = re.search(r"; saved (\S+), go on with --resume", stopped.stderr)[1]
+    torch.load(path, weights_only=True)
+    if receiver == "group":
+        return  # what follows is the same
     done = train_net("--config-file", INSTANT, "--resume", *arguments, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert_equal(weights(tmp_path), weights(by_flags))
+    assert_same_run(tmp_path, by_flags)
+
+
+def training_processes(parent: int) -> list:
+    """Process ids of the children that train, by rank."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    return sorted(pid for pid, command in commands.items() if "spawn_main" in command)
+
+
+def test_two_processes_that_diverge_stop_together_with_a_checkpoint(options, tmp_path):
+    done = train_net(
+        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", *options, "OUTPUT_DIR", tmp_path,
+        "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", False,
+        "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_NONFINITE_STEPS", 1, "MODEL.RESNETS.NORM", "FrozenBN",
+        "TEST.EVAL_PERIOD", 0, **ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(set(errors)) == 1 and "SOLVER.MAX_NONFINITE_STEPS is 1" in errors[0]
+    saved = max(tmp_path.glob("model_*.pth"))
+    content = torch.load(saved, weights_only=True)
+    assert content["iteration"] == int(re.search(r"iteration (\d+):", errors[0])[1]) - 1
+    assert content["trainer"]["_trainer"]["nonfinite_steps"] == 2
 
 
 def assert_equal(found: dict, expected: dict) -> None:
@@ -125,8 +163,9 @@ def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by
     assert metrics[0] == metrics[1] and "segm_touching" in metrics[0]
 
 
-def gradients(images: range, device: str) -> dict:
-    """Gradients of PixelEmbeddingNet on some images; of several processes, each on its share."""
+def gradients(images: range, device: str, accumulate: int = 1) -> dict:
+    """Gradients of PixelEmbeddingNet in a step on some images; of several processes, each on its share."""
+    torch.backends.cudnn.allow_tf32 = False
     cfg = get_cfg()
     add_rpe_config(cfg)
     cfg.merge_from_file(str(ROOT / INSTANT))
@@ -140,40 +179,51 @@ def gradients(images: range, device: str) -> dict:
     model = distributed(build_model(cfg), find_unused_parameters=False)
     mapper = PixelLabelMapper(cfg, is_train=True, augmentations=[])
     dicts = DatasetCatalog.get("shapes_train")
-    rank, world_size = comm.get_rank(), comm.get_world_size()
+    own = [mapper(dicts[i]) for i in images[comm.get_rank() :: comm.get_world_size()]]
+    batches = [own[number::accumulate] for number in range(accumulate)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = TrainStep(model, batches, optimizer, seed=0, accumulate_steps=accumulate)
+    step.iter = 0
     with EventStorage():
-        seed_all(0)
-        losses = model([mapper(dicts[i]) for i in images[rank::world_size]])
-    sum(losses.values()).backward()
+        step.run_step()
     return {
         name.removeprefix("module."): parameter.grad.cpu()
         for name, parameter in model.named_parameters()
     }
 
 
-def save_gradients(images: range, device: str, path: str) -> None:
+def save_gradients(images: range, device: str, accumulate: int, path: str) -> None:
     torch.set_num_threads(1)
-    found = gradients(images, device)
+    found = gradients(images, device, accumulate)
     if comm.is_main_process():
         torch.save(found, path)
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs two GPUs"),
-        ),
-    ],
-)
-def test_gradients_of_two_processes_equal_those_of_one(device, tmp_path):
-    images = range(2)
-    path = str(tmp_path / "gradients.pth")
-    launch(save_gradients, images, device, path, device=device, processes=2)
-    expected, found = gradients(images, device), torch.load(path, weights_only=True)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
-    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.01
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs two GPUs"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_of_processes_and_accumulated_batches_equal_those_of_one_batch(device, tmp_path):
+    """Of PixelEmbeddingNet: a batch of 4; 2 accumulated batches; 2 processes; 2 processes with 2 batches each."""
+    images = range(4)
+    expected = gradients(images, device)
+    for part in ("backbone", "embedding_head.voter", "embedding_head.classifier", "quality_head"):
+        of_part = [g for name, g in expected.items() if name.startswith(part)]
+        assert max(float(gradient.abs().max()) for gradient in of_part) > 1e-3, part
+    found = {"accumulated": gradients(images, device, accumulate=2)}
+    for accumulate in (1, 2):
+        path = str(tmp_path / f"{accumulate}.pth")
+        launch(save_gradients, images, device, accumulate, path, device=device, processes=2)
+        found[f"2 processes, {accumulate} batches"] = torch.load(path, weights_only=True)
+    for form, of_form in found.items():
+        assert of_form.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(
+                of_form[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{form}: {name}"
+            )

@@ -1,16 +1,20 @@
 """Averaged weights, validation loss and the writer for Weights & Biases."""
 
+import os
+import pickle
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.engine.hooks import averaged_copy, mean_losses
+from rpe_d2.engine.checkpoint import ModelCheckpointer
+from rpe_d2.engine.hooks import BestModel, StopOnSignal, TrainingStopped, averaged_copy, mean_losses
 from rpe_d2.engine.wandb_writer import WandbWriter
 
 
@@ -52,6 +56,7 @@ class Losses(nn.Module):
     def forward(self, batch):
         assert self.training
         y = self.net(torch.stack([item["x"] for item in batch]))
+        get_event_storage().put_scalar("accuracy_in_training", 1.0)
         return {"loss_a": (y**2).mean(), "loss_b": self.dropout(y).abs().mean()}
 
 
@@ -61,7 +66,9 @@ def test_validation_leaves_the_model_alone_and_repeats_itself():
     loader = [[{"x": torch.randn(3)} for _ in range(count)] for count in (2, 1, 3)]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    first, second = mean_losses(model, loader), mean_losses(model, loader)
+    with EventStorage() as storage:
+        first, second = mean_losses(model, loader), mean_losses(model, loader)
+        assert storage.latest() == {}
     assert first == second and set(first) == {"total_loss", "loss_a", "loss_b"}
     assert first["total_loss"] == pytest.approx(first["loss_a"] + first["loss_b"])
     assert [module.training for module in model.modules()] == modes
@@ -70,6 +77,71 @@ def test_validation_leaves_the_model_alone_and_repeats_itself():
     model.net.eval()  # the mean over images, by hand
     values = [float((model.net(item["x"][None]) ** 2).mean()) for batch in loader for item in batch]
     assert first["loss_a"] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
+class Run:
+    """As much of a trainer as the hooks look at."""
+
+    def __init__(self, start_iter=0):
+        self.start_iter = start_iter
+        self.max_iter = 100
+        self.iter = start_iter
+        self.storage = EventStorage(start_iter)
+
+
+def best_model(folder, metric="segm/AP", start_iter=0):
+    hook = BestModel(1, ModelCheckpointer(network(), str(folder), complete=True), metric, 0)
+    hook.trainer = Run(start_iter)
+    hook.before_train()
+    return hook
+
+
+def evaluated(hook, score, metric="segm/AP"):
+    """Whether the hook has taken a model with this score for the best."""
+    run = hook.trainer
+    run.storage.put_scalar(metric, score, smoothing_hint=False)
+    hook.after_step()
+    is_best = hook.best_iteration == run.iter
+    run.iter = run.storage.iter = run.iter + 1
+    return is_best
+
+
+def test_the_best_score_outlives_a_resume(tmp_path):
+    hook = best_model(tmp_path)
+    assert [evaluated(hook, score) for score in (7.0, 10.0, 9.0)] == [True, True, False]
+    resumed = best_model(tmp_path, start_iter=3)
+    assert [evaluated(resumed, score) for score in (9.5, 11.0)] == [False, True]
+    content = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert content["best"] == 11.0 and content["iteration"] == 4
+    assert not (tmp_path / "last_checkpoint").exists()  # a resume goes on from the last model
+
+
+@pytest.mark.parametrize(
+    "metric", ["validation/total_loss", "validation/loss_pair", "validation/loss_sem_seg"]
+)
+def test_of_losses_the_smallest_is_the_best(metric, tmp_path):
+    hook = best_model(tmp_path, metric)
+    found = [evaluated(hook, score, metric) for score in (3.0, 4.0, 2.0)]
+    assert found == [True, False, True]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps({"best": 1})])
+def test_a_broken_best_model_is_named_and_replaced(content, tmp_path, caplog):
+    (tmp_path / "model_best.pth").write_bytes(content)
+    hook = best_model(tmp_path, start_iter=3)
+    assert "model_best.pth is not read" in caplog.text
+    assert evaluated(hook, 1.0)
+
+
+def test_one_signal_that_arrives_twice_counts_once(capfd):
+    stop = StopOnSignal()
+    with stop.installed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(TrainingStopped, match="SIGTERM"):
+            stop.after_step()
+    assert capfd.readouterr().err.count("SIGTERM: ending after this iteration") == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def wandb_cfg(folder: Path):

@@ -2,7 +2,12 @@
 
 import pytest
 
-from rpe_d2.engine.launcher import Process, first_host, process_of_cluster
+from rpe_d2.engine.launcher import (
+    Process,
+    check_meeting_point,
+    first_host,
+    process_of_cluster,
+)
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
@@ -62,3 +67,13 @@ def test_srun_with_unequal_machines():
 )
 def test_first_host(nodes, host):
     assert first_host(nodes) == host
+
+
+@pytest.mark.parametrize(
+    "url", ["auto", "tcp://127.0.0.1:1234", "tcp://localhost:1", "tcp://[::1]:1"]
+)
+def test_several_machines_need_an_address_to_meet_at(url):
+    with pytest.raises(ValueError, match="--num-machines 2 give the first machine's address"):
+        check_meeting_point(2, url)
+    check_meeting_point(1, url)
+    check_meeting_point(2, "tcp://10.0.0.1:1234")
