@@ -138,7 +138,7 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.RETURN_PROPOSALS = False
     # PixelEmbeddingNet also returns "sem_seg", the class scores (K + 1, H, W), background last.
     rpe.RETURN_SEM_SEG = False
-    # M of the (N, M, M) proposal masks relative to their boxes.
+    # M of the (N, M, M) proposal masks relative to their boxes; in proposals for boxes alone few will do.
     rpe.PROPOSAL_MASK_SIZE = 112
 
     # ---- MeanShiftProposalGenerator: what differs from the keys above, which hold for the rest (with one class)
@@ -151,6 +151,8 @@ def add_rpe_config(cfg: CN) -> None:
     proposals.SCALES = [0.5, 1.0, 2.0]
     # In place of MEAN_SHIFT.MAX_KEYS.
     proposals.MAX_KEYS = 1024
+    # In place of RPE.MAX_GROUPS, for each level and scale.
+    proposals.MAX_GROUPS = 100
     # Of two proposals whose "mask"s or "box"es overlap by more than this IoU the worse one is dropped.
     proposals.NMS_TYPE = "mask"
     proposals.NMS_THRESH = 0.7

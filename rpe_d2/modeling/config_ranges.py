@@ -31,6 +31,7 @@ _RANGES = {
     "RPE.PROPOSAL_MASK_SIZE": (1, math.inf),
     "RPE.PROPOSALS.NUM_LEVELS": (1, math.inf),
     "RPE.PROPOSALS.MAX_KEYS": (1, math.inf),
+    "RPE.PROPOSALS.MAX_GROUPS": (1, math.inf),
     "RPE.PROPOSALS.NMS_THRESH": (0, 1),
     "RPE.PROPOSALS.PRE_NMS_TOPK": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (1, math.inf),

@@ -40,7 +40,7 @@ class EmbeddingMaps(NamedTuple):
 class EmbeddingHead(nn.Module):
     """Sums the backbone's maps at one stride and predicts per pixel (Kong & Fowlkes, CVPR 2018, section 5).
 
-    Every input map is convolved at its own resolution, resized to the finest one's and summed (Panoptic FPN's semantic
+    Every input map is convolved at its own resolution, resized to one and summed (Panoptic FPN's semantic
     branch). Shared 3x3 convolutions follow there, where a kernel sees much context at little cost; then one 3x3
     convolution for each prediction at the output stride, and 1x1 predictors. Maps finer than stride 4, such as the
     picture that ``build_guided_backbone`` passes on, are added only to what those see: they sharpen boundaries.
@@ -88,7 +88,13 @@ class EmbeddingHead(nn.Module):
         self.trunk_stride = max(stride, self.finest_stride)
         self.lateral = nn.ModuleDict(
             {
-                name: _conv(input_shape[name].channels, conv_dim, 3, norm)
+                name: _conv(
+                    input_shape[name].channels,
+                    conv_dim,
+                    3,
+                    norm,
+                    max(1, self.trunk_stride // input_shape[name].stride),
+                )
                 for name in self.in_features
             }
         )

@@ -8,6 +8,7 @@ from torch import nn
 
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 BANDWIDTH_MODES = ("fixed", "learned", "margin")
 
 ShiftedPoints = Tuple[torch.Tensor, torch.Tensor]
@@ -126,6 +127,17 @@ class MeanShiftLayer(nn.Module):
         )
         return [self._with_positions(step, positions) for step in steps]
 
+    def key_index(self, is_key: torch.Tensor) -> torch.Tensor:
+        """Which of the points (N,) bool define the density: all, or ``max_keys`` evenly chosen ones; (M,) int64."""
+        index = torch.nonzero(is_key).squeeze(1)
+        if len(index) <= self.max_keys:
+            return index
+        # One of each of max_keys runs of points, by the golden ratio somewhere in it: always the first of each would
+        # lie on a few columns of the picture.
+        run = torch.arange(self.max_keys, device=index.device, dtype=torch.float64)
+        place = (run + (run * _GOLDEN_RATIO).frac()) * (len(index) / self.max_keys)
+        return index[place.long().clamp(max=len(index) - 1)]
+
     def settle(
         self,
         x: torch.Tensor,
@@ -140,18 +152,15 @@ class MeanShiftLayer(nn.Module):
             x: (N, D) unit vectors.
             positions: (N, 2) in pixels.
             sizes: (N,) of the points' instances, in pixels.
-            is_key: (N,) bool: points that define the density; at most ``max_keys`` of them, evenly chosen, do.
+            is_key: (N,) bool: points that may define the density, see :meth:`key_index`.
             scale: factor of both bandwidths.
 
         Returns:
             (embeddings (N, D), positions (N, 2)) before the first and after each loop.
         """
-        key_index = torch.nonzero(is_key).squeeze(1)
+        key_index = self.key_index(is_key)
         if len(key_index) == 0:
             return [(x, positions)]
-        if len(key_index) > self.max_keys:
-            step = torch.arange(self.max_keys, device=x.device) * len(key_index)
-            key_index = key_index[step // self.max_keys]
         follows = torch.ones_like(is_key)
         follows[key_index] = False
         follower_index = torch.nonzero(follows).squeeze(1)

@@ -154,24 +154,27 @@ class PixelGrouping(nn.Module):
         votes = maps.votes[index].flatten(1)[:, active].T
         sizes = maps.sizes[index].flatten()[active]
         if self.grouping == "kmeans":
-            labels = self._kmeans(x[is_key], votes[is_key], sizes[is_key], shift, num_instances)
+            seeds = torch.nonzero(is_key).squeeze(1)
+            labels = self._kmeans(x[seeds], votes[seeds], sizes[seeds], shift, num_instances)
         else:
+            seeds = shift.key_index(is_key)
             x, votes = shift.settle(x, votes, sizes, is_key, scale)[-1]
             # Fixed positions say where a pixel is, not what it belongs to: only votes enter.
             labels = cluster_embeddings(
-                x[is_key],
+                x[seeds],
                 self.merge_cosine,
-                positions=votes[is_key] if shift.shift_positions else None,
-                max_distance=self._reach(shift, sizes[is_key], scale),
+                positions=votes[seeds] if shift.shift_positions else None,
+                max_distance=self._reach(shift, sizes[seeds], scale),
             )
-        x_keys = x[is_key]
-        areas = torch.bincount(labels)  # falling
-        num_groups = int((areas * maps.stride**2 >= self.min_area).sum().clamp(max=self.max_groups))
+        cell_area = maps.stride**2 * is_key.sum() / max(len(seeds), 1)  # that a seed stands for
+        areas = torch.bincount(labels) * cell_area  # falling
+        num_groups = int((areas >= self.min_area).sum().clamp(max=self.max_groups))
         if num_groups == 0:
             return foreground.new_zeros(0, *size), foreground.new_zeros(0)
         kept = labels < num_groups
-        modes = F.normalize(_means(x_keys[kept], labels[kept], num_groups), dim=1)
-        where = _means(votes[is_key][kept], labels[kept], num_groups)
+        members, labels = seeds[kept], labels[kept]
+        modes = F.normalize(_means(x[members], labels, num_groups), dim=1)
+        where = _means(votes[members], labels, num_groups)
         affinity = shift.affinity(x, votes, sizes, modes, where, scale)
         membership = affinity.softmax(dim=1)
         nearest = membership.argmax(dim=1)

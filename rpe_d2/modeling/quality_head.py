@@ -46,9 +46,9 @@ class QualityHead(nn.Module):
         weights = soft_masks.flatten(1)  # (R, h * w)
         mass = weights.sum(dim=1).clamp(min=1e-6)
         # The ring around a mask tells whether it stops where the object does.
-        ring = (
-            F.max_pool2d(soft_masks.unsqueeze(1), 5, stride=1, padding=2).squeeze(1) - soft_masks
-        ).flatten(1)
+        grown = F.max_pool2d(soft_masks.unsqueeze(1), (5, 1), stride=1, padding=(2, 0))
+        grown = F.max_pool2d(grown, (1, 5), stride=1, padding=(0, 2)).squeeze(1)
+        ring = (grown - soft_masks).flatten(1)
         pooled = [
             weight @ features.flatten(1).T / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
             for weight in (weights, ring)

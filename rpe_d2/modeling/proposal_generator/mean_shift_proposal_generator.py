@@ -271,6 +271,7 @@ def _class_agnostic(cfg: CfgNode) -> CfgNode:
     rpe.NUM_CLASSES = 1
     rpe.STRIDE = proposals.STRIDE
     rpe.SEM_SEG_LOSS_STRIDE = proposals.STRIDE
+    rpe.MAX_GROUPS = proposals.MAX_GROUPS
     cfg.MODEL.MEAN_SHIFT.TEST_SCALES = proposals.SCALES
     cfg.MODEL.MEAN_SHIFT.MAX_KEYS = proposals.MAX_KEYS
     return cfg
