@@ -3,8 +3,9 @@
 import inspect
 import json
 import re
+import statistics
 from pathlib import Path
-from typing import List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from detectron2.config import get_cfg
 
@@ -77,6 +78,57 @@ def _scores(record: dict, task: str, names: Tuple[str, ...]) -> List[str]:
     return ["–" if value is None else f"{value:.1f}" for value in values]
 
 
+def proposals_table(folder: Path) -> str:
+    """Markdown table of the run records of proposals in a folder: one row a configuration, mean and range over seeds."""
+    groups: Dict[str, List[dict]] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        title = run_title(record["config"], record["overrides"])
+        groups.setdefault(title, []).append(record)
+    masks = ["AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60"]
+    boxes = ["AR@10", "AR@100", "AR@1000"]
+    names = [f"mask {name}" for name in masks] + [f"box {name}" for name in boxes] + ["mask AP"]
+    rows = [
+        f"| run | {' | '.join(names)} | seeds | iterations | minutes a run |",
+        "|" + "---|" * (len(names) + 4),
+    ]
+    for title, records in sorted(groups.items()):
+        cells = [
+            _over_seeds([_proposal_scores(record, "segm").get(name) for record in records])
+            for name in masks
+        ]
+        cells += [
+            _over_seeds([_proposal_scores(record, "bbox").get(name) for record in records])
+            for name in boxes
+        ]
+        cells.append(
+            _over_seeds([record["metrics"].get("segm", {}).get("AP") for record in records])
+        )
+        filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
+        minutes = statistics.mean(record["seconds"] for record in records) / 60
+        seeds = ", ".join(sorted(str(record["seed"]) for record in records))
+        rows.append(
+            f"| {title}{' (masks: filled boxes)' if filled else ''} | {' | '.join(cells)} | {seeds} "
+            f"| {records[0]['iterations']} | {minutes:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def _proposal_scores(record: dict, task: str) -> dict:
+    found = [
+        scores for name, scores in record["metrics"].items() if name.startswith(f"proposals_{task}")
+    ]
+    return found[0] if found else {}
+
+
+def _over_seeds(values: List[Optional[float]]) -> str:
+    """Mean, and the range where there are several."""
+    if None in values:
+        return "–"
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+
+
 def benchmark_table(folder: Path) -> str:
     """Markdown table of the operator benchmarks in ``folder`` (``tools/benchmark.py``), by file name."""
     rows = [
@@ -136,6 +188,7 @@ def update_readme(text: str, results: Path) -> str:
         ("config keys", config_table()),
         ("results", results_table(results)),
         ("search", results_table(results, "search")),
+        ("proposals", proposals_table(results / "proposals")),
         ("benchmarks", benchmark_table(results)),
         ("processes", processes_table(results / "benchmark_processes.json")),
     ):

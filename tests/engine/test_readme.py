@@ -5,7 +5,7 @@ from pathlib import Path
 from detectron2.config import get_cfg
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.engine.readme import config_table, results_table, update_readme
+from rpe_d2.engine.readme import config_table, proposals_table, results_table, update_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +61,26 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
     row = "| a/run, MODEL.RPE.STRIDE 8 | 12.3 | 50.0 | 1.0 | 2.0 | 9.0 | 8.0 | 7 | 1.5 | 2 | here | 3 | abc "
     assert f"{row}| [b.json](results/sub/b.json) |" in results_table(tmp_path, "sub")
     assert "b.json" not in results_table(tmp_path)
+
+
+def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):
+    for seed, recall in ((1, 40.0), (2, 44.0), (3, 42.6)):
+        masks = {"AR@10": recall, "AR@100": 50.0, "AR@1000": 51.0, "R50@10": 60.0}
+        masks.update({f"R50@{n}": 61.0 for n in (20, 30, 60)})
+        record = {
+            "config": "configs/proposals/x.yaml",
+            "overrides": ["SEED", str(seed), "OUTPUT_DIR", f"out{seed}"],
+            "metrics": {"proposals_segm_of_filled_boxes": masks, "proposals_bbox": masks},
+            "iterations": 5,
+            "seconds": 60 * seed,
+            "seed": seed,
+        }
+        (tmp_path / f"{seed}.json").write_text(json.dumps(record))
+    _, _, row = proposals_table(tmp_path).splitlines()
+    assert row.startswith(
+        "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | 50.0 (50.0–50.0) |"
+    )
+    assert row.endswith("| – | 1, 2, 3 | 5 | 2.0 |")
 
 
 def test_every_recorded_result_is_complete():

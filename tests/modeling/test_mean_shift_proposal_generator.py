@@ -300,8 +300,12 @@ def test_limits_bound_what_is_suppressed_and_what_remains():
 def test_thousands_of_pixels_of_many_objects():
     """A picture of 1,024 px with 1,024 objects of noise-free embeddings and votes."""
     generator, _, _, _ = generator_and_maps(
-        "MODEL.RPE.PROPOSALS.STRIDE", 8, "MODEL.RPE.PROPOSALS.MAX_GROUPS", 1500,
-        "MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST", 300,
+        "MODEL.RPE.PROPOSALS.STRIDE",
+        8,
+        "MODEL.RPE.PROPOSALS.MAX_GROUPS",
+        1500,
+        "MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST",
+        300,
     )
     cells = torch.arange(128) // 4
     number = cells[:, None] * 32 + cells  # (128, 128)
