@@ -1,0 +1,237 @@
+"""Spatial propagation against its definition, in every backend."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rpe_d2.ops.propagation import DIRECTIONS, normalize_gates, spatial_propagation
+from tests.conftest import ROOT
+from tests.reference.propagation import matrix, propagate
+
+SHAPES = [
+    # shape of x, gates shared by the channels, connections
+    ((2, 3, 5, 7), False, 3),
+    ((1, 2, 6, 6), True, 3),
+    ((2, 2, 1, 4), False, 3),
+    ((1, 3, 5, 1), True, 3),
+    ((1, 1, 1, 1), True, 3),
+    ((2, 3, 5, 5), True, 1),
+    ((1, 2, 3, 8), False, 1),
+    ((0, 2, 3, 4), True, 3),
+]
+
+
+def inputs(shape, shared=False, connections=3, dtype=torch.float64, mode="softmax", device="cpu"):
+    batch, channels, height, width = shape
+    x = torch.randn(shape, dtype=dtype, device=device)
+    raw = torch.randn(
+        batch, 1 if shared else channels, 4 * connections, height, width, dtype=dtype, device=device
+    )
+    return x, normalize_gates(raw, mode, connections)
+
+
+def with_gradients(function, x, gates):
+    """Result of a function of both, and gradients of a fixed weighting of it."""
+    x, gates = x.detach().requires_grad_(), gates.detach().requires_grad_()
+    found = function(x, gates)
+    weights = torch.cos(torch.arange(found.numel(), device=x.device).to(x.dtype)).view(found.shape)
+    gradients = torch.autograd.grad(
+        (found * weights).sum(), (x, gates), allow_unused=True, materialize_grads=True
+    )
+    return found, *gradients
+
+
+@pytest.mark.parametrize("shape, shared, connections", SHAPES)
+@pytest.mark.parametrize("mode", ["softmax", "abs_sum"])
+def test_it_is_the_definition(shape, shared, connections, mode):
+    x, gates = inputs(shape, shared, connections, mode=mode)
+    found = with_gradients(lambda x, gates: spatial_propagation(x, gates, "none"), x, gates)
+    expected = with_gradients(propagate, x, gates)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_it_is_the_matrix_of_the_paper():
+    x, gates = inputs((1, 1, 4, 6))
+    table = matrix(gates[0, 0, :3])
+    expected = (table @ x[0, 0].T.reshape(-1)).reshape(6, 4).T
+    found = spatial_propagation(x, gates, "none")[0, 0, 0]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(table.sum(dim=1), torch.ones(24, dtype=torch.float64))
+    assert torch.equal(table, table.tril())
+
+
+@pytest.mark.parametrize("shape, shared, connections", SHAPES[:6])
+@pytest.mark.parametrize("merge", ["max", "mean", "none"])
+def test_gradients_are_those_of_finite_differences(shape, shared, connections, merge):
+    x, gates = inputs(shape, shared, connections)
+    x, gates = x.requires_grad_(), gates.detach().requires_grad_()
+    torch.autograd.gradcheck(lambda x, gates: spatial_propagation(x, gates, merge), (x, gates))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["softmax", "abs_sum", "clipped"])
+def test_constants_are_preserved_exactly(dtype, mode):
+    _, gates = inputs((2, 3, 9, 6), dtype=torch.float32, mode=mode)
+    x = torch.tensor([0.3, -7.1, 1e4]).view(1, 3, 1, 1).expand(2, 3, 9, 6).to(dtype)
+    found = spatial_propagation(x, gates.to(dtype), "none")
+    assert torch.equal(found, x.expand(4, *x.shape)) and found.dtype == dtype
+
+
+def test_results_stay_within_the_range_of_the_input():
+    x, gates = inputs((1, 4, 40, 60), dtype=torch.float32)
+    found = spatial_propagation(x, gates, "none")
+    assert (found.amax(dim=(0, 3, 4)) <= x.amax(dim=(2, 3)) + 1e-6).all()
+    assert (found.amin(dim=(0, 3, 4)) >= x.amin(dim=(2, 3)) - 1e-6).all()
+
+
+def test_masks_that_sum_to_one_still_do_after_the_mean():
+    x, gates = inputs((1, 5, 7, 8), shared=True)
+    found = spatial_propagation(x.softmax(dim=1), gates, "mean")
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 7, 8, dtype=torch.float64))
+
+
+def by_direction(gates):
+    return gates.unflatten(2, (4, -1))
+
+
+def test_a_flipped_image_flips_the_result():
+    x, gates = inputs((2, 3, 5, 7))
+    found = spatial_propagation(x, gates, "none")
+    parts = by_direction(gates)[:, :, [1, 0, 2, 3]].flip(-1)
+    parts[:, :, 2:] = parts[:, :, 2:].flip(3)  # previous and next column change places
+    flipped = spatial_propagation(x.flip(-1), parts.flatten(2, 3), "none")
+    torch.testing.assert_close(flipped[[1, 0, 2, 3]].flip(-1), found)
+
+
+def test_a_transposed_image_transposes_the_result():
+    x, gates = inputs((2, 3, 5, 7))
+    found = spatial_propagation(x, gates, "none")
+    parts = by_direction(gates)[:, :, [2, 3, 0, 1]].transpose(-1, -2)
+    turned = spatial_propagation(x.transpose(-1, -2), parts.flatten(2, 3), "none")
+    torch.testing.assert_close(turned[[2, 3, 0, 1]].transpose(-1, -2), found)
+
+
+def test_directions_are_in_the_order_of_their_names():
+    """One bright pixel in the middle, gates that pass everything on: a ray in each direction."""
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 2, 2] = 1
+    gates = torch.ones(1, 1, 4, 5, 5)
+    gates[:, :, :, 2, 2] = 0  # it keeps its own value
+    rays = dict(zip(DIRECTIONS, spatial_propagation(x, gates, "none")[:, 0, 0]))
+    assert rays["left to right"][2].tolist() == [0, 0, 1, 1, 1]
+    assert rays["right to left"][2].tolist() == [1, 1, 1, 0, 0]
+    assert rays["top down"][:, 2].tolist() == [0, 0, 1, 1, 1]
+    assert rays["down top"][:, 2].tolist() == [1, 1, 1, 0, 0]
+    assert all(ray.sum() == 3 for ray in rays.values())
+
+
+def test_inputs_need_not_be_contiguous():
+    x, gates = inputs((2, 4, 6, 10))
+    expected = spatial_propagation(x, gates)
+    strided = torch.randn(2, 10, 4, 6, dtype=torch.float64).permute(0, 2, 3, 1).copy_(x)
+    assert not strided.is_contiguous()
+    every_second = torch.zeros(2, 4, 12, 6, 20, dtype=torch.float64)[..., ::2].copy_(gates)
+    assert torch.equal(spatial_propagation(strided, every_second), expected)
+
+
+def test_merges():
+    x, gates = inputs((1, 2, 4, 4))
+    found = spatial_propagation(x, gates, "none")
+    assert torch.equal(spatial_propagation(x, gates), found.max(dim=0).values)
+    torch.testing.assert_close(spatial_propagation(x, gates, "mean"), found.mean(dim=0))
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_gates_are_normalised(connections):
+    raw = 3 * torch.randn(2, 3, 4 * connections, 4, 5, dtype=torch.float64)
+    parts = raw.unflatten(2, (4, connections))
+    softmax = by_direction(normalize_gates(raw, "softmax", connections))
+    expected = parts.exp() / (1 + parts.exp().sum(dim=3, keepdim=True))
+    torch.testing.assert_close(softmax, expected)
+    assert (softmax > 0).all() and (softmax.sum(dim=3) < 1).all()
+    total = parts.abs().sum(dim=3, keepdim=True)
+    abs_sum = by_direction(normalize_gates(raw, "abs_sum", connections))
+    torch.testing.assert_close(abs_sum, parts / total)
+    clipped = by_direction(normalize_gates(raw, "clipped", connections))
+    torch.testing.assert_close(clipped, torch.where(total > 1, parts / total, parts))
+    for mode in ("abs_sum", "clipped"):
+        zero = normalize_gates(torch.zeros_like(raw), mode, connections)
+        assert torch.equal(zero, torch.zeros_like(raw))
+
+
+def test_half_precision_is_computed_in_single():
+    x, gates = inputs((1, 2, 8, 9), dtype=torch.float32)
+    x, gates = x.bfloat16(), gates.bfloat16()
+    expected = spatial_propagation(x.float(), gates.float()).bfloat16()
+    assert torch.equal(spatial_propagation(x, gates), expected)
+
+
+def agrees_with_torch(device):
+    """The Triton backend against the torch backend, values and gradients."""
+    torch.manual_seed(0)
+    for shape, shared, connections in [
+        *SHAPES,
+        ((2, 2, 17, 33), True, 3),
+        ((1, 2, 33, 17), False, 1),
+    ]:
+        x, gates = inputs(shape, shared, connections, torch.float32, device=device)
+        found, expected = (
+            with_gradients(lambda x, gates: spatial_propagation(x, gates, "none", name), x, gates)
+            for name in ("triton", "torch")
+        )
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        for dtype in (torch.float16, torch.bfloat16):
+            low = x.to(dtype), gates.to(dtype)
+            one, other = (spatial_propagation(*low, "none", name) for name in ("triton", "torch"))
+            assert one.dtype == dtype
+            step = torch.finfo(dtype).eps  # sums in another order may be rounded the other way
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=step)
+
+
+def test_triton_kernels_agree_with_torch_in_the_interpreter():
+    pytest.importorskip("triton", reason="this torch comes without Triton")
+    code = "from tests.ops.test_propagation import agrees_with_torch; agrees_with_torch('cpu')"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_triton_kernels_agree_with_torch_on_a_gpu():
+    agrees_with_torch("cuda")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": torch.zeros(2, 3, 4)}, "x is torch.float32 of shape"),
+        ({"x": torch.zeros(1, 2, 4, 4, dtype=torch.long)}, "allowed: floating point"),
+        ({"gates": torch.zeros(1, 2, 6, 4, 4)}, "gates are torch.float32 of shape"),
+        ({"gates": torch.zeros(1, 3, 12, 4, 4)}, "1 or 2, 12 or 4, 4, 4"),
+        ({"gates": torch.zeros(1, 2, 12, 4, 5)}, "gates are"),
+        ({"gates": torch.full((1, 2, 12, 4, 4), float("nan"))}, "gates hold NaN"),
+        ({"merge": "sum"}, "merge is 'sum'; allowed: max, mean, none"),
+        ({"backend": "jax"}, "backend is 'jax'; allowed: auto, torch, triton"),
+    ],
+)
+def test_errors_are_one_line(change, message):
+    arguments = {"x": torch.zeros(1, 2, 4, 4), "gates": torch.zeros(1, 2, 12, 4, 4), **change}
+    with pytest.raises(ValueError) as error:
+        spatial_propagation(**arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "shape, options",
+    [((1, 1, 6, 2, 2), {}), ((1, 1, 12, 2, 2), {"mode": "tanh"}), ((12, 2, 2), {})],
+)
+def test_gates_of_a_wrong_kind_are_named(shape, options):
+    with pytest.raises(ValueError, match="allowed:"):
+        normalize_gates(torch.zeros(shape), **options)
