@@ -78,6 +78,9 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.VOTES = True
     # Votes are predicted in units of this many pixels; part of what a checkpoint means.
     rpe.VOTE_UNIT = 4.0
+    # Largest size (square root of the area, pixels) that can be predicted of an instance, with
+    # MEAN_SHIFT.RELATIVE_BANDWIDTH; the smallest is 256 / it. Part of what a checkpoint means.
+    rpe.MAX_SIZE = 256.0
 
     # alpha of the pair loss: calibrated similarity (1 + cos) / 2 in 0-1 below which instances do not repel.
     rpe.MARGIN = 0.5
@@ -148,7 +151,7 @@ def add_rpe_config(cfg: CN) -> None:
     # Maps that are grouped: at that stride, at twice that, ... (the same predictors on features pooled 2 x 2).
     proposals.NUM_LEVELS = 2
     # In place of MEAN_SHIFT.TEST_SCALES.
-    proposals.SCALES = [0.5, 1.0, 2.0]
+    proposals.SCALES = [0.7, 1.4]
     # In place of MEAN_SHIFT.MAX_KEYS.
     proposals.MAX_KEYS = 1024
     # In place of RPE.MAX_GROUPS, for each level and scale.
@@ -183,5 +186,6 @@ def add_rpe_config(cfg: CN) -> None:
     shift.TEST_SCALES = [1.0]
     # At inference, stop when no coordinate changes by more than this in a loop; 0: run all.
     shift.TOLERANCE = 1e-3
-    # At inference at most this many foreground pixels are keys; all pixels are shifted against them.
+    # At inference at most this many foreground pixels are keys, which shift among themselves; all others go where the
+    # keys around them went.
     shift.MAX_KEYS = 4096

@@ -1,5 +1,6 @@
 """Pictures that cannot be read are named in one line."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -26,16 +27,26 @@ def leave_signals_to_the_trainer() -> None:
     its state is saved. Elsewhere, and on later calls, does nothing.
     """
     global _signal_guard
-    if _signal_guard is None and get_worker_info() is not None and hasattr(signal, "sigwaitinfo"):
+    if _signal_guard is None and get_worker_info() is not None and hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         _signal_guard = threading.Thread(target=_end_with_parent, daemon=True)
         _signal_guard.start()
 
 
 def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    trainer = multiprocessing.parent_process()
+    while trainer.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 5)
+        if received is not None and received.si_pid == trainer.pid:
+            break
     os._exit(0)
+
+
+def unreadable_reason(error: BaseException) -> str:
+    """The line of an :class:`UnreadableImage`, which a data-loading process passes on inside its traceback."""
+    return (
+        str(error).strip().splitlines()[-1].removeprefix("rpe_d2.data.readable.UnreadableImage: ")
+    )
 
 
 class NameUnreadable:

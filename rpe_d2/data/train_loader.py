@@ -119,17 +119,19 @@ class RepeatableDataset(Dataset):
         worker = get_worker_info()
         skipped: Dict[str, str] = {}
         with seeded(self.seed, number):
-            while True:
+            for attempt in itertools.count():
                 if worker is not None:
                     self.reading[worker.id] = torch.tensor([os.getpid(), index])
-                mapped = self._mapped(index, skipped)
+                mapped = self._mapped(index, skipped, attempt)
                 if worker is not None:
                     self.reading[worker.id, 1] = -1
                 if mapped is not None:
                     return {**mapped, SKIPPED: skipped} if skipped else mapped
                 index = np.random.randint(len(self.dataset))
 
-    def _mapped(self, index: int, skipped: Dict[str, str]) -> Optional[Dict[str, Any]]:
+    def _mapped(
+        self, index: int, skipped: Dict[str, str], attempt: int
+    ) -> Optional[Dict[str, Any]]:
         dataset_dict = self.dataset[index]
         try:
             return self.mapper(dataset_dict)
@@ -139,7 +141,8 @@ class RepeatableDataset(Dataset):
             if not isinstance(error, UnreadableImage):
                 reason = f"{file_name}: {type(error).__name__}: {reason}"
             skipped[file_name] = reason
-            if len(skipped) > self.max_unreadable or len(skipped) == len(self.dataset):
+            # Files may be few, or be named several times.
+            if len(skipped) > self.max_unreadable or attempt >= 10 * len(self.dataset):
                 raise UnreadableImage(unreadable_message(skipped, self.max_unreadable)) from error
             return None
 

@@ -7,6 +7,7 @@ from typing import Iterator, Tuple, Type
 import yaml
 
 from rpe_d2.data import UnreadableImage
+from rpe_d2.data.readable import unreadable_reason
 
 # What a wrong key, value or file raises while a run is set up.
 USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
@@ -19,13 +20,6 @@ def one_line(error: Exception) -> str:
     return " ".join(str(message).split())
 
 
-def unreadable_image(error: BaseException) -> str:
-    """The line of an :class:`UnreadableImage`, which a worker process passes on inside its traceback."""
-    return (
-        str(error).strip().splitlines()[-1].removeprefix("rpe_d2.data.readable.UnreadableImage: ")
-    )
-
-
 @contextmanager
 def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
     """Ends the process with status 2 and one line on stderr for errors that a user can mend.
@@ -36,6 +30,6 @@ def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterato
     try:
         yield
     except kinds as error:
-        text = unreadable_image(error) if isinstance(error, UnreadableImage) else one_line(error)
+        text = unreadable_reason(error) if isinstance(error, UnreadableImage) else one_line(error)
         print("error:", text, file=sys.stderr)
         sys.exit(2)

@@ -142,13 +142,13 @@ class BestModel(HookBase):
         Args:
             period: of the evaluations, iterations.
             checkpointer: writes the file.
-            metric: name of a scalar in the storage, as "segm/AP"; of a loss, "validation/...", the smallest is the best.
+            metric: name of a scalar in the storage, as "segm/AP"; of a loss the smallest is the best.
             patience: evaluations without improvement after which training ends; 0: never.
         """
         self._period = period
         self._checkpointer = checkpointer
         self._metric = metric
-        self._sign = -1 if metric.startswith("validation/") else 1
+        self._sign = -1 if "loss" in metric else 1
         self._patience = patience
         self.best: Optional[float] = None
         self.best_iteration = -1

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.data import ResumableLoader, UnreadableImage, seed_all
+from rpe_d2.data.readable import unreadable_reason
 from rpe_d2.data.train_loader import SKIPPED, unreadable_message
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,8 @@ class TrainStep(SimpleTrainer):
             TooManyUnreadable, NonFinite: more of them than allowed.
         """
         start = time.perf_counter()
-        batches = [next(self._data_loader_iter) for _ in range(self.accumulate_steps)]
+        batches = self._next_batches()
         data_time = time.perf_counter() - start
-        self._count_unreadable(batches)
         self.optimizer.zero_grad()
         losses: Dict[str, torch.Tensor] = defaultdict(float)
         for number, batch in enumerate(batches):
@@ -121,19 +121,32 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.scale(total).backward()
         return losses
 
-    def _count_unreadable(self, batches: List[List[Dict[str, Any]]]) -> None:
+    def _next_batches(self) -> List[List[Dict[str, Any]]]:
+        """Batches of a step. Counts what is unreadable in all processes, so that all of them stop in the same step."""
+        batches: List[List[Dict[str, Any]]] = []
+        failure = ""
+        try:
+            for _ in range(self.accumulate_steps):
+                batches.append(next(self._data_loader_iter))
+        except UnreadableImage as error:  # no replacement was found
+            failure = unreadable_reason(error)
         met: Dict[str, str] = {}
         for item in itertools.chain(*batches):
             met.update(item.pop(SKIPPED, {}))
-        # All processes count the same, so that all of them stop in the same iteration.
-        for part in comm.all_gather(met):
+        unreadable = dict(self.unreadable)
+        failures = []
+        for part, part_failure in comm.all_gather((met, failure)):
+            failures += [part_failure] if part_failure else []
             for file_name, reason in part.items():
-                if file_name not in self.unreadable:
-                    self.unreadable[file_name] = reason
-                    number = len(self.unreadable)
-                    logger.warning("skipped, unreadable image %d: %s", number, reason)
-        if len(self.unreadable) > self.max_unreadable:
-            raise TooManyUnreadable(unreadable_message(self.unreadable, self.max_unreadable))
+                if file_name not in unreadable:
+                    unreadable[file_name] = reason
+                    logger.warning("skipped, unreadable image %d: %s", len(unreadable), reason)
+        if failures:
+            raise TooManyUnreadable(failures[0])
+        if len(unreadable) > self.max_unreadable:
+            raise TooManyUnreadable(unreadable_message(unreadable, self.max_unreadable))
+        self.unreadable = unreadable
+        return batches
 
     def _bad_losses(self, losses: Dict[str, torch.Tensor]) -> List[str]:
         """What is infinite or NaN of the losses of any process; the same in all processes."""
@@ -175,13 +188,13 @@ class TrainStep(SimpleTrainer):
                 f"{message}; the running statistics {polluted[0]} are spoilt, go on from the last checkpoint "
                 "with --resume and a lower SOLVER.BASE_LR"
             )
-        self.nonfinite_steps += 1
-        logger.warning("skipped step %d, %s", self.nonfinite_steps, message)
-        if self.nonfinite_steps > self.max_nonfinite_steps:
+        if self.nonfinite_steps >= self.max_nonfinite_steps:
             raise NonFinite(
                 f"{message}; skipped steps: {self.nonfinite_steps}, SOLVER.MAX_NONFINITE_STEPS is "
                 f"{self.max_nonfinite_steps}"
             )
+        self.nonfinite_steps += 1
+        logger.warning("skipped step %d, %s", self.nonfinite_steps, message)
 
     def state_dict(self) -> Dict[str, Any]:
         state = {

@@ -25,6 +25,7 @@ from rpe_d2.data import (
     NameUnreadable,
     PixelLabelMapper,
     ResumableLoader,
+    UnreadableImage,
     additional_augmentations,
     build_resumable_train_loader,
 )
@@ -122,7 +123,7 @@ class Trainer(DefaultTrainer):
             here.DATALOADER.NUM_WORKERS = 0
             loader, steps = self.build_train_loader(here), test.PRECISE_BN.NUM_ITER
             train_hooks.append(FixedPreciseBN(test.EVAL_PERIOD, self.model, loader, steps))
-        # Saved before they are evaluated: a failing evaluation costs nothing.
+        # Saved before they are evaluated: a failing evaluation costs less.
         if is_main:
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             train_hooks.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
@@ -148,6 +149,7 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
+        self.start_iter = comm.all_gather(self.start_iter)[0]
         if self.averaged and self.averaged.n_averaged == 0:
             # Nothing is averaged yet, but the copy was made before the weights were loaded.
             self.averaged.module.load_state_dict(unwrapped(self.model).state_dict())
@@ -168,6 +170,13 @@ class Trainer(DefaultTrainer):
                 saved = self.save_state(self.iter)
                 text = f"stopped after iteration {min(self.iter, self.max_iter - 1)}: {stop}{saved}"
                 raise TrainingStopped(text, stop.signal_number) from None
+            except TooManyUnreadable:
+                raise  # saved by run_step
+            except UnreadableImage:
+                # In an evaluation, of one process's share: the others are still waiting for it.
+                if comm.get_world_size() == 1:
+                    logger.error("stopped%s", self.save_state(self.iter))
+                raise
             except RuntimeError as error:
                 loader = self.data_loader
                 dead = isinstance(loader, ResumableLoader) and loader.dead_worker(error)
@@ -227,7 +236,11 @@ class Trainer(DefaultTrainer):
         Args:
             changes: arguments of the mapper that replace the configuration's.
         """
-        if cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet":
+        groups_pixels = (
+            cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
+            or cfg.MODEL.PROPOSAL_GENERATOR.NAME == "MeanShiftProposalGenerator"
+        )
+        if cfg.MODEL.MASK_ON or groups_pixels:
             return PixelLabelMapper(cfg, is_train=True, **changes)
         mapper = DatasetMapper(cfg, is_train=True, **changes)
         if "augmentations" not in changes:

@@ -83,7 +83,6 @@ class MaskProposalEvaluator(DatasetEvaluator):
                 self._results.append(
                     {
                         "image_id": item["image_id"],
-                        "category_id": 1,
                         "bbox": box,
                         "score": score,
                         "segmentation": mask,
@@ -149,7 +148,7 @@ def proposal_metrics(
 
     Args:
         truth: ground truth; crowds neither count nor hurt.
-        results: dicts with image_id, category_id, score, bbox (XYWH) and segmentation (RLE).
+        results: dicts with image_id, score, bbox (XYWH) and segmentation (RLE).
         iou_type: "segm" or "bbox".
     """
     with contextlib.redirect_stdout(io.StringIO()):
@@ -186,4 +185,8 @@ def _load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str)
         return empty
     # COCO.loadRes decides by the first key it knows, and changes what it is given.
     dropped = "bbox" if iou_type == "segm" else "segmentation"
-    return truth.loadRes([{k: v for k, v in r.items() if k != dropped} for r in results])
+    # Also without classes COCOeval sees only results of categories that the data have; any will do.
+    category = {"category_id": truth.getCatIds()[0]}
+    return truth.loadRes(
+        [{**{k: v for k, v in r.items() if k != dropped}, **category} for r in results]
+    )

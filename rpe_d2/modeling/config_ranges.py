@@ -14,6 +14,7 @@ _RANGES = {
     "RPE.NUM_CLASSES": (1, math.inf),
     "RPE.EMBEDDING_DIM": (1, math.inf),
     "RPE.VOTE_UNIT": (_TINY, math.inf),
+    "RPE.MAX_SIZE": (32, math.inf),
     "RPE.MARGIN": (0, 1),
     "RPE.POSITIVE_WEIGHT": (0, math.inf),
     "RPE.NEGATIVE_WEIGHT": (0, math.inf),

@@ -60,7 +60,7 @@ class EmbeddingHead(nn.Module):
         num_classes: int,
         coordinates: bool,
         vote_unit: Optional[float],
-        predict_sizes: bool,
+        max_size: Optional[float],
     ):
         """
         Args:
@@ -74,7 +74,7 @@ class EmbeddingHead(nn.Module):
             num_classes: K, without background.
             coordinates: append the pixel's position, scaled to -1..1 over the picture, to the summed features.
             vote_unit: predict votes, in units of this many pixels; None: no votes.
-            predict_sizes: predict sizes along with the votes.
+            max_size: predict sizes along with the votes, up to this many pixels; None: no sizes.
         """
         super().__init__()
         self.in_features = [n for n in in_features if input_shape[n].stride >= _FINEST_TRUNK_STRIDE]
@@ -82,10 +82,14 @@ class EmbeddingHead(nn.Module):
         self.stride = stride
         self.coordinates = coordinates
         self.vote_unit = vote_unit
-        self.predict_sizes = predict_sizes
+        self.max_size = max_size
         self.finest_stride = min(input_shape[name].stride for name in self.in_features)
         # Of the sum and the shared convolutions: the output's, or the finest map's where that is coarser.
         self.trunk_stride = max(stride, self.finest_stride)
+        # Of a map's stride, after its convolution, to the trunk's.
+        self.ratios = {
+            name: max(1, input_shape[name].stride // self.trunk_stride) for name in self.in_features
+        }
         self.lateral = nn.ModuleDict(
             {
                 name: _conv(
@@ -117,7 +121,7 @@ class EmbeddingHead(nn.Module):
         trunk_dim = conv_dim if num_convs else first_in
         self.embedding = _predictor(trunk_dim, conv_dim, embedding_dim, norm)
         self.classifier = _predictor(trunk_dim, conv_dim, num_classes + 1, norm)
-        vote_dim = 3 if predict_sizes else 2
+        vote_dim = 2 if max_size is None else 3
         self.voter = None
         if vote_unit is not None:
             self.voter = _predictor(trunk_dim, conv_dim, vote_dim, norm)
@@ -150,7 +154,7 @@ class EmbeddingHead(nn.Module):
             "num_classes": rpe.NUM_CLASSES,
             "coordinates": rpe.COORDINATES,
             "vote_unit": rpe.VOTE_UNIT if rpe.VOTES else None,
-            "predict_sizes": cfg.MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH > 0,
+            "max_size": rpe.MAX_SIZE if cfg.MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH > 0 else None,
         }
 
     def forward(self, features: Dict[str, torch.Tensor]) -> EmbeddingMaps:
@@ -176,7 +180,10 @@ class EmbeddingHead(nn.Module):
         finest = max((features[name].shape[-2:] for name in self.in_features), key=sum)
         pixels = [side * self.finest_stride for side in finest]
         size = [-(-side // self.trunk_stride) for side in pixels]
-        summed = sum(_resize(self.lateral[name](features[name]), size) for name in self.in_features)
+        summed = sum(
+            _aligned(self.lateral[name](features[name]), self.ratios[name], size)
+            for name in self.in_features
+        )
         if self.coordinates:
             summed = torch.cat([summed, _coordinates(summed)], dim=1)
         size = [-(-side // self.stride) for side in pixels]
@@ -195,9 +202,9 @@ class EmbeddingHead(nn.Module):
         else:
             predicted = self.voter(trunk).float()
             votes = votes + self.vote_unit * predicted[:, :2]
-            if self.predict_sizes:
-                # From 1 to 256 pixels; the network starts in between.
-                sizes = _USUAL_SIZE ** (1 + predicted[:, 2:].tanh())
+            if self.max_size is not None:
+                # The network starts at the usual size.
+                sizes = _USUAL_SIZE * (self.max_size / _USUAL_SIZE) ** predicted[:, 2:].tanh()
         return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, stride)
 
 
@@ -215,6 +222,16 @@ def _coordinates(maps: torch.Tensor) -> torch.Tensor:
     centers = cell_centers(maps.shape[-2:], 1, maps.device).to(maps.dtype)
     extent = centers.new_tensor([maps.shape[-1], maps.shape[-2]]).view(2, 1, 1)
     return (2 * centers / extent - 1).expand(len(maps), -1, -1, -1)
+
+
+def _aligned(maps: torch.Tensor, ratio: int, size: List[int]) -> torch.Tensor:
+    """Maps ``ratio`` times as large, cut to a size: cells stay where they are in the picture.
+
+    A coarse map may end beyond finer ones, where the picture is no multiple of its stride.
+    """
+    if ratio > 1:
+        maps = F.interpolate(maps, scale_factor=ratio, mode="bilinear", align_corners=False)
+    return _resize(maps[..., : size[0], : size[1]], size)
 
 
 def _resize(maps: torch.Tensor, size: List[int]) -> torch.Tensor:

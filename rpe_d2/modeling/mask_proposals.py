@@ -8,23 +8,28 @@ from torchvision.ops import roi_align
 
 
 def suppress_overlaps(
-    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float, relative_to: str = "smaller"
+    soft_masks: torch.Tensor,
+    scores: torch.Tensor,
+    threshold: float,
+    relative_to: str = "smaller",
+    mask_threshold: float = 0.5,
 ) -> torch.Tensor:
     """Greedy non-maximum suppression of masks.
 
     Args:
-        soft_masks: (R, h, w) in 0-1, cut at 0.5.
+        soft_masks: (R, h, w) in 0-1.
         scores: (R,).
         threshold: of the common area over that of "relative_to", 0-1; at 1 everything stays.
         relative_to: "union": the usual IoU. "smaller", the smaller mask: of a group and the two halves that a
             narrower bandwidth finds in it, either the whole or the halves stay; IoU would let a whole and its smaller
             part pass.
+        mask_threshold: where the masks are cut.
 
     Returns:
         (K,) indices of what stays, by falling score.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    masks = (soft_masks[order] > 0.5).flatten(1).float()
+    masks = (soft_masks[order] >= mask_threshold).flatten(1).float()
     areas = masks.sum(dim=1)
     common = masks @ masks.T  # (R, R)
     if relative_to == "union":
@@ -44,23 +49,26 @@ def suppress_overlaps(
 
 def soft_mask_boxes(
     soft_masks: torch.Tensor, stride: int, size: Tuple[int, int], threshold: float
-) -> torch.Tensor:
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """Boxes of soft masks, finer than their grid: where the linearly interpolated masks cross the threshold.
 
     Args:
         soft_masks: (R, h, w), h and w at least 1.
         stride: pixels per grid cell.
         size: (H, W) of the image that the boxes are clipped to.
-        threshold: what the boxes enclose; masks that nowhere reach it get any box.
+        threshold: what the boxes enclose.
 
     Returns:
-        (R, 4) x0, y0, x1, y1 in pixels.
+        (R,) bool: whether there is a box, of a mask that reaches the threshold inside the image; and (R, 4) x0, y0, x1,
+        y1 in pixels.
     """
     x0, x1 = _extent(soft_masks.amax(dim=1), threshold)
     y0, y1 = _extent(soft_masks.amax(dim=2), threshold)
     boxes = torch.stack([x0, y0, x1, y1], dim=1) * stride
     height, width = size
-    return boxes.clamp(max=boxes.new_tensor([width, height, width, height]))
+    boxes = boxes.clamp(max=boxes.new_tensor([width, height, width, height]))
+    reached = (soft_masks >= threshold).flatten(1).any(dim=1)
+    return reached & (boxes[:, 2:] > boxes[:, :2]).all(dim=1), boxes
 
 
 def _extent(profiles: torch.Tensor, threshold: float) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +97,7 @@ def soft_masks_to_proposals(
     """Boxes, objectness and box-relative masks of soft masks on a grid.
 
     Args:
-        soft_masks: (R, h, w) float32 in 0-1; masks that nowhere reach the threshold are left out.
+        soft_masks: (R, h, w) float32 in 0-1; masks without a box are left out.
         scores: (R,) in 0-1.
         stride: pixels per grid cell.
         size: (H, W) of the network's input image.
@@ -101,11 +109,10 @@ def soft_masks_to_proposals(
         Instances with ``proposal_boxes``, ``objectness_logits`` (logits of the scores) and, where they are wanted,
         ``proposal_masks`` (R, M, M) uint8 0-255, sorted by falling score.
     """
-    present = (soft_masks >= threshold).flatten(1).any(dim=1)
+    present, boxes = soft_mask_boxes(soft_masks, stride, size, threshold)
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[present[order]]
-    soft_masks, scores = soft_masks[order], scores[order]
-    boxes = soft_mask_boxes(soft_masks, stride, size, threshold)
+    soft_masks, scores, boxes = soft_masks[order], scores[order], boxes[order]
     proposals = Instances(tuple(out_size))
     proposals.proposal_boxes = Boxes(boxes.clone())
     proposals.proposal_boxes.scale(out_size[1] / size[1], out_size[0] / size[0])

@@ -1,5 +1,6 @@
 """Mean shift with its bandwidths, as training and inference use it."""
 
+import math
 from typing import List, Tuple, Union
 
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+_FAR = 3.0  # a point is far from a key where their kernel is below exp(-this)
+# Elements of one block of kernel values (64 MB in float32).
+_BLOCK_ELEMENTS = 1 << 24
 BANDWIDTH_MODES = ("fixed", "learned", "margin")
 
 ShiftedPoints = Tuple[torch.Tensor, torch.Tensor]
@@ -127,41 +131,75 @@ class MeanShiftLayer(nn.Module):
         )
         return [self._with_positions(step, positions) for step in steps]
 
-    def key_index(self, is_key: torch.Tensor) -> torch.Tensor:
-        """Which of the points (N,) bool define the density: all, or ``max_keys`` evenly chosen ones; (M,) int64."""
-        index = torch.nonzero(is_key).squeeze(1)
+    def choose_keys(
+        self, x: torch.Tensor, positions: torch.Tensor, sizes: torch.Tensor, may_be: torch.Tensor
+    ) -> torch.Tensor:
+        """Which points define the density at inference: all that may, or ``max_keys`` of them.
+
+        Three quarters are chosen evenly. The rest are chosen among the points that are far from all of those, so that
+        small objects are not left out.
+
+        Args:
+            x: (N, D) unit vectors.
+            positions: (N, 2) in pixels.
+            sizes: (N,) of the points' instances, in pixels.
+            may_be: (N,) bool.
+
+        Returns:
+            (M,) int64 indices, M <= max_keys.
+        """
+        index = torch.nonzero(may_be).squeeze(1)
         if len(index) <= self.max_keys:
             return index
-        # One of each of max_keys runs of points, by the golden ratio somewhere in it: always the first of each would
-        # lie on a few columns of the picture.
-        run = torch.arange(self.max_keys, device=index.device, dtype=torch.float64)
-        place = (run + (run * _GOLDEN_RATIO).frac()) * (len(index) / self.max_keys)
-        return index[place.long().clamp(max=len(index) - 1)]
+        lonely_keys = self.max_keys // 4
+        chosen = evenly(index, self.max_keys - lonely_keys)
+        density = self._largest_kernel(
+            x[index], positions[index], sizes[index], x[chosen], positions[chosen]
+        )
+        lonely = index[density < math.exp(-_FAR)]
+        return torch.cat([chosen, evenly(lonely, lonely_keys)])
+
+    def _largest_kernel(self, x, positions, sizes, keys, key_positions) -> torch.Tensor:
+        """(N,) kernel value of each point with the key where it is largest."""
+        logarithms = []
+        for part in torch.arange(len(x), device=x.device).split(
+            max(1, _BLOCK_ELEMENTS // len(keys))
+        ):
+            logarithm = (x[part] @ keys.T - 1) / self.bandwidth**2
+            sigma = self.sigma(sizes[part])
+            if sigma is not None:
+                sigma = torch.as_tensor(sigma, device=x.device).view(-1, 1)
+                distances = squared_distances(positions[part], key_positions)
+                logarithm = logarithm - distances / (2 * sigma**2)
+            logarithms.append(logarithm.amax(dim=1))
+        return torch.cat(logarithms).exp()
 
     def settle(
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
         sizes: torch.Tensor,
-        is_key: torch.Tensor,
+        key_index: torch.Tensor,
         scale: float = 1.0,
-    ) -> List[ShiftedPoints]:
-        """Inference on one image: the keys shift among themselves and take all other points along.
+        return_trajectory: bool = False,
+    ) -> Union[ShiftedPoints, List[ShiftedPoints]]:
+        """Inference on one image: the keys shift among themselves; all other points go where their neighbours went.
 
         Args:
             x: (N, D) unit vectors.
             positions: (N, 2) in pixels.
             sizes: (N,) of the points' instances, in pixels.
-            is_key: (N,) bool: points that may define the density, see :meth:`key_index`.
+            key_index: (M,) int64: points that define the density, see :meth:`choose_keys`.
             scale: factor of both bandwidths.
+            return_trajectory: return every loop's result.
 
         Returns:
-            (embeddings (N, D), positions (N, 2)) before the first and after each loop.
+            (embeddings (N, D), positions (N, 2)) after the last loop; or a list of these, before the first and after
+            each.
         """
-        key_index = self.key_index(is_key)
         if len(key_index) == 0:
-            return [(x, positions)]
-        follows = torch.ones_like(is_key)
+            return [(x, positions)] if return_trajectory else (x, positions)
+        follows = torch.ones(len(x), dtype=torch.bool, device=x.device)
         follows[key_index] = False
         follower_index = torch.nonzero(follows).squeeze(1)
         bandwidth = self.bandwidth * scale
@@ -177,30 +215,31 @@ class MeanShiftLayer(nn.Module):
         )
         keys = [self._with_positions(step, positions[key_index]) for step in keys]
         steps = [(x, positions)]
-        for (key_x, key_positions), moved_keys in zip(keys, keys[1:]):
-            last_x, last_positions = (t[follower_index] for t in steps[-1])
+        for moved_keys in keys[1:] if return_trajectory else keys[-1:]:
             followers = self._with_positions(
                 mean_shift(
-                    last_x,
+                    x[follower_index],
                     bandwidth,
                     1,
-                    keys=key_x,
-                    positions=last_positions,
-                    key_positions=key_positions,
+                    keys=x[key_index],
+                    targets=moved_keys[0],
+                    positions=positions[follower_index],
+                    key_positions=positions[key_index],
+                    target_positions=moved_keys[1],
                     spatial_bandwidth=self.sigma(sizes[follower_index], scale),
                     shift_positions=self.shift_positions,
                 ),
-                last_positions,
+                positions[follower_index],
             )
             steps.append(
                 tuple(
                     torch.empty_like(old)
                     .index_copy(0, key_index, key)
                     .index_copy(0, follower_index, follower)
-                    for old, key, follower in zip(steps[-1], moved_keys, followers)
+                    for old, key, follower in zip(steps[0], moved_keys, followers)
                 )
             )
-        return steps
+        return steps if return_trajectory else steps[-1]
 
     def affinity(
         self,
@@ -227,14 +266,29 @@ class MeanShiftLayer(nn.Module):
         """
         affinity = x @ modes.T / (self.bandwidth * scale) ** 2
         if self.shift_positions:
-            # Differences first: exact at hundreds of pixels, and differentiable where they are 0, unlike cdist.
-            x_distance, y_distance = (
-                a[:, None] - b for a, b in zip(positions.unbind(1), mode_positions.unbind(1))
-            )
-            distance = x_distance.square() + y_distance.square()
             sigma = torch.as_tensor(self.sigma(sizes, scale), device=x.device)
+            distance = squared_distances(positions, mode_positions)
             affinity = affinity - distance / (2 * sigma.view(-1, 1) ** 2)
         return affinity
 
     def _with_positions(self, shifted, positions: torch.Tensor) -> ShiftedPoints:
         return shifted if self.shift_positions else (shifted, positions)
+
+
+def evenly(index: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` of the entries of index (N,), or all where there are no more; in their order."""
+    if len(index) <= count:
+        return index
+    # One of each of as many runs of entries, by the golden ratio somewhere in it: always the first of each would lie on
+    # a few columns of the picture.
+    run = torch.arange(count + 1, device=index.device)
+    start = run * len(index) // max(count, 1)
+    within = (run[:-1].double() * _GOLDEN_RATIO).frac() * start.diff()
+    return index[start[:-1] + within.long()]
+
+
+def squared_distances(positions: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """(N, R) squared distances of (N, 2) and (R, 2)."""
+    # Differences first: exact at hundreds of pixels, and differentiable where they are 0, unlike cdist.
+    x_distance, y_distance = (a[:, None] - b for a, b in zip(positions.unbind(1), others.unbind(1)))
+    return x_distance.square() + y_distance.square()

@@ -1,6 +1,7 @@
 """From the maps of one image to groups of pixels with soft masks."""
 
-from typing import NamedTuple, Optional, Sequence, Union
+import math
+from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import configurable
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from rpe_d2.ops.clustering import cluster_embeddings, split_components
 
 from .embedding_head import EmbeddingMaps
-from .mean_shift_layer import MeanShiftLayer
+from .mean_shift_layer import MeanShiftLayer, squared_distances
 
 GROUPINGS = ("mean_shift", "components", "kmeans")
 # Pixels that are less likely foreground than this cannot bring a soft mask near its threshold.
@@ -31,6 +32,26 @@ class PixelGroups(NamedTuple):
     soft_masks: torch.Tensor
     class_probabilities: torch.Tensor
     agreement: torch.Tensor
+
+
+class _Points(NamedTuple):
+    """Pixels of one image that may be part of a group, P of them.
+
+    Attributes:
+        cells: (P,) int64 places on the flattened grid.
+        weight: (P,) how likely they are foreground.
+        grouped: (P,) bool: they are, as far as the threshold knows.
+        x, votes, sizes: (P, D), (P, 2) and (P,), what the maps say there.
+        keys: (M,) int64 points that define the density.
+    """
+
+    cells: torch.Tensor
+    weight: torch.Tensor
+    grouped: torch.Tensor
+    x: torch.Tensor
+    votes: torch.Tensor
+    sizes: torch.Tensor
+    keys: torch.Tensor
 
 
 class PixelGrouping(nn.Module):
@@ -128,8 +149,9 @@ class PixelGrouping(nn.Module):
             soft_masks, agreement = self._components(probability, inside, maps.stride)
         else:
             foreground = (1 - probability[-1]) * inside
+            points = self._points(maps, index, foreground, shift)
             groups = [
-                self._modes(maps, index, foreground, shift, scale, num_instances)
+                self._modes(points, foreground, maps.stride, shift, scale, num_instances)
                 for scale in self.scales
             ]
             soft_masks, agreement = (torch.cat(parts) for parts in zip(*groups))
@@ -137,58 +159,91 @@ class PixelGrouping(nn.Module):
         votes = votes / soft_masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1e-12)
         return PixelGroups(soft_masks, votes, agreement)
 
+    def _points(
+        self, maps: EmbeddingMaps, index: int, foreground: torch.Tensor, shift: MeanShiftLayer
+    ) -> _Points:
+        cells = torch.nonzero(foreground.flatten() > _SOFT_FOREGROUND).squeeze(1)
+        weight = foreground.flatten()[cells]
+        grouped = weight >= self.foreground_threshold
+        x = maps.embeddings[index].flatten(1)[:, cells].T
+        votes = maps.votes[index].flatten(1)[:, cells].T
+        sizes = maps.sizes[index].flatten()[cells]
+        keys = shift.choose_keys(x, votes, sizes, grouped)
+        return _Points(cells, weight, grouped, x, votes, sizes, keys)
+
     def _modes(
         self,
-        maps: EmbeddingMaps,
-        index: int,
+        points: _Points,
         foreground: torch.Tensor,
+        stride: int,
         shift: MeanShiftLayer,
         scale: float,
         num_instances: Optional[int],
     ):
         size = foreground.shape
-        active = torch.nonzero(foreground.flatten() > _SOFT_FOREGROUND).squeeze(1)
-        weight = foreground.flatten()[active]
-        is_key = weight >= self.foreground_threshold
-        x = maps.embeddings[index].flatten(1)[:, active].T
-        votes = maps.votes[index].flatten(1)[:, active].T
-        sizes = maps.sizes[index].flatten()[active]
+        cells, weight, grouped, x, votes, sizes, keys = points
         if self.grouping == "kmeans":
-            seeds = torch.nonzero(is_key).squeeze(1)
-            labels = self._kmeans(x[seeds], votes[seeds], sizes[seeds], shift, num_instances)
+            own = x[grouped], votes[grouped]
+            modes = _centers(*own, self._kmeans(*own, sizes[grouped], shift, num_instances))
+            belongs = torch.ones(len(x), len(modes[0]), dtype=torch.bool, device=x.device)
         else:
-            seeds = shift.key_index(is_key)
-            x, votes = shift.settle(x, votes, sizes, is_key, scale)[-1]
+            x, votes = shift.settle(x, votes, sizes, keys, scale)
             # Fixed positions say where a pixel is, not what it belongs to: only votes enter.
             labels = cluster_embeddings(
-                x[seeds],
+                x[keys],
                 self.merge_cosine,
-                positions=votes[seeds] if shift.shift_positions else None,
-                max_distance=self._reach(shift, sizes[seeds], scale),
+                positions=votes[keys] if shift.shift_positions else None,
+                max_distance=self._reach(shift, sizes[keys], scale),
             )
-        cell_area = maps.stride**2 * is_key.sum() / max(len(seeds), 1)  # that a seed stands for
-        areas = torch.bincount(labels) * cell_area  # falling
-        num_groups = int((areas >= self.min_area).sum().clamp(max=self.max_groups))
+            modes = _centers(x[keys], votes[keys], labels)
+            belongs = self._belongs(x, votes, sizes, *modes, shift, scale)
+        affinity = shift.affinity(x, votes, sizes, *modes, scale)  # (N, R)
+        num_modes = affinity.shape[1]
+        owned = grouped & belongs.any(dim=1)
+        if num_modes:
+            owner = affinity.masked_fill(~belongs, -math.inf).argmax(dim=1)
+            areas = torch.bincount(owner[owned], minlength=num_modes) * stride**2
+        else:
+            areas = foreground.new_zeros(0)
+        largest = torch.argsort(areas, descending=True, stable=True)[: self.max_groups]
+        largest = largest[areas[largest] >= self.min_area]
+        num_groups = len(largest)
         if num_groups == 0:
             return foreground.new_zeros(0, *size), foreground.new_zeros(0)
-        kept = labels < num_groups
-        members, labels = seeds[kept], labels[kept]
-        modes = F.normalize(_means(x[members], labels, num_groups), dim=1)
-        where = _means(votes[members], labels, num_groups)
-        affinity = shift.affinity(x, votes, sizes, modes, where, scale)
-        membership = affinity.softmax(dim=1)
+        # Pixels that no mode accepts, as those of an object of which nothing is left, are nobody's.
+        inside = belongs[:, largest].any(dim=1)
+        membership = affinity[:, largest].softmax(dim=1) * inside[:, None]
         nearest = membership.argmax(dim=1)
 
         if not self.split_into_components:
-            soft = _scatter(membership.T * weight, active, size)
-            agreement = _means(membership.amax(dim=1, keepdim=True), nearest, num_groups)
-            return soft, agreement.squeeze(1)
+            soft = _scatter(membership.T * weight, cells, size)
+            best = membership.amax(dim=1, keepdim=True)
+            return soft, _means(best[inside], nearest[inside], num_groups).squeeze(1)
         group_map = torch.full((size.numel(),), -1, dtype=torch.long, device=x.device)
-        group_map[active[is_key]] = nearest[is_key]
-        parts, group = self._large_parts(group_map.view(size), maps.stride)
-        soft = _scatter(membership.T[group] * weight, active, size) * _dilate(parts)
-        member = _scatter(membership.T[group], active, size) * parts
+        clear = grouped & inside
+        group_map[cells[clear]] = nearest[clear]
+        parts, group = self._large_parts(group_map.view(size), stride)
+        soft = _scatter(membership.T[group] * weight, cells, size) * _dilate(parts)
+        member = _scatter(membership.T[group], cells, size) * parts
         return soft, member.flatten(1).sum(dim=1) / parts.flatten(1).sum(dim=1)
+
+    def _belongs(
+        self,
+        x: torch.Tensor,
+        votes: torch.Tensor,
+        sizes: torch.Tensor,
+        modes: torch.Tensor,
+        where: torch.Tensor,
+        shift: MeanShiftLayer,
+        scale: float,
+    ) -> torch.Tensor:
+        """(N, R) bool: points near enough to modes to be of their clusters."""
+        near = x @ modes.T >= self.merge_cosine
+        reach = self._reach(shift, sizes, scale)
+        if reach is not None:
+            reach = torch.as_tensor(reach, device=x.device).view(-1, 1)
+            near &= squared_distances(votes, where) <= reach**2
+        return near
 
     def _reach(
         self, shift: MeanShiftLayer, sizes: torch.Tensor, scale: float
@@ -236,6 +291,12 @@ class PixelGrouping(nn.Module):
         support = parts == number.view(-1, 1, 1)  # (R, h, w)
         first = support.flatten(1).to(torch.uint8).argmax(dim=1) if len(number) else number
         return support.float(), group_map.flatten()[first]
+
+
+def _centers(x: torch.Tensor, votes: torch.Tensor, labels: torch.Tensor):
+    """Mean directions (R, D) and mean positions (R, 2) of labelled points."""
+    count = int(labels.max()) + 1 if len(labels) else 0
+    return F.normalize(_means(x, labels, count), dim=1), _means(votes, labels, count)
 
 
 def _means(values: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:

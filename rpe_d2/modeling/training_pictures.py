@@ -22,12 +22,9 @@ def loop_embeddings(
     votes = maps.votes[index, :, :rows, :columns]
     foreground = 1 - maps.logits[index, :, :rows, :columns].softmax(dim=0)[-1]
     sizes = maps.sizes[index, 0, :rows, :columns]
-    steps = shift.settle(
-        embeddings.flatten(1).T,
-        votes.flatten(1).T,
-        sizes.flatten(),
-        foreground.flatten() >= foreground_threshold,
-    )
+    points = embeddings.flatten(1).T, votes.flatten(1).T, sizes.flatten()
+    keys = shift.choose_keys(*points, foreground.flatten() >= foreground_threshold)
+    steps = shift.settle(*points, keys, return_trajectory=True)
     return [x.T.reshape(embeddings.shape) for x, _ in steps]
 
 

@@ -27,6 +27,8 @@ def mean_shift(
     keys: Optional[torch.Tensor] = None,
     positions: Optional[torch.Tensor] = None,
     key_positions: Optional[torch.Tensor] = None,
+    targets: Optional[torch.Tensor] = None,
+    target_positions: Optional[torch.Tensor] = None,
     spatial_bandwidth: Union[None, float, torch.Tensor] = None,
     shift_positions: bool = False,
     mask: Optional[torch.Tensor] = None,
@@ -49,6 +51,9 @@ def mean_shift(
         keys: (M, D) or (B, M, D) unit vectors that define the density; default: the points themselves.
         positions: (N, 2) or (B, N, 2) positions of the points in pixels.
         key_positions: the same for the keys; needed with ``keys`` and ``spatial_bandwidth``.
+        targets: like ``keys``, with them: the points move to means of these, weighted by the kernel with the keys. With
+            the keys' last place after some loops they go where their neighbours went, at the price of one loop.
+        target_positions: the same for shifted positions.
         spatial_bandwidth: standard deviation of the kernel on positions, in pixels, > 0; one for all, or one for each
             point, (N,) or (B, N): how far it looks (the balloon estimator).
         shift_positions: move the positions by the same weights as the embeddings.
@@ -75,6 +80,8 @@ def mean_shift(
         spatial_bandwidth,
         shift_positions,
         mask,
+        targets,
+        target_positions,
     )
     batched = x.dim() == 3
     out_dtype = x.dtype
@@ -91,6 +98,10 @@ def mean_shift(
             origin = _center(where.detach(), mask if keys is None else None)
             where = where - origin
             key_where = None if key_where is None else key_where - origin
+        means_of = fixed_keys if targets is None else _as_batch(targets, dtype)
+        means_of_where = key_where
+        if target_positions is not None:
+            means_of_where = _as_batch(target_positions, dtype) - origin
 
         def result() -> Shifted:
             moved = points.to(out_dtype) if batched else points[0].to(out_dtype)
@@ -115,6 +126,8 @@ def mean_shift(
                 where,
                 points if fixed_keys is None else fixed_keys,
                 where if fixed_keys is None else key_where,
+                points if fixed_keys is None else means_of,
+                where if fixed_keys is None else means_of_where,
                 bandwidth,
                 spatial_bandwidth,
                 shift_positions,
@@ -137,6 +150,8 @@ def _shift_once(
     where: Optional[torch.Tensor],
     keys: torch.Tensor,
     key_where: Optional[torch.Tensor],
+    targets: torch.Tensor,
+    target_where: Optional[torch.Tensor],
     bandwidth: Union[float, torch.Tensor],
     spatial_bandwidth: Union[None, float, torch.Tensor],
     shift_positions: bool,
@@ -146,7 +161,7 @@ def _shift_once(
     # on the query alone cancel in the softmax.
     query = [points / bandwidth]
     key = [keys / bandwidth]
-    value = [keys]
+    value = [targets]
     ones = torch.ones_like(points[..., :1])
     if spatial_bandwidth is not None:
         precision = ones / spatial_bandwidth**2  # (B, N, 1)
@@ -156,7 +171,7 @@ def _shift_once(
         query.append(ones)
         key.append((~mask).to(keys.dtype).mul(_MASKED).unsqueeze(-1))
     if shift_positions:
-        value.append(key_where)
+        value.append(target_where)
     shifted = _attend(torch.cat(query, -1), torch.cat(key, -1), torch.cat(value, -1))
     dim = points.shape[-1]
     if shift_positions:
@@ -211,6 +226,8 @@ def _check(
     spatial_bandwidth,
     shift_positions,
     mask,
+    targets,
+    target_positions,
 ):
     if x.dim() not in (2, 3) or not x.is_floating_point():
         raise ValueError(
@@ -233,10 +250,16 @@ def _check(
         raise ValueError("spatial_bandwidth and shift_positions need positions")
     if keys is not None and positions is not None and key_positions is None:
         raise ValueError("keys with positions need key_positions")
+    if (targets is not None or target_positions is not None) and keys is None:
+        raise ValueError("targets need keys")
+    if targets is not None and shift_positions and target_positions is None:
+        raise ValueError("targets with shift_positions need target_positions")
     for name, tensor, like, width in (
         ("keys", keys, None, x.shape[-1]),
         ("positions", positions, x, 2),
         ("key_positions", key_positions, keys, 2),
+        ("targets", targets, keys, x.shape[-1]),
+        ("target_positions", target_positions, keys, 2),
     ):
         if tensor is None:
             continue

@@ -136,7 +136,7 @@ def test_two_processes_that_diverge_stop_together_with_a_checkpoint(options, tmp
     saved = max(tmp_path.glob("model_*.pth"))
     content = torch.load(saved, weights_only=True)
     assert content["iteration"] == int(re.search(r"iteration (\d+):", errors[0])[1]) - 1
-    assert content["trainer"]["_trainer"]["nonfinite_steps"] == 2
+    assert content["trainer"]["_trainer"]["nonfinite_steps"] == 1
 
 
 def assert_equal(found: dict, expected: dict) -> None:

@@ -208,3 +208,19 @@ def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):
     path = MetadataCatalog.get(dataset).json_file
     launch(_evaluate_on_rank, 2, dist_url="auto", args=(path, str(out)))
     assert json.loads(out.read_text()) == alone
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_category_ids_of_the_data_may_be_any(first, dataset):
+    path = MetadataCatalog.get(dataset).json_file
+    with open(path) as file:
+        content = json.load(file)
+    for item in content["categories"]:
+        item["id"] += first - 1
+    for item in content["annotations"]:
+        item["category_id"] += first - 1
+    with open(path, "w") as file:
+        json.dump(content, file)
+    found = predictions([SMALL, LARGE], [0.9, 0.8]), predictions([MEDIUM], [0.7])
+    results = evaluate(dataset, *found)
+    assert results["proposals_segm"]["AR@10"] == pytest.approx(100)

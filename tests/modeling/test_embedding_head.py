@@ -3,7 +3,7 @@ import torch
 from detectron2.modeling import build_backbone
 
 from rpe_d2.modeling import EmbeddingHead
-from rpe_d2.modeling.embedding_head import cell_centers
+from rpe_d2.modeling.embedding_head import _aligned, cell_centers
 from rpe_d2.modeling.embedding_loss import sample_maps
 
 from .helpers import plain_backbone, small_cfg
@@ -66,3 +66,16 @@ def test_errors_name_key_value_and_what_is_allowed(key, value, allowed):
         EmbeddingHead(cfg, build_backbone(cfg).output_shape())
     message = str(error.value)
     assert f"MODEL.RPE.{key}" in message and allowed in message and "\n" not in message
+
+
+def test_coarse_maps_stay_where_they_are_in_the_picture():
+    """A picture of 7 x 3 cells of stride 32 has a map of 4 x 2 cells of stride 64, which ends beyond it."""
+    cfg = small_cfg("MODEL.RPE.STRIDE", 8)
+    head = EmbeddingHead(cfg, build_backbone(cfg).output_shape())
+    assert head.ratios == {"p2": 1, "p3": 1, "p4": 2, "p5": 4, "p6": 8}
+    columns = (torch.arange(4) + 0.5) * 64  # pixels
+    aligned = _aligned(columns.expand(1, 1, 2, 4), 8, [12, 28])
+    expected = (torch.arange(28) + 0.5) * 8
+    assert torch.allclose(
+        aligned[0, 0, 5, 4:], expected[4:]
+    )  # before the first centre the first value continues

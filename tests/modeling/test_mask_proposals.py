@@ -23,7 +23,7 @@ def test_boxes_are_those_of_the_interpolated_masks():
     stride, fine = 8, 16
     masks = random_blobs(30)
     size = (20 * stride, 24 * stride)
-    boxes = soft_mask_boxes(masks, stride, size, 0.5)
+    _, boxes = soft_mask_boxes(masks, stride, size, 0.5)
     enlarged = F.interpolate(
         masks[:, None], scale_factor=fine, mode="bilinear", align_corners=False
     )[:, 0]
@@ -37,16 +37,18 @@ def test_boxes_of_hard_masks_end_with_their_cells():
     masks[0, 2:4, 1:5] = 1
     masks[1, :, :] = 1
     masks[2, 5, 7] = 1
-    boxes = soft_mask_boxes(masks, 4, (24, 30), 0.5)  # a picture that ends within the last column
+    _, boxes = soft_mask_boxes(
+        masks, 4, (24, 30), 0.5
+    )  # a picture that ends within the last column
     assert boxes.tolist() == [[4, 8, 20, 16], [0, 0, 30, 24], [28, 20, 30, 24]]
 
 
 def test_boxes_move_with_the_mask_and_turn_with_it():
     masks = random_blobs(10, (16, 16))
-    boxes = soft_mask_boxes(masks, 2, (32, 32), 0.5)
-    turned = soft_mask_boxes(masks.transpose(1, 2), 2, (32, 32), 0.5)
+    _, boxes = soft_mask_boxes(masks, 2, (32, 32), 0.5)
+    _, turned = soft_mask_boxes(masks.transpose(1, 2), 2, (32, 32), 0.5)
     assert torch.equal(turned, boxes[:, [1, 0, 3, 2]])
-    flipped = soft_mask_boxes(masks.flip(2), 2, (32, 32), 0.5)
+    _, flipped = soft_mask_boxes(masks.flip(2), 2, (32, 32), 0.5)
     assert torch.allclose(flipped[:, [0, 2]], 32 - boxes[:, [2, 0]], atol=1e-5)
 
 
@@ -98,3 +100,17 @@ def test_no_masks_at_all(mask_size):
     proposals = soft_masks_to_proposals(none, scores, 4, (32, 32), (32, 32), 0.5, mask_size)
     assert len(proposals) == 0 and proposals.proposal_boxes.tensor.shape == (0, 4)
     assert len(proposals.objectness_logits) == 0
+
+
+def test_masks_without_an_extent_inside_the_image_have_no_box():
+    """A picture of 97 pixels on cells of 8: the last column's centres lie outside of it."""
+    masks = torch.zeros(4, 4, 13)
+    masks[0, 1, 12] = 1  # from pixel 96 on: one pixel wide
+    masks[1, 1, 12] = 0.55  # interpolated, from 98 on
+    masks[2] = 0.3
+    masks[3, 0, 0] = 0.5
+    present, boxes = soft_mask_boxes(masks, 8, (32, 97), 0.5)
+    assert present.tolist() == [True, False, False, True]
+    assert boxes[0].tolist() == [96, 8, 97, 16]
+    proposals = soft_masks_to_proposals(masks, torch.rand(4), 8, (32, 97), (32, 97), 0.5, 7)
+    assert len(proposals) == 2 and proposals.proposal_boxes.nonempty().all()

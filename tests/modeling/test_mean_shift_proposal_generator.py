@@ -1,19 +1,25 @@
 """Mean-shift proposals under Detectron2's own meta-architectures and ROI heads."""
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, ImageList, pairwise_iou
+from detectron2.structures import Boxes, BoxMode, ImageList, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.evaluation import MaskProposalEvaluator
 from rpe_d2.modeling import EmbeddingHead, EmbeddingMaps, MeanShiftProposalGenerator
 from rpe_d2.modeling.embedding_head import cell_centers
+from rpe_d2.modeling.mask_proposals import suppress_overlaps
+from rpe_d2.modeling.proposal_generator import mean_shift_proposal_generator
 from rpe_d2.modeling.quality_head import best_iou
 
-from .helpers import SQUARES, perfect_maps, training_input
+from .helpers import SQUARES, perfect_maps, square_instances, training_input
 
 SWAP = ("MODEL.PROPOSAL_GENERATOR.NAME", "MeanShiftProposalGenerator")
 
@@ -89,8 +95,8 @@ def train(model, steps, items, lr=1e-3):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("MODEL.MASK_ON", False), CASCADE, C4, PROPOSALS_ONLY],
-    ids=["mask", "box", "cascade", "C4", "proposals"],
+    [(), ("MODEL.MASK_ON", False), CASCADE, (*CASCADE, "MODEL.MASK_ON", False), C4, PROPOSALS_ONLY],
+    ids=["mask", "box", "cascade", "cascade box", "C4", "proposals"],
 )
 def test_the_swapped_name_trains_and_infers(overrides):
     torch.manual_seed(0)
@@ -175,17 +181,68 @@ def generator_and_maps(*overrides, **options):
     return generator, levels, grid, size
 
 
+@pytest.fixture
+def squares_dataset(tmp_path):
+    """SQUARES as a data set of one picture."""
+    name = f"squares_{tmp_path.name}"
+    masks = square_instances((80, 96), SQUARES, [0] * len(SQUARES)).gt_masks.tensor
+    annotations = [
+        {
+            "bbox": list(square),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": 0,
+            "segmentation": mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))),
+        }
+        for square, mask in zip(SQUARES, masks)
+    ]
+    item = {
+        "file_name": "0.png",
+        "image_id": 0,
+        "height": 80,
+        "width": 96,
+        "annotations": annotations,
+    }
+    DatasetCatalog.register(name, lambda: [item])
+    MetadataCatalog.get(name).set(thing_classes=["square"])
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
 @pytest.mark.parametrize("nms_type", ["mask", "box"])
-def test_a_perfect_embedding_gives_one_proposal_for_each_object(nms_type):
-    generator, levels, grid, size = generator_and_maps(
-        "MODEL.RPE.PROPOSALS.NMS_TYPE", nms_type, "MODEL.RPE.PROPOSALS.SCALES", [0.8, 1.0, 1.2]
+def test_a_perfect_embedding_finds_every_object_with_the_first_proposals(nms_type, squares_dataset):
+    """AR@n of the n objects, up to what masks on cells of 2 pixels can be."""
+    generator, levels, _, size = generator_and_maps(
+        "MODEL.RPE.PROPOSALS.NMS_TYPE", nms_type, noise=0.0
     )
-    (ranked,) = generator.rank_groups(levels, [size])
-    assert len(ranked.soft_masks) == 2 * 3 * len(SQUARES)
-    (proposals,) = generator._proposals([ranked], 2, [size])
-    assert len(proposals) == len(SQUARES)  # so AR@n = 1 for the n objects
-    iou = pairwise_iou(Boxes(torch.tensor(SQUARES, dtype=torch.float32)), proposals.proposal_boxes)
-    assert iou.amax(dim=1).min() > 0.95
+    proposals = generator._proposals(generator.rank_groups(levels, [size]), 2, [size])
+    assert len(proposals[0]) == len(SQUARES)
+    evaluator = MaskProposalEvaluator(squares_dataset, distributed=False)
+    evaluator.process([{"image_id": 0}], [{"proposals": proposals[0]}])
+    results = evaluator.evaluate()
+    # There is no AR@4; with no more than 4 proposals AR@10 is that.
+    assert results["proposals_bbox"]["AR@10"] == pytest.approx(100)
+    assert results["proposals_segm"]["AR@10"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    "overrides, found",
+    [
+        (("MODEL.RPE.PROPOSALS.MAX_GROUPS", 3), 3),
+        (("MODEL.RPE.MIN_AREA", 100), 3),
+        (
+            ("MODEL.RPE.PROPOSALS.MAX_KEYS", 30),
+            4,
+        ),  # about one for 40 cells; the smallest object has 16
+        (("MODEL.RPE.PROPOSALS.MAX_KEYS", 100), 4),
+    ],
+)
+def test_boxes_do_not_grow_over_objects_that_are_left_out(overrides, found):
+    generator, levels, _, size = generator_and_maps(*overrides, "MODEL.RPE.PROPOSALS.SCALES", [1.0])
+    (proposals,) = generator._proposals(generator.rank_groups(levels[:1], [size]), 2, [size])
+    assert len(proposals) == found
+    truth = Boxes(torch.tensor(SQUARES, dtype=torch.float32))
+    assert pairwise_iou(truth, proposals.proposal_boxes).amax(dim=0).min() > 0.9
 
 
 def test_several_bandwidths_find_what_one_misses():
@@ -265,7 +322,7 @@ def test_images_without_objects_train():
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_boxes_stand_in_for_missing_masks(caplog):
+def test_boxes_stand_in_for_missing_masks():
     items = batch()
     for item in items:
         item["instances"].remove("gt_masks")
@@ -274,7 +331,7 @@ def test_boxes_stand_in_for_missing_masks(caplog):
     assert all(torch.isfinite(torch.tensor(list(history[0].values()))))
 
 
-def test_limits_bound_what_is_suppressed_and_what_remains():
+def test_limits_bound_what_is_suppressed_and_what_remains(monkeypatch):
     limits = {"PRE_NMS_TOPK": 7, "POST_NMS_TOPK_TRAIN": 2, "POST_NMS_TOPK_TEST": 3}
     overrides = [
         item for name, value in limits.items() for item in (f"MODEL.RPE.PROPOSALS.{name}", value)
@@ -284,10 +341,12 @@ def test_limits_bound_what_is_suppressed_and_what_remains():
     )
     (ranked,) = generator.rank_groups(levels, [size])
     looked_at = []
-    suppress = generator._suppress
-    generator._suppress = lambda masks, *more: looked_at.append(len(masks)) or suppress(
-        masks, *more
-    )
+
+    def suppress(masks, *more):
+        looked_at.append(len(masks))
+        return suppress_overlaps(masks, *more)
+
+    monkeypatch.setattr(mean_shift_proposal_generator, "suppress_overlaps", suppress)
     for training, expected in ((True, 2), (False, 3)):
         generator.train(training)
         (proposals,) = generator._proposals([ranked], 2, [size])
@@ -304,6 +363,8 @@ def test_thousands_of_pixels_of_many_objects():
         8,
         "MODEL.RPE.PROPOSALS.MAX_GROUPS",
         1500,
+        "MODEL.RPE.PROPOSALS.MAX_KEYS",
+        2048,
         "MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST",
         300,
     )
@@ -365,3 +426,22 @@ def test_values_out_of_range_are_named(key, value, allowed):
     message = str(error.value)
     assert f"MODEL.RPE.PROPOSALS.{key} is {value!r}" in message
     assert allowed in message and "\n" not in message
+
+
+def test_kmeans_is_refused():
+    with pytest.raises(ValueError, match="MODEL.RPE.GROUPING is 'kmeans'"):
+        build_model(mask_rcnn_cfg(*SWAP, "MODEL.RPE.GROUPING", "kmeans"))
+
+
+def test_autocast_changes_the_losses_by_rounding_only():
+    torch.manual_seed(0)
+    model = build_model(mask_rcnn_cfg(*SWAP, *PROPOSALS_ONLY)).train()
+    items = batch()
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(model(items))
+    for name, loss in found[0].items():
+        assert found[1][name].dtype == torch.float32
+        assert float(found[1][name]) == pytest.approx(float(loss), rel=0.15, abs=0.02), name

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from rpe_d2.modeling import EmbeddingMaps, MeanShiftLayer, PixelGrouping
 from rpe_d2.modeling.embedding_head import cell_centers
 from rpe_d2.modeling.mask_proposals import suppress_overlaps
+from rpe_d2.modeling.mean_shift_layer import evenly
 from rpe_d2.modeling.pixel_labels import pixel_labels
 from rpe_d2.modeling.quality_head import best_iou
 
@@ -212,3 +213,28 @@ def test_a_relative_bandwidth_holds_large_instances_together_and_small_ones_apar
     assert num_groups(sigma, 2.0) == 4  # the large one falls apart
     assert num_groups(sigma, 6.0) == 2  # the small ones melt
     assert num_groups(sigma, 1.0, "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", 0.2) == 3
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 110, 140, 199, 256, 1000, 4096])
+def test_keys_are_different_and_spread_evenly(count):
+    index = evenly(torch.arange(0, 2 * count, 2), 100)
+    assert len(index) == len(index.unique()) == min(count, 100) and (index % 2 == 0).all()
+    if count > 100:
+        assert index.diff().max() <= 2 * (2 * count // 100 + 1)
+        columns = (index // 2) % 8  # of a picture 8 cells wide
+        assert len(columns.unique()) == 8
+
+
+def test_keys_are_also_chosen_where_points_are_few():
+    """A crowd of points, and a few far away from it that an even choice leaves out."""
+    layer = MeanShiftLayer(small_cfg("MODEL.MEAN_SHIFT.MAX_KEYS", 40))
+    crowd, few = torch.rand(5000, 2) * 8, 100 + torch.rand(6, 2)
+    positions = torch.cat([crowd[:2500], few, crowd[2500:]])
+    x = F.normalize(torch.ones(5006, 8), dim=1)
+    everyone = torch.ones(5006, dtype=torch.bool)
+    keys = layer.choose_keys(x, positions, torch.zeros(5006), everyone)
+    assert len(keys.unique()) == len(keys) <= 40
+    assert (positions[keys, 0] > 50).any()
+    everyone[2500:2506] = False
+    keys = layer.choose_keys(x, positions, torch.zeros(5006), everyone)
+    assert not (positions[keys, 0] > 50).any()

@@ -392,3 +392,49 @@ def test_errors_name_the_argument_in_one_line(name, change):
     with pytest.raises(ValueError, match=f"^{name} ") as error:
         mean_shift(**{**arguments, **change})
     assert "\n" not in str(error.value)
+
+
+def test_points_go_where_their_neighbours_went():
+    """One loop of the keys is their target: then it is one ordinary loop, and a key itself ends where it did."""
+    x = F.normalize(torch.randn(40, 5, dtype=torch.float64), dim=1)
+    positions = 20 * torch.rand(40, 2, dtype=torch.float64)
+    options = {"spatial_bandwidth": 6.0, "shift_positions": True}
+    loops = mean_shift(x, 0.4, 3, positions=positions, return_trajectory=True, **options)
+    keys = {"keys": x, "key_positions": positions}
+    for moved, moved_positions in loops:
+        found, found_positions = mean_shift(
+            x[:7],
+            0.4,
+            1,
+            positions=positions[:7],
+            targets=moved,
+            target_positions=moved_positions,
+            **keys,
+            **options,
+        )
+        kernel = torch.exp(
+            (x[:7] @ x.T - 1) / 0.4**2 - torch.cdist(positions[:7], positions) ** 2 / 72
+        )
+        weights = kernel / kernel.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(found, F.normalize(weights @ moved, dim=1))
+        torch.testing.assert_close(found_positions, weights @ moved_positions)
+    found, _ = mean_shift(x[:7], 0.4, 1, positions=positions[:7], **keys, **options)
+    torch.testing.assert_close(found, loops[1][0][:7])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"targets": torch.zeros(4, 3)}, "targets need keys"),
+        ({"keys": torch.zeros(4, 3), "targets": torch.zeros(5, 3)}, "targets has shape"),
+        ({"keys": torch.zeros(4, 3), "target_positions": torch.zeros(4, 3)}, "target_positions has shape"),
+        (
+            {"keys": torch.zeros(4, 3), "key_positions": torch.zeros(4, 2), "targets": torch.zeros(4, 3),
+             "positions": torch.zeros(6, 2), "shift_positions": True},
+            "need target_positions",
+        ),
+    ],
+)  # fmt: skip
+def test_targets_that_do_not_fit_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        mean_shift(torch.zeros(6, 3), 0.4, 1, **change)

@@ -72,6 +72,7 @@ class MeanShiftProposalGenerator(nn.Module):
         pre_nms_topk: int,
         post_nms_topk_train: int,
         post_nms_topk_test: int,
+        min_box_size: float,
         mask_threshold: float,
         mask_size: int,
     ):
@@ -86,6 +87,7 @@ class MeanShiftProposalGenerator(nn.Module):
             nms_threshold: IoU with a better proposal above which one is dropped.
             pre_nms_topk: the best groups of an image that the suppression looks at; bounds its time and memory.
             post_nms_topk_train, post_nms_topk_test: the best proposals of an image that remain.
+            min_box_size: proposals with a shorter side, pixels, are dropped.
             mask_threshold: value of the soft masks that boxes enclose.
             mask_size: M of the proposal masks at inference.
         """
@@ -101,6 +103,7 @@ class MeanShiftProposalGenerator(nn.Module):
         self.nms_threshold = nms_threshold
         self.pre_nms_topk = pre_nms_topk
         self.post_nms_topk = {True: post_nms_topk_train, False: post_nms_topk_test}
+        self.min_box_size = min_box_size
         self.mask_threshold = mask_threshold
         self.mask_size = mask_size
 
@@ -114,6 +117,11 @@ class MeanShiftProposalGenerator(nn.Module):
         if proposals.STRIDE not in STRIDES:
             raise ValueError(
                 f"MODEL.RPE.PROPOSALS.STRIDE is {proposals.STRIDE}; allowed: {', '.join(map(str, STRIDES))}"
+            )
+        if cfg.MODEL.RPE.GROUPING == "kmeans":
+            raise ValueError(
+                "MODEL.RPE.GROUPING is 'kmeans', which needs the true number of objects; allowed with "
+                "MeanShiftProposalGenerator: mean_shift, components"
             )
         check_ranges(cfg)
         cfg = _class_agnostic(cfg)
@@ -131,6 +139,7 @@ class MeanShiftProposalGenerator(nn.Module):
             "pre_nms_topk": proposals.PRE_NMS_TOPK,
             "post_nms_topk_train": proposals.POST_NMS_TOPK_TRAIN,
             "post_nms_topk_test": proposals.POST_NMS_TOPK_TEST,
+            "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
             "mask_threshold": cfg.MODEL.RPE.MASK_THRESHOLD,
             "mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
         }
@@ -234,33 +243,34 @@ class MeanShiftProposalGenerator(nn.Module):
     def _proposals(
         self, ranked: List[RankedMasks], stride: int, image_sizes: Sequence[Tuple[int, int]]
     ) -> List[Instances]:
-        proposals = []
-        for masks, size in zip(ranked, image_sizes):
-            scores = masks.scores
-            best = scores.topk(min(self.pre_nms_topk, len(scores))).indices
-            soft_masks, scores = masks.soft_masks[best], scores[best]
-            kept = self._suppress(soft_masks, scores, stride, size)
-            kept = kept[: self.post_nms_topk[self.training]]
-            proposals.append(
-                soft_masks_to_proposals(
-                    soft_masks[kept],
-                    scores[kept],
-                    stride,
-                    size,
-                    size,
-                    self.mask_threshold,
-                    None if self.training else self.mask_size,
-                )
-            )
-        return proposals
+        return [
+            self._proposals_of_image(masks.soft_masks, masks.scores, stride, size)
+            for masks, size in zip(ranked, image_sizes)
+        ]
 
-    def _suppress(
+    def _proposals_of_image(
         self, soft_masks: torch.Tensor, scores: torch.Tensor, stride: int, size: Tuple[int, int]
-    ) -> torch.Tensor:
+    ) -> Instances:
+        present, boxes = soft_mask_boxes(soft_masks, stride, size, self.mask_threshold)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        kept = torch.nonzero(present & (sides >= self.min_box_size).all(dim=1)).squeeze(1)
+        kept = kept[scores[kept].topk(min(self.pre_nms_topk, len(kept))).indices]
         if self.nms_type == "mask":
-            return suppress_overlaps(soft_masks, scores, self.nms_threshold, "union")
-        boxes = soft_mask_boxes(soft_masks, stride, size, self.mask_threshold)
-        return nms(boxes, scores, self.nms_threshold)
+            stays = suppress_overlaps(
+                soft_masks[kept], scores[kept], self.nms_threshold, "union", self.mask_threshold
+            )
+        else:
+            stays = nms(boxes[kept], scores[kept], self.nms_threshold)
+        kept = kept[stays[: self.post_nms_topk[self.training]]]
+        return soft_masks_to_proposals(
+            soft_masks[kept],
+            scores[kept],
+            stride,
+            size,
+            size,
+            self.mask_threshold,
+            None if self.training else self.mask_size,
+        )
 
 
 def _class_agnostic(cfg: CfgNode) -> CfgNode:
