@@ -23,7 +23,13 @@ from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 from .errors import one_line, one_line_errors
 from .files import free_path, write_new_file
-from .predictor import add_predictor_arguments, build_predictor, find_images, predictor_config
+from .predictor import (
+    add_predictor_arguments,
+    build_predictor,
+    find_images,
+    predictor_config,
+    with_instances,
+)
 
 RESULTS = "coco_instances_results.json"
 # More names than this would hide the picture.
@@ -159,6 +165,7 @@ class _Painter:
     ) -> Tuple[np.ndarray, Optional[Instances]]:
         """The picture (H, W, 3) uint8 RGB with what was found, and the instances above the threshold."""
         rgb = np.ascontiguousarray(convert_image_to_rgb(bgr, "BGR"))
+        output = with_instances(output)
         found = None
         if "instances" in output:
             found = output["instances"].to("cpu")
@@ -171,11 +178,8 @@ class _Painter:
             drawn = visualizer.draw_panoptic_seg_predictions(segments.cpu(), info)
         elif found is not None:
             drawn = visualizer.draw_instance_predictions(found)
-        elif "sem_seg" in output:
-            drawn = visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu())
         else:
-            boxes = output["proposals"].proposal_boxes.tensor.cpu()[:_MOST_NAMES]
-            drawn = visualizer.overlay_instances(boxes=boxes.numpy())
+            drawn = visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu())
         return drawn.get_image(), found
 
     def results(

@@ -4,10 +4,13 @@ import argparse
 import glob
 import os
 from pathlib import Path
-from typing import List, Sequence
+from typing import Any, Dict, List, Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
 from .checkpoint import ModelCheckpointer
@@ -67,6 +70,27 @@ def predictor_config(args: argparse.Namespace) -> CfgNode:
         is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
         args.confidence_threshold = 0.1 if is_rpe else 0.5
     return cfg
+
+
+def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
+    """A model's output for one image; proposals, where there is nothing else, as instances of the first class.
+
+    Their scores are the sigmoid of their objectness; soft masks, where they have any, are pasted into the image.
+    """
+    if "proposals" not in output or "instances" in output:
+        return output
+    proposals = output["proposals"].to("cpu")
+    instances = Instances(proposals.image_size)
+    instances.pred_boxes = proposals.proposal_boxes
+    instances.scores = proposals.objectness_logits.sigmoid()
+    instances.pred_classes = torch.zeros(len(proposals), dtype=torch.int64)
+    if proposals.has("proposal_masks"):
+        soft = proposals.proposal_masks.float() / 255
+        boxes = proposals.proposal_boxes.tensor
+        instances.pred_masks = paste_masks_in_image(
+            soft, boxes, proposals.image_size, threshold=0.5
+        )
+    return {**output, "instances": instances}
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:

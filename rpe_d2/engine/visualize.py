@@ -36,7 +36,13 @@ from rpe_d2.visualization import (
 
 from .errors import one_line_errors
 from .files import write_new_file
-from .predictor import add_predictor_arguments, build_predictor, find_images, predictor_config
+from .predictor import (
+    add_predictor_arguments,
+    build_predictor,
+    find_images,
+    predictor_config,
+    with_instances,
+)
 from .run_setup import check_datasets
 
 _LOOPS_PER_ROW = 6
@@ -271,7 +277,7 @@ def _draw(
         "height": image.shape[0],
         "width": image.shape[1],
     }
-    output = predictor.model([inputs])[0]
+    output = with_instances(predictor.model([inputs])[0])
 
     truth = _ground_truth(mapped, metadata)
     predicted = _predicted_masks(output, metadata, min_score)
@@ -346,7 +352,7 @@ def _names(classes: List[int], metadata: Metadata) -> List[str]:
 def _draw_output(
     rgb: np.ndarray, output: Dict[str, Any], metadata: Metadata, min_score: float
 ) -> np.ndarray:
-    """Boxes, keypoints, panoptic and semantic maps and proposals as Detectron2 draws them; (H, W, 3) uint8."""
+    """Boxes, keypoints, panoptic and semantic maps as Detectron2 draws them; (H, W, 3) uint8."""
     visualizer = Visualizer(rgb, metadata, scale=_scale(rgb))
     if "panoptic_seg" in output:
         segments, info = output["panoptic_seg"]
@@ -355,10 +361,7 @@ def _draw_output(
         instances = output["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         return visualizer.draw_instance_predictions(instances).get_image()
-    if "sem_seg" in output:
-        return visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu()).get_image()
-    boxes = output["proposals"].proposal_boxes.tensor.cpu()[:20]
-    return visualizer.overlay_instances(boxes=boxes.numpy()).get_image()
+    return visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu()).get_image()
 
 
 def _scale(rgb: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rpe_d2.data import render_shapes
 from rpe_d2.engine.demo import RESULTS, main
+from tests.conftest import ROOT
 
 from .helpers import CONFIG, TINY, save_random
 
@@ -136,6 +137,20 @@ def test_a_model_without_masks(pictures, tmp_path):
     assert (tmp_path / "out" / "0.png").exists()
     results = json.loads((tmp_path / "out" / RESULTS).read_text())
     assert all("segmentation" not in result for result in results)
+
+
+@pytest.mark.parametrize("name, with_masks", [("rpe_shapes", True), ("rpn_shapes", False)])
+def test_proposals_are_shown_and_stored(name, with_masks, pictures, tmp_path):
+    config = str(ROOT / f"configs/proposals/{name}.yaml")
+    on_cpu = ["MODEL.DEVICE", "cpu"]
+    random = save_random(config, on_cpu, tmp_path / "random.pth")
+    arguments = ["--weights", random, "--input", str(pictures / "0.png")]
+    arguments += ["--confidence-threshold", "0.0"]
+    assert run(tmp_path / "out", *arguments, config=config, opts=on_cpu) == 0
+    assert (tmp_path / "out" / "0.png").exists()
+    results = json.loads((tmp_path / "out" / RESULTS).read_text())
+    assert results and all(0 <= result["score"] <= 1 for result in results)
+    assert all(("segmentation" in result) == with_masks for result in results)
 
 
 @pytest.mark.parametrize(
