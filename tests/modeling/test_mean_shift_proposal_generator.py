@@ -5,13 +5,11 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, ImageList, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from rpe_d2 import add_rpe_config
 from rpe_d2.evaluation import MaskProposalEvaluator
 from rpe_d2.modeling import EmbeddingHead, EmbeddingMaps, MeanShiftProposalGenerator
 from rpe_d2.modeling.embedding_head import cell_centers
@@ -19,25 +17,14 @@ from rpe_d2.modeling.mask_proposals import suppress_overlaps
 from rpe_d2.modeling.proposal_generator import mean_shift_proposal_generator
 from rpe_d2.modeling.quality_head import best_iou
 
-from .helpers import SQUARES, perfect_maps, square_instances, training_input
+from .helpers import SQUARES, perfect_maps, small_cfg, square_instances, training_input
 
 SWAP = ("MODEL.PROPOSAL_GENERATOR.NAME", "MeanShiftProposalGenerator")
 
 
 def mask_rcnn_cfg(*overrides):
     """Detectron2's Mask R-CNN, small: ResNet-18-FPN with 32 channels, 3 classes."""
-    cfg = get_cfg()
-    add_rpe_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.MASK_ON = True
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg = small_cfg("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.MASK_ON", True)
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
     cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
@@ -51,9 +38,6 @@ def mask_rcnn_cfg(*overrides):
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
     cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
-    cfg.MODEL.RPE.CONV_DIM = 32
-    cfg.MODEL.RPE.EMBEDDING_DIM = 8
-    cfg.MODEL.RPE.TRAIN_POINTS = 200
     cfg.merge_from_list(list(overrides))
     return cfg
 
