@@ -62,15 +62,33 @@ def _launch(x: torch.Tensor, gates: torch.Tensor):
 
 
 @triton.jit
-def _place(direction, height, width):
-    """Steps, places in a column, and in elements: where the first is, to the next step, to the next place."""
+def _program(channels, gate_channels, height, width, CONNECTIONS: tl.constexpr):
+    """What this program works on.
+
+    Returns:
+        steps, places in a column; and in elements: to the next step, to the next place, of the first place; where its
+        image and channel begin in x, in what is found, in the gates and in the gates of every channel.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    direction = program % 4
+    channel = (program // 4) % channels
+    image = program // (4 * channels)
+    images = tl.num_programs(0) // (4 * channels)
     across = direction < 2
     backwards = direction % 2
     steps = tl.where(across, width, height)
     length = tl.where(across, height, width)
     step = tl.where(across, 1, width)
+    place = tl.where(across, width, 1)
     first = backwards * (steps - 1) * step
-    return steps, length, first, tl.where(backwards == 1, -step, step), tl.where(across, width, 1)
+    step = tl.where(backwards == 1, -step, step)
+    area = height * width
+    of_x = (image * channels + channel) * area
+    of_found = ((direction * images + image) * channels + channel) * area
+    gate_channel = channel % gate_channels
+    of_gates = ((image * gate_channels + gate_channel) * 4 + direction) * CONNECTIONS * area
+    of_all_gates = ((image * channels + channel) * 4 + direction) * CONNECTIONS * area
+    return steps, length, step, place, first, of_x, of_found, of_gates, of_all_gates
 
 
 @triton.jit
@@ -94,21 +112,16 @@ def _forward_kernel(
     x, gates, found, channels, gate_channels, height, width,
     CONNECTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    direction = program % 4
-    channel = (program // 4) % channels
-    image = program // (4 * channels)
-    steps, length, first, step, place = _place(direction, height, width)
+    steps, length, step, place, first, of_image, of_direction, of_gate, of_every_gate = _program(
+        channels, gate_channels, height, width, CONNECTIONS
+    )
     area = height * width
     places = tl.arange(0, BLOCK)
     present = places < length
     offset = first + places * place
-    x += (image * channels + channel) * area
-    found += (
-        (direction * (tl.num_programs(0) // (4 * channels)) + image) * channels + channel
-    ) * area
-    gate_channel = channel % gate_channels
-    gates += ((image * gate_channels + gate_channel) * 4 + direction) * CONNECTIONS * area
+    x += of_image
+    found += of_direction
+    gates += of_gate
 
     h = tl.load(x + offset, mask=present, other=0.0).to(tl.float32)
     tl.store(found + offset, h, mask=present)
@@ -134,22 +147,18 @@ def _backward_kernel(
     gradient, x, gates, found, of_x, of_gates, channels, gate_channels, height, width,
     CONNECTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    direction = program % 4
-    channel = (program // 4) % channels
-    image = program // (4 * channels)
-    steps, length, first, step, place = _place(direction, height, width)
+    steps, length, step, place, first, of_image, of_direction, of_gate, of_every_gate = _program(
+        channels, gate_channels, height, width, CONNECTIONS
+    )
     area = height * width
     places = tl.arange(0, BLOCK)
     present = places < length
-    x += (image * channels + channel) * area
-    of_direction = (direction * (tl.num_programs(0) // (4 * channels)) + image) * channels + channel
-    gradient += of_direction * area
-    found += of_direction * area
-    of_x += of_direction * area
-    gate_channel = channel % gate_channels
-    gates += ((image * gate_channels + gate_channel) * 4 + direction) * CONNECTIONS * area
-    of_gates += ((image * channels + channel) * 4 + direction) * CONNECTIONS * area
+    x += of_image
+    gradient += of_direction
+    found += of_direction
+    of_x += of_direction
+    gates += of_gate
+    of_gates += of_every_gate
 
     offset = first + (steps - 1) * step + places * place
     from_next = tl.zeros([BLOCK], dtype=tl.float32)
