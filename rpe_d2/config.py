@@ -55,6 +55,39 @@ def add_rpe_config(cfg: CN) -> None:
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
     guided.NAME = "build_resnet_fpn_backbone"
 
+    # Backbone outputs that the mask head gets under GuidedROIHeads and GuidedCascadeROIHeads, with POOLER_TYPE "";
+    # empty: as Detectron2 has it, ROI_HEADS.IN_FEATURES.
+    cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES = []
+
+    # ---- Spatial propagation
+    cfg.MODEL.SPN = spn = CN()
+    # Backbone outputs that guide the propagation of whole pictures; empty: all of them.
+    spn.IN_FEATURES = []
+    # Channels of the guidance network, and normalisation of its convolutions: any of Detectron2's, "" for none.
+    spn.CONV_DIM = 64
+    spn.NORM = "GN"
+    # Channels that a mask head or semantic head propagates, each with gates of its own.
+    spn.CHANNELS = 8
+    # Propagations one after the other, with the same gates.
+    spn.NUM_UNITS = 2
+    # "softmax", "abs_sum" or "clipped": see rpe_d2.ops.propagation.normalize_gates.
+    spn.GATE_MODE = "softmax"
+    # Gates of a pixel and direction: 3, or 1 (of the same row or column alone).
+    spn.CONNECTIONS = 3
+    # Pixels per cell where whole pictures are propagated: 1, 2, 4 ...
+    spn.STRIDE = 2
+    # Side of the masks that SPNMaskHead refines: a multiple of twice ROI_MASK_HEAD.POOLER_RESOLUTION; 0: just that.
+    spn.RESOLUTION = 0
+    # Semantic head whose scores SPNSemSegHead refines.
+    spn.SEM_SEG_HEAD = "SemSegFPNHead"
+    # Weight of the loss after refinement.
+    spn.LOSS_WEIGHT = 1.0
+    # SPNRefiner is trained on this many true masks of a picture, each moved by up to JITTER pixels and cut at one of
+    # these fractions of its resolution; it is evaluated on all of them, cut at the first.
+    spn.NUM_MASKS = 8
+    spn.JITTER = 2
+    spn.COARSE_FACTORS = [4, 2, 8]
+
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()
     # Backbone outputs that enter the embedding head; empty: all of them.
@@ -135,6 +168,8 @@ def add_rpe_config(cfg: CN) -> None:
     rpe.OVERLAP_THRESH_TEST = 0.5
     # Instances with a lower score are dropped.
     rpe.SCORE_THRESH_TEST = 0.0
+    # Refinement of the instances' soft masks: "", or "spn": propagation by MODEL.SPN (proposals stay as they are).
+    rpe.REFINE = ""
     # Soft masks become masks at this value.
     rpe.MASK_THRESHOLD = 0.5
     # PixelEmbeddingNet also returns "proposals": boxes, objectness and box-relative soft masks.

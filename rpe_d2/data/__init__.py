@@ -1,8 +1,16 @@
-"""Datasets and mappers. Importing registers `shapes_train` and `shapes_val`."""
+"""Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
 
 from .augmentation import additional_augmentations
 from .dataset_mapper import CountInstances, PixelLabelMapper
-from .datasets import SHAPES_CLASSES, SHAPES_SPLITS, load_shapes, register_coco_jsons, render_shapes
+from .datasets import (
+    SHAPES_CLASSES,
+    SHAPES_SEM_SEG_CLASSES,
+    SHAPES_SPLITS,
+    load_shapes,
+    load_shapes_sem_seg,
+    register_coco_jsons,
+    render_shapes,
+)
 from .readable import NameUnreadable, UnreadableImage
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
@@ -13,11 +21,13 @@ __all__ = [
     "PixelLabelMapper",
     "ResumableLoader",
     "SHAPES_CLASSES",
+    "SHAPES_SEM_SEG_CLASSES",
     "SHAPES_SPLITS",
     "UnreadableImage",
     "additional_augmentations",
     "build_resumable_train_loader",
     "load_shapes",
+    "load_shapes_sem_seg",
     "register_coco_jsons",
     "render_shapes",
     "seed_all",

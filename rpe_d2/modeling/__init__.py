@@ -4,20 +4,27 @@ from .backbone import GuidedBackbone
 from .embedding_head import EmbeddingHead, EmbeddingMaps
 from .embedding_loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
-from .meta_arch import PixelEmbeddingNet
+from .meta_arch import PixelEmbeddingNet, SPNRefiner
 from .pixel_grouping import PixelGrouping, PixelGroups
 from .proposal_generator import MeanShiftProposalGenerator
 from .quality_head import QualityHead
+from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
+from .sem_seg import SPNSemSegHead
 
 __all__ = [
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
     "GuidedBackbone",
+    "GuidedCascadeROIHeads",
+    "GuidedROIHeads",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
+    "SPNMaskHead",
+    "SPNRefiner",
+    "SPNSemSegHead",
 ]

@@ -4,10 +4,11 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from fvcore.nn.weight_init import c2_msra_fill
+from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
+
+from .layers import enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
 # Shared convolutions do not run on finer maps than this: there a kernel sees little and costs much.
@@ -92,7 +93,7 @@ class EmbeddingHead(nn.Module):
         }
         self.lateral = nn.ModuleDict(
             {
-                name: _conv(
+                name: normalized_conv(
                     input_shape[name].channels,
                     conv_dim,
                     3,
@@ -106,8 +107,8 @@ class EmbeddingHead(nn.Module):
         self.fine = nn.ModuleDict(
             {
                 name: nn.Sequential(
-                    _conv(input_shape[name].channels, conv_dim // 4, 3, ""),
-                    _conv(
+                    normalized_conv(input_shape[name].channels, conv_dim // 4, 3, ""),
+                    normalized_conv(
                         conv_dim // 4, conv_dim, 3, norm, max(1, stride // input_shape[name].stride)
                     ),
                 )
@@ -116,7 +117,10 @@ class EmbeddingHead(nn.Module):
         )
         first_in = conv_dim + (2 if coordinates else 0)
         self.trunk = nn.Sequential(
-            *[_conv(first_in if i == 0 else conv_dim, conv_dim, 3, norm) for i in range(num_convs)]
+            *[
+                normalized_conv(first_in if i == 0 else conv_dim, conv_dim, 3, norm)
+                for i in range(num_convs)
+            ]
         )
         trunk_dim = conv_dim if num_convs else first_in
         self.embedding = _predictor(trunk_dim, conv_dim, embedding_dim, norm)
@@ -181,15 +185,15 @@ class EmbeddingHead(nn.Module):
         pixels = [side * self.finest_stride for side in finest]
         size = [-(-side // self.trunk_stride) for side in pixels]
         summed = sum(
-            _aligned(self.lateral[name](features[name]), self.ratios[name], size)
+            enlarge_maps(self.lateral[name](features[name]), self.ratios[name], size)
             for name in self.in_features
         )
         if self.coordinates:
             summed = torch.cat([summed, _coordinates(summed)], dim=1)
         size = [-(-side // self.stride) for side in pixels]
-        trunk = _resize(self.trunk(summed), size)
+        trunk = resize_maps(self.trunk(summed), size)
         for name in self.fine_features:
-            trunk = trunk + _resize(self.fine[name](features[name]), size)
+            trunk = trunk + resize_maps(self.fine[name](features[name]), size)
         return trunk
 
     def _predict(self, trunk: torch.Tensor, stride: int) -> EmbeddingMaps:
@@ -224,42 +228,7 @@ def _coordinates(maps: torch.Tensor) -> torch.Tensor:
     return (2 * centers / extent - 1).expand(len(maps), -1, -1, -1)
 
 
-def _aligned(maps: torch.Tensor, ratio: int, size: List[int]) -> torch.Tensor:
-    """Maps ``ratio`` times as large, cut to a size: cells stay where they are in the picture.
-
-    A coarse map may end beyond finer ones, where the picture is no multiple of its stride.
-    """
-    if ratio > 1:
-        maps = F.interpolate(maps, scale_factor=ratio, mode="bilinear", align_corners=False)
-    return _resize(maps[..., : size[0], : size[1]], size)
-
-
-def _resize(maps: torch.Tensor, size: List[int]) -> torch.Tensor:
-    if list(maps.shape[-2:]) == size:
-        return maps
-    if maps.shape[-1] > size[-1]:
-        return F.adaptive_avg_pool2d(maps, size)
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
-
-def _conv(
-    in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
-) -> nn.Module:
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=F.relu,
-    )
-    c2_msra_fill(conv)
-    return conv
-
-
 def _predictor(in_channels: int, conv_dim: int, out_channels: int, norm: str) -> nn.Module:
     return nn.Sequential(
-        _conv(in_channels, conv_dim, 3, norm), nn.Conv2d(conv_dim, out_channels, 1)
+        normalized_conv(in_channels, conv_dim, 3, norm), nn.Conv2d(conv_dim, out_channels, 1)
     )

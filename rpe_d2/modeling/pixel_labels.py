@@ -47,7 +47,7 @@ def pixel_labels(
     """
     height, width = instances.image_size
     device = instances.gt_classes.device
-    masks = _bit_masks(instances)  # (n, h, w)
+    masks = instance_masks(instances)  # (n, h, w)
     areas = masks.flatten(1).sum(dim=1)
     owner = torch.full((height, width), BACKGROUND, dtype=torch.long, device=device)
     if ignore_mask is not None:
@@ -95,7 +95,7 @@ def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
     return candidates[order[last_round[:num_points]]]
 
 
-def _bit_masks(instances: Instances) -> torch.Tensor:
+def instance_masks(instances: Instances) -> torch.Tensor:
     height, width = instances.image_size
     if len(instances) == 0:
         return torch.zeros(0, height, width, dtype=torch.bool, device=instances.gt_classes.device)

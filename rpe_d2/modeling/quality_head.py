@@ -1,5 +1,7 @@
 """Ranks grouped instances by an estimate of their mask's IoU with the object."""
 
+from typing import Tuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -71,25 +73,32 @@ def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return error / max(len(targets), 1)
 
 
-def best_iou(soft_masks: torch.Tensor, instance_map: torch.Tensor) -> torch.Tensor:
-    """IoU of each thresholded mask with the best instance of a label map.
+def best_match(
+    soft_masks: torch.Tensor, instance_map: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """IoU of each thresholded mask with the best instance of a label map, and which instance that is.
 
     Args:
         soft_masks: (R, h, w), cut at 0.5.
         instance_map: (h, w) int64, rows 0..n-1; -1 background; below that: ignored.
 
     Returns:
-        (R,) float32 in 0-1; 0 without instances.
+        (R,) float32 in 0-1, 0 without instances, and (R,) int64.
     """
     masks = (soft_masks > 0.5).flatten(1).float()  # (R, P)
     labels = instance_map.flatten()
     masks = masks * (labels >= -1)
     num_instances = int(labels.max()) + 1 if labels.numel() else 0
     if num_instances <= 0 or len(masks) == 0:
-        return masks.new_zeros(len(masks))
+        return masks.new_zeros(len(masks)), labels.new_zeros(len(masks))
     # Everything that is no instance goes to one more column.
     column = torch.where(labels >= 0, labels, num_instances)
     overlap = masks.new_zeros(len(masks), num_instances + 1).index_add_(1, column, masks)[:, :-1]
     areas = torch.bincount(column, minlength=num_instances + 1)[:-1]
     union = masks.sum(dim=1, keepdim=True) + areas - overlap
-    return (overlap / union.clamp(min=1)).amax(dim=1)
+    return (overlap / union.clamp(min=1)).max(dim=1)
+
+
+def best_iou(soft_masks: torch.Tensor, instance_map: torch.Tensor) -> torch.Tensor:
+    """The IoUs of :func:`best_match`."""
+    return best_match(soft_masks, instance_map)[0]

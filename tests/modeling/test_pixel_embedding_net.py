@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import box_iou
 
-from rpe_d2.modeling.meta_arch.pixel_embedding_net import upsample_masks
+from rpe_d2.modeling.soft_masks import upsample_masks
 
 from .helpers import plain_backbone, small_cfg, training_input
 

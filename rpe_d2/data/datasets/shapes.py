@@ -1,8 +1,10 @@
-"""Synthetic instance segmentation data, `shapes_train` and `shapes_val`: no download, no files.
+"""Synthetic data, `shapes_train` and `shapes_val`: no download, no files.
 
 Every picture is rendered from a seed when it is asked for. Objects touch and occlude each other, mostly
 within their own class, so that a semantic map does not give the instances away: connected components of
-the *true* semantic map reach less than 40 mask AP.
+the *true* semantic map reach less than 40 mask AP. `shapes_large_train` and `shapes_large_val` are such
+scenes at four times the size, for whatever is about boundaries; all four also exist with semantic maps in
+place of instances, `shapes_train_sem_seg` and so on.
 """
 
 import functools
@@ -19,32 +21,49 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 
-__all__ = ["SHAPES_CLASSES", "SHAPES_SPLITS", "load_shapes", "render_shapes"]
+__all__ = [
+    "SHAPES_CLASSES",
+    "SHAPES_SEM_SEG_CLASSES",
+    "SHAPES_SPLITS",
+    "load_shapes",
+    "load_shapes_sem_seg",
+    "render_shapes",
+]
 
 SHAPES_CLASSES = ("ellipse", "rectangle", "triangle", "star")
-SHAPES_SPLITS = {"train": 1500, "val": 100}
+SHAPES_SEM_SEG_CLASSES = ("background", *SHAPES_CLASSES)
+SHAPES_SPLITS = {"train": 1500, "val": 100, "large_train": 400, "large_val": 60}
 
 _ELLIPSE, _RECTANGLE, _TRIANGLE, _STAR = range(len(SHAPES_CLASSES))
 _PREFIX = "shapes://"
 _SEED = 1801
-_SIZE = 128  # height and width of a picture, px
+_SEM_SEG = "_sem_seg"  # suffix of the file that holds a picture's semantic map
+# Lengths of scenes are in units of which a large picture has four pixels.
+_LARGE = 4
+_SIZE = 128  # height and width of a picture
 _MARGIN = (
     80  # objects are drawn on a larger canvas: the visible part is judged against the whole object
 )
 _NUM_OBJECTS = (4, 12)
-_DIAMETER = (14.0, 80.0)  # of the circle around an object, px
+_DIAMETER = (14.0, 80.0)  # of the circle around an object
+_LARGE_DIAMETER = (16.0, 80.0)
 _SAME_CLASS = 0.6  # probability that an object has the class of its cluster
 _MIN_VISIBLE_FRACTION = 0.25
-_MIN_VISIBLE_PIXELS = 30
+_MIN_VISIBLE_AREA = 30
 
 
 @dataclass
 class _Object:
     category: int
-    center: np.ndarray  # (2,) float, x and y, px
-    radius: float  # px
+    center: np.ndarray  # (2,) float, x and y
+    radius: float
     angle: float  # radians
-    mask: np.ndarray  # (128, 128) bool, the part inside the picture, before occlusion
+    mask: np.ndarray  # (H, W) bool, the part inside the picture, before occlusion
+
+
+def _scale(split: str) -> int:
+    """Pixels per unit of length."""
+    return _LARGE if split.startswith("large") else 1
 
 
 def _outline(category: int, aspect: float) -> np.ndarray:
@@ -64,25 +83,25 @@ def _outline(category: int, aspect: float) -> np.ndarray:
 
 
 def _draw(
-    category: int, center: np.ndarray, radius: float, angle: float, aspect: float
+    category: int, center: np.ndarray, radius: float, angle: float, aspect: float, scale: int
 ) -> np.ndarray:
-    """Mask (288, 288) uint8 in {0, 1} on the canvas with margins."""
+    """Mask uint8 in {0, 1} on the canvas with margins, 288 units high and wide."""
     cos, sin = np.cos(angle), np.sin(angle)
     corners = _outline(category, aspect) @ np.array([[cos, sin], [-sin, cos]])
-    corners = (corners * radius + center + _MARGIN) * 16  # 4 fractional bits
-    canvas = np.zeros((_SIZE + 2 * _MARGIN,) * 2, dtype=np.uint8)
+    corners = (corners * radius + center + _MARGIN) * scale * 16  # 4 fractional bits
+    canvas = np.zeros(((_SIZE + 2 * _MARGIN) * scale,) * 2, dtype=np.uint8)
     cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], 1, shift=4)
     return canvas
 
 
-def _place(rng: np.random.Generator) -> Tuple[List[_Object], np.ndarray]:
+def _place(rng: np.random.Generator, scale: int) -> Tuple[List[_Object], np.ndarray]:
     """Arrange the objects of one picture.
 
     An object that would be nearly invisible, or would make an earlier one so, is drawn again: all that
     the picture shows is annotated.
 
     Returns:
-        objects from back to front, and the map (128, 128) int of the visible object per pixel, -1 = none.
+        objects from back to front, and the map (H, W) int of the visible object per pixel, -1 = none.
     """
     num_objects = rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)
     num_clusters = rng.integers(1, 4)
@@ -92,15 +111,16 @@ def _place(rng: np.random.Generator) -> Tuple[List[_Object], np.ndarray]:
 
     objects: List[_Object] = []
     whole_areas: List[int] = []
-    owner = np.full((_SIZE, _SIZE), -1)
-    inside = slice(_MARGIN, _MARGIN + _SIZE)
+    owner = np.full((_SIZE * scale, _SIZE * scale), -1)
+    inside = slice(_MARGIN * scale, (_MARGIN + _SIZE) * scale)
+    diameters = np.log(_DIAMETER if scale == 1 else _LARGE_DIAMETER)
     attempts = 0
     while len(objects) < _NUM_OBJECTS[0] or (len(objects) < num_objects and attempts < 60):
         attempts += 1
         cluster = rng.integers(num_clusters)
         same_class = rng.random() < _SAME_CLASS
         category = int(cluster_classes[cluster] if same_class else rng.integers(4))
-        radius = 0.5 * np.exp(rng.uniform(*np.log(_DIAMETER)))
+        radius = 0.5 * np.exp(rng.uniform(*diameters))
         angle, direction = rng.uniform(0, 2 * np.pi, 2)
         aspect, closeness = rng.uniform(0.55, 1.0), rng.uniform(0.45, 0.9)
         if members[cluster]:
@@ -112,12 +132,12 @@ def _place(rng: np.random.Generator) -> Tuple[List[_Object], np.ndarray]:
         if (center < 0).any() or (center >= _SIZE).any():
             continue
 
-        canvas = _draw(category, center, radius, angle, aspect)
+        canvas = _draw(category, center, radius, angle, aspect, scale)
         mask = canvas[inside, inside].astype(bool)
         candidate_owner = np.where(mask, len(objects), owner)
         candidate_areas = np.array(whole_areas + [cv2.countNonZero(canvas)])
         visible = np.bincount(candidate_owner.ravel() + 1, minlength=len(objects) + 2)[1:]
-        needed = np.maximum(_MIN_VISIBLE_PIXELS, _MIN_VISIBLE_FRACTION * candidate_areas)
+        needed = np.maximum(_MIN_VISIBLE_AREA * scale**2, _MIN_VISIBLE_FRACTION * candidate_areas)
         if (visible < needed).any():
             continue
         members[cluster].append(len(objects))
@@ -127,15 +147,15 @@ def _place(rng: np.random.Generator) -> Tuple[List[_Object], np.ndarray]:
     return objects, owner
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """Cloudy, tilted background (128, 128, 3) float32, about 0–255."""
-    y, x = np.mgrid[0:_SIZE, 0:_SIZE].astype(np.float32) / _SIZE - 0.5
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Cloudy, tilted background (size, size, 3) float32, about 0–255."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     turn = rng.uniform(0, 2 * np.pi)
     ramp = (np.cos(turn) * x + np.sin(turn) * y)[:, :, None]
     image = rng.uniform(60, 190, 3) + ramp * rng.uniform(-60, 60, 3)
     for cells, amplitude in ((5, 18.0), (24, 7.0)):
         coarse = rng.standard_normal((cells, cells, 3), dtype=np.float32) * amplitude
-        image += cv2.resize(coarse, (_SIZE, _SIZE), interpolation=cv2.INTER_CUBIC)
+        image += cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return image.astype(np.float32)
 
 
@@ -143,7 +163,7 @@ def _texture(obj: _Object, x: np.ndarray, y: np.ndarray, phase: float) -> np.nda
     """Brightness factor around 1 of the fill that is typical of the class, (h, w) float32.
 
     Args:
-        x, y: positions relative to the object's centre, broadcastable to (h, w), px.
+        x, y: positions relative to the object's centre, broadcastable to (h, w).
         phase: of the pattern, radians.
     """
     cos, sin = np.float32(np.cos(obj.angle)), np.float32(np.sin(obj.angle))
@@ -168,16 +188,17 @@ def _colors(rng: np.random.Generator, num_objects: int) -> np.ndarray:
     return colors
 
 
-def _paint(rng: np.random.Generator, objects: List[_Object]) -> np.ndarray:
-    """Paint the objects from back to front; RGB (128, 128, 3) uint8."""
-    image = _background(rng)
+def _paint(rng: np.random.Generator, objects: List[_Object], scale: int) -> np.ndarray:
+    """Paint the objects from back to front; RGB (H, W, 3) uint8."""
+    image = _background(rng, _SIZE * scale)
     kernel = np.ones((3, 3), dtype=np.uint8)
     for obj, color in zip(objects, _colors(rng, len(objects))):
         x0, y0, width, height = cv2.boundingRect(obj.mask.astype(np.uint8))
         window = slice(y0, y0 + height), slice(x0, x0 + width)
         mask = obj.mask[window]
-        x = np.arange(x0, x0 + width, dtype=np.float32)[None, :] - np.float32(obj.center[0])
-        y = np.arange(y0, y0 + height, dtype=np.float32)[:, None] - np.float32(obj.center[1])
+        x = np.arange(x0, x0 + width, dtype=np.float32)[None, :] / scale
+        y = np.arange(y0, y0 + height, dtype=np.float32)[:, None] / scale
+        x, y = x - np.float32(obj.center[0]), y - np.float32(obj.center[1])
         phase, shade_x, shade_y = rng.uniform(0, 2 * np.pi), *rng.uniform(-0.12, 0.12, 2)
         brightness = _texture(obj, x, y, phase) + (shade_x * x + shade_y * y) / obj.radius
         # the constant border of cv2.erode counts as object: no outline where the picture cuts it off
@@ -191,22 +212,30 @@ def _paint(rng: np.random.Generator, objects: List[_Object]) -> np.ndarray:
 
 def _arrange(split: str, index: int) -> Tuple[List[_Object], np.ndarray]:
     # placement and paint have generators of their own: annotations do not need the paint
-    return _place(np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 0]))
+    rng = np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 0])
+    return _place(rng, _scale(split))
 
 
 def render_shapes(split: str, index: int) -> np.ndarray:
     """Render one picture; the same in every process.
 
     Args:
-        split: "train" or "val".
+        split: of SHAPES_SPLITS.
         index: 0 … SHAPES_SPLITS[split] − 1.
 
     Returns:
-        RGB image (128, 128, 3), uint8.
+        RGB image (128, 128, 3), uint8; of a large split (512, 512, 3).
     """
     objects, _ = _arrange(split, index)
     rng = np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 1])
-    return _paint(rng, objects)
+    return _paint(rng, objects, _scale(split))
+
+
+def _sem_seg(split: str, index: int) -> np.ndarray:
+    """Map (H, W) uint8 of places in SHAPES_SEM_SEG_CLASSES."""
+    objects, owner = _arrange(split, index)
+    classes = np.array([1 + obj.category for obj in objects] + [0], np.uint8)  # last: of owner -1
+    return classes[owner]
 
 
 def _annotate(split: str, index: int) -> List[Dict[str, Any]]:
@@ -220,7 +249,7 @@ def _annotate(split: str, index: int) -> List[Dict[str, Any]]:
             "bbox_mode": BoxMode.XYWH_ABS,
             "category_id": obj.category,
             "iscrowd": 0,
-            "segmentation": {"size": [_SIZE, _SIZE], "counts": rle["counts"].decode("ascii")},
+            "segmentation": {"size": list(owner.shape), "counts": rle["counts"].decode("ascii")},
         }
         for obj, rle, box in zip(objects, rles, boxes)
     ]
@@ -231,9 +260,9 @@ def _load_pickled(split: str) -> bytes:
     return pickle.dumps(
         [
             {
-                "file_name": f"{_PREFIX}{split}/{index:06d}.png",
-                "height": _SIZE,
-                "width": _SIZE,
+                "file_name": _file_name(split, index),
+                "height": _SIZE * _scale(split),
+                "width": _SIZE * _scale(split),
                 "image_id": index,
                 "annotations": _annotate(split, index),
             }
@@ -250,17 +279,45 @@ def load_shapes(split: str) -> List[Dict[str, Any]]:
     is the caller's own; the annotations are generated once a process.
 
     Args:
-        split: "train" or "val".
+        split: of SHAPES_SPLITS.
     """
     return pickle.loads(_load_pickled(split))
 
 
-@functools.lru_cache(maxsize=sum(SHAPES_SPLITS.values()))
-def _encode(split: str, index: int) -> bytes:
+def load_shapes_sem_seg(split: str) -> List[Dict[str, Any]]:
+    """Dataset dicts of one split with `sem_seg_file_name` in place of annotations.
+
+    The maps hold places in SHAPES_SEM_SEG_CLASSES.
+
+    Args:
+        split: of SHAPES_SPLITS.
+    """
+    return [
+        {
+            "file_name": _file_name(split, index),
+            "sem_seg_file_name": _file_name(split, index, _SEM_SEG),
+            "height": _SIZE * _scale(split),
+            "width": _SIZE * _scale(split),
+            "image_id": index,
+        }
+        for index in range(SHAPES_SPLITS[split])
+    ]
+
+
+def _file_name(split: str, index: int, suffix: str = "") -> str:
+    return f"{_PREFIX}{split}/{index:06d}{suffix}.png"
+
+
+def _encode(split: str, index: int, suffix: str) -> bytes:
     buffer = io.BytesIO()
     # BMP, whatever the name says: nothing to compress, and readers go by the content
-    Image.fromarray(render_shapes(split, index)).save(buffer, format="BMP")
+    picture = _sem_seg(split, index) if suffix else render_shapes(split, index)
+    Image.fromarray(picture).save(buffer, format="BMP")
     return buffer.getvalue()
+
+
+# All small pictures together take 80 MB, as much as a hundred large ones.
+_encode_once = functools.lru_cache(maxsize=SHAPES_SPLITS["train"] + SHAPES_SPLITS["val"])(_encode)
 
 
 class _ShapesHandler(PathHandler):
@@ -269,15 +326,16 @@ class _ShapesHandler(PathHandler):
     def _get_supported_prefixes(self) -> List[str]:
         return [_PREFIX]
 
-    def _parse(self, path: str) -> Tuple[str, int]:
+    def _parse(self, path: str) -> Tuple[str, int, str]:
         split, _, name = path[len(_PREFIX) :].partition("/")
         stem = name[: -len(".png")]
+        suffix = _SEM_SEG if stem.endswith(_SEM_SEG) else ""
+        stem = stem.removesuffix(suffix)
         index = int(stem) if stem.isdecimal() else -1
-        if 0 <= index < SHAPES_SPLITS.get(split, 0) and name == f"{index:06d}.png":
-            return split, index
+        if 0 <= index < SHAPES_SPLITS.get(split, 0) and path == _file_name(split, index, suffix):
+            return split, index, suffix
         allowed = " or ".join(
-            f"{_PREFIX}{split}/000000.png … {size - 1:06d}.png"
-            for split, size in SHAPES_SPLITS.items()
+            f"{_file_name(split, 0)} … {size - 1:06d}.png" for split, size in SHAPES_SPLITS.items()
         )
         raise FileNotFoundError(f"{path}: no such picture; there are {allowed}")
 
@@ -287,7 +345,9 @@ class _ShapesHandler(PathHandler):
         self._check_kwargs(kwargs)
         if mode != "rb":
             raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
-        return io.BytesIO(_encode(*self._parse(path)))
+        split, index, suffix = self._parse(path)
+        encode = _encode_once if _scale(split) == 1 else _encode
+        return io.BytesIO(encode(split, index, suffix))
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
         try:
@@ -305,4 +365,10 @@ for _split in SHAPES_SPLITS:
     DatasetCatalog.register(f"shapes_{_split}", functools.partial(load_shapes, _split))
     MetadataCatalog.get(f"shapes_{_split}").set(
         thing_classes=list(SHAPES_CLASSES), evaluator_type="coco"
+    )
+    DatasetCatalog.register(
+        f"shapes_{_split}_sem_seg", functools.partial(load_shapes_sem_seg, _split)
+    )
+    MetadataCatalog.get(f"shapes_{_split}_sem_seg").set(
+        stuff_classes=list(SHAPES_SEM_SEG_CLASSES), ignore_label=255, evaluator_type="sem_seg"
     )

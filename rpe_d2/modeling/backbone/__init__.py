@@ -1,5 +1,5 @@
 """Backbones."""
 
-from .guided_backbone import GuidedBackbone, build_guided_backbone
+from .guided_backbone import IMAGE, GuidedBackbone, build_guided_backbone
 
-__all__ = ["GuidedBackbone", "build_guided_backbone"]
+__all__ = ["IMAGE", "GuidedBackbone", "build_guided_backbone"]

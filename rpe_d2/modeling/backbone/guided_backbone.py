@@ -8,6 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 
+from ..layers import adopt_children
+
 IMAGE = "image"
 
 
@@ -30,18 +32,7 @@ class GuidedBackbone(Backbone):
         super().__init__()
         if IMAGE in backbone.output_shape():
             raise ValueError(f"{type(backbone).__name__} has an output {IMAGE!r} already")
-        if (
-            next(backbone.parameters(recurse=False), None) is not None
-            or next(backbone.buffers(recurse=False), None) is not None
-        ):
-            raise ValueError(
-                f"{type(backbone).__name__} has parameters outside its submodules; "
-                "build_guided_backbone cannot wrap it"
-            )
-        # In a tuple it is no submodule: its children are registered here, under the names that they have there.
-        self._wrapped = (backbone,)
-        for name, child in backbone.named_children():
-            self.add_module(name, child)
+        self._wrapped = adopt_children(self, backbone)
         self.image_channels = image_channels
 
     def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:

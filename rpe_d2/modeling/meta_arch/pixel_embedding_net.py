@@ -1,6 +1,6 @@
 """Instance segmentation by recurrent pixel embeddings."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -15,15 +15,19 @@ from torch.nn import functional as F
 from ..config_ranges import check_ranges
 from ..embedding_head import EmbeddingHead, EmbeddingMaps
 from ..embedding_loss import EmbeddingLoss
+from ..layers import resize_maps
 from ..mask_proposals import soft_masks_to_proposals, suppress_overlaps
 from ..mean_shift_layer import MeanShiftLayer
 from ..pixel_grouping import PixelGrouping, PixelGroups
 from ..pixel_labels import PixelLabels, pixel_labels
-from ..quality_head import QualityHead, best_iou, quality_loss
+from ..quality_head import QualityHead, best_match, quality_loss
+from ..soft_masks import masks_on_grid, upsample_masks
+from ..spn import MaskPropagation, propagation_loss
 from ..training_pictures import loop_embeddings, training_picture
 
-# Full-resolution masks are made this many pixels at a time (float32: 256 MB).
-_UPSAMPLE_ELEMENTS = 1 << 26
+REFINEMENTS = ("", "spn")
+# Groups that cover less of an object (IoU) are not trained to become it.
+_REFINABLE_IOU = 0.5
 
 
 @META_ARCH_REGISTRY.register()
@@ -48,6 +52,8 @@ class PixelEmbeddingNet(nn.Module):
         quality_head: QualityHead,
         quality_loss_weight: float,
         quality_images: int,
+        mask_propagation: Optional[MaskPropagation],
+        propagation_loss_weight: float,
         detections_per_image: int,
         score_threshold: float,
         mask_threshold: float,
@@ -66,7 +72,9 @@ class PixelEmbeddingNet(nn.Module):
             backbone, embedding_head, embedding_loss, mean_shift, grouping: the parts, in the order of the data flow.
             quality_head: None ranks by class probability alone.
             quality_loss_weight: factor of its loss.
-            quality_images: images of a batch on which it is trained; 0: all.
+            quality_images: images of a batch on which it and the refinement are trained; 0: all.
+            mask_propagation: refines the instances' soft masks; None: they stay.
+            propagation_loss_weight: factor of its loss.
             detections_per_image: the best instances kept.
             score_threshold: instances below it are dropped.
             mask_threshold: where soft masks are cut.
@@ -87,6 +95,8 @@ class PixelEmbeddingNet(nn.Module):
         self.quality_head = quality_head
         self.quality_loss_weight = quality_loss_weight
         self.quality_images = quality_images
+        self.mask_propagation = mask_propagation
+        self.propagation_loss_weight = propagation_loss_weight
         self.detections_per_image = detections_per_image
         self.score_threshold = score_threshold
         self.mask_threshold = mask_threshold
@@ -103,6 +113,8 @@ class PixelEmbeddingNet(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         # Whole cells everywhere: maps of all strides then cover the same padded picture.
         strides = [shape.stride for shape in backbone.output_shape().values()]
+        if mask_propagation is not None:
+            strides.append(mask_propagation.stride)
         self.size_divisibility = max(backbone.size_divisibility, embedding_head.stride, *strides)
 
     @classmethod
@@ -111,6 +123,13 @@ class PixelEmbeddingNet(nn.Module):
         rpe = cfg.MODEL.RPE
         backbone = build_backbone(cfg)
         head = EmbeddingHead(cfg, backbone.output_shape())
+        if rpe.REFINE not in REFINEMENTS:
+            raise ValueError(
+                f"MODEL.RPE.REFINE is {rpe.REFINE!r}; allowed: {', '.join(map(repr, REFINEMENTS))}"
+            )
+        refinement = None
+        if rpe.REFINE == "spn":
+            refinement = MaskPropagation.from_config(cfg, backbone.output_shape())
         return {
             "backbone": backbone,
             "embedding_head": head,
@@ -120,6 +139,8 @@ class PixelEmbeddingNet(nn.Module):
             "quality_head": QualityHead(head.feature_dim) if rpe.QUALITY else None,
             "quality_loss_weight": rpe.QUALITY_LOSS_WEIGHT,
             "quality_images": rpe.QUALITY_IMAGES,
+            "mask_propagation": refinement,
+            "propagation_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": rpe.SCORE_THRESH_TEST,
             "mask_threshold": rpe.MASK_THRESHOLD,
@@ -142,16 +163,17 @@ class PixelEmbeddingNet(nn.Module):
         """Losses in training (a dict of scalars), else :meth:`inference`."""
         if not self.training:
             return self.inference(batched_inputs)
-        maps, sizes = self.predict_maps(batched_inputs)
+        prediction = self._predict(batched_inputs)
         # Sums over thousands of pixels overflow half precision.
         with torch.autocast(device_type=self.device.type, enabled=False):
-            return self._losses(batched_inputs, maps, sizes)
+            return self._losses(batched_inputs, *prediction)
 
-    def _losses(self, batched_inputs, maps: EmbeddingMaps, sizes) -> Dict[str, torch.Tensor]:
+    def _losses(
+        self, batched_inputs, maps: EmbeddingMaps, sizes, gates: Optional[torch.Tensor]
+    ) -> Dict[str, torch.Tensor]:
         labels = self._labels(batched_inputs, maps)
         losses = self.embedding_loss(maps, labels, self.mean_shift)
-        if self.quality_head is not None:
-            losses["loss_quality"] = self._quality_loss(maps, labels, sizes)
+        losses.update(self._group_losses(maps, labels, sizes, gates))
         if self.vis_period > 0:
             storage = get_event_storage()
             if storage.iter % self.vis_period == 0:
@@ -167,21 +189,30 @@ class PixelEmbeddingNet(nn.Module):
         """
         if len({tuple(item["image"].shape) for item in batched_inputs}) > 1:
             return [self.inference([item])[0] for item in batched_inputs]
-        maps, sizes = self.predict_maps(batched_inputs)
+        maps, sizes, gates = self._predict(batched_inputs)
         with torch.autocast(device_type=self.device.type, enabled=False):
             return [
-                self._output(maps, index, sizes[index], item)
+                self._output(
+                    maps, index, sizes[index], item, None if gates is None else gates[index]
+                )
                 for index, item in enumerate(batched_inputs)
             ]
 
-    def _output(self, maps: EmbeddingMaps, index: int, size: tuple, item: Dict) -> Dict:
+    def _output(
+        self,
+        maps: EmbeddingMaps,
+        index: int,
+        size: tuple,
+        item: Dict,
+        gates: Optional[torch.Tensor],
+    ) -> Dict:
         groups = self.grouping(maps, index, size, self.mean_shift, item.get("num_instances"))
         scores = self._scores(maps, index, groups)
         if len(self.grouping.scales) > 1:
             kept = suppress_overlaps(groups.soft_masks, scores.amax(dim=1), self.overlap_threshold)
             groups, scores = PixelGroups(*(part[kept] for part in groups)), scores[kept]
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
-        output = {"instances": self._instances(groups, scores, maps.stride, size, out_size)}
+        output = {"instances": self._instances(groups, scores, maps.stride, size, out_size, gates)}
         if self.return_proposals:
             output["proposals"] = soft_masks_to_proposals(
                 groups.soft_masks,
@@ -206,6 +237,10 @@ class PixelEmbeddingNet(nn.Module):
         self, batched_inputs: List[Dict[str, torch.Tensor]]
     ) -> Tuple[EmbeddingMaps, List[Tuple[int, int]]]:
         """Embeddings, class scores and votes of the padded batch, and the images' sizes (H, W)."""
+        maps, sizes, _ = self._predict(batched_inputs)
+        return maps, sizes
+
+    def _predict(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> "_Prediction":
         images = [
             (item["image"].to(self.device) - self.pixel_mean) / self.pixel_std
             for item in batched_inputs
@@ -213,7 +248,11 @@ class PixelEmbeddingNet(nn.Module):
         images = ImageList.from_tensors(
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
-        return self.embedding_head(self.backbone(images.tensor)), images.image_sizes
+        features = self.backbone(images.tensor)
+        gates = None
+        if self.mask_propagation is not None:
+            gates = self.mask_propagation.gates(features)
+        return _Prediction(self.embedding_head(features), images.image_sizes, gates)
 
     def _labels(self, batched_inputs, maps: EmbeddingMaps) -> List[PixelLabels]:
         padded = [side * maps.stride for side in maps.logits.shape[-2:]]
@@ -245,27 +284,78 @@ class PixelEmbeddingNet(nn.Module):
         )
         return scores * quality.sigmoid()[:, None]
 
-    def _quality_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels], sizes) -> torch.Tensor:
-        count = self.quality_images or len(labels)
-        losses = []
-        for index in range(min(count, len(labels))):
-            groups = self.grouping(maps, index, sizes[index], self.mean_shift)
-            features = maps.features[index]
-            logits = self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
-            middle = slice(maps.stride // 2, None, maps.stride)
-            targets = best_iou(groups.soft_masks, labels[index].instances[middle, middle])
-            losses.append(quality_loss(logits, targets))
+    def _group_losses(
+        self,
+        maps: EmbeddingMaps,
+        labels: List[PixelLabels],
+        sizes,
+        gates: Optional[torch.Tensor],
+    ) -> Dict[str, torch.Tensor]:
+        """Losses of what is made of groups: the estimate of their IoU, and their refined masks."""
+        parts = {"loss_quality": self.quality_head, "loss_propagation": self.mask_propagation}
         # Parameters take part even where nothing was grouped, as distributed training demands.
-        unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
-        return self.quality_loss_weight * sum(losses) / len(losses) + unused
+        losses = {
+            name: sum(parameter.sum() for parameter in part.parameters()) * 0.0
+            for name, part in parts.items()
+            if part is not None
+        }
+        if not losses:
+            return losses
+        count = min(self.quality_images or len(labels), len(labels))
+        for index in range(count):
+            groups = self.grouping(maps, index, sizes[index], self.mean_shift)
+            middle = slice(maps.stride // 2, None, maps.stride)
+            iou, instance = best_match(groups.soft_masks, labels[index].instances[middle, middle])
+            if self.quality_head is not None:
+                logits = self.quality_head(
+                    maps.features[index], groups.soft_masks, groups.agreement, maps.stride
+                )
+                loss = quality_loss(logits, iou)
+                losses["loss_quality"] += self.quality_loss_weight * loss / count
+            if gates is not None:
+                good = iou >= _REFINABLE_IOU
+                loss = self._propagation_loss(
+                    groups.soft_masks[good],
+                    instance[good],
+                    labels[index],
+                    gates[index],
+                    sizes[index],
+                )
+                losses["loss_propagation"] += self.propagation_loss_weight * loss / count
+        return losses
 
-    def _instances(self, groups, scores, stride, size, out_size) -> Instances:
+    def _propagation_loss(
+        self,
+        soft_masks: torch.Tensor,
+        instance: torch.Tensor,
+        labels: PixelLabels,
+        gates: torch.Tensor,
+        size: Tuple[int, int],
+    ) -> torch.Tensor:
+        found = self._propagated(soft_masks, gates, size)
+        label_map = labels.instances[: size[0], : size[1]]
+        wanted = label_map == instance.view(-1, 1, 1)  # (R, H, W)
+        return propagation_loss(found, masks_on_grid(wanted, size, self.mask_propagation.stride))
+
+    def _propagated(
+        self, soft_masks: torch.Tensor, gates: torch.Tensor, size: Tuple[int, int]
+    ) -> torch.Tensor:
+        """Soft masks on the grid of the propagation, that of the padded batch cut to the image."""
+        soft_masks = resize_maps(soft_masks[None], gates.shape[-2:])[0]
+        rows, columns = (-(-side // self.mask_propagation.stride) for side in size)
+        return self.mask_propagation(soft_masks[:, :rows, :columns], gates)
+
+    def _instances(
+        self, groups, scores, stride, size, out_size, gates: Optional[torch.Tensor]
+    ) -> Instances:
         best, classes = scores.max(dim=1)
         order = torch.argsort(best, descending=True, stable=True)[: self.detections_per_image]
         order = order[best[order] >= self.score_threshold]
-        masks = upsample_masks(
-            groups.soft_masks[order], stride, size, out_size, self.mask_threshold
-        )
+        soft_masks = groups.soft_masks[order]
+        if gates is not None:
+            soft_masks = self._propagated(soft_masks, gates, size)
+            stride = self.mask_propagation.stride
+        masks = upsample_masks(soft_masks, stride, size, out_size, self.mask_threshold)
         # What was large enough on the grid may have been thinned to nothing by the threshold.
         scale = out_size[0] * out_size[1] / (size[0] * size[1])
         large = masks.flatten(1).sum(dim=1) >= max(1.0, self.min_area * scale)
@@ -295,29 +385,9 @@ class PixelEmbeddingNet(nn.Module):
         storage.put_image("image, ground truth, instances, embeddings of each loop", picture)
 
 
-def upsample_masks(
-    soft_masks: torch.Tensor, stride: int, size: tuple, out_size: tuple, threshold: float
-) -> torch.Tensor:
-    """Soft masks on a grid to boolean masks of a picture; interpolated first, cut afterwards.
+class _Prediction(NamedTuple):
+    """What the network says of a batch: maps, the images' sizes (H, W), gates (B, 1, K, h, w) of the refinement."""
 
-    Args:
-        soft_masks: (R, h, w) in 0-1 on cells of ``stride`` pixels.
-        stride: pixels per cell.
-        size: (H, W) of the network's input image.
-        out_size: (height, width) wanted.
-        threshold: in 0-1.
-
-    Returns:
-        (R, height, width) bool.
-    """
-    height, width = (side * stride for side in soft_masks.shape[-2:])
-    at_once = max(1, _UPSAMPLE_ELEMENTS // max(1, height * width, out_size[0] * out_size[1]))
-    masks = torch.empty(len(soft_masks), *out_size, dtype=torch.bool, device=soft_masks.device)
-    for start in range(0, len(soft_masks), at_once):
-        chunk = soft_masks[None, start : start + at_once]
-        chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
-        chunk = chunk[..., : size[0], : size[1]]
-        if tuple(out_size) != tuple(size):
-            chunk = F.interpolate(chunk, size=tuple(out_size), mode="bilinear", align_corners=False)
-        masks[start : start + at_once] = chunk[0] >= threshold
-    return masks
+    maps: EmbeddingMaps
+    sizes: List[Tuple[int, int]]
+    gates: Optional[torch.Tensor]

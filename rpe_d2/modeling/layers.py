@@ -1,0 +1,71 @@
+"""Layers that several components share."""
+
+from typing import Sequence, Tuple
+
+import torch
+from detectron2.layers import Conv2d, get_norm
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
+from torch.nn import functional as F
+
+
+def normalized_conv(
+    in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
+) -> nn.Module:
+    """Convolution, normalisation (any of Detectron2's, "" for none) and ReLU; the result's size is size / stride."""
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )
+    c2_msra_fill(conv)
+    return conv
+
+
+def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, C, h, w) to a size: linearly interpolated, or averaged where it is smaller."""
+    if list(maps.shape[-2:]) == list(size):
+        return maps
+    if maps.numel() == 0:
+        return maps.new_zeros(*maps.shape[:2], *size)
+    if maps.shape[-1] > size[-1]:
+        return F.adaptive_avg_pool2d(maps, list(size))
+    return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=False)
+
+
+def enlarge_maps(maps: torch.Tensor, ratio: int, size: Sequence[int]) -> torch.Tensor:
+    """Maps ``ratio`` times as large, cut to a size: cells stay where they are in the picture.
+
+    A coarse map may end beyond finer ones, where the picture is no multiple of its stride.
+    """
+    if ratio > 1:
+        maps = F.interpolate(maps, scale_factor=ratio, mode="bilinear", align_corners=False)
+    return resize_maps(maps[..., : size[0], : size[1]], size)
+
+
+def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:
+    """Registers a module's children in another one under their names, so that checkpoints load both ways.
+
+    Returns:
+        The wrapped module in a tuple, as an attribute no submodule; ``owner.train`` has to set its ``training``.
+
+    Raises:
+        ValueError: it has parameters outside its children, or a child whose name is taken.
+    """
+    kind, owner_kind = type(wrapped).__name__, type(owner).__name__
+    if next(wrapped.parameters(recurse=False), None) is not None or (
+        next(wrapped.buffers(recurse=False), None) is not None
+    ):
+        raise ValueError(
+            f"{kind} has parameters outside its submodules; {owner_kind} cannot wrap it"
+        )
+    for name, child in wrapped.named_children():
+        if hasattr(owner, name):
+            raise ValueError(f"{kind} has a part {name!r}, as {owner_kind} has; it cannot wrap it")
+        owner.add_module(name, child)
+    return (wrapped,)

@@ -1,0 +1,3 @@
+from .spn_sem_seg_head import SPNSemSegHead
+
+__all__ = ["SPNSemSegHead"]

@@ -1,0 +1,124 @@
+"""A semantic head that refines another one's scores by spatial propagation."""
+
+from typing import Dict, Optional, Tuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import nn
+from torch.nn import functional as F
+
+from ..layers import adopt_children, enlarge_maps
+from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions, build_guidance
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SPNSemSegHead(nn.Module):
+    """The head named in ``MODEL.SPN.SEM_SEG_HEAD``, and two propagation units on its scores (Liu et al., NIPS 2017).
+
+    That head's parameters keep their names, so that its checkpoints load; this one starts by returning its scores.
+    Losses stand before (that head's own) and after refinement ("loss_sem_seg_refined"). At inference only classes that
+    win somewhere before refinement may win after it, as in the paper.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        head: nn.Module,
+        guidance: GuidanceNetwork,
+        propagation: PropagationHead,
+        ignore_value: int,
+        refined_loss_weight: float,
+    ):
+        """
+        Args:
+            head: with ``layers(features)``, scores (B, K, H / s, W / s), ``losses(scores, targets)`` and
+                ``common_stride`` s, as Detectron2's.
+            guidance: on the backbone's maps.
+            propagation: of K maps.
+            ignore_value: label without loss.
+            refined_loss_weight: of the loss after refinement.
+
+        Raises:
+            ValueError: the head lacks one of these, or is finer than the guidance.
+        """
+        super().__init__()
+        for name in ("layers", "losses", "common_stride"):
+            if not hasattr(head, name):
+                raise ValueError(
+                    f"MODEL.SPN.SEM_SEG_HEAD is {type(head).__name__}, which has no {name!r}; allowed: heads like "
+                    "SemSegFPNHead"
+                )
+        if head.common_stride % guidance.stride:
+            raise ValueError(
+                f"MODEL.SPN.STRIDE is {guidance.stride}; allowed: at most {head.common_stride}, the stride of "
+                f"{type(head).__name__}"
+            )
+        self.guidance = guidance
+        self.propagation = propagation
+        self.ignore_value = ignore_value
+        self.refined_loss_weight = refined_loss_weight
+        self._wrapped = adopt_children(self, head)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+        name = cfg.MODEL.SPN.SEM_SEG_HEAD
+        if name == cls.__name__ or name not in SEM_SEG_HEADS_REGISTRY:
+            raise ValueError(
+                f"MODEL.SPN.SEM_SEG_HEAD is {name!r}; allowed: the name of another registered head, SemSegFPNHead"
+            )
+        options = PropagationOptions.from_config(cfg)
+        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        propagation = PropagationHead(num_classes, cfg.MODEL.SPN.CHANNELS, options)
+        return {
+            "head": SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape),
+            "guidance": build_guidance(cfg, input_shape, propagation.num_gates),
+            "propagation": propagation,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "refined_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
+        }
+
+    def train(self, mode: bool = True) -> "SPNSemSegHead":
+        self._wrapped[0].training = mode
+        return super().train(mode)
+
+    def forward(
+        self, features: Dict[str, torch.Tensor], targets: Optional[torch.Tensor] = None
+    ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
+        """
+        Args:
+            features: the backbone's maps.
+            targets: in training (B, H, W) int64 classes.
+
+        Returns:
+            In training None and the losses; else scores (B, K, H, W) and {}.
+        """
+        coarse, refined = self.layers(features)
+        stride = self.guidance.stride
+        refined = F.interpolate(refined, scale_factor=stride, mode="bilinear", align_corners=False)
+        if not self.training:
+            return _only_present(refined, coarse), {}
+        losses = self._wrapped[0].losses(coarse, targets)
+        loss = F.cross_entropy(refined, targets, ignore_index=self.ignore_value)
+        losses["loss_sem_seg_refined"] = loss * self.refined_loss_weight
+        return None, losses
+
+    def layers(self, features: Dict[str, torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Scores before, (B, K, H / s, W / s), and after refinement, (B, K, H / stride, W / stride)."""
+        head = self._wrapped[0]
+        coarse = head.layers(features).float()
+        raw_gates = self.guidance(features)
+        ratio = head.common_stride // self.guidance.stride
+        fine = enlarge_maps(coarse, ratio, raw_gates.shape[-2:])
+        return coarse, self.propagation(fine, raw_gates)
+
+
+def _only_present(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Scores in which only classes with the best coarse score somewhere can be best."""
+    best = coarse.argmax(dim=1).flatten(1)  # (B, h * w)
+    present = torch.zeros(coarse.shape[:2], dtype=torch.bool, device=coarse.device)
+    present.scatter_(1, best, True)
+    lowest = scores.amin(dim=(1, 2, 3), keepdim=True) - 1
+    return torch.where(present[:, :, None, None], scores, lowest)
