@@ -17,6 +17,9 @@ def add_rpe_config(cfg: CN) -> None:
     # Also evaluate class-agnostic proposals: average recall at 1 to 1,000 and more (MaskProposalEvaluator). A
     # ProposalNetwork always is.
     cfg.TEST.PROPOSALS = False
+    # Also evaluate boundaries: Boundary AP of instances, Boundary IoU of semantic maps, at 2 % of the picture's diagonal
+    # and at 2 pixels and 1 pixel (BoundaryAPEvaluator).
+    cfg.TEST.BOUNDARIES = False
     # Also evaluate by themselves the instances whose mask, dilated by 2 pixels, meets another's ("segm_touching").
     cfg.TEST.TOUCHING_INSTANCES = False
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).

@@ -1,7 +1,7 @@
 """Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
 
 from .augmentation import additional_augmentations
-from .dataset_mapper import CountInstances, PixelLabelMapper
+from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
     SHAPES_CLASSES,
     SHAPES_SEM_SEG_CLASSES,
@@ -15,6 +15,7 @@ from .readable import NameUnreadable, UnreadableImage
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
+    "CoarseInstances",
     "CountInstances",
     "DeadWorker",
     "NameUnreadable",

@@ -1,6 +1,7 @@
 """The default mapper of this package: instance masks always as bitmasks, crowds kept as ignored pixels."""
 
 import logging
+import zlib
 from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
@@ -12,9 +13,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 from detectron2.utils.logger import log_first_n
 
+from rpe_d2.ops.coarsen import coarsen_masks
+
 from .augmentation import additional_augmentations
 
-__all__ = ["CountInstances", "PixelLabelMapper"]
+__all__ = ["CoarseInstances", "CountInstances", "PixelLabelMapper"]
 
 
 class PixelLabelMapper(DatasetMapper):
@@ -103,6 +106,44 @@ class CountInstances:
         annotations = dataset_dict.get("annotations", [])
         count = sum(not annotation.get("iscrowd", 0) for annotation in annotations)
         return {**self.mapper(dataset_dict), "num_instances": count}
+
+
+class CoarseInstances:
+    """A mapper that calls another one and adds the annotated instances with coarse masks, to be refined.
+
+    ``instances`` has ``pred_masks`` (R, H, W) float32 of the untransformed picture, made by
+    :func:`rpe_d2.ops.coarsen.coarsen_masks`, ``pred_classes`` and ``scores``, all 1. Crowds are left out. What is done
+    to an image's masks depends on nothing but its ``image_id``.
+    """
+
+    def __init__(
+        self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]], factor: int, jitter: int
+    ):
+        """
+        Args:
+            mapper: from a data set's dict to the model's input.
+            factor, jitter: of :func:`coarsen_masks`.
+        """
+        self.mapper = mapper
+        self.factor = factor
+        self.jitter = jitter
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        size = dataset_dict["height"], dataset_dict["width"]
+        objects = [a for a in dataset_dict.get("annotations", []) if not a.get("iscrowd", 0)]
+        masks = np.array([_to_bitmask(a, size) for a in objects], bool).reshape(-1, *size)
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(str(dataset_dict["image_id"]).encode())
+        )
+        instances = Instances(size)
+        instances.pred_masks = coarsen_masks(
+            torch.from_numpy(masks), self.factor, self.jitter, generator
+        )
+        instances.pred_classes = torch.tensor(
+            [a["category_id"] for a in objects], dtype=torch.int64
+        )
+        instances.scores = torch.ones(len(objects))
+        return {**self.mapper(dataset_dict), "instances": instances}
 
 
 def _compressed(segmentation: Any, size: Tuple[int, int]) -> Any:

@@ -27,6 +27,7 @@ _UNTITLED = (
     "SOLVER.CHECKPOINT_PERIOD",
 )
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
+_SEMANTIC_COLUMNS = ("mIoU", "fwIoU", "mACC", "pACC")
 _PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
 
 
@@ -112,8 +113,8 @@ def plain_numbers(value: Any) -> Any:
 
 
 def print_table(metrics: Dict[str, Any]) -> None:
-    """Prints the scores (percent) of every task of every data set: AP and AR of instances, AR@n of proposals."""
-    instances, proposals = [], []
+    """Prints the scores (percent) of every task of every data set: AP and AR of instances, AR@n of proposals, IoU of maps."""
+    instances, proposals, semantic = [], [], []
     for name, result in metrics.items():
         # One data set: {task: scores}; several: {data set: {task: scores}}.
         nested = any(isinstance(scores, dict) for scores in result.values())
@@ -123,10 +124,16 @@ def print_table(metrics: Dict[str, Any]) -> None:
             else {name: result}
         )
         for task, scores in tasks.items():
-            rows, columns = (
-                (proposals, _PROPOSAL_COLUMNS) if "AUC" in scores else (instances, _COLUMNS)
-            )
+            rows, columns = instances, _COLUMNS
+            if "AUC" in scores:
+                rows, columns = proposals, _PROPOSAL_COLUMNS
+            elif "mIoU" in scores:
+                rows, columns = semantic, _SEMANTIC_COLUMNS
             rows.append([task, *(scores.get(column) for column in columns)])
-    for rows, columns in ((instances, _COLUMNS), (proposals, _PROPOSAL_COLUMNS)):
+    for rows, columns in (
+        (instances, _COLUMNS),
+        (proposals, _PROPOSAL_COLUMNS),
+        (semantic, _SEMANTIC_COLUMNS),
+    ):
         if rows:
             print(tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-"))

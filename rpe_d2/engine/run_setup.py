@@ -191,6 +191,7 @@ _CLASS_KEYS = {
     "PixelEmbeddingNet": "MODEL.RPE.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "SemanticSegmentor": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
 }
 
 
@@ -208,8 +209,13 @@ def check_datasets(cfg: CfgNode) -> None:
                     f"DATASETS.{key} names {name!r}, which is not registered; "
                     'own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
                 )
-            classes = MetadataCatalog.get(name).get("thing_classes")
+            kind = "stuff" if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" else "thing"
+            classes = MetadataCatalog.get(name).get(f"{kind}_classes")
             if classes is None:
+                if kind == "stuff":
+                    raise ValueError(
+                        f"DATASETS.{key}: {name} has no semantic maps, from which SemanticSegmentor learns"
+                    )
                 continue
             first = first or (name, classes)
             if classes != first[1]:

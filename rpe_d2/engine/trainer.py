@@ -9,10 +9,10 @@ from typing import Any, Dict, List, Optional
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
+    CoarseInstances,
     CountInstances,
     NameUnreadable,
     PixelLabelMapper,
@@ -29,7 +30,7 @@ from rpe_d2.data import (
     additional_augmentations,
     build_resumable_train_loader,
 )
-from rpe_d2.evaluation import InstanceEvaluator, MaskProposalEvaluator
+from rpe_d2.evaluation import BoundaryAPEvaluator, InstanceEvaluator, MaskProposalEvaluator
 
 from .checkpoint import AVERAGED, ModelCheckpointer
 from .hooks import (
@@ -236,11 +237,11 @@ class Trainer(DefaultTrainer):
         Args:
             changes: arguments of the mapper that replace the configuration's.
         """
-        groups_pixels = (
-            cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
+        learns_masks = (
+            cfg.MODEL.META_ARCHITECTURE in ("PixelEmbeddingNet", "SPNRefiner")
             or cfg.MODEL.PROPOSAL_GENERATOR.NAME == "MeanShiftProposalGenerator"
         )
-        if cfg.MODEL.MASK_ON or groups_pixels:
+        if cfg.MODEL.MASK_ON or learns_masks:
             return PixelLabelMapper(cfg, is_train=True, **changes)
         mapper = DatasetMapper(cfg, is_train=True, **changes)
         if "augmentations" not in changes:
@@ -256,6 +257,9 @@ class Trainer(DefaultTrainer):
         mapper = DatasetMapper(cfg, is_train=False)
         if cfg.MODEL.RPE.GROUPING == "kmeans":
             mapper = CountInstances(mapper)
+        if cfg.MODEL.META_ARCHITECTURE == "SPNRefiner":
+            spn = cfg.MODEL.SPN
+            mapper = CoarseInstances(mapper, spn.COARSE_FACTORS[0], spn.JITTER)
         return build_detection_test_loader(cfg, dataset_name, mapper=NameUnreadable(mapper))
 
     @classmethod
@@ -265,7 +269,9 @@ class Trainer(DefaultTrainer):
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         only_proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
         evaluators = []
-        if not only_proposals:
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "sem_seg":
+            evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
+        elif not only_proposals:
             evaluators.append(
                 InstanceEvaluator(
                     dataset_name,
@@ -276,6 +282,8 @@ class Trainer(DefaultTrainer):
             )
         if only_proposals or cfg.TEST.PROPOSALS:
             evaluators.append(MaskProposalEvaluator(dataset_name))
+        if cfg.TEST.BOUNDARIES:
+            evaluators.append(BoundaryAPEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE))
         return DatasetEvaluators(evaluators)
 
     @classmethod

@@ -1,6 +1,26 @@
-"""Ground truth as COCOeval needs it."""
+"""Ground truth and results as COCOeval needs them."""
 
+import contextlib
+import io
+from typing import Any, Dict, Sequence
+
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from pycocotools.coco import COCO
+
+
+def coco_ground_truth(dataset_name: str) -> COCO:
+    """A registered data set in COCO's form; annotations without a mask get their filled box."""
+    path = MetadataCatalog.get(dataset_name).get("json_file")
+    with contextlib.redirect_stdout(io.StringIO()):
+        if path:
+            truth = COCO(path)
+        else:
+            truth = COCO()
+            truth.dataset = convert_to_coco_dict(dataset_name)
+            truth.createIndex()
+    fill_missing_masks(truth)
+    return truth
 
 
 def fill_missing_masks(truth: COCO) -> None:
@@ -10,3 +30,15 @@ def fill_missing_masks(truth: COCO) -> None:
             x, y, width, height = annotation["bbox"]
             right, bottom = x + width, y + height
             annotation["segmentation"] = [[x, y, right, y, right, bottom, x, bottom]]
+
+
+def load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCO:
+    """Results in COCO's format, to be evaluated as "segm" or "bbox"; also none at all."""
+    if not results:  # which COCO.loadRes does not take
+        empty = COCO()
+        empty.dataset = {**truth.dataset, "annotations": []}
+        empty.createIndex()
+        return empty
+    # COCO.loadRes decides by the first key it knows, and changes what it is given.
+    dropped = "bbox" if iou_type == "segm" else "segmentation"
+    return truth.loadRes([{k: v for k, v in r.items() if k != dropped} for r in results])

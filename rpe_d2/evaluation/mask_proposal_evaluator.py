@@ -9,8 +9,6 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Instances
@@ -18,7 +16,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .ground_truth import fill_missing_masks
+from .ground_truth import coco_ground_truth, load_results
 
 _AVERAGE_RECALL_AT = (1, 10, 100, 1000)
 _RECALL50_AT = (10, 20, 30, 60)
@@ -126,18 +124,10 @@ class MaskProposalEvaluator(DatasetEvaluator):
 
     def _ground_truth(self) -> COCO:
         """The data set in COCO's form, boxes taken from the masks."""
-        path = MetadataCatalog.get(self._dataset_name).get("json_file")
-        with contextlib.redirect_stdout(io.StringIO()):
-            if path:
-                truth = COCO(path)
-            else:
-                truth = COCO()
-                truth.dataset = convert_to_coco_dict(self._dataset_name)
-                truth.createIndex()
-            fill_missing_masks(truth)
-            for annotation in truth.anns.values():
-                # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
-                annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
+        truth = coco_ground_truth(self._dataset_name)
+        for annotation in truth.anns.values():
+            # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
+            annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
         return truth
 
 
@@ -152,7 +142,9 @@ def proposal_metrics(
         iou_type: "segm" or "bbox".
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, _load_results(truth, results, iou_type), iou_type)
+        evaluation = COCOeval(
+            truth, load_results(truth, _without_classes(truth, results), iou_type), iou_type
+        )
         evaluation.params.useCats = 0
         evaluation.params.maxDets = list(_LIMITS)
         evaluation.evaluate()
@@ -177,16 +169,6 @@ def proposal_metrics(
     return metrics
 
 
-def _load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCO:
-    if not results:  # which COCO.loadRes does not take
-        empty = COCO()
-        empty.dataset = {**truth.dataset, "annotations": []}
-        empty.createIndex()
-        return empty
-    # COCO.loadRes decides by the first key it knows, and changes what it is given.
-    dropped = "bbox" if iou_type == "segm" else "segmentation"
+def _without_classes(truth: COCO, results: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
     # Also without classes COCOeval sees only results of categories that the data have; any will do.
-    category = {"category_id": truth.getCatIds()[0]}
-    return truth.loadRes(
-        [{**{k: v for k, v in r.items() if k != dropped}, **category} for r in results]
-    )
+    return [{**result, "category_id": truth.getCatIds()[0]} for result in results]

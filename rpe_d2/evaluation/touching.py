@@ -7,6 +7,8 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .ground_truth import load_results
+
 # Pixels that a mask is dilated by, in a square, to meet its neighbours.
 TOUCHING_DISTANCE = 2
 
@@ -84,9 +86,7 @@ def subset_metrics(
         counted: ids of the annotations that count.
         max_detections: best detections of an image that enter.
     """
-    # With a box in it, COCOeval would take its area for the mask's.
-    without_boxes = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
-    evaluation = SubsetCOCOeval(truth, truth.loadRes(without_boxes), "segm", counted)
+    evaluation = SubsetCOCOeval(truth, load_results(truth, results, "segm"), "segm", counted)
     evaluation.params.maxDets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()

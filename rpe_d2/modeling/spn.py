@@ -94,8 +94,8 @@ class GuidanceNetwork(nn.Module):
             down = max(1, stride // input_shape[name].stride)
             here = max(stride, input_shape[name].stride)
             self.ratios[name], below = below // here, here
-            # Coarse maps have been convolved enough; of fine ones a kernel sees all that a cell covers.
-            kernel_size = 1 if here > stride else 2 * down + 1
+            # Of maps finer than the result a kernel sees all that a cell covers.
+            kernel_size = 1 if down == 1 else 2 * down + 1
             self.skip[name] = normalized_conv(
                 input_shape[name].channels, conv_dim, kernel_size, "", down
             )

@@ -7,6 +7,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, ImageList, Instances
+from scipy.ndimage import distance_transform_edt
 from torch import nn
 
 from rpe_d2.ops.coarsen import coarsen_masks
@@ -24,7 +25,8 @@ class SPNRefiner(nn.Module):
     Input is Detectron2's list of dicts with ``image`` (C, H, W). In training ``instances`` with ``gt_masks``, of which
     coarse masks are made. At inference ``instances`` with ``pred_masks`` (R, h, w), bool or in 0-1, and ``sem_seg``
     (K, h, w), scores in 0-1, both of any resolution and both optional; the same come back, refined, of the size
-    ``height`` x ``width``: masks bool, ``pred_boxes`` around them, other fields as they were.
+    ``height`` x ``width``: masks bool, ``pred_boxes`` around them, other fields as they were. ``sparse_labels`` (K, h,
+    w), 1 where a class is known to be and 0 elsewhere, spread to all other pixels.
     """
 
     @configurable
@@ -142,13 +144,35 @@ class SPNRefiner(nn.Module):
             }
             boxes = BitMasks(masks).get_bounding_boxes().to(self.device)
             output["instances"] = Instances(out_size, pred_masks=masks, pred_boxes=boxes, **fields)
-        if "sem_seg" in item:
-            scores = self._refined(item["sem_seg"].to(self.device), gates, size)
-            scale = self.mask_propagation.stride
-            padded = [side * scale for side in scores.shape[-2:]]
-            scores = resize_maps(scores[None], padded)[..., : size[0], : size[1]]
-            output["sem_seg"] = resize_maps(scores, out_size)[0]
+        for name, refine in (("sem_seg", self._refined), ("sparse_labels", self._spread)):
+            if name in item:
+                scores = refine(item[name].to(self.device), gates, size)
+                padded = [side * self.mask_propagation.stride for side in scores.shape[-2:]]
+                scores = resize_maps(scores[None], padded)[..., : size[0], : size[1]]
+                output[name] = resize_maps(scores, out_size)[0]
         return output
+
+    def _spread(
+        self, labels: torch.Tensor, gates: torch.Tensor, size: Tuple[int, int]
+    ) -> torch.Tensor:
+        """(K, rows, columns) shares of the classes, from labels on few pixels."""
+        labels = masks_on_grid(labels, size, self.mask_propagation.stride).double()
+        total = labels.sum(dim=0)
+        known = total > 0
+        labels = labels / total.clamp(min=1e-12)
+        # Nothing flows into a labelled cell. Elsewhere what arrives is damped, little inside of a region and much at its
+        # border: the label that comes the easiest way is the strongest. Double precision carries far.
+        gates = gates[..., : known.shape[0], : known.shape[1]].double() * ~known
+        found = self.mask_propagation(labels, gates)
+        arrived = found.sum(dim=0)
+        if bool((arrived == 0).any()) and bool(known.any()):
+            row, column = torch.from_numpy(
+                distance_transform_edt(
+                    ~known.cpu().numpy(), return_distances=False, return_indices=True
+                )
+            ).to(labels.device)
+            found = torch.where(arrived > 0, found, labels[:, row, column])
+        return (found / found.sum(dim=0).clamp(min=1e-300)).float()
 
     def _refined(
         self, masks: torch.Tensor, gates: torch.Tensor, size: Tuple[int, int]

@@ -1,0 +1,339 @@
+"""The command line of tools/refine_masks.py: masks and label maps of any model, refined by propagation."""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from rpe_d2.data.readable import UNREADABLE
+
+from .errors import one_line, one_line_errors
+from .files import replacing_file
+from .predictor import IMAGE_SUFFIXES, build_predictor
+from .run_setup import load_config
+
+# Of a label map: pixels without a label.
+UNLABELLED = 255
+_PARTIAL = ".partial"  # suffix of the file in which finished images wait
+_MASKS_AT_ONCE = 128
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Refines COCO results (a JSON file) or label maps (a folder of PNGs) with a trained SPNRefiner.
+
+    The output has the format of the input: results with the same entries in the same order, their masks and boxes
+    refined; or a PNG for each PNG, of 8-bit labels. Labels that a map does not have are not introduced; 255 means unlabelled and
+    stays, or, with ``--sparse``, takes the label that reaches it along the picture's regions.
+
+    A run that was interrupted goes on where it was when it is started again. Nothing is overwritten.
+
+    Returns:
+        Exit status: 0, 2 where a key or a file is at fault, in one line.
+    """
+    args = _parse(argv)
+    with one_line_errors():
+        source, output = Path(args.input), Path(args.output)
+        if not source.exists():
+            raise ValueError(f"--input {source}: no such file or folder")
+        if output.resolve() == source.resolve():
+            raise ValueError(f"--output {output} is the input, which is not overwritten")
+        work = _label_maps(args) if source.is_dir() else _Results(args)
+        cfg = load_config(args.config_file, args.opts)
+        if args.weights:
+            cfg.MODEL.WEIGHTS = args.weights
+        if cfg.MODEL.META_ARCHITECTURE != "SPNRefiner":
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; allowed: SPNRefiner, as in "
+                "configs/spn/refiner_shapes.yaml"
+            )
+        refiner = _Refiner(build_predictor(cfg), args.sparse)
+        if isinstance(work, _Results):
+            work.refine(refiner)
+        else:
+            _refine_label_maps(work, refiner)
+    return 0
+
+
+def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="refine_masks.py", description="Refines masks that any model has made."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of an SPNRefiner")
+    parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="COCO results (JSON), or a folder of PNGs with a label in every pixel",
+    )
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="the pictures; of maps, with the same names"
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="COCO JSON that names the pictures of the results' image_ids; not needed where the results have file_name",
+    )
+    parser.add_argument("--output", required=True, metavar="PATH", help="a new file, or a folder")
+    parser.add_argument(
+        "--sparse", action="store_true", help="label maps: spread labels to unlabelled (255) pixels"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
+    )
+    return parser.parse_args(argv)
+
+
+class _Refiner:
+    """The model, on pictures as they are on the disk."""
+
+    def __init__(self, predictor: DefaultPredictor, sparse: bool):
+        self._predictor = predictor
+        self._model = predictor.model
+        self._format = predictor.input_format
+        self._sparse = sparse
+
+    def item(self, file: Path) -> Dict[str, Any]:
+        """The model's input for one picture.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            picture = read_image(str(file), format=self._format)
+        except UNREADABLE as error:
+            raise ValueError(f"{file}: {one_line(error)}") from error
+        height, width = picture.shape[:2]
+        picture = self._predictor.aug.get_transform(picture).apply_image(picture)
+        image = torch.as_tensor(picture.astype("float32").transpose(2, 0, 1))
+        return {"image": image, "height": height, "width": width}
+
+    def masks(self, item: Dict[str, Any], masks: np.ndarray) -> np.ndarray:
+        """(R, H, W) bool from (R, H, W) bool."""
+        parts = []
+        for start in range(0, len(masks), _MASKS_AT_ONCE):
+            part = torch.from_numpy(masks[start : start + _MASKS_AT_ONCE])
+            instances = Instances(tuple(part.shape[1:]), pred_masks=part)
+            found = self._model([{**item, "instances": instances}])[0]["instances"]
+            parts.append(found.pred_masks.cpu().numpy())
+        return np.concatenate(parts)
+
+    def labels(self, item: Dict[str, Any], labels: np.ndarray) -> np.ndarray:
+        """(H, W) uint8 from (H, W) uint8."""
+        present = np.setdiff1d(labels, [UNLABELLED])
+        if len(present) == 0:
+            return labels
+        scores = torch.from_numpy(labels == present[:, None, None]).float()
+        key = "sparse_labels" if self._sparse else "sem_seg"
+        found = self._model([{**item, key: scores}])[0][key].argmax(dim=0).cpu().numpy()
+        found = present[found].astype(np.uint8)
+        unlabelled = labels == UNLABELLED
+        return (
+            np.where(unlabelled, found, labels)
+            if self._sparse
+            else np.where(unlabelled, labels, found)
+        )
+
+
+# ---- COCO results
+
+
+class _Results:
+    """A file of COCO results, and how far it is refined."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.source, self.output = Path(args.input), Path(args.output)
+        self.images = Path(args.images)
+        if args.sparse:
+            raise ValueError(f"--sparse is for label maps; --input {self.source} is a file")
+        if self.output.exists():
+            raise ValueError(f"--output {self.output} exists already; it is not overwritten")
+        content = self.source.read_bytes()
+        self.results = _parsed(self.source, content)
+        self.files = _files(self.results, args)
+        self.partial = self.output.with_name(self.output.name + _PARTIAL)
+        # What the finished images were made from; anything else cannot go on.
+        weights = Path(args.weights) if args.weights else None
+        self.header = {
+            "input": hashlib.sha256(content).hexdigest(),
+            "config": str(args.config_file),
+            "overrides": list(args.opts),
+            "weights": str(weights),
+            "weights_changed": weights.stat().st_mtime if weights and weights.exists() else None,
+        }
+
+    def refine(self, refiner: _Refiner) -> None:
+        """Refines what is left and writes the output."""
+        finished = self._finished()
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        indices: Dict[Any, List[int]] = {}
+        for index, result in enumerate(self.results):
+            indices.setdefault(result["image_id"], []).append(index)
+        with open(self.partial, "a" if finished is not None else "w") as file:
+            if finished is None:
+                finished = {}
+                _append(file, self.header)
+            left = [image_id for image_id in indices if str(image_id) not in finished]
+            progress = tqdm(
+                left, desc="images", unit="image", initial=len(finished), total=len(indices)
+            )
+            for image_id in progress:
+                refined = self._refined(image_id, indices[image_id], refiner)
+                finished[str(image_id)] = refined
+                _append(file, {"image_id": str(image_id), "refined": refined})
+        for image_id, index in indices.items():
+            for place, refined in zip(index, finished[str(image_id)]):
+                self.results[place] = {**self.results[place], **refined}
+        with replacing_file(self.output) as file:
+            file.write(json.dumps(self.results).encode())
+        self.partial.unlink()
+        print(f"{self.output}: {len(self.results)} masks of {len(indices)} images")
+
+    def _refined(self, image_id: Any, index: List[int], refiner: _Refiner) -> List[Dict[str, Any]]:
+        item = refiner.item(self.files[image_id])
+        size = item["height"], item["width"]
+        masks = np.stack([self._mask(place, size) for place in index])
+        found = []
+        for place, mask in zip(index, refiner.masks(item, masks)):
+            rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+            refined = {"segmentation": {**rle, "counts": rle["counts"].decode("ascii")}}
+            if "bbox" in self.results[place]:
+                refined["bbox"] = mask_util.toBbox(rle).tolist()
+            found.append(refined)
+        return found
+
+    def _mask(self, place: int, size: Tuple[int, int]) -> np.ndarray:
+        segmentation = self.results[place]["segmentation"]
+        where = f"{self.source}: entry {place}"
+        try:
+            if isinstance(segmentation, list):
+                segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+            elif isinstance(segmentation["counts"], list):
+                segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+            mask = mask_util.decode(segmentation).astype(bool)
+        except Exception as error:  # whatever pycocotools makes of nonsense
+            raise ValueError(f"{where}: its mask does not decode ({one_line(error)})") from error
+        if mask.shape != size:
+            raise ValueError(
+                f"{where}: its mask has the size {mask.shape[0]} x {mask.shape[1]}; "
+                f"{self.files[self.results[place]['image_id']]} has {size[0]} x {size[1]}"
+            )
+        return mask
+
+    def _finished(self) -> Optional[Dict[str, List[Dict[str, Any]]]]:
+        """What an interrupted run left, by image; None: there was none."""
+        if not self.partial.exists():
+            return None
+        lines = self.partial.read_text().split("\n")
+        complete = lines[:-1]  # the last one ended without a line break, if there is one
+        if not complete:
+            return None
+        if json.loads(complete[0]) != self.header:
+            raise ValueError(
+                f"{self.partial} is of a run with another input, configuration or weights; delete it to start anew"
+            )
+        if lines[-1]:
+            self.partial.write_text("".join(line + "\n" for line in complete))
+        entries = map(json.loads, complete[1:])
+        return {entry["image_id"]: entry["refined"] for entry in entries}
+
+
+def _append(file, content: Any) -> None:
+    file.write(json.dumps(content) + "\n")
+    file.flush()
+
+
+def _parsed(path: Path, content: bytes) -> List[Dict[str, Any]]:
+    try:
+        results = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"--input {path} is no JSON: {one_line(error)}") from error
+    if not isinstance(results, list):
+        raise ValueError(f"--input {path} holds no list; allowed: COCO results")
+    for place, result in enumerate(results):
+        if not isinstance(result, dict) or not {"image_id", "segmentation"} <= set(result):
+            raise ValueError(
+                f"{path}: entry {place} has no image_id or no segmentation; allowed: COCO results with masks"
+            )
+    return results
+
+
+def _files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dict[Any, Path]:
+    """The picture of each image_id."""
+    root = Path(args.images)
+    names = {}
+    if args.annotations:
+        try:
+            images = json.loads(Path(args.annotations).read_bytes())["images"]
+            names = {image["id"]: image["file_name"] for image in images}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--annotations {args.annotations} names no pictures: {one_line(error)}"
+            ) from error
+    for place, result in enumerate(results):
+        name = names.get(result["image_id"], result.get("file_name"))
+        if name is None:
+            raise ValueError(
+                f"{args.input}: entry {place} has image_id {result['image_id']} and no file_name; give --annotations "
+                "that name its picture"
+            )
+        names[result["image_id"]] = name
+    return {image_id: root / name for image_id, name in names.items()}
+
+
+# ---- Label maps
+
+
+def _label_maps(args: argparse.Namespace) -> List[Tuple[Path, Path, Path]]:
+    """(map, picture, output) of every map that is not yet refined."""
+    source, images, output = Path(args.input), Path(args.images), Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; allowed: a folder, as --input is")
+    maps = sorted(source.glob("*.png"))
+    if not maps:
+        raise ValueError(f"--input {source}: no PNG there")
+    pictures = {
+        path.stem: path
+        for path in sorted(images.glob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    }
+    missing = [path.stem for path in maps if path.stem not in pictures]
+    if missing:
+        raise ValueError(
+            f"--images {images} has no picture for {len(missing)} maps: {missing[0]} …"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    work = [(path, pictures[path.stem], output / path.name) for path in maps]
+    left = [item for item in work if not item[2].exists()]
+    if len(left) < len(work):
+        print(
+            f"{len(work) - len(left)} of {len(work)} maps are in {output} already", file=sys.stderr
+        )
+    return left
+
+
+def _refine_label_maps(work: List[Tuple[Path, Path, Path]], refiner: _Refiner) -> None:
+    for source, picture, output in tqdm(work, desc="maps", unit="map"):
+        labels = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
+        if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
+            raise ValueError(f"{source} is no map of 8-bit labels")
+        item = refiner.item(picture)
+        size = item["height"], item["width"]
+        if labels.shape != size:
+            raise ValueError(
+                f"{source} has the size {labels.shape[0]} x {labels.shape[1]}; {picture} has {size[0]} x {size[1]}"
+            )
+        with replacing_file(output) as file:
+            file.write(cv2.imencode(".png", refiner.labels(item, labels))[1].tobytes())
+        print(output)

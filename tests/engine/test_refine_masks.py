@@ -1,0 +1,247 @@
+"""tools/refine_masks.py as a process, on random weights: formats, interruption, whatever is wrong with the input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+
+from rpe_d2.data import load_shapes, render_shapes
+from rpe_d2.data.datasets.shapes import _sem_seg
+from rpe_d2.engine.refine_masks import main
+from tests.conftest import ROOT
+
+from .helpers import save_random
+
+CONFIG = str(ROOT / "configs/spn/refiner_shapes.yaml")
+SMALL = "MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 128 MODEL.FPN.OUT_CHANNELS 32".split()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    return save_random(CONFIG, SMALL, tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four pictures, results with a name each, and label maps."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "maps").mkdir()
+    results = []
+    for record in load_shapes("val")[:4]:
+        number = record["image_id"]
+        name = f"{number}.png"
+        cv2.imwrite(str(folder / "images" / name), render_shapes("val", number)[:, :, ::-1])
+        cv2.imwrite(str(folder / "maps" / name), _sem_seg("val", number))
+        for place, annotation in enumerate(record["annotations"]):
+            results.append(
+                {
+                    "image_id": number,
+                    "category_id": annotation["category_id"],
+                    "score": 0.5 + place / 100,
+                    "bbox": annotation["bbox"],
+                    "segmentation": annotation["segmentation"],
+                    "file_name": name,
+                    "mine": "stays",
+                }
+            )
+    # Entries of different images mixed, as sorted by score.
+    results.sort(key=lambda result: result["score"])
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def arguments(data, weights, output, source="results.json", images="images", more=()):
+    return [
+        "--config-file", CONFIG, "--weights", weights, "--input", str(data / source),
+        "--images", str(data / images), "--output", str(output), *more, *SMALL,
+    ]  # fmt: skip
+
+
+def test_results_keep_their_format(data, weights, tmp_path):
+    output = tmp_path / "new" / "refined.json"
+    assert main(arguments(data, weights, output)) == 0
+    before, after = json.loads((data / "results.json").read_text()), json.loads(output.read_text())
+    assert len(before) == len(after) and list(output.parent.iterdir()) == [output]
+    for one, other in zip(before, after):
+        assert list(one) == list(other)
+        for key in ("image_id", "category_id", "score", "file_name", "mine"):
+            assert one[key] == other[key]
+        masks = mask_util.decode([one["segmentation"], other["segmentation"]]).astype(bool)
+        # With random weights masks hardly change.
+        iou = masks.all(axis=2).sum() / masks.any(axis=2).sum()
+        assert 0.6 < iou <= 1
+        assert other["bbox"] == mask_util.toBbox(other["segmentation"]).tolist()
+
+
+def test_pictures_named_by_annotations_and_every_encoding(data, weights, tmp_path):
+    results = json.loads((data / "results.json").read_text())[:3]
+    for result in results:
+        del result["file_name"], result["bbox"]
+    mask = mask_util.decode(results[0]["segmentation"])
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[2], mask.T.ravel(), [2]]))))
+    first = [] if mask.T.ravel()[0] == 0 else [0]
+    results[0]["segmentation"] = {"size": [128, 128], "counts": first + runs.tolist()}
+    results[1]["segmentation"] = [[10.0, 10.0, 60.0, 10.0, 60.0, 50.0, 10.0, 50.0]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    images = [{"id": r["image_id"], "file_name": f"{r['image_id']}.png"} for r in results]
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
+    output = tmp_path / "refined.json"
+    more = ["--annotations", str(tmp_path / "annotations.json")]
+    call = arguments(data, weights, output, more=more)
+    call[call.index("--input") + 1] = str(tmp_path / "results.json")
+    assert main(call) == 0
+    refined = json.loads(output.read_text())
+    assert all("bbox" not in result for result in refined)
+    box = mask_util.toBbox(refined[1]["segmentation"]).tolist()
+    assert np.abs(np.array(box) - [10, 10, 50, 40]).max() <= 3
+    found = mask_util.decode(refined[0]["segmentation"])
+    assert (found & mask).sum() / (found | mask).sum() > 0.6
+
+
+def test_an_interrupted_run_goes_on(data, weights, tmp_path):
+    expected = tmp_path / "expected.json"
+    assert main(arguments(data, weights, expected)) == 0
+    output = tmp_path / "refined.json"
+    partial = tmp_path / "refined.json.partial"
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/refine_masks.py")]
+    process = subprocess.Popen(
+        [*command, *arguments(data, weights, output)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (
+        partial.exists() and partial.read_text().count("\n") >= 2
+    ):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # What is finished stays as it is, and half a line is no result.
+    lines = partial.read_text().split("\n")
+    assert 3 <= len(lines) <= 6
+    partial.write_text("\n".join(lines[:2]) + "\n" + '{"image_id": "3", "refi')
+    marked = json.loads(lines[1])
+    marked["refined"][0]["mine"] = "from the first run"
+    partial.write_text(f"{lines[0]}\n{json.dumps(marked)}\n" + '{"image_id": "3", "refi')
+    done = subprocess.run(
+        [*command, *arguments(data, weights, output)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "25%" in done.stderr and not partial.exists()
+    found = json.loads(output.read_text())
+    assert [r["mine"] for r in found].count("from the first run") == 1
+    without = [{**r, "mine": "stays"} for r in found]
+    assert without == json.loads(expected.read_text())
+
+
+def test_a_partial_file_of_another_run_is_not_continued(data, weights, tmp_path, capsys):
+    output = tmp_path / "refined.json"
+    (tmp_path / "refined.json.partial").write_text('{"input": "other"}\n')
+    with pytest.raises(SystemExit):
+        main(arguments(data, weights, output))
+    assert "of a run with another input, configuration or weights" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_label_maps(data, weights, tmp_path, capsys):
+    output = tmp_path / "maps"
+    output.mkdir()
+    (output / "0.png").write_bytes(b"mine")
+    assert main(arguments(data, weights, output, "maps")) == 0
+    assert "1 of 4 maps are in" in capsys.readouterr().err
+    assert (output / "0.png").read_bytes() == b"mine"
+    for number in (1, 2, 3):
+        before = cv2.imread(str(data / "maps" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+        after = cv2.imread(str(output / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+        assert after.shape == before.shape and after.dtype == np.uint8
+        assert set(np.unique(after)) <= set(np.unique(before))
+        assert (after == before).mean() > 0.9
+
+
+def test_sparse_labels_are_spread(data, weights, tmp_path):
+    source, output = tmp_path / "sparse", tmp_path / "dense"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        truth = cv2.imread(str(data / "maps" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+        sparse = np.where(rng.random(truth.shape) < 0.02, truth, 255).astype(np.uint8)
+        cv2.imwrite(str(source / f"{number}.png"), sparse)
+    nothing = np.full((128, 128), 255, np.uint8)
+    cv2.imwrite(str(source / "2.png"), nothing)
+    call = arguments(data, weights, output, more=["--sparse"])
+    call[call.index("--input") + 1] = str(source)
+    assert main(call) == 0
+    for number in range(2):
+        truth, sparse, dense = (
+            cv2.imread(str(folder / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+            for folder in (data / "maps", source, output)
+        )
+        known = sparse != 255
+        assert np.array_equal(dense[known], truth[known])
+        assert (dense == truth).mean() > 0.85 and 255 not in dense
+    assert np.array_equal(cv2.imread(str(output / "2.png"), cv2.IMREAD_UNCHANGED), nothing)
+
+
+def _broken(folder, change):
+    results = json.loads((folder / "results.json").read_text())[:2]
+    change(results)
+    return json.dumps(results)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: r[1]["segmentation"].update(counts="~~nonsense"), "entry 1: its mask"),
+        (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1: its mask"),
+        (lambda r: r[0].update(segmentation=[[1.0, 2.0]]), "entry 0: its mask does not decode"),
+        (lambda r: r[0].pop("segmentation"), "entry 0 has no image_id or no segmentation"),
+        (lambda r: r[0].pop("file_name"), "no file_name; give --annotations"),
+        (lambda r: r[0].update(file_name="none.png"), "none.png"),
+    ],
+)
+def test_broken_results_are_one_line(data, weights, tmp_path, capsys, change, message):
+    (tmp_path / "results.json").write_text(_broken(data, change))
+    call = arguments(data, weights, tmp_path / "refined.json")
+    call[call.index("--input") + 1] = str(tmp_path / "results.json")
+    with pytest.raises(SystemExit) as stopped:
+        main(call)
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert stopped.value.code == 2 and error.startswith("error:") and message in error
+
+
+def test_what_else_is_one_line(data, weights, tmp_path, capsys):
+    (tmp_path / "text.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd").mkdir()
+    cv2.imwrite(str(tmp_path / "odd" / "0.png"), np.zeros((64, 64), np.uint8))
+    (tmp_path / "there.json").write_text("mine")
+    other = tmp_path / "other.pth"
+    torch.save({"model": {"something.weight": torch.zeros(3)}}, other)
+    new = tmp_path / "new.json"
+    cases = [
+        (arguments(data, weights, data / "results.json"), "is the input, which is not overwritten"),
+        (arguments(data, weights, tmp_path / "there.json"), "exists already"),
+        (arguments(data, weights, new, tmp_path / "none.json"), "no such file or folder"),
+        (arguments(data, weights, new, tmp_path / "text.json"), "is no JSON"),
+        (arguments(data, weights, new, tmp_path / "empty"), "no PNG there"),
+        (arguments(data, weights, tmp_path / "maps", tmp_path / "odd"), "has the size 64 x 64"),
+        (arguments(data, weights, tmp_path / "maps", "maps", tmp_path / "empty"), "no picture for 4"),
+        (arguments(data, weights, new, more=["--sparse"]), "--sparse is for label maps"),
+        (arguments(data, str(other), new), "other.pth"),
+        (
+            [*arguments(data, weights, new), "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+            "MODEL.META_ARCHITECTURE is GeneralizedRCNN; allowed: SPNRefiner",
+        ),
+    ]  # fmt: skip
+    for call, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            main(call)
+        error = capsys.readouterr().err.strip().split("\n")[-1]
+        assert stopped.value.code == 2 and error.startswith("error:") and message in error, error
+    assert (tmp_path / "there.json").read_text() == "mine"

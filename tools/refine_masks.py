@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Refines masks that any model has made: COCO results or semantic PNGs, with a trained SPNRefiner. Example:
+
+python tools/refine_masks.py --config-file output/refiner_shapes/config.yaml \
+    --weights output/refiner_shapes/model_final.pth --input found/coco_instances_results.json --images my_images \
+    --output found/refined.json
+"""
+
+import sys
+
+from rpe_d2.engine.refine_masks import main
+
+if __name__ == "__main__":
+    sys.exit(main())
