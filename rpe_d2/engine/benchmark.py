@@ -24,6 +24,7 @@ from rpe_d2.ops.pair_loss import spherical_pair_loss
 from .benchmark_model import add_model_arguments, run_model_benchmark
 from .benchmark_processes import add_process_arguments, run_process_benchmark
 from .benchmark_proposals import add_proposal_arguments, run_proposal_benchmark
+from .benchmark_spn import add_spn_arguments, run_spn_benchmark
 from .errors import one_line_errors
 from .memory import measure_in_new_process, peak_memory_mb
 from .run_record import current_commit, hardware, plain_numbers
@@ -414,6 +415,9 @@ BENCHMARKS = {
     ),
     "proposals": Benchmark(
         "proposal generators after the backbone", add_proposal_arguments, run_proposal_benchmark
+    ),
+    "spn": Benchmark(
+        "spatial propagation, forward and forward+backward", add_spn_arguments, run_spn_benchmark
     ),
     "processes": Benchmark(
         "a training step on several processes", add_process_arguments, run_process_benchmark

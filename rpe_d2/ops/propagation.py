@@ -108,17 +108,17 @@ class _Propagation(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor, gates: torch.Tensor, backend: str) -> torch.Tensor:
         x = x.contiguous()
         gates = gates.unflatten(2, (4, gates.shape[2] // 4)).contiguous()  # (B, G, 4, K, H, W)
-        found = _implementation(backend).forward(x, gates)
+        found, saved = _implementation(backend).forward(x, gates)
         ctx.backend = backend
-        ctx.save_for_backward(x, gates, found)
+        ctx.save_for_backward(x, gates, *saved)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, None]:
-        x, gates, found = ctx.saved_tensors
+        x, gates, *saved = ctx.saved_tensors
         of_x, of_gates = _implementation(ctx.backend).backward(
-            gradient.contiguous(), x, gates, found
+            gradient.contiguous(), x, gates, tuple(saved)
         )
         return of_x, of_gates.flatten(2, 3), None
 

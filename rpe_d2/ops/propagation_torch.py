@@ -5,23 +5,20 @@ from typing import List, Tuple
 import torch
 
 
-def forward(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W), both contiguous."""
-    found = [_scan(*columns) for columns in zip(_columns_of_image(x), _columns_of_gates(gates))]
-    return _image(found, x.shape).to(x.dtype)
+def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W); and what the backward pass needs."""
+    saved = []
+    for columns in zip(_columns_of_image(x), _columns_of_gates(gates)):
+        saved += [*columns, _scan(*columns)]
+    return _image(saved[2::3], x.shape).to(x.dtype), tuple(saved)
 
 
 def backward(
-    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, found: torch.Tensor
+    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Gradients like x and gates, from that of what was found (4, B, C, H, W)."""
     of_x, of_gates = [], []
-    for columns in zip(
-        _columns_of_directions(gradient),
-        _columns_of_image(x),
-        _columns_of_gates(gates),
-        _columns_of_directions(found),
-    ):
+    for columns in zip(_columns_of_directions(gradient), saved[::3], saved[1::3], saved[2::3]):
         part_x, part_gates = _scan_backward(*columns)
         of_x.append(part_x)
         of_gates.append(part_gates)
@@ -39,10 +36,11 @@ def _precise(tensor: torch.Tensor) -> torch.Tensor:
 
 def _columns_of_directions(maps: torch.Tensor) -> List[torch.Tensor]:
     """Of (4, B, C, H, W)."""
-    maps = _precise(maps)
-    across = torch.stack([maps[0], maps[1].flip(-1)]).permute(4, 0, 1, 2, 3)
-    down = torch.stack([maps[2], maps[3].flip(-2)]).permute(3, 0, 1, 2, 4)
-    return [columns.flatten(1, 2).contiguous() for columns in _together(across, down)]
+    left, right, top, bottom = _precise(maps)
+    return _together(
+        [left.permute(3, 0, 1, 2), right.flip(-1).permute(3, 0, 1, 2)],
+        [top.permute(2, 0, 1, 3), bottom.flip(-2).permute(2, 0, 1, 3)],
+    )
 
 
 def _columns_of_image(x: torch.Tensor) -> List[torch.Tensor]:
@@ -52,15 +50,24 @@ def _columns_of_image(x: torch.Tensor) -> List[torch.Tensor]:
 def _columns_of_gates(gates: torch.Tensor) -> List[torch.Tensor]:
     """(T, N, G, K, L) of (B, G, 4, K, H, W); gates that point outside are 0."""
     left, right, top, bottom = _precise(gates).unbind(2)
-    across = torch.stack([left, right.flip(-1)]).permute(5, 0, 1, 2, 3, 4)
-    down = torch.stack([top, bottom.flip(-2)]).permute(4, 0, 1, 2, 3, 5)
-    return [
-        _drop_outside(columns.flatten(1, 2).contiguous()) for columns in _together(across, down)
-    ]
+    columns = _together(
+        [left.permute(4, 0, 1, 2, 3), right.flip(-1).permute(4, 0, 1, 2, 3)],
+        [top.permute(3, 0, 1, 2, 4), bottom.flip(-2).permute(3, 0, 1, 2, 4)],
+    )
+    return [_drop_outside(part) for part in columns]
 
 
-def _together(across: torch.Tensor, down: torch.Tensor) -> List[torch.Tensor]:
-    return [torch.cat([across, down], dim=1)] if across.shape == down.shape else [across, down]
+def _together(across: List[torch.Tensor], down: List[torch.Tensor]) -> List[torch.Tensor]:
+    """Directions (T, B, …) of equal size in one tensor (T, 4 B, …), or in two (T, 2 B, …)."""
+    groups = [across + down] if across[0].shape == down[0].shape else [across, down]
+    found = []
+    for group in groups:
+        length, *sizes = group[0].shape
+        columns = group[0].new_empty(length, len(group), *sizes)
+        for number, part in enumerate(group):  # into place at once, not stacked and rearranged
+            columns[:, number].copy_(part)
+        found.append(columns.flatten(1, 2))
+    return found
 
 
 def _drop_outside(gates: torch.Tensor) -> torch.Tensor:
@@ -128,31 +135,25 @@ def _scan_backward(
     gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, h: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     connections = gates.shape[3]
-    # What flows back to a pixel from the next column: the gates there that point to it.
-    to_pixel = gates
-    if connections == 3:
-        to_pixel = torch.zeros_like(gates)
-        to_pixel[..., 0, 1:] = gates[..., 2, :-1]
-        to_pixel[..., 1, :] = gates[..., 1, :]
-        to_pixel[..., 2, :-1] = gates[..., 0, 1:]
     padded = torch.nn.functional.pad(gradient, (1, 1))
     delta = padded[..., 1:-1]
+    # What flows back from the next column to the previous, the same and the next neighbour there; gates that point
+    # outside are 0.
+    middle = connections // 2
+    targets = [
+        padded[..., 1 + shift : padded.shape[-1] - 1 + shift]
+        for shift in range(-middle, middle + 1)
+    ]
     product = x.new_empty(*x.shape[1:3], connections, x.shape[3])
-    change = x.new_empty(x.shape[1:])
-    columns = zip(
-        to_pixel[1:].unbind(0),
-        _neighbours(padded, connections)[1:].unbind(0),
-        delta[:-1].unbind(0),
-    )
-    for to_pixel_t, after, delta_t in reversed(list(columns)):
-        torch.mul(after, to_pixel_t, out=product)
-        torch.sum(product, dim=2, out=change)
-        delta_t.add_(change)
+    for t in range(len(x) - 1, 0, -1):
+        torch.mul(gates[t], delta[t].unsqueeze(2), out=product)
+        for number, target in enumerate(targets):
+            target[t - 1].add_(product[:, :, number])
     of_x = delta * (1 - gates.sum(dim=3))
 
-    of_gates = torch.zeros_like(gates)
     before = _neighbours(torch.nn.functional.pad(h, (1, 1)), connections)
-    for number in range(connections):
-        part = delta[1:] * (before[:-1, :, :, number] - x[1:])  # (T - 1, N, C, L)
-        of_gates[1:, :, :, number] = part if gates.shape[2] > 1 else part.sum(dim=2, keepdim=True)
+    of_gates = x.new_zeros(*x.shape[:3], connections, x.shape[3])
+    torch.sub(before[:-1], x[1:].unsqueeze(3), out=of_gates[1:]).mul_(delta[1:].unsqueeze(3))
+    if gates.shape[2] == 1:
+        of_gates = of_gates.sum(dim=2, keepdim=True)
     return of_x, _drop_outside(of_gates)

@@ -19,21 +19,22 @@ def fits(x: torch.Tensor) -> bool:
     return max(x.shape[2:]) <= _LONGEST_COLUMN and x.dtype != torch.float64
 
 
-def forward(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W), both contiguous."""
+def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W), both contiguous; and that for backward."""
     _check(x)
     found = x.new_empty(4, *x.shape)
     grid, sizes, options = _launch(x, gates)
     if x.numel():
         _forward_kernel[grid](x, gates, found, *sizes, **options)
-    return found
+    return found, (found,)
 
 
 def backward(
-    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, found: torch.Tensor
+    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Gradients like x and gates, from that of what was found (4, B, C, H, W)."""
     of_x = x.new_empty(4, *x.shape, dtype=torch.float32)
+    (found,) = saved
     # Of shared gates every channel has its part; added here, in a fixed order, not by atomic operations.
     of_gates = x.new_empty(*x.shape[:2], *gates.shape[2:], dtype=torch.float32)
     grid, sizes, options = _launch(x, gates)

@@ -1,0 +1,264 @@
+"""``tools/benchmark.py spn``: spatial propagation against autograd, the memory's speed and a dense CRF."""
+
+import argparse
+import statistics
+from typing import Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch.nn import functional as F
+
+from rpe_d2.ops.propagation import normalize_gates, spatial_propagation
+
+from .benchmark_model import timed
+from .run_record import plain_numbers
+
+# (B, C, H, W): masks of a hundred regions, a semantic head's maps, large maps.
+_SHAPES = ((100, 1, 28, 28), (1, 32, 64, 64), (1, 32, 256, 256))
+# Forms that keep every step for autograd take minutes and gigabytes beyond this many values.
+_LARGEST_OBVIOUS = 1 << 18
+_CRF_SIZE, _CRF_CLASSES, _CRF_CHANNELS = 512, 21, 32
+
+
+def add_spn_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of the subcommand."""
+    parser.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        metavar="BxCxHxW",
+        help="of the maps, instead of the usual ones; again for more",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile, which takes a minute to start"
+    )
+    parser.add_argument("--no-crf", action="store_true", help="leave out the dense CRF")
+    parser.add_argument("--crf-iterations", type=int, default=5, help="of mean-field inference (5)")
+
+
+def run_spn_benchmark(args: argparse.Namespace) -> dict:
+    """Times propagation in all four directions, in turns with the obvious forms, and prints a table.
+
+    The forms: "op"; "unbind", autograd through a Python loop over ``x.unbind()``; "index", over ``x[t]``; on request
+    "compile", the former compiled. The limit is the time that a copy of the bytes takes which the computation has to read and
+    write at least, at the bandwidth of a copy measured in the same run.
+
+    Returns:
+        By shape and pass: median milliseconds of each form, ratios to "op", the limit; and the dense CRF's.
+    """
+    results = {}
+    bandwidth = _copy_bandwidth(args)
+    for shape in args.shape or _SHAPES:
+        for backward in (False, True):
+            name = "x".join(map(str, shape)) + (" forward+backward" if backward else " forward")
+            results[name] = _run_shape(shape, backward, bandwidth, args)
+    _print(results)
+    results["copy_gb_per_second"] = round(bandwidth / 1e9, 2)
+    print(f"copy: {bandwidth / 1e9:.1f} GB/s")
+    if not args.no_crf:
+        results["dense_crf"] = _run_crf(args)
+    return results
+
+
+def _shape(text: str) -> Tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) != 4 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; allowed: four sizes, 1x32x64x64")
+    return shape
+
+
+def _copy_bandwidth(args: argparse.Namespace) -> float:
+    """Bytes a second that are read and written by a copy of 256 MB."""
+    source = torch.ones(1 << 25, device=args.device)
+    target = torch.empty_like(source)
+    seconds = [timed(lambda: target.copy_(source), args.device) for _ in range(args.repeat + 1)]
+    return 2 * source.numel() * source.element_size() / statistics.median(seconds[1:])
+
+
+def _run_shape(
+    shape: Tuple[int, ...], backward: bool, bandwidth: float, args: argparse.Namespace
+) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, height, width = shape
+    x = torch.randn(shape, generator=generator).to(args.device)
+    raw = torch.randn(batch, channels, 12, height, width, generator=generator)
+    gates = normalize_gates(raw.to(args.device))
+    forms: Dict[str, Callable] = {"op": lambda x, g: spatial_propagation(x, g, "max")}
+    if x.numel() <= _LARGEST_OBVIOUS and height == width:
+        forms["unbind"] = lambda x, g: obvious_propagation(x, g, unbind=True)
+        forms["index"] = lambda x, g: obvious_propagation(x, g, unbind=False)
+        if args.compile:
+            forms["compile"] = torch.compile(forms["unbind"])
+
+    def run(form: Callable) -> List[torch.Tensor]:
+        if not backward:
+            with torch.no_grad():
+                return [form(x, gates)]
+        leaves = x.clone().requires_grad_(), gates.clone().requires_grad_()
+        form(*leaves).sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    outputs = {name: run(form) for name, form in forms.items()}  # also the warm-up
+    difference = max(
+        float((one - other).abs().max())
+        for output in outputs.values()
+        for one, other in zip(output, outputs["op"])
+    )
+    del outputs
+    seconds: Dict[str, List[float]] = {name: [] for name in forms}
+    for _ in range(args.repeat):
+        for name, form in forms.items():
+            seconds[name].append(timed(lambda form=form: run(form), args.device))
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    # A direction reads x and three gates and writes h; the running maximum is read and written. Backward: x, gates, h
+    # and a gradient are read, gradients of x and of the gates written.
+    passes = 23 if not backward else 23 + 4 * 10
+    limit = passes * x.numel() * x.element_size() / bandwidth
+    return {
+        **plain_numbers({f"{name}_milliseconds": 1e3 * time for name, time in median.items()}),
+        **{
+            f"op_faster_than_{name}": round(median[name] / median["op"], 2)
+            for name in median
+            if name != "op"
+        },
+        "limit_milliseconds": round(1e3 * limit, 3),
+        "fraction_of_limit": round(limit / median["op"], 3),
+        "largest_difference": float(f"{difference:.2g}"),
+    }
+
+
+def obvious_propagation(x: torch.Tensor, gates: torch.Tensor, unbind: bool) -> torch.Tensor:
+    """What :func:`spatial_propagation` computes, merged by "max", left to autograd; all directions in one loop.
+
+    Args:
+        x: (B, C, N, N), square.
+        gates: (B, C, 12, N, N).
+        unbind: take the columns by ``unbind``; False: index each one.
+    """
+    # Every direction from left to right, columns first: (N, 4, B, C, N).
+    turned = torch.stack([turn(x) for turn, _ in _TURNS]).permute(4, 0, 1, 2, 3)
+    parts = gates.unflatten(2, (4, 3)).unbind(2)
+    parts = torch.stack([turn(part) for (turn, _), part in zip(_TURNS, parts)])
+    a, b, c = parts.permute(5, 0, 1, 2, 3, 4).unbind(4)
+    # Gates that point out of the image are dropped.
+    a, c = F.pad(a[..., 1:], (1, 0)), F.pad(c[..., :-1], (0, 1))
+    columns = [turned, 1 - a - b - c, a, b, c]
+    if unbind:
+        columns = [part.unbind(0) for part in columns]
+    h = [columns[0][0]]
+    for t in range(1, len(turned)):
+        x_t, own, a_t, b_t, c_t = (part[t] for part in columns)
+        before = F.pad(h[-1], (1, 1))
+        h.append(
+            own * x_t + a_t * before[..., :-2] + b_t * before[..., 1:-1] + c_t * before[..., 2:]
+        )
+    found = torch.stack(h).permute(1, 2, 3, 4, 0)
+    return torch.stack([back(part) for (_, back), part in zip(_TURNS, found)]).amax(dim=0)
+
+
+# Lay a direction from left to right, and back.
+_TURNS = (
+    (lambda maps: maps, lambda maps: maps),
+    (lambda maps: maps.flip(-1), lambda maps: maps.flip(-1)),
+    (lambda maps: maps.transpose(-1, -2), lambda maps: maps.transpose(-1, -2)),
+    (
+        lambda maps: maps.flip(-2).transpose(-1, -2),
+        lambda maps: maps.transpose(-1, -2).flip(-2),
+    ),
+)
+
+
+def _print(results: Dict[str, dict]) -> None:
+    forms = [
+        form
+        for form in ("op", "unbind", "index", "compile")
+        if any(f"{form}_milliseconds" in row for row in results.values())
+    ]
+    rows = [
+        [
+            name,
+            *(row.get(f"{form}_milliseconds") for form in forms),
+            *(row.get(f"op_faster_than_{form}") for form in forms[1:]),
+            100 * row["fraction_of_limit"],
+            row["largest_difference"],
+        ]
+        for name, row in results.items()
+    ]
+    headers = ["", *(f"{form} ms" for form in forms), *(f"/ {form}" for form in forms[1:])]
+    formats = ("", *[".2f"] * len(forms), *[".1f"] * (len(forms) - 1), ".0f", ".0e")
+    print(tabulate(rows, [*headers, "% of limit", "difference"], floatfmt=formats, missingval="-"))
+
+
+# ---- A dense CRF
+
+
+def _run_crf(args: argparse.Namespace) -> Optional[dict]:
+    """Two propagation units on maps of half the size, as the semantic network has them, against a dense CRF.
+
+    Both refine synthetic scores of 21 classes for a picture of 512 x 512. The CRF runs on one CPU thread.
+    """
+    try:
+        refine = dense_crf()
+    except ImportError:
+        print("dense CRF: left out, pydensecrf2 is not installed (pip install -e '.[crf]')")
+        return None
+    generator = np.random.default_rng(0)
+    picture = generator.integers(0, 256, (_CRF_SIZE, _CRF_SIZE, 3), dtype=np.uint8)
+    scores = generator.random((_CRF_CLASSES, _CRF_SIZE, _CRF_SIZE), dtype=np.float32)
+    probabilities = scores / scores.sum(axis=0)
+    side = _CRF_SIZE // 2
+    x = torch.randn(1, _CRF_CHANNELS, side, side, device=args.device)
+    gates = normalize_gates(torch.randn(1, _CRF_CHANNELS, 12, side, side, device=args.device))
+
+    @torch.no_grad()
+    def propagate() -> torch.Tensor:
+        return spatial_propagation(spatial_propagation(x, gates), gates)
+
+    seconds: Dict[str, List[float]] = {"crf": [], "two_units": []}
+    for repetition in range(min(args.repeat, 3) + 1):
+        crf = timed(lambda: refine(picture, probabilities, args.crf_iterations), "cpu")
+        units = timed(propagate, args.device)
+        if repetition:  # the first is the warm-up
+            seconds["crf"].append(crf)
+            seconds["two_units"].append(units)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    ratio = median["crf"] / median["two_units"]
+    print(
+        f"dense CRF, {args.crf_iterations} iterations at {_CRF_SIZE} x {_CRF_SIZE} x {_CRF_CLASSES}: "
+        f"{median['crf']:.2f} s; two units at {_CRF_CHANNELS} x {side} x {side}: {median['two_units']:.2f} s, "
+        f"{ratio:.1f} times faster"
+    )
+    return {
+        "crf_seconds": round(median["crf"], 3),
+        "two_units_seconds": round(median["two_units"], 3),
+        "faster": round(ratio, 2),
+        "iterations": args.crf_iterations,
+    }
+
+
+def dense_crf() -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    """A fully connected CRF (Krähenbühl & Koltun, NIPS 2011) with the library's usual kernels.
+
+    Returns:
+        A function of a picture (H, W, 3) uint8 RGB, probabilities (K, H, W) float32 and a number of iterations that
+        returns probabilities (K, H, W).
+
+    Raises:
+        ImportError: pydensecrf2 is not installed.
+    """
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
+    def refine(picture: np.ndarray, probabilities: np.ndarray, iterations: int) -> np.ndarray:
+        count, height, width = probabilities.shape
+        crf = DenseCRF2D(width, height, count)
+        crf.setUnaryEnergy(unary_from_softmax(np.ascontiguousarray(probabilities)))
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=np.ascontiguousarray(picture), compat=10)
+        return np.array(crf.inference(iterations)).reshape(count, height, width)
+
+    return refine
