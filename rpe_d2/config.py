@@ -10,6 +10,8 @@ def add_rpe_config(cfg: CN) -> None:
     """
     # COCO-format data sets to register: "name=path.json:image_root"; the root defaults to the JSON's folder.
     cfg.DATASETS.COCO_JSONS = []
+    # Folder of the Helen face-parsing data, registered as helen_train, helen_val and helen_test; "": none.
+    cfg.DATASETS.HELEN = ""
     # In training turn pictures by a random multiple of 90 degrees (for pictures without an upright direction).
     cfg.INPUT.QUARTER_TURNS = False
     # In training scale contrast, brightness and saturation by random factors of 1 +- this; 0: none.

@@ -3,12 +3,15 @@
 from .augmentation import additional_augmentations
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
+    HELEN_CLASSES,
+    HELEN_PARTS,
     SHAPES_CLASSES,
     SHAPES_SEM_SEG_CLASSES,
     SHAPES_SPLITS,
     load_shapes,
     load_shapes_sem_seg,
     register_coco_jsons,
+    register_helen,
     render_shapes,
 )
 from .readable import NameUnreadable, UnreadableImage
@@ -18,6 +21,8 @@ __all__ = [
     "CoarseInstances",
     "CountInstances",
     "DeadWorker",
+    "HELEN_CLASSES",
+    "HELEN_PARTS",
     "NameUnreadable",
     "PixelLabelMapper",
     "ResumableLoader",
@@ -30,6 +35,7 @@ __all__ = [
     "load_shapes",
     "load_shapes_sem_seg",
     "register_coco_jsons",
+    "register_helen",
     "render_shapes",
     "seed_all",
 ]

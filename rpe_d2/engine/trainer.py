@@ -30,7 +30,13 @@ from rpe_d2.data import (
     additional_augmentations,
     build_resumable_train_loader,
 )
-from rpe_d2.evaluation import BoundaryAPEvaluator, InstanceEvaluator, MaskProposalEvaluator
+from rpe_d2.evaluation import (
+    BoundaryAPEvaluator,
+    InstanceEvaluator,
+    MaskProposalEvaluator,
+    PartFScoreEvaluator,
+)
+from rpe_d2.evaluation.ground_truth import read_label_map
 
 from .checkpoint import AVERAGED, ModelCheckpointer
 from .hooks import (
@@ -270,7 +276,11 @@ class Trainer(DefaultTrainer):
         only_proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
         evaluators = []
         if MetadataCatalog.get(dataset_name).get("evaluator_type") == "sem_seg":
-            evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
+            evaluators.append(
+                SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
+            )
+            if MetadataCatalog.get(dataset_name).get("part_classes"):
+                evaluators.append(PartFScoreEvaluator(dataset_name))
         elif not only_proposals:
             evaluators.append(
                 InstanceEvaluator(

@@ -3,5 +3,11 @@
 from .boundary_ap_evaluator import BoundaryAPEvaluator
 from .instance_evaluator import InstanceEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
+from .part_f_score_evaluator import PartFScoreEvaluator
 
-__all__ = ["BoundaryAPEvaluator", "InstanceEvaluator", "MaskProposalEvaluator"]
+__all__ = [
+    "BoundaryAPEvaluator",
+    "InstanceEvaluator",
+    "MaskProposalEvaluator",
+    "PartFScoreEvaluator",
+]

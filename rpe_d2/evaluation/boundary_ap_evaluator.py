@@ -9,7 +9,6 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
@@ -17,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .boundaries import boundary_rle, boundary_width, mask_boundary
-from .ground_truth import coco_ground_truth, load_results
+from .ground_truth import coco_ground_truth, load_results, read_label_map
 
 # Suffix of a result's name: width of the boundary in pixels, None: 2 % of the picture's diagonal.
 _WIDTHS = {"": None, "_2px": 2, "_1px": 1}
@@ -73,7 +72,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
         for item, output in zip(inputs, outputs):
             if self._semantic:
                 found = output["sem_seg"].argmax(dim=0).cpu().numpy()
-                truth = read_image(self._map_of_image[item["file_name"]], "L").squeeze(-1)
+                truth = read_label_map(self._map_of_image[item["file_name"]])
                 self._areas += boundary_areas(
                     found, truth, self._areas.shape[2], self._metadata.get("ignore_label", 255)
                 )

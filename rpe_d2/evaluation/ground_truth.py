@@ -4,8 +4,11 @@ import contextlib
 import io
 from typing import Any, Dict, Sequence
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from pycocotools.coco import COCO
 
 
@@ -30,6 +33,12 @@ def fill_missing_masks(truth: COCO) -> None:
             x, y, width, height = annotation["bbox"]
             right, bottom = x + width, y + height
             annotation["segmentation"] = [[x, y, right, y, right, bottom, x, bottom]]
+
+
+def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
+    """A semantic map (H, W) from an image file. Detectron2's reader fails with NumPy 2."""
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        return np.array(image, dtype=dtype)
 
 
 def load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCO:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -12,6 +13,7 @@ from fvcore.nn import FlopCountAnalysis
 from rpe_d2.engine.benchmark import main
 from rpe_d2.engine.benchmark_model import attention_flops
 from rpe_d2.engine.benchmark_processes import predicted_seconds
+from rpe_d2.engine.benchmark_spn import dense_crf
 from rpe_d2.engine.run_setup import load_config
 from tests.conftest import ROOT
 
@@ -143,3 +145,39 @@ def test_processes_are_timed_and_more_are_predicted(tmp_path: Path, capfd) -> No
 def test_predicted_seconds_of_a_ring() -> None:
     model = {"compute_seconds": 1.0, "exchange_seconds": 0.2}
     assert [predicted_seconds(n, model) for n in (1, 2, 4)] == pytest.approx([1.0, 1.2, 1.3])
+
+
+def test_propagation_agrees_with_the_obvious_forms(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "result.json"
+    shapes = ["--shape", "1x2x8x8", "--shape", "2x3x6x9"]
+    assert main(["spn", *shapes, "--repeat", "1", "--no-crf", "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["results"]
+    assert results.pop("copy_gb_per_second") > 0
+    assert list(results) == [
+        f"{shape} {part}"
+        for shape in ("1x2x8x8", "2x3x6x9")
+        for part in ("forward", "forward+backward")
+    ]
+    for name, row in results.items():
+        assert row["largest_difference"] < 1e-5 and row["limit_milliseconds"] >= 0
+        assert ("op_faster_than_index" in row) == name.startswith("1x2x8x8")  # the square one
+    assert "unbind ms" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["spn", "--shape", "8x8"])
+    assert "allowed: four sizes" in capsys.readouterr().err
+
+
+def test_dense_crf_smooths() -> None:
+    pytest.importorskip(
+        "pydensecrf", reason="pydensecrf2 is not installed: pip install -e '.[crf]'"
+    )
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[:, 15:] = 255
+    rng = np.random.default_rng(0)
+    left = np.where(np.arange(30) < 15, 0.7, 0.3) + rng.uniform(-0.35, 0.29, (20, 30))
+    probabilities = np.stack([left, 1 - left]).astype(np.float32).clip(0.01, 0.99)
+    refined = dense_crf()(picture, probabilities, 5)
+    assert refined.shape == (2, 20, 30) and np.allclose(refined.sum(axis=0), 1, atol=1e-4)
+    truth = np.broadcast_to(np.arange(30) >= 15, (20, 30))
+    assert (probabilities.argmax(axis=0) == truth).mean() < 0.95
+    assert (refined.argmax(axis=0) == truth).mean() > 0.99

@@ -1,6 +1,7 @@
-"""Datasets: synthetic shapes and COCO-format files named in the config."""
+"""Datasets: synthetic shapes, and those that the config names."""
 
 from .coco_jsons import register_coco_jsons
+from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .shapes import (
     SHAPES_CLASSES,
     SHAPES_SEM_SEG_CLASSES,
@@ -11,11 +12,14 @@ from .shapes import (
 )
 
 __all__ = [
+    "HELEN_CLASSES",
+    "HELEN_PARTS",
     "SHAPES_CLASSES",
     "SHAPES_SEM_SEG_CLASSES",
     "SHAPES_SPLITS",
     "load_shapes",
     "load_shapes_sem_seg",
     "register_coco_jsons",
+    "register_helen",
     "render_shapes",
 ]

@@ -1,0 +1,115 @@
+"""Face parsing: the Helen data set as Smith et al. (CVPR 2013) released it, named in the config: `DATASETS.HELEN`."""
+
+import io
+import os
+from typing import Any, Dict, List
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathHandler, PathManager
+from PIL import Image
+
+__all__ = ["HELEN_CLASSES", "HELEN_PARTS", "register_helen"]
+
+HELEN_CLASSES = (
+    "background", "face skin", "left eyebrow", "right eyebrow", "left eye", "right eye", "nose",
+    "upper lip", "inner mouth", "lower lip", "hair",
+)  # fmt: skip
+# What the F-scores of the literature are about: classes counted as one; "overall" are all inner parts.
+HELEN_PARTS = {
+    "eyes": (4, 5),
+    "brows": (2, 3),
+    "nose": (6,),
+    "inner mouth": (8,),
+    "upper lip": (7,),
+    "lower lip": (9,),
+    "mouth": (7, 8, 9),
+    "face skin": (1,),
+    "overall": (2, 3, 4, 5, 6, 7, 8, 9),
+}
+_LISTS = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
+_PREFIX = "helen://"
+_KEY = "DATASETS.HELEN"
+
+
+def register_helen(root: str) -> None:
+    """Registers `helen_train`, `helen_val` and `helen_test`: the lists of exemplars, tuning and testing images.
+
+    Args:
+        root: folder with `images/NAME.jpg`, `labels/NAME/NAME_lbl00.png` … `_lbl10.png` (how likely a pixel is of each
+            of the classes, 0-255) and the lists, lines of a number, a comma and a name. "": nothing is registered.
+
+    Raises:
+        ValueError: other data have one of these names already.
+        FileNotFoundError: a list or a named picture is missing.
+    """
+    if not root:
+        return
+    for split, name in _LISTS.items():
+        dataset = f"helen_{split}"
+        if dataset in DatasetCatalog.list():
+            if MetadataCatalog.get(dataset).root == root:
+                continue
+            raise ValueError(
+                f"{_KEY} is {root}; {dataset} is registered from {MetadataCatalog.get(dataset).root}"
+            )
+        records = _records(root, os.path.join(root, name))
+        DatasetCatalog.register(dataset, lambda records=records: [dict(r) for r in records])
+        MetadataCatalog.get(dataset).set(
+            root=root,
+            stuff_classes=list(HELEN_CLASSES),
+            part_classes=HELEN_PARTS,
+            ignore_label=255,
+            evaluator_type="sem_seg",
+        )
+
+
+def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
+    if not os.path.isfile(list_file):
+        raise FileNotFoundError(f"{_KEY} is {root}; it has no {os.path.basename(list_file)}")
+    with open(list_file) as file:
+        names = [line.rpartition(",")[2].strip() for line in file if line.strip()]
+    records = []
+    for name in names:
+        picture = os.path.join(root, "images", f"{name}.jpg")
+        if not os.path.isfile(picture):
+            raise FileNotFoundError(f"{list_file} names {name}; there is no {picture}")
+        with Image.open(picture) as image:
+            width, height = image.size
+        records.append(
+            {
+                "file_name": picture,
+                "sem_seg_file_name": _PREFIX + os.path.join(root, "labels", name, name),
+                "image_id": name,
+                "height": height,
+                "width": width,
+            }
+        )
+    return records
+
+
+class _HelenHandler(PathHandler):
+    """Serves a label map for `helen://ROOT/labels/NAME/NAME`: in each pixel the likeliest of the eleven classes."""
+
+    def _get_supported_prefixes(self) -> List[str]:
+        return [_PREFIX]
+
+    def _open(
+        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
+    ) -> io.BufferedIOBase:
+        self._check_kwargs(kwargs)
+        if mode != "rb":
+            raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
+        stem = path[len(_PREFIX) :]
+        likelihoods = []
+        for label in range(len(HELEN_CLASSES)):
+            with Image.open(f"{stem}_lbl{label:02d}.png") as image:
+                likelihoods.append(np.asarray(image.convert("L")))
+        labels = np.stack(likelihoods).argmax(axis=0).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(labels).save(buffer, format="PNG")
+        buffer.seek(0)
+        return buffer
+
+
+PathManager.register_handler(_HelenHandler())
