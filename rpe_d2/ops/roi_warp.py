@@ -1,0 +1,63 @@
+"""RoI warping: regions of a map by bilinear interpolation, differentiable in their boxes (Dai et al., CVPR 2016)."""
+
+from typing import Tuple, Union
+
+import torch
+from torch.nn import functional as F
+
+
+def roi_warp(
+    features: torch.Tensor,
+    boxes: torch.Tensor,
+    output_size: Union[int, Tuple[int, int]],
+    spatial_scale: float,
+) -> torch.Tensor:
+    """Samples maps at the centres of the cells of a grid laid over each box (MNC, section 3.2, equations 3 to 7).
+
+    RoIAlign and its kin give no gradient for boxes; this gives it for features and boxes. In the interior of a map it is
+    RoIAlign (``aligned=True``) with one sample a cell; beyond the border the outermost values continue.
+
+    Args:
+        features: (N, C, H, W) floating point.
+        boxes: (R, 5): index in the batch, x0, y0, x1, y1 in pixels of the image.
+        output_size: (height, width) of the grid, or one side for both.
+        spatial_scale: cells of the map per pixel of the image, 1 / stride.
+
+    Returns:
+        (R, C, height, width) like ``features``.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if features.dim() != 4 or boxes.dim() != 2 or boxes.shape[1] != 5:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)} and boxes {tuple(boxes.shape)}; allowed: (N, C, H, W) and (R, 5)"
+        )
+    rows, columns = (output_size,) * 2 if isinstance(output_size, int) else output_size
+    channels, height, width = features.shape[1:]
+    corners = boxes[:, 1:].to(features.dtype) * spatial_scale
+    x = _centers(corners[:, 0], corners[:, 2], columns)  # (R, columns)
+    y = _centers(corners[:, 1], corners[:, 3], rows)
+    # From cells to -1 … 1 over the map.
+    grid = torch.stack(
+        torch.broadcast_tensors((2 * x / width - 1)[:, None], (2 * y / height - 1)[:, :, None]),
+        dim=-1,
+    )  # (R, rows, columns, 2)
+    image = boxes[:, 0].long()
+    found = features.new_zeros(len(boxes), channels, rows, columns)
+    # All regions of an image are one tall picture: its map is not copied for each.
+    for index in torch.unique(image).tolist():
+        chosen = torch.nonzero(image == index).squeeze(1)
+        tall = grid[chosen].flatten(0, 1)[None]  # (1, R' x rows, columns, 2)
+        sampled = F.grid_sample(
+            features[index : index + 1], tall, padding_mode="border", align_corners=False
+        )
+        sampled = sampled[0].unflatten(1, (len(chosen), rows)).transpose(0, 1)
+        found = found.index_copy(0, chosen, sampled)
+    return found
+
+
+def _centers(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor:
+    """(R, count) centres of equal parts of each interval."""
+    share = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
+    return start[:, None] + (end - start)[:, None] * share
