@@ -93,6 +93,25 @@ def add_rpe_config(cfg: CN) -> None:
     spn.JITTER = 2
     spn.COARSE_FACTORS = [4, 2, 8]
 
+    # ---- Multi-task network cascades (MNCROIHeads); the rest is in RPN, ROI_HEADS and ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+    cfg.MODEL.MNC = mnc = CN()
+    # 3: boxes, masks, classes; 5: the regressed boxes go through masks and classes once more.
+    mnc.NUM_STAGES = 5
+    # Side of a region's features; they are warped twice as fine.
+    mnc.RESOLUTION = 14
+    # Side of the masks.
+    mnc.MASK_SIZE = 28
+    # Hidden units of the masks, and of each layer for boxes and for masked features.
+    mnc.MASK_DIM = 256
+    mnc.FC_DIM = 4096
+    # Weight of the masks' loss.
+    mnc.MASK_LOSS_WEIGHT = 1.0
+    # Share of the background regions sampled in training that overlap all objects by an IoU below 0.1.
+    mnc.EASY_BACKGROUND = 0.15
+    # Masks of boxes with this IoU vote for each other; voted masks are cut at MASK_THRESHOLD.
+    mnc.VOTE_IOU = 0.5
+    mnc.MASK_THRESHOLD = 0.4
+
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()
     # Backbone outputs that enter the embedding head; empty: all of them.

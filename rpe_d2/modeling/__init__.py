@@ -6,9 +6,9 @@ from .embedding_loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
 from .meta_arch import PixelEmbeddingNet, SPNRefiner
 from .pixel_grouping import PixelGrouping, PixelGroups
-from .proposal_generator import MeanShiftProposalGenerator
+from .proposal_generator import MNCRPN, MeanShiftProposalGenerator
 from .quality_head import QualityHead
-from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
+from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
 from .sem_seg import SPNSemSegHead
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
+    "MNCROIHeads",
+    "MNCRPN",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",
     "PixelEmbeddingNet",

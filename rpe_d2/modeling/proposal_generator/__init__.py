@@ -1,3 +1,4 @@
 from .mean_shift_proposal_generator import MeanShiftProposalGenerator
+from .mnc_rpn import MNCRPN
 
-__all__ = ["MeanShiftProposalGenerator"]
+__all__ = ["MNCRPN", "MeanShiftProposalGenerator"]

@@ -1,0 +1,50 @@
+"""The region proposal network of multi-task network cascades: later stages' losses reach its boxes."""
+
+from typing import List, Tuple
+
+import torch
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.structures import Boxes, Instances
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class MNCRPN(RPN):
+    """Detectron2's RPN whose proposals keep the gradient of their coordinates (Dai et al., CVPR 2016, section 3).
+
+    Which proposals are kept does not depend on it; sides that are clipped at the image's border have none. Pair it with
+    ROI heads that use it: :class:`rpe_d2.modeling.MNCROIHeads`.
+    """
+
+    def predict_proposals(
+        self,
+        anchors: List[Boxes],
+        pred_objectness_logits: List[torch.Tensor],
+        pred_anchor_deltas: List[torch.Tensor],
+        image_sizes: List[Tuple[int, int]],
+    ) -> List[Instances]:
+        """As the RPN's, with gradient from ``proposal_boxes`` to ``pred_anchor_deltas``."""
+        return find_top_rpn_proposals(
+            self._decode_proposals(anchors, [bounded_gradient(d) for d in pred_anchor_deltas]),
+            [logits.detach() for logits in pred_objectness_logits],
+            image_sizes,
+            self.nms_thresh,
+            self.pre_nms_topk[self.training],
+            self.post_nms_topk[self.training],
+            self.min_box_size,
+            self.training,
+        )
+
+
+# Of each coordinate of a box's deltas, as in the authors' release: the way through the warping is steep.
+_LARGEST_GRADIENT = 1 / 512
+
+
+def bounded_gradient(deltas: torch.Tensor) -> torch.Tensor:
+    """The same values; the gradient that comes back is cut at +- 1 / 512."""
+    if not deltas.requires_grad:
+        return deltas
+    deltas = deltas.clone()  # the cut does not apply to other uses
+    deltas.register_hook(lambda gradient: gradient.clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT))
+    return deltas
