@@ -60,6 +60,18 @@ def add_rpe_config(cfg: CN) -> None:
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
     guided.NAME = "build_resnet_fpn_backbone"
 
+    # ---- VGG-16 (build_vgg16_backbone); BACKBONE.FREEZE_AT counts its blocks
+    cfg.MODEL.VGG = vgg = CN()
+    # Of conv1_1 ... conv5_3, pool1 ... pool5, pool1_indices ... pool5_indices, fc6, fc7.
+    vgg.OUT_FEATURES = ["pool3", "pool4", "conv5_3"]
+    # After the convolutions: "", "BN" or "FrozenBN".
+    vgg.NORM = ""
+    # Channels of fc6 and fc7, and share of them that is dropped in training.
+    vgg.FC_DIM = 4096
+    vgg.DROPOUT = 0.5
+    # State dict of torchvision's vgg16 (with NORM vgg16_bn) on the disk; "": random weights.
+    vgg.WEIGHTS = ""
+
     # Backbone outputs that the mask head gets under GuidedROIHeads and GuidedCascadeROIHeads, with POOLER_TYPE "";
     # empty: as Detectron2 has it, ROI_HEADS.IN_FEATURES.
     cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES = []

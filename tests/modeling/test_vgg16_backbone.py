@@ -1,0 +1,91 @@
+"""VGG-16 against torchvision's."""
+
+import pytest
+import torch
+from detectron2.modeling import build_backbone
+from torch.nn import functional as F
+from torchvision.models import vgg16, vgg16_bn
+
+from rpe_d2.modeling.backbone.vgg16_backbone import VGG16, vgg16_features
+
+from .helpers import small_cfg
+
+VGG = ("MODEL.BACKBONE.NAME", "build_vgg16_backbone")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    torch.manual_seed(0)
+    model = vgg16(weights=None).eval()
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.save(model.state_dict(), path)
+    return model, str(path)
+
+
+def test_outputs_are_torchvisions(theirs):
+    model, path = theirs
+    names = ["conv1_2", "pool3", "pool4", "conv5_3", "pool5", "fc6", "fc7"]
+    backbone = build_backbone(
+        small_cfg(*VGG, "MODEL.VGG.WEIGHTS", path, "MODEL.VGG.OUT_FEATURES", names)
+    ).eval()
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        found = backbone(image)
+        assert list(found) == names
+        ends = {"conv1_2": 4, "pool3": 17, "pool4": 24, "conv5_3": 30, "pool5": 31}
+        for name, end in ends.items():
+            torch.testing.assert_close(found[name], model.features[:end](image))
+        # In the middle the 7 x 7 kernel sees what torchvision's first linear layer sees.
+        flat = model.features(image).flatten(1)
+        for name, end in (("fc6", 2), ("fc7", 5)):
+            expected = model.classifier[:end](flat)
+            torch.testing.assert_close(found[name][:, :, 3, 3], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_shapes_are_what_is_said():
+    names = [name for name in vgg16_features(24) if not name.startswith("conv1")]
+    backbone = VGG16(names, "", 24, 0.0)
+    found = backbone(torch.randn(2, 3, 64, 96))
+    shapes = backbone.output_shape()
+    for name, maps in found.items():
+        stride = shapes[name].stride
+        assert maps.shape == (2, shapes[name].channels, 64 // stride, 96 // stride), name
+    assert backbone.size_divisibility == 32
+
+
+def test_indices_undo_the_pooling():
+    backbone = VGG16(["conv2_2", "pool2", "pool2_indices"], "BN", 16, 0.0).eval()
+    found = backbone(torch.randn(1, 3, 32, 64))
+    assert found["pool2_indices"].dtype == torch.int64
+    restored = F.max_unpool2d(found["pool2"], found["pool2_indices"], 2)
+    kept = restored != 0
+    assert torch.equal(restored[kept], found["conv2_2"][kept])
+    assert torch.equal(F.max_pool2d(restored, 2), found["pool2"])
+
+
+def test_blocks_are_frozen():
+    cfg = small_cfg(*VGG, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.VGG.OUT_FEATURES", ["pool5"])
+    backbone = build_backbone(cfg)
+    fixed = [name for name, p in backbone.named_parameters() if not p.requires_grad]
+    assert fixed == [f"features.{n}.{kind}" for n in (0, 2, 5, 7) for kind in ("weight", "bias")]
+
+
+def test_normalised_weights_load_too(tmp_path):
+    torch.save(vgg16_bn(weights=None).state_dict(), tmp_path / "bn.pth")
+    for norm in ("BN", "FrozenBN"):
+        VGG16(["pool5"], norm, 16, 0.0).load_torchvision(str(tmp_path / "bn.pth"))
+
+
+def test_what_is_wrong_is_one_line(theirs, tmp_path):
+    _, path = theirs
+    cases = {
+        ("MODEL.VGG.OUT_FEATURES", ("pool6",)): "MODEL.VGG.OUT_FEATURES is .*; allowed: one or more of conv1_1",
+        ("MODEL.VGG.NORM", "GN"): "MODEL.VGG.NORM is 'GN'; allowed: '', 'BN', 'FrozenBN'",
+        ("MODEL.VGG.WEIGHTS", "none.pth"): "MODEL.VGG.WEIGHTS is none.pth; there is no such file",
+        ("MODEL.VGG.NORM", "BN", "MODEL.VGG.WEIGHTS", path): "which has no features.1",
+        ("MODEL.VGG.FC_DIM", 8, "MODEL.VGG.OUT_FEATURES", ("fc7",), "MODEL.VGG.WEIGHTS", path): "which has no fc6.weight",
+    }  # fmt: skip
+    for overrides, message in cases.items():
+        with pytest.raises(ValueError, match=message) as error:
+            build_backbone(small_cfg(*VGG, *overrides))
+        assert "\n" not in str(error.value)
