@@ -7,8 +7,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from rpe_d2.modeling.roi_heads.mask_voting import vote_masks
-from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCStages, _label
+from rpe_d2.modeling.roi_heads.mask_voting import cut_at_half, vote_masks
+from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCStages
+from rpe_d2.modeling.roi_heads.region_labels import label_regions
 from rpe_d2.ops.roi_warp import roi_warp
 from tests.reference import mask_voting as reference
 
@@ -167,14 +168,14 @@ def test_pictures_without_objects():
 def test_labels_and_targets_by_hand():
     truth = square_instances((40, 40), [(0, 0, 20, 20), (22, 20, 30, 40)], [2, 1])
     boxes = torch.tensor([[0.0, 0, 20, 16], [0, 0, 20, 41], [20, 20, 30, 40], [30, 0, 40, 10]])
-    label = _label(boxes, truth, 3)
+    label = label_regions(boxes, truth, 3)
     assert label.classes.tolist() == [2, 3, 1, 3]
     assert label.iou.tolist() == pytest.approx([0.8, 400 / 820, 0.8, 0.0])
     masks = label.masks_in(boxes, 10)
     assert masks.shape == (2, 10, 10) and masks[0].all()
     assert masks[1, :, 2:].all() and not masks[1, :, :2].any()
     # A cell that is covered by 0.4 is inside, by less it is not.
-    narrow = _label(torch.tensor([[0.0, 0, 20, 20]]), truth, 3)
+    narrow = label_regions(torch.tensor([[0.0, 0, 20, 20]]), truth, 3)
     assert narrow.masks_in(torch.tensor([[0.0, 0.0, 20.0, 21.6]]), 6)[0].all()
     assert not narrow.masks_in(torch.tensor([[0.0, 0.0, 20.0, 23.0]]), 6)[0, -1].any()
 
@@ -187,13 +188,13 @@ def test_background_comes_in_bands():
     near = torch.tensor([[20.0, 0, 60, 40]]).repeat(300, 1)  # IoU 1/3
     far = torch.tensor([[200.0, 200, 240, 240]]).repeat(300, 1)
     exact = torch.tensor([[0.0, 0, 40, 40]]).repeat(300, 1)
-    label = _label(torch.cat([near, far, exact]), truth, 3)
+    label = label_regions(torch.cat([near, far, exact]), truth, 3)
     chosen = heads._choose(label)
     counts = [((chosen >= start) & (chosen < start + 300)).sum() for start in (0, 300, 600)]
     assert counts == [56, 19, 25]  # a quarter of what is sampled is foreground, of the rest far
-    only_far = _label(far, truth, 3)
+    only_far = label_regions(far, truth, 3)
     assert len(heads._choose(only_far)) == 100
-    assert len(heads._choose(_label(near[:7], truth, 3))) == 7
+    assert len(heads._choose(label_regions(near[:7], truth, 3))) == 7
 
 
 def test_voting_is_the_definition():
@@ -213,13 +214,17 @@ def test_voting_is_the_definition():
         0.5,
     )
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+    by_class = np.stack([masks, 1 - masks], axis=1)
+    found = vote_masks(*(torch.tensor(v) for v in (boxes, by_class, scores, chosen, classes)), 0.5)
+    for number, label in enumerate(classes):
+        expected = reference.vote(boxes, by_class[:, label], scores, chosen, classes, 0.5)
+        np.testing.assert_allclose(found[number].numpy(), expected[number], atol=1e-9)
     alone = vote_masks(*(torch.tensor(v) for v in (boxes, masks, scores, chosen, classes)), 1.0)
     np.testing.assert_allclose(alone.numpy(), masks[chosen], atol=1e-9)
 
 
 def test_masks_are_cut_at_their_threshold():
-    heads = mnc("MODEL.MNC.MASK_THRESHOLD", 0.4).roi_heads
-    pasted = heads._for_pasting(torch.tensor([[[0.0, 0.39, 0.4, 0.41, 1.0]]]))[0, 0, 0]
+    pasted = cut_at_half(torch.tensor([[[0.0, 0.39, 0.4, 0.41, 1.0]]]), 0.4)[0, 0, 0]
     assert (pasted >= 0.5).tolist() == [False, False, True, True, True]
     assert pasted[0] == 0 and pasted[-1] == 1 and (pasted[1:] > pasted[:-1]).all()
 

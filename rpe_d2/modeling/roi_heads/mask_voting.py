@@ -1,8 +1,77 @@
 """Masks of similar boxes vote for a common one (Dai et al., CVPR 2016, section 4)."""
 
+from typing import NamedTuple, Tuple
+
 import torch
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.config import CfgNode
+from detectron2.layers import batched_nms, nonzero_tuple
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch.nn import functional as F
 from torchvision.ops import roi_align
+
+
+class MaskVoting(NamedTuple):
+    """From all regions of an image to its instances: suppression by class, then a vote of similar boxes' masks.
+
+    Attributes:
+        score_threshold, nms_threshold, detections_per_image: as Detectron2's.
+        vote_iou: boxes of this IoU vote for each other's mask.
+        mask_threshold: where voted masks are cut.
+    """
+
+    score_threshold: float
+    nms_threshold: float
+    detections_per_image: int
+    vote_iou: float
+    mask_threshold: float
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, key: str, node: CfgNode) -> "MaskVoting":
+        """From Detectron2's keys, and ``VOTE_IOU`` and ``MASK_THRESHOLD`` of a node named ``key``."""
+        if not 0 < node.MASK_THRESHOLD < 1:
+            raise ValueError(
+                f"{key}.MASK_THRESHOLD is {node.MASK_THRESHOLD}; allowed: between 0 and 1"
+            )
+        return cls(
+            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            cfg.TEST.DETECTIONS_PER_IMAGE,
+            node.VOTE_IOU,
+            node.MASK_THRESHOLD,
+        )
+
+    def __call__(
+        self, boxes: torch.Tensor, masks: torch.Tensor, scores: torch.Tensor, size: Tuple[int, int]
+    ) -> Instances:
+        """
+        Args:
+            boxes: (R, 4).
+            masks: (R, m, m) in 0-1, inside the boxes; or (R, K, m, m), one for each class.
+            scores: (R, K).
+            size: of the image.
+
+        Returns:
+            Instances with ``pred_masks`` (D, 1, m, m) as Detectron2 pastes them.
+        """
+        row, classes = nonzero_tuple(scores > self.score_threshold)
+        kept = batched_nms(boxes[row], scores[row, classes], classes, self.nms_threshold)
+        kept = kept[: self.detections_per_image]
+        row, classes = row[kept], classes[kept]
+        voted = vote_masks(boxes, masks, scores, row, classes, self.vote_iou)
+        return Instances(
+            size,
+            pred_boxes=Boxes(boxes[row]),
+            scores=scores[row, classes],
+            pred_classes=classes,
+            pred_masks=cut_at_half(voted, self.mask_threshold),
+        )
+
+
+def cut_at_half(masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(R, 1, m, m) that are 0.5 where masks (R, m, m) are at their threshold: there Detectron2 cuts them."""
+    low = masks * (0.5 / threshold)
+    high = 1 - (1 - masks) * (0.5 / (1 - threshold))
+    return torch.where(masks < threshold, low, high).unsqueeze(1)
 
 
 def vote_masks(
@@ -17,7 +86,7 @@ def vote_masks(
 
     Args:
         boxes: (R, 4) of all regions.
-        masks: (R, m, m) in 0-1, inside the boxes.
+        masks: (R, m, m) in 0-1, inside the boxes; or (R, K, m, m), one for each class.
         scores: (R, K) of each class.
         chosen: (D,) rows of the regions that get a voted mask.
         classes: (D,) their classes.
@@ -36,7 +105,8 @@ def vote_masks(
     sides = (frame[:, 2:] - frame[:, :2]).clamp(min=1e-6) / size
     relative = (corners - frame[:, :2].repeat(1, 2)) / sides.repeat(1, 2)
     # A margin of nothing around each mask: there is none of it outside of its box.
-    padded = torch.nn.functional.pad(masks, (1, 1, 1, 1))
+    padded = F.pad(masks, (1, 1, 1, 1)).flatten(0, -3)
+    voter = voter if masks.dim() == 3 else voter * masks.shape[1] + classes[target]
     regions = torch.cat([voter[:, None].to(relative), relative + 1], dim=1)
     inside = roi_align(padded[:, None], regions, size, 1.0, sampling_ratio=1, aligned=True)[:, 0]
     total = masks.new_zeros(len(chosen), size, size)

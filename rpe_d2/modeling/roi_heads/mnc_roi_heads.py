@@ -4,27 +4,25 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, batched_nms, nonzero_tuple
+from detectron2.layers import ShapeSpec, nonzero_tuple
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from rpe_d2.ops.roi_warp import roi_warp
 
-from ..pixel_labels import instance_masks
 from ..proposal_generator.mnc_rpn import bounded_gradient
-from .mask_voting import vote_masks
+from .mask_voting import MaskVoting, cut_at_half
+from .region_labels import RegionLabels, label_regions
 
-# Of a target mask inside its box, and what a predicted mask must cover of it to be labelled with its class.
-_TARGET_THRESHOLD = 0.4
+# What a predicted mask must cover of the true one to be labelled with its class.
 _MASK_IOU = 0.5
 
 
@@ -133,11 +131,7 @@ class MNCROIHeads(ROIHeads):
         box2box_transform: Box2BoxTransform,
         mask_loss_weight: float,
         easy_background: float,
-        score_threshold: float,
-        nms_threshold: float,
-        detections_per_image: int,
-        vote_iou: float,
-        mask_threshold: float,
+        voting: MaskVoting,
         **kwargs,
     ):
         """
@@ -149,9 +143,7 @@ class MNCROIHeads(ROIHeads):
             box2box_transform: of the boxes' deltas.
             mask_loss_weight: factor of the masks' loss.
             easy_background: share of the background regions sampled with an IoU below 0.1 with all objects.
-            score_threshold, nms_threshold, detections_per_image: of the instances found.
-            vote_iou: boxes of this IoU vote for each other's mask.
-            mask_threshold: where voted masks are cut.
+            voting: from all regions of an image to its instances.
             kwargs: of ROIHeads.
         """
         super().__init__(**kwargs)
@@ -163,11 +155,7 @@ class MNCROIHeads(ROIHeads):
         self.box2box_transform = box2box_transform
         self.mask_loss_weight = mask_loss_weight
         self.easy_background = easy_background
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
-        self.vote_iou = vote_iou
-        self.mask_threshold = mask_threshold
+        self.voting = voting
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
@@ -178,10 +166,6 @@ class MNCROIHeads(ROIHeads):
             raise ValueError(f"MODEL.MNC.RESOLUTION is {mnc.RESOLUTION}; allowed: even numbers")
         if not 0 <= mnc.EASY_BACKGROUND <= 1:
             raise ValueError(f"MODEL.MNC.EASY_BACKGROUND is {mnc.EASY_BACKGROUND}; allowed: 0 to 1")
-        if not 0 < mnc.MASK_THRESHOLD < 1:
-            raise ValueError(
-                f"MODEL.MNC.MASK_THRESHOLD is {mnc.MASK_THRESHOLD}; allowed: between 0 and 1"
-            )
         shapes = [input_shape[name] for name in heads.IN_FEATURES]
         arguments = super().from_config(cfg)
         arguments.update(
@@ -200,11 +184,7 @@ class MNCROIHeads(ROIHeads):
             box2box_transform=Box2BoxTransform(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
             mask_loss_weight=mnc.MASK_LOSS_WEIGHT,
             easy_background=mnc.EASY_BACKGROUND,
-            score_threshold=heads.SCORE_THRESH_TEST,
-            nms_threshold=heads.NMS_THRESH_TEST,
-            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-            vote_iou=mnc.VOTE_IOU,
-            mask_threshold=mnc.MASK_THRESHOLD,
+            voting=MaskVoting.from_config(cfg, "MODEL.MNC", mnc),
         )
         return arguments
 
@@ -234,7 +214,7 @@ class MNCROIHeads(ROIHeads):
         for number in range(self.num_rounds):
             if number:
                 boxes = self._regressed(prediction, boxes, images.image_sizes, labels)
-                labels = [_label(*pair, self.num_classes) for pair in zip(boxes, targets)]
+                labels = [label_regions(*pair, self.num_classes) for pair in zip(boxes, targets)]
             prediction = self.stages(self._warp(maps, boxes))
             suffix = f"_stage{2 * number + 3}" if number else ""
             for name, loss in self._losses(prediction, boxes, labels).items():
@@ -249,7 +229,7 @@ class MNCROIHeads(ROIHeads):
         boxes = [found.pred_boxes.tensor for found in instances]
         masks = self.stages(self._warp(maps, boxes)).mask_logits.sigmoid()
         for found, part in zip(instances, masks.split([len(b) for b in boxes])):
-            found.pred_masks = self._for_pasting(part)
+            found.pred_masks = cut_at_half(part, self.voting.mask_threshold)
         return instances
 
     # ---- Regions
@@ -274,13 +254,13 @@ class MNCROIHeads(ROIHeads):
 
     def _sample(
         self, boxes: List[torch.Tensor], targets: List[Instances]
-    ) -> Tuple[List[torch.Tensor], List["_Labels"]]:
+    ) -> Tuple[List[torch.Tensor], List[RegionLabels]]:
         """Regions to train on; they keep the gradient of the proposals."""
         sampled, labels, foreground = [], [], 0
         for candidates, truth in zip(boxes, targets):
             if self.proposal_append_gt:
                 candidates = torch.cat([candidates, truth.gt_boxes.tensor.to(candidates)])
-            label = _label(candidates, truth, self.num_classes)
+            label = label_regions(candidates, truth, self.num_classes)
             index = self._choose(label)
             sampled.append(candidates[index])
             labels.append(label.of(index))
@@ -291,7 +271,7 @@ class MNCROIHeads(ROIHeads):
         storage.put_scalar("roi_head/num_bg_samples", (count - foreground) / len(boxes))
         return sampled, labels
 
-    def _choose(self, label: "_Labels") -> torch.Tensor:
+    def _choose(self, label: RegionLabels) -> torch.Tensor:
         """Rows of foreground, of background near objects and of background far from all of them."""
         easy = (label.iou < 0.1) & (label.classes == self.num_classes)
         foreground, background = subsample_labels(
@@ -310,7 +290,7 @@ class MNCROIHeads(ROIHeads):
         prediction: MNCPrediction,
         boxes: List[torch.Tensor],
         sizes: List[Tuple[int, int]],
-        labels: Optional[List["_Labels"]] = None,
+        labels: Optional[List[RegionLabels]] = None,
     ) -> List[torch.Tensor]:
         """Boxes for the next round: moved as their class says, the true one where there is one; with gradient."""
         classes = prediction.class_logits[:, :-1].argmax(dim=1)
@@ -329,7 +309,7 @@ class MNCROIHeads(ROIHeads):
     # ---- Losses
 
     def _losses(
-        self, prediction: MNCPrediction, boxes: List[torch.Tensor], labels: List["_Labels"]
+        self, prediction: MNCPrediction, boxes: List[torch.Tensor], labels: List[RegionLabels]
     ) -> Dict[str, torch.Tensor]:
         classes = torch.cat([label.classes for label in labels])
         foreground = classes < self.num_classes
@@ -376,81 +356,8 @@ class MNCROIHeads(ROIHeads):
             rounds.append(list(zip(boxes, masks, scores)))
         found = []
         for size, parts in zip(sizes, zip(*rounds)):
-            found.append(self._instances(*(torch.cat(values) for values in zip(*parts)), size))
+            found.append(self.voting(*(torch.cat(values) for values in zip(*parts)), size))
         return found
-
-    def _instances(
-        self, boxes: torch.Tensor, masks: torch.Tensor, scores: torch.Tensor, size: Tuple[int, int]
-    ) -> Instances:
-        row, classes = nonzero_tuple(scores > self.score_threshold)
-        kept = batched_nms(boxes[row], scores[row, classes], classes, self.nms_threshold)
-        row, classes = (
-            row[kept][: self.detections_per_image],
-            classes[kept][: self.detections_per_image],
-        )
-        voted = vote_masks(boxes, masks, scores, row, classes, self.vote_iou)
-        return Instances(
-            size,
-            pred_boxes=Boxes(boxes[row]),
-            scores=scores[row, classes],
-            pred_classes=classes,
-            pred_masks=self._for_pasting(voted),
-        )
-
-    def _for_pasting(self, masks: torch.Tensor) -> torch.Tensor:
-        """(R, 1, m, m) that are 0.5 where the masks (R, m, m) are at their threshold: there Detectron2 cuts them."""
-        low = masks * (0.5 / self.mask_threshold)
-        high = 1 - (1 - masks) * (0.5 / (1 - self.mask_threshold))
-        return torch.where(masks < self.mask_threshold, low, high).unsqueeze(1)
-
-
-class _Labels(NamedTuple):
-    """What R boxes of an image cover.
-
-    Attributes:
-        classes: (R,) int64 class, K: background.
-        iou: (R,) with the object that is covered best.
-        boxes: (R, 4) that object's box.
-        owner: (R,) its row in ``masks``.
-        masks: (n, H, W) bool of all objects.
-    """
-
-    classes: torch.Tensor
-    iou: torch.Tensor
-    boxes: torch.Tensor
-    owner: torch.Tensor
-    masks: torch.Tensor
-    num_classes: int
-
-    def of(self, index: torch.Tensor) -> "_Labels":
-        parts = (self.classes[index], self.iou[index], self.boxes[index], self.owner[index])
-        return _Labels(*parts, self.masks, self.num_classes)
-
-    def masks_in(self, boxes: torch.Tensor, size: int) -> torch.Tensor:
-        """(F, size, size) float32, 0 or 1: the objects of the foreground inside their boxes (R, 4)."""
-        foreground = self.classes < self.num_classes
-        if not bool(foreground.any()):
-            return boxes.new_zeros(0, size, size)
-        owner, boxes = self.owner[foreground], boxes[foreground]
-        regions = torch.cat([owner[:, None].to(boxes), boxes], dim=1)
-        inside = roi_align(self.masks[:, None].to(boxes), regions, size, 1.0, aligned=True)
-        return (inside[:, 0] >= _TARGET_THRESHOLD).float()
-
-
-@torch.no_grad()
-def _label(boxes: torch.Tensor, truth: Instances, num_classes: int) -> _Labels:
-    """An object is covered from an IoU of 0.5 on."""
-    count = len(boxes)
-    if len(truth) == 0:
-        empty = torch.full((count,), num_classes, dtype=torch.int64, device=boxes.device)
-        zeros = boxes.new_zeros(count)
-        masks = torch.zeros(0, *truth.image_size, dtype=torch.bool, device=boxes.device)
-        return _Labels(empty, zeros, boxes.detach(), torch.zeros_like(empty), masks, num_classes)
-    iou, owner = pairwise_iou(truth.gt_boxes, Boxes(boxes.detach())).max(dim=0)
-    classes = torch.where(iou >= 0.5, truth.gt_classes[owner], num_classes)
-    return _Labels(
-        classes, iou, truth.gt_boxes.tensor[owner], owner, instance_masks(truth), num_classes
-    )
 
 
 def _mask_iou(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
