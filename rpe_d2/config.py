@@ -124,6 +124,19 @@ def add_rpe_config(cfg: CN) -> None:
     mnc.VOTE_IOU = 0.5
     mnc.MASK_THRESHOLD = 0.4
 
+    # ---- Fully convolutional instance-aware segmentation (FCISROIHeads); the rest is in RPN and ROI_HEADS
+    cfg.MODEL.FCIS = fcis = CN()
+    # Channels of the 1x1 convolution before the score maps.
+    fcis.CONV_DIM = 1024
+    # A region has PARTS x PARTS position-sensitive parts of CELLS x CELLS cells each; masks have PARTS * CELLS a side.
+    fcis.PARTS = 7
+    fcis.CELLS = 3
+    # Weight of the masks' loss.
+    fcis.MASK_LOSS_WEIGHT = 10.0
+    # Masks of boxes with this IoU vote for each other; voted masks are cut at MASK_THRESHOLD.
+    fcis.VOTE_IOU = 0.5
+    fcis.MASK_THRESHOLD = 0.4
+
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()
     # Backbone outputs that enter the embedding head; empty: all of them.

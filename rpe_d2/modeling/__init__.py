@@ -8,13 +8,14 @@ from .meta_arch import PixelEmbeddingNet, SPNRefiner
 from .pixel_grouping import PixelGrouping, PixelGroups
 from .proposal_generator import MNCRPN, MeanShiftProposalGenerator
 from .quality_head import QualityHead
-from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
+from .roi_heads import FCISROIHeads, GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
 from .sem_seg import SPNSemSegHead
 
 __all__ = [
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
+    "FCISROIHeads",
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
