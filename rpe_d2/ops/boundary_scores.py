@@ -111,8 +111,8 @@ def boundary_scores(counts: np.ndarray) -> BoundaryScores:
 
     The best F-measure (ODS, and of an image by itself) is sought on the curve, interpolated linearly between
     neighbouring thresholds; for OIS each image contributes its counts at its best threshold, without interpolation; AP
-    is the mean precision at recall .01, .02 … 1, interpolated linearly, and 0 beyond the curve's ends: so also 0 where
-    all thresholds have the same recall.
+    is .01 times the sum of the precision at recall 0, .01 … 1, interpolated linearly, and 0 beyond the curve's ends: so
+    also 0 where all thresholds have the same recall.
 
     Args:
         counts: (N, T, 4), N and T at least 1, columns :data:`COUNTS`.
