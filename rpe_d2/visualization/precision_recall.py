@@ -50,9 +50,17 @@ def precision_recall_plot(
         linewidth=2,
         marker="." if len(curve) < 30 else None,
         markersize=8,
+        clip_on=False,  # whole also along the frame, at a precision of 1
         label=label,
     )
-    axes.plot(scores.ods.recall, scores.ods.precision, "D", color=_CURVE_COLOR, markersize=7)
+    axes.plot(
+        scores.ods.recall,
+        scores.ods.precision,
+        "D",
+        color=_CURVE_COLOR,
+        markersize=7,
+        clip_on=False,
+    )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_aspect("equal")
