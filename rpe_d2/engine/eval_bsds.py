@@ -92,18 +92,19 @@ def main(argv: Optional[List[str]] = None) -> int:
         scores = boundary_scores(np.stack([c.matches for c in counted.counts.values()]))
         human = operating_point(sum(c.human for c in counted.counts.values()))
         human = human if human.f_measure else None  # one annotator an image has no others
-        _print_report(list(counted.counts), scores, human, num_images)
         if args.plot:
             name = Path(args.pred).resolve().name
             content = precision_recall_plot(scores, human, name, len(counted.counts))
             with replacing_file(Path(args.plot)) as file:
                 file.write(content)
-            print(args.plot)
         if args.json:
             record = _record(args, arguments, counted, scores, human, time.time() - start)
             with replacing_file(Path(args.json)) as file:
                 file.write(json.dumps(record, indent=1).encode() + b"\n")
-            print(args.json)
+        # Last: whoever reads along may stop reading.
+        _print_report(list(counted.counts), scores, human, num_images)
+        for path in filter(None, (args.plot, args.json)):
+            print(path)
     return 0
 
 
