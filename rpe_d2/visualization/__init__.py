@@ -11,6 +11,7 @@ from .instances import (
     panoptic_quality,
 )
 from .loops import LOOP_LEGEND, loop_panels
+from .precision_recall import precision_recall_plot
 
 __all__ = [
     "INSTANCE_LEGEND",
@@ -25,5 +26,6 @@ __all__ = [
     "label_map",
     "loop_panels",
     "panoptic_quality",
+    "precision_recall_plot",
     "text_panel",
 ]

@@ -1,0 +1,93 @@
+"""Precision–recall plots of boundary benchmarks."""
+
+import io
+from typing import Optional
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
+
+# Written into the pictures, so that a tool knows its own again.
+SOFTWARE = "rpe_d2 precision-recall plot"
+_ISO_F = np.arange(0.1, 0.95, 0.1)
+_HUMAN_COLOR = "#1b7837"
+_CURVE_COLOR = "#2166ac"
+
+
+def precision_recall_plot(
+    scores: BoundaryScores, human: Optional[OperatingPoint], name: str, num_images: int
+) -> bytes:
+    """The curve of a data set with its best point, the human point and lines of equal F-measure; needs no display.
+
+    Args:
+        scores: of the data set.
+        human: the annotators against each other; None where there is only one an image.
+        name: of what is evaluated, for the legend.
+        num_images: that the scores are of.
+
+    Returns:
+        The content of a PNG file, whose metadata have "Software" :data:`SOFTWARE`.
+    """
+    figure = Figure(figsize=(6.4, 6.4), dpi=120, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for f_measure in _ISO_F:
+        _draw_iso_f(axes, f_measure, color="0.82", linewidth=0.8)
+    if human is not None:
+        _draw_iso_f(axes, human.f_measure, color=_HUMAN_COLOR, linewidth=1, linestyle="--")
+        label = f"[F = {human.f_measure:.3f}] each annotator against the others"
+        axes.plot(human.recall, human.precision, "o", color=_HUMAN_COLOR, markersize=9, label=label)
+    # Thresholds above every prediction have neither recall nor precision; a line to the origin would say otherwise.
+    curve = [point for point in scores.curve if point.recall > 0 or point.precision > 0]
+    label = f"[F = {scores.ods.f_measure:.3f}] {name}: ODS; OIS {scores.ois.f_measure:.3f}, AP {scores.ap:.3f}"
+    axes.plot(
+        [point.recall for point in curve],
+        [point.precision for point in curve],
+        color=_CURVE_COLOR,
+        linewidth=2,
+        marker="." if len(curve) < 30 else None,
+        markersize=8,
+        clip_on=False,  # whole also along the frame, at a precision of 1
+        label=label,
+    )
+    axes.plot(
+        scores.ods.recall,
+        scores.ods.precision,
+        "D",
+        color=_CURVE_COLOR,
+        markersize=7,
+        clip_on=False,
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_xticks(np.linspace(0, 1, 11))
+    axes.set_yticks(np.linspace(0, 1, 11))
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_title(f"boundaries, {num_images} image{'' if num_images == 1 else 's'}")
+    axes.legend(loc="lower left", fontsize=8, framealpha=0.95)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": SOFTWARE})
+    return buffer.getvalue()
+
+
+def _draw_iso_f(axes: Axes, f_measure: float, **style) -> None:
+    """The line of all points with one F-measure, its value at the upper end."""
+    # Below a recall of F / (2 - F) no precision up to 1 gives the F-measure.
+    recall = np.linspace(f_measure / (2 - f_measure), 1, 200)
+    axes.plot(recall, f_measure * recall / (2 * recall - f_measure), zorder=1, **style)
+    if style.get("linestyle") is None:
+        axes.annotate(
+            f"F {f_measure:.1f}",
+            (1, f_measure / (2 - f_measure)),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="0.5",
+            annotation_clip=False,
+        )

@@ -1,0 +1,141 @@
+"""Lines whose scores are plain, on one process and on two."""
+
+import json
+import logging
+import math
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from rpe_d2.evaluation import BSDSBoundaryEvaluator
+from rpe_d2.ops.boundary_scores import boundary_scores, count_boundary_matches
+
+from .helpers import save_annotations
+
+SIZE = (60, 80)  # tolerance: .75 of a pixel
+NUM_THRESHOLDS = 9
+
+
+def lines(*columns):
+    mask = np.zeros(SIZE, bool)
+    mask[:, list(columns)] = True
+    return mask
+
+
+ANNOTATIONS = [[lines(10), lines(10, 40)], [lines(20, 50)], [lines(30)]]
+PREDICTIONS = [
+    0.9 * lines(10) + 0.35 * lines(70),
+    0.55 * lines(20, 50) + 0.75 * lines(5),
+    0.2 * lines(30),
+]
+
+
+@pytest.fixture
+def items(tmp_path):
+    return [
+        {
+            "image_id": index,
+            "boundary_file_name": save_annotations(tmp_path / f"{index}.mat", annotations),
+        }
+        for index, annotations in enumerate(ANNOTATIONS)
+    ]
+
+
+def outputs():
+    return [{"boundaries": torch.from_numpy(p).float()} for p in PREDICTIONS]
+
+
+def evaluate(items, outputs):
+    evaluator = BSDSBoundaryEvaluator("lines", NUM_THRESHOLDS, distributed=False)
+    evaluator.process(items, outputs)
+    return evaluator.evaluate()
+
+
+def test_scores_in_percent(items):
+    found = evaluate(items, outputs())
+    assert list(found) == ["boundary"]
+    found = found["boundary"]
+    assert list(found) == ["ODS", "ODS_threshold", "OIS", "AP", "images"]
+    counts = [
+        count_boundary_matches(p.astype(np.float32), a, NUM_THRESHOLDS)
+        for p, a in zip(PREDICTIONS, ANNOTATIONS)
+    ]
+    scores = boundary_scores(np.stack(counts))
+    assert found["ODS"] == pytest.approx(100 * scores.ods.f_measure)
+    assert found["ODS_threshold"] == pytest.approx(scores.ods.threshold)
+    assert found["AP"] == pytest.approx(100 * scores.ap)
+    # By hand: image 1 at .4 … .9 finds 2 of 3 lines' pixels without a false one, image 2 at .1 … .5 both of its lines
+    # and a false one, image 3 at .1 and .2 its line.
+    recall, precision = (2 + 2 + 1) / (3 + 2 + 1), (1 + 2 + 1) / (1 + 3 + 1)
+    assert found["OIS"] == pytest.approx(100 * 2 * recall * precision / (recall + precision))
+    assert found["images"] == 3
+
+
+def test_a_perfect_model(items):
+    items = items[1:]
+    found = evaluate(items, [{"boundaries": torch.from_numpy(a[0])} for a in ANNOTATIONS[1:]])
+    assert found["boundary"]["ODS"] == found["boundary"]["OIS"] == 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_point(dtype, items):
+    found = evaluate(items, [{"boundaries": o["boundaries"].to(dtype)} for o in outputs()])
+    assert found["boundary"]["OIS"] == pytest.approx(evaluate(items, outputs())["boundary"]["OIS"])
+
+
+def test_images_at_fault_are_left_out_with_a_line(items, tmp_path, caplog):
+    expected = evaluate(items[:1], outputs()[:1])["boundary"]
+    predicted = outputs()
+    predicted[1]["boundaries"] = predicted[1]["boundaries"].T
+    items[2]["boundary_file_name"] = str(tmp_path / "none.mat")
+    items.append({**items[0], "file_name": "nan.jpg"})
+    predicted.append({"boundaries": torch.full(SIZE, math.nan)})
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(items, predicted)["boundary"]
+    assert found == expected and found["images"] == 1
+    first, second, third, total = caplog.messages
+    assert "1 is left out: 1: the boundary map is 80 x 60 and its ground truth 60 x 80" in first
+    assert "none.mat" in second and "nan.jpg" in third
+    assert total == "lines: 1 of 4 images are used"
+
+
+def test_no_image_at_all():
+    found = evaluate([], [])["boundary"]
+    assert found.pop("images") == 0 and all(math.isnan(value) for value in found.values())
+
+
+def test_missing_keys_are_named(items):
+    with pytest.raises(ValueError, match="0 of lines has no boundary_file_name"):
+        evaluate([{"image_id": 0}], outputs()[:1])
+    with pytest.raises(ValueError, match="output for 0 has no boundaries, found sem_seg"):
+        evaluate(items[:1], [{"sem_seg": 1}])
+    with pytest.raises(ValueError, match="num_thresholds is 0"):
+        BSDSBoundaryEvaluator("lines", 0)
+
+
+def _evaluate_on_rank(items, out):
+    evaluator = BSDSBoundaryEvaluator("lines", NUM_THRESHOLDS)
+    rank = comm.get_rank()
+    evaluator.process(items[rank::2], outputs()[rank::2])
+    results = evaluator.evaluate()
+    if comm.is_main_process():
+        with open(out, "w") as file:
+            json.dump(results, file)
+    else:
+        assert results is None
+    comm.synchronize()
+    torch.distributed.destroy_process_group()
+    # See test_mask_proposal_evaluator.py.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def test_two_processes_give_the_numbers_of_one(items, tmp_path):
+    out = tmp_path / "out.json"
+    launch(_evaluate_on_rank, 2, dist_url="auto", args=(items, str(out)))
+    assert json.loads(out.read_text()) == evaluate(items, outputs())

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from rpe_d2.ops.boundary_matching import match_boundaries
+from tests.reference.boundary_matching import dense_matching
+
+
+def random_maps(seed):
+    generator = np.random.default_rng(seed)
+    size = generator.integers(4, 24, 2)
+    densities = generator.uniform(0, 0.4, 2)
+    return [generator.random(size) < density for density in densities]
+
+
+def pairs_and_cost(predicted, truth, max_distance):
+    """Checks that it is a matching within reach."""
+    first, second = match_boundaries(predicted, truth, max_distance)
+    assert len(first) == len(second)
+    assert len(set(first.tolist())) == len(first) and len(set(second.tolist())) == len(second)
+    assert predicted.reshape(-1)[first].all() and truth.reshape(-1)[second].all()
+    assert (np.diff(first) > 0).all()
+    width = predicted.shape[1]
+    steps = np.array(np.divmod(first, width)) - np.array(np.divmod(second, width))
+    distances = np.hypot(*steps)
+    assert (distances <= max_distance).all()
+    return len(first), pytest.approx(float(distances.sum()), abs=1e-6)
+
+
+@pytest.mark.parametrize("max_distance", [0, 1, 2.5, 4.337, 100])
+def test_like_a_dense_assignment(max_distance):
+    for seed in range(40):
+        maps = random_maps(seed)
+        assert pairs_and_cost(*maps, max_distance) == dense_matching(*maps, max_distance)
+
+
+def test_the_number_of_pairs_comes_before_their_distances():
+    """A pixel that has its twin leaves it where that makes one more pair."""
+    predicted, truth = np.zeros((1, 9), bool), np.zeros((1, 9), bool)
+    predicted[0, [2, 4]] = True
+    truth[0, [4, 6]] = True
+    assert pairs_and_cost(predicted, truth, 2) == (2, 4)  # 2-4 and 4-6, not 4-4 alone
+    # The same along a chain of 200 pixels, whose distances add up.
+    predicted, truth = np.zeros((1, 900), bool), np.zeros((1, 900), bool)
+    predicted[0, 0:800:4] = True
+    truth[0, 4:804:4] = True
+    assert pairs_and_cost(predicted, truth, 4) == (200, 800)
+
+
+@pytest.mark.parametrize(
+    "change", [np.flipud, np.fliplr, np.transpose, lambda x: np.pad(x, ((3, 1), (2, 5)))]
+)
+def test_symmetries(change):
+    for seed in range(10):
+        predicted, truth = random_maps(seed)
+        expected = pairs_and_cost(predicted, truth, 3)
+        assert pairs_and_cost(truth, predicted, 3) == expected
+        assert pairs_and_cost(change(predicted).copy(), change(truth).copy(), 3) == expected
+
+
+def test_the_distance_is_inclusive():
+    predicted, truth = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    predicted[0, 0] = truth[3, 4] = True
+    assert pairs_and_cost(predicted, truth, 5)[0] == 1
+    assert pairs_and_cost(predicted, truth, 4.999)[0] == 0
+
+
+def test_nothing_to_match():
+    empty, full = np.zeros((5, 6), bool), np.ones((5, 6), bool)
+    for predicted, truth in ((empty, full), (full, empty), (empty, empty)):
+        assert pairs_and_cost(predicted, truth, 2) == (0, 0)
+    assert pairs_and_cost(full, full, 2) == (30, 0)
+    with pytest.raises(ValueError, match=r"\(5, 6\) and \(6, 5\)"):
+        match_boundaries(full, full.T, 2)
