@@ -29,7 +29,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
     computed. Boundaries are 2 % of the picture's diagonal wide; on small objects that is most of the mask, so the same
     is computed with a fixed width of 2 pixels and of 1 pixel.
 
-    Results, in percent: for data with annotations "boundary", "boundary_2px" and "boundary_1px", each with ``AP``,
+    Results, in percent: for data with annotations "segm_boundary", "segm_boundary_2px" and "segm_boundary_1px", each with ``AP``,
     ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``; for data with semantic maps "sem_seg_boundary" and so on, each with
     ``mIoU`` and the ``IoU`` of every class: intersections and unions of boundaries, summed over the data set. NaN where there is
     no such ground truth.
@@ -104,7 +104,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
             results = [{**r, "category_id": dataset_id[r["category_id"]]} for r in results]
         return OrderedDict(
             (
-                f"boundary{suffix}",
+                f"segm_boundary{suffix}",
                 boundary_metrics(truth, results, self._detections_per_image, width),
             )
             for suffix, width in _WIDTHS.items()

@@ -160,24 +160,24 @@ def test_average_precision_by_hand(instance_data):
     found = instances((square(0, 0, 40, 40), 0), (square(41, 10, 80, 50), 1))
     evaluator.process([{"image_id": 1}], [{"instances": found}])
     metrics = evaluator.evaluate()
-    assert list(metrics) == ["boundary", "boundary_2px", "boundary_1px"]
+    assert list(metrics) == ["segm_boundary", "segm_boundary_2px", "segm_boundary_1px"]
     # The second square lacks its first column: IoU of the masks 0.975, of the boundaries less, and the less the
     # thinner they are: 2 px: 304 pixels each way, of which column 41 and 42 are new or lost.
-    assert metrics["boundary"]["AP50"] == pytest.approx(100)
+    assert metrics["segm_boundary"]["AP50"] == pytest.approx(100)
     for suffix, width in (("", 2), ("_2px", 2), ("_1px", 1)):
         iou = reference.boundary_iou(square(41, 10, 80, 50), square(40, 10, 80, 50), width)
         passed = sum(iou >= threshold for threshold in np.arange(0.5, 1, 0.05))
         assert 0 < passed < 10
         expected = (100 + 100 * passed / 10) / 2
-        assert metrics[f"boundary{suffix}"]["AP"] == pytest.approx(expected)
-        assert metrics[f"boundary{suffix}"]["APm"] == pytest.approx(expected)
-        assert np.isnan(metrics[f"boundary{suffix}"]["APl"])
+        assert metrics[f"segm_boundary{suffix}"]["AP"] == pytest.approx(expected)
+        assert metrics[f"segm_boundary{suffix}"]["APm"] == pytest.approx(expected)
+        assert np.isnan(metrics[f"segm_boundary{suffix}"]["APl"])
 
 
 def test_nothing_found(instance_data):
     evaluator = BoundaryAPEvaluator(instance_data)
     evaluator.process([{"image_id": 1}], [{"instances": instances()}])
-    assert evaluator.evaluate()["boundary"]["AP"] == 0
+    assert evaluator.evaluate()["segm_boundary"]["AP"] == 0
 
 
 def test_semantic_areas_are_the_definition():
