@@ -85,7 +85,7 @@ def add_rpe_config(cfg: CN) -> None:
     spn.NORM = "GN"
     # Channels that a mask head or semantic head propagates, each with gates of its own.
     spn.CHANNELS = 8
-    # Propagations one after the other, with the same gates.
+    # Propagations one after the other, with the same gates; 0: none, a control.
     spn.NUM_UNITS = 2
     # "softmax", "abs_sum" or "clipped": see rpe_d2.ops.propagation.normalize_gates.
     spn.GATE_MODE = "softmax"

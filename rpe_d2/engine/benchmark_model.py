@@ -14,6 +14,7 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
+from torch import nn
 
 from .checkpoint import ModelCheckpointer
 from .memory import measure_in_new_process, peak_memory_mb
@@ -143,12 +144,7 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
 
     def flops() -> float:
         model.eval()
-        with torch.no_grad():
-            counts = FlopCountAnalysis(model, images[:1])
-            counts.set_op_handle("aten::scaled_dot_product_attention", attention_flops)
-            counts.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            counts.tracer_warnings("none")
-            return float(counts.total())
+        return inference_flops(model, images[:1])
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return _Run(training_step, inference, flops, parameters)
@@ -161,6 +157,16 @@ def _data(cfg: CfgNode, count: int):
     batches = list(itertools.islice(iter(Trainer.build_train_loader(cfg)), count))
     images = list(itertools.islice(Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]), count))
     return batches, [image for batch in images for image in batch]
+
+
+def inference_flops(model: nn.Module, images: List[dict]) -> float:
+    """Multiply-adds of an inference, as Detectron2 counts them."""
+    with torch.no_grad():
+        counts = FlopCountAnalysis(model, images)
+        counts.set_op_handle("aten::scaled_dot_product_attention", attention_flops)
+        counts.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        counts.tracer_warnings("none")
+        return float(counts.total())
 
 
 def attention_flops(inputs: List[Any], outputs: List[Any]) -> float:

@@ -10,13 +10,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .boundaries import boundary_rle, boundary_width, mask_boundary
-from .ground_truth import coco_ground_truth, load_results, read_label_map
+from .ground_truth import coco_ground_truth, instance_results, load_results, read_label_map
 
 # Suffix of a result's name: width of the boundary in pixels, None: 2 % of the picture's diagonal.
 _WIDTHS = {"": None, "_2px": 2, "_1px": 1}
@@ -77,9 +76,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
                     found, truth, self._areas.shape[2], self._metadata.get("ignore_label", 255)
                 )
             else:
-                self._results += instances_to_coco_json(
-                    output["instances"].to("cpu"), item["image_id"]
-                )
+                self._results += instance_results(output, item["image_id"], self._metadata)
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
         """Metrics on the main process, None on others."""
@@ -98,10 +95,6 @@ class BoundaryAPEvaluator(DatasetEvaluator):
                 for suffix, part in zip(_WIDTHS, areas)
             )
         truth = coco_ground_truth(self._dataset_name)
-        ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if ids is not None:
-            dataset_id = {contiguous: original for original, contiguous in ids.items()}
-            results = [{**r, "category_id": dataset_id[r["category_id"]]} for r in results]
         return OrderedDict(
             (
                 f"segm_boundary{suffix}",

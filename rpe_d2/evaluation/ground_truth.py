@@ -2,11 +2,12 @@
 
 import contextlib
 import io
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools.coco import COCO
@@ -39,6 +40,19 @@ def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
     """A semantic map (H, W) from an image file. Detectron2's reader fails with NumPy 2."""
     with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
         return np.array(image, dtype=dtype)
+
+
+def instance_results(
+    output: Dict[str, Any], image_id: Any, metadata: Metadata
+) -> List[Dict[str, Any]]:
+    """The instances of an image in COCO's results format, with the data set's category ids."""
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    results = instances_to_coco_json(output["instances"].to("cpu"), image_id)
+    if ids is not None:
+        dataset_id = {contiguous: original for original, contiguous in ids.items()}
+        for result in results:
+            result["category_id"] = dataset_id[result["category_id"]]
+    return results
 
 
 def load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCO:

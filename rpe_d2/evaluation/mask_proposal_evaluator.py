@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -64,28 +64,9 @@ class MaskProposalEvaluator(DatasetEvaluator):
             outputs: with "proposals" or "instances" in the original image's coordinates.
         """
         for item, output in zip(inputs, outputs):
-            proposals = output["proposals"] if "proposals" in output else output["instances"]
-            proposals = proposals.to("cpu")
-            if proposals.has("objectness_logits"):
-                boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
-            else:
-                boxes, scores = proposals.pred_boxes.tensor, proposals.scores
-            best = torch.argsort(scores, descending=True, stable=True)[: _LIMITS[-1]]
-            proposals, boxes = proposals[best], boxes[best]
-            sides = boxes[:, 2:] - boxes[:, :2]
-            for mask, box, score in zip(
-                self._encode(proposals, boxes),
-                torch.cat([boxes[:, :2], sides], dim=1).tolist(),
-                scores[best].tolist(),
-            ):
-                self._results.append(
-                    {
-                        "image_id": item["image_id"],
-                        "bbox": box,
-                        "score": score,
-                        "segmentation": mask,
-                    }
-                )
+            results, filled_boxes = proposal_results(output, item["image_id"])
+            self._results += results
+            self._filled_boxes |= filled_boxes
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
         """Metrics on the main process, None on others."""
@@ -97,7 +78,7 @@ class MaskProposalEvaluator(DatasetEvaluator):
                 return None
             results = list(itertools.chain(*(part for part, _ in gathered)))
             filled_boxes = any(flag for _, flag in gathered)
-        truth = self._ground_truth()
+        truth = proposal_ground_truth(self._dataset_name)
         name = "proposals_segm_of_filled_boxes" if filled_boxes else "proposals_segm"
         return OrderedDict(
             [
@@ -106,35 +87,63 @@ class MaskProposalEvaluator(DatasetEvaluator):
             ]
         )
 
-    def _encode(self, proposals: Instances, boxes: torch.Tensor) -> List[Dict[str, Any]]:
-        """Run-length encoded masks in the image."""
-        height, width = proposals.image_size
-        if proposals.has("pred_masks"):
-            masks = proposals.pred_masks
-        elif proposals.has("proposal_masks"):
-            soft = proposals.proposal_masks.float() / 255
-            masks = paste_masks_in_image(soft, boxes, (height, width), threshold=0.5)
-        else:
-            self._filled_boxes = True
-            corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].double().tolist()
-            return [mask_util.frPyObjects([polygon], height, width)[0] for polygon in corners]
-        return [
-            mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks
-        ]
 
-    def _ground_truth(self) -> COCO:
-        """The data set in COCO's form, boxes taken from the masks."""
-        truth = coco_ground_truth(self._dataset_name)
-        for annotation in truth.anns.values():
-            # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
-            annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
-        return truth
+def proposal_results(output: Dict[str, Any], image_id: Any) -> Tuple[List[Dict[str, Any]], bool]:
+    """The best 1,000 proposals (or, without any, instances) of an image in COCO's results format, without classes.
+
+    Args:
+        output: of a model, for the image in its original size.
+        image_id: of the image.
+
+    Returns:
+        Results with ``bbox`` and ``segmentation``, and whether their masks are filled boxes for want of others.
+    """
+    proposals = output["proposals"] if "proposals" in output else output["instances"]
+    proposals = proposals.to("cpu")
+    if proposals.has("objectness_logits"):
+        boxes, scores = proposals.proposal_boxes.tensor, proposals.objectness_logits
+    else:
+        boxes, scores = proposals.pred_boxes.tensor, proposals.scores
+    best = torch.argsort(scores, descending=True, stable=True)[: _LIMITS[-1]]
+    proposals, boxes = proposals[best], boxes[best]
+    masks, filled_boxes = _encoded(proposals, boxes)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    results = [
+        {"image_id": image_id, "bbox": box, "score": score, "segmentation": mask}
+        for mask, box, score in zip(
+            masks, torch.cat([boxes[:, :2], sides], dim=1).tolist(), scores[best].tolist()
+        )
+    ]
+    return results, filled_boxes
 
 
-def proposal_metrics(
-    truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str
-) -> Dict[str, float]:
-    """Metrics of :class:`MaskProposalEvaluator` for one kind of overlap.
+def _encoded(proposals: Instances, boxes: torch.Tensor) -> Tuple[List[Dict[str, Any]], bool]:
+    """Run-length encoded masks in the image, and whether they are filled boxes."""
+    height, width = proposals.image_size
+    if proposals.has("pred_masks"):
+        masks = proposals.pred_masks
+    elif proposals.has("proposal_masks"):
+        soft = proposals.proposal_masks.float() / 255
+        masks = paste_masks_in_image(soft, boxes, (height, width), threshold=0.5)
+    else:
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].double().tolist()
+        filled = [mask_util.frPyObjects([polygon], height, width)[0] for polygon in corners]
+        return filled, True
+    encoded = [mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
+    return encoded, False
+
+
+def proposal_ground_truth(dataset_name: str) -> COCO:
+    """A data set in COCO's form, boxes taken from the masks."""
+    truth = coco_ground_truth(dataset_name)
+    for annotation in truth.anns.values():
+        # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
+        annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
+    return truth
+
+
+def evaluate_proposals(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCOeval:
+    """COCOeval without classes, accumulated, at all limits of the number of proposals.
 
     Args:
         truth: ground truth; crowds neither count nor hurt.
@@ -149,6 +158,14 @@ def proposal_metrics(
         evaluation.params.maxDets = list(_LIMITS)
         evaluation.evaluate()
         evaluation.accumulate()
+    return evaluation
+
+
+def proposal_metrics(
+    truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str
+) -> Dict[str, float]:
+    """Metrics of :class:`MaskProposalEvaluator` for one kind of overlap; arguments of :func:`evaluate_proposals`."""
+    evaluation = evaluate_proposals(truth, results, iou_type)
     recall = evaluation.eval["recall"][:, 0]  # (10 IoUs, 4 sizes, limits), -1 = no ground truth
     precision = evaluation.eval["precision"][:, :, 0, 0, -1]  # (10 IoUs, 101 recalls)
     recall, precision = (np.where(a < 0, np.nan, 100 * a) for a in (recall, precision))

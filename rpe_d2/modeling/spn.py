@@ -22,7 +22,7 @@ class PropagationOptions(NamedTuple):
     """How maps are propagated; see :mod:`rpe_d2.ops.propagation`.
 
     Attributes:
-        num_units: propagations one after the other, with the same gates.
+        num_units: propagations one after the other, with the same gates; 0: maps stay as they are.
         gate_mode: "softmax", "abs_sum" or "clipped".
         connections: 3, or 1 (of the same row or column alone).
     """
@@ -40,8 +40,8 @@ class PropagationOptions(NamedTuple):
             )
         if spn.CONNECTIONS not in (1, 3):
             raise ValueError(f"MODEL.SPN.CONNECTIONS is {spn.CONNECTIONS}; allowed: 1 or 3")
-        if spn.NUM_UNITS < 1:
-            raise ValueError(f"MODEL.SPN.NUM_UNITS is {spn.NUM_UNITS}; allowed: 1 or more")
+        if spn.NUM_UNITS < 0:
+            raise ValueError(f"MODEL.SPN.NUM_UNITS is {spn.NUM_UNITS}; allowed: 0 or more")
         return cls(spn.NUM_UNITS, spn.GATE_MODE, spn.CONNECTIONS)
 
     def gates(self, raw: torch.Tensor) -> torch.Tensor:

@@ -260,7 +260,7 @@ def test_one_map_for_all_classes():
         ),
         ((*SPN, "MODEL.SPN.GATE_MODE", "tanh"), "MODEL.SPN.GATE_MODE is 'tanh'; allowed: softmax"),
         ((*SPN, "MODEL.SPN.CONNECTIONS", 2), "MODEL.SPN.CONNECTIONS is 2; allowed: 1 or 3"),
-        ((*SPN, "MODEL.SPN.NUM_UNITS", 0), "MODEL.SPN.NUM_UNITS is 0; allowed: 1 or more"),
+        ((*SPN, "MODEL.SPN.NUM_UNITS", -1), "MODEL.SPN.NUM_UNITS is -1; allowed: 0 or more"),
         (
             (*GUIDED, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"),
             "MODEL.ROI_MASK_HEAD.POOLER_TYPE is 'ROIAlignV2'; allowed",

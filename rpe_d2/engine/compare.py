@@ -1,0 +1,355 @@
+"""The command line of tools/compare.py: several models on one data set, on one page."""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from pycocotools.coco import COCO
+from tqdm import tqdm
+
+from rpe_d2.evaluation.boundary_ap_evaluator import boundary_metrics
+from rpe_d2.evaluation.coco_scores import instance_scores, recall_curves
+from rpe_d2.evaluation.ground_truth import coco_ground_truth, instance_results
+from rpe_d2.evaluation.mask_proposal_evaluator import (
+    proposal_ground_truth,
+    proposal_metrics,
+    proposal_results,
+)
+from rpe_d2.visualization import draw_instances, instance_colors
+from rpe_d2.visualization.instances import mask_iou, match_by_iou
+from rpe_d2.visualization.report import comparison_page, comparison_table
+
+from .benchmark_model import inference_flops
+from .checkpoint import ModelCheckpointer
+from .errors import one_line, one_line_errors
+from .files import replacing_file
+from .predictor import with_instances
+from .run_record import current_commit, hardware, plain_numbers
+from .run_setup import check_datasets, load_config
+from .trainer import Trainer
+
+# Rows of an older version are not taken for this one's.
+_VERSION = 1
+_ROWS = "rows"
+_PICTURE_SIDE = 420
+_NO_MATCH = 0.6  # grey
+_TIMED_IMAGES = 50
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Evaluates models on one data set and writes ``index.html``, ``compare.json`` and ``compare.md``.
+
+    A model is any Detectron2 configuration, with the weights after "=" or in MODEL.WEIGHTS. Finished rows are kept in
+    the output folder and reused as long as configuration, weights, data set and number of images are the same. A model
+    that fails has its reason in its row, and the others go on.
+
+    Returns:
+        Exit status: 0, 1 where a model failed, 2 where an argument is at fault, in one line.
+    """
+    args = _parse(argv)
+    with one_line_errors():
+        output = Path(args.output)
+        (output / _ROWS).mkdir(parents=True, exist_ok=True)
+        configs = [_load(model, args) for model in args.models]
+        dataset = args.dataset or _first_dataset(configs)
+        if dataset not in DatasetCatalog:
+            raise ValueError(
+                f'--dataset {dataset} is not registered; own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
+            )
+        data = _Data(dataset, args.num_images)
+        rows = []
+        for name, (cfg, error) in zip(_names(args.models), configs):
+            rows.append(_row(name, cfg, error, data, output))
+            # Rewritten after every model: an interrupted comparison shows what there is.
+            _write(output, args, data, rows)
+    print(comparison_table(rows))
+    print(output / "index.html")
+    return 1 if any("error" in row for row in rows) else 0
+
+
+def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="compare.py", description="Several models on one data set, on one page."
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="CONFIG[=WEIGHTS]", help="Detectron2 configurations"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="default: DATASETS.TEST of the first configuration"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--num-images", type=int, metavar="N", help="only the first N images; default: all"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=6, metavar="N", help="images shown side by side (6)"
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
+    )
+    args = parser.parse_args(argv)
+    for name in ("num_images", "pictures"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}; allowed: 1 or more")
+    return args
+
+
+def _load(model: str, args: argparse.Namespace) -> Tuple[Optional[CfgNode], Optional[str]]:
+    """The configuration with its weights, or why there is none."""
+    path, _, weights = model.partition("=")
+    try:
+        cfg = load_config(path, args.opts)
+        if weights:
+            cfg.MODEL.WEIGHTS = weights
+        return cfg, None
+    except (ValueError, KeyError, OSError, AssertionError) as error:
+        return None, one_line(error)
+
+
+def _first_dataset(configs: List[Tuple[Optional[CfgNode], Optional[str]]]) -> str:
+    for cfg, _ in configs:
+        if cfg is not None and cfg.DATASETS.TEST:
+            return cfg.DATASETS.TEST[0]
+    raise ValueError("no configuration names a data set in DATASETS.TEST; give --dataset")
+
+
+def _names(models: List[str]) -> List[str]:
+    """What rows are called: configurations and, of one with several weights, these, by what tells them apart."""
+    configs, weights = zip(
+        *(model.split("=", 1) if "=" in model else (model, "") for model in models)
+    )
+    config_names = _shortest(configs)
+    weight_names = _shortest([path for path in weights if path])
+    names = []
+    for config, path in zip(configs, weights):
+        several = len({w for c, w in zip(configs, weights) if c == config}) > 1
+        name = config_names[config]
+        names.append(f"{name}, {weight_names[path]}" if several and path else name)
+    return names
+
+
+def _shortest(paths: Sequence[str]) -> Dict[str, str]:
+    """Paths without suffix, as little of them as tells them apart."""
+    parts = {path: Path(path).with_suffix("").parts for path in paths}
+    for count in range(1, max(map(len, parts.values()), default=1) + 1):
+        names = {path: "/".join(part[-count:]) for path, part in parts.items()}
+        if len(set(names.values())) == len(names):
+            break
+    return names
+
+
+class _Data:
+    """The images of a data set and their ground truth."""
+
+    def __init__(self, name: str, num_images: Optional[int]):
+        self.name = name
+        self.items = DatasetCatalog.get(name)[:num_images]
+        self.metadata = MetadataCatalog.get(name)
+        if not any("annotations" in item for item in self.items):
+            raise ValueError(f"--dataset {name} has no annotated instances")
+        ids = [item["image_id"] for item in self.items]
+        self.truth = _only(coco_ground_truth(name), ids)
+        self.proposal_truth = _only(proposal_ground_truth(name), ids)
+        self.fingerprint = hashlib.sha256(
+            json.dumps([name, self.truth.dataset["annotations"], ids], default=str).encode()
+        ).hexdigest()
+
+
+def _only(truth: COCO, image_ids: List[Any]) -> COCO:
+    """The ground truth of some images."""
+    wanted = set(image_ids)
+    part = COCO()
+    part.dataset = {
+        **truth.dataset,
+        "images": [image for image in truth.dataset["images"] if image["id"] in wanted],
+        "annotations": [a for a in truth.anns.values() if a["image_id"] in wanted],
+    }
+    part.createIndex()
+    return part
+
+
+# ---- One model
+
+
+def _row(
+    name: str, cfg: Optional[CfgNode], error: Optional[str], data: _Data, output: Path
+) -> Dict[str, Any]:
+    """A model's row: taken from the folder, or measured."""
+    if cfg is None:
+        return {"name": name, "error": error}
+    try:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (data.name,)
+        cfg.DATALOADER.NUM_WORKERS = 0
+        key = _key(cfg, data)
+        path = output / _ROWS / f"{key}.json"
+        if path.exists():
+            print(f"{name}: from {path}", file=sys.stderr)
+            return {**json.loads(path.read_text()), "name": name}
+        row = _measure(name, cfg, data)
+    except Exception as failure:  # whatever it is: the other models are not to blame
+        return {"name": name, "error": one_line(failure) or type(failure).__name__}
+    with replacing_file(path) as file:
+        file.write(json.dumps(row).encode())
+    return row
+
+
+def _key(cfg: CfgNode, data: _Data) -> str:
+    """What a row depends on."""
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError("no weights: give CONFIG=WEIGHTS or MODEL.WEIGHTS")
+    if not os.path.isfile(weights):
+        raise ValueError(f"weights {weights}: no such file")
+    digest = hashlib.sha256(str(_VERSION).encode())
+    with open(weights, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.WEIGHTS = plain.OUTPUT_DIR = ""
+    digest.update(plain.dump().encode())
+    digest.update(data.fingerprint.encode())
+    return digest.hexdigest()[:16]
+
+
+def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
+    check_datasets(cfg)
+    model = build_model(cfg).eval()
+    ModelCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
+    instances, proposals, pictures, seconds = [], [], [], []
+    filled_boxes = has_instances = False
+    loader = Trainer.build_test_loader(cfg, data.name)
+    count = len(data.items)
+    with torch.no_grad():
+        for number, batch in enumerate(tqdm(loader, desc=name, unit="image", total=count)):
+            if number == count:
+                break
+            (item,) = batch
+            start = time.perf_counter()
+            (output,) = model(batch)
+            if torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            if "instances" in output:
+                has_instances = True
+                instances += instance_results(output, item["image_id"], data.metadata)
+            if "instances" not in output and "proposals" not in output:
+                raise ValueError("the model finds neither instances nor proposals")
+            found, filled = proposal_results(output, item["image_id"])
+            proposals += found
+            filled_boxes |= filled
+            if number < _MOST_PICTURES:
+                pictures.append(_picture(data, number, with_instances(output)["instances"]))
+            first = item if number == 0 else first
+        gflops = inference_flops(model, [first]) / 1e9
+    row: Dict[str, Any] = {
+        "name": name,
+        "images": count,
+        "seconds_per_image": statistics.median(seconds[1:_TIMED_IMAGES] or seconds),
+        "parameters_million": sum(p.numel() for p in model.parameters()) / 1e6,
+        "gflops": gflops,
+        "hardware": hardware(cfg.MODEL.DEVICE),
+        "commit": current_commit(),
+        "filled_boxes": filled_boxes,
+        "proposals": _finite(proposal_metrics(data.proposal_truth, proposals, "segm")),
+        "box_proposals": _finite(proposal_metrics(data.proposal_truth, proposals, "bbox")),
+        "recall": recall_curves(data.proposal_truth, proposals),
+        "pictures": pictures,
+    }
+    if has_instances:
+        limit = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+        row["segm"] = _finite(instance_scores(data.truth, instances, limit, "segm"))
+        row["bbox"] = _finite(instance_scores(data.truth, instances, limit, "bbox"))
+        row["boundary"] = _finite(boundary_metrics(data.truth, instances, limit))
+    return row
+
+
+# As many as anyone may ask for later: rows are reused.
+_MOST_PICTURES = 24
+
+
+def _finite(scores: Dict[str, Any]) -> Dict[str, Any]:
+    """Rounded numbers, None where there is nothing to measure; curves as they are."""
+    plain = plain_numbers({k: v for k, v in scores.items() if not isinstance(v, list)})
+    return {**plain, **{k: v for k, v in scores.items() if isinstance(v, list)}}
+
+
+# ---- Pictures
+
+
+def _picture(data: _Data, number: int, instances: Optional[Instances] = None) -> str:
+    """An image with its ground truth, or with as many of the best instances, in its colours, as a data URL."""
+    item = data.items[number]
+    image = read_image(item["file_name"], format="RGB")
+    truth = _true_masks(data, item)
+    colors = instance_colors(max(len(truth), 1))
+    if instances is None:
+        masks = truth
+    else:
+        masks = _best_masks(instances.to("cpu"), max(len(truth), 1), image.shape[:2])
+        match = np.full(len(masks), -1)
+        if len(masks) and len(truth):
+            match = match_by_iou(mask_iou(masks, truth))
+        colors = np.where((match >= 0)[:, None], colors[match], _NO_MATCH)
+    # Small pictures are enlarged before anything is drawn on them.
+    factor = max(1, _PICTURE_SIDE // max(image.shape[:2]))
+    image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
+    drawn = draw_instances(image, masks, colors[: len(masks)], [""] * len(masks))
+    scale = _PICTURE_SIDE / max(drawn.shape[:2])
+    if scale < 1:
+        drawn = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def _best_masks(instances: Instances, count: int, size: Tuple[int, int]) -> np.ndarray:
+    """(count, H, W) bool of the best instances, filled boxes where they have no masks."""
+    best = instances[torch.argsort(instances.scores, descending=True, stable=True)[:count]]
+    if best.has("pred_masks"):
+        return best.pred_masks.numpy().astype(bool)
+    masks = np.zeros((len(best), *size), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, best.pred_boxes.tensor.round().int().tolist()):
+        mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
+    return masks
+
+
+def _true_masks(data: _Data, item: Dict[str, Any]) -> np.ndarray:
+    annotations = data.truth.loadAnns(data.truth.getAnnIds(imgIds=item["image_id"], iscrowd=False))
+    size = item["height"], item["width"]
+    masks = [data.truth.annToMask(annotation).astype(bool) for annotation in annotations]
+    return np.array(masks, bool).reshape(-1, *size)
+
+
+# ---- The page
+
+
+def _write(output: Path, args: argparse.Namespace, data: _Data, rows: List[Dict[str, Any]]) -> None:
+    shown = min(args.pictures, _MOST_PICTURES, len(data.items))
+    pictures = [_picture(data, number) for number in range(shown)]
+    page = comparison_page(data.name, len(data.items), rows, pictures)
+    without_pictures = [{k: v for k, v in row.items() if k != "pictures"} for row in rows]
+    content = {"dataset": data.name, "images": len(data.items), "rows": without_pictures}
+    for name, text in (
+        ("index.html", page),
+        ("compare.json", json.dumps(content, indent=1) + "\n"),
+        ("compare.md", comparison_table(rows) + "\n"),
+    ):
+        with replacing_file(output / name) as file:
+            file.write(text.encode())

@@ -1,0 +1,217 @@
+"""One self-contained HTML page that compares models."""
+
+import html
+import io
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullFormatter
+
+# Titles of the table, and where a row has the number; the largest is the best, or with a minus the smallest.
+_COLUMNS = (
+    ("AP", "segm AP", ".1f"),
+    ("AP50", "segm AP50", ".1f"),
+    ("AP75", "segm AP75", ".1f"),
+    ("AR", "segm AR", ".1f"),
+    ("boundary AP", "boundary AP", ".1f"),
+    ("box AP", "bbox AP", ".1f"),
+    ("AR@10", "proposals AR@10", ".1f"),
+    ("AR@100", "proposals AR@100", ".1f"),
+    ("AR@1000", "proposals AR@1000", ".1f"),
+    ("AUC", "proposals AUC", ".1f"),
+    ("R50@10", "proposals R50@10", ".1f"),
+    ("s / image", "-seconds_per_image", ".3f"),
+    ("M parameters", "-parameters_million", ".1f"),
+    ("GFLOPs", "-gflops", ".1f"),
+)
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1d2330; max-width: 1500px; margin: 24px auto; padding: 0 20px; }
+h1 { font-size: 24px; margin-bottom: 4px; } h2 { font-size: 18px; margin-top: 32px; } p { max-width: 900px; color: #4a5263; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid #dfe3ea; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #8b94a6; }
+td.best { font-weight: 700; } td.failed { text-align: left; color: #a4262c; white-space: normal; }
+.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 7px; }
+.plots { display: flex; flex-wrap: wrap; gap: 14px; } .plots svg { width: 355px; height: auto; }
+.pictures td { border: 0; padding: 3px; text-align: center; } .pictures img { width: 230px; border-radius: 3px; display: block; }
+.pictures th { font-size: 13px; border: 0; text-align: center; max-width: 230px; overflow: hidden; text-overflow: ellipsis; }
+"""
+
+
+def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
+    """Markdown: a line a model, "-" where a model has no such number; a failed one with its reason."""
+    lines = [
+        "| model | " + " | ".join(title for title, _, _ in _COLUMNS) + " |",
+        "|---" * (len(_COLUMNS) + 1) + "|",
+    ]
+    for row in rows:
+        if "error" in row:
+            cells = [f"failed: {row['error']}"] + [""] * (len(_COLUMNS) - 1)
+        else:
+            cells = [_text(_number(row, where), form) for _, where, form in _COLUMNS]
+        lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def comparison_page(
+    dataset: str, num_images: int, rows: Sequence[Dict[str, Any]], truth: Sequence[str]
+) -> str:
+    """HTML with table, curves and pictures; nothing is loaded from elsewhere.
+
+    Args:
+        dataset: its name.
+        num_images: that were evaluated.
+        rows: of the models, as tools/compare.py measures them.
+        truth: data URLs of the ground truth of some images; the rows have the same images.
+    """
+    done = [row for row in rows if "error" not in row]
+    colors = {id(row): color for row, color in zip(rows, _colors(len(rows)))}
+    parts = [
+        f"<h1>{html.escape(dataset)}</h1>",
+        f"<p>{_count(len(rows), 'model')}, {_count(num_images, 'image')}.</p>",
+        f'<div class="wide">{_html_table(rows, colors)}</div>',
+        "<p>AP and AR in percent, COCO's definitions; boundary AP at 2 % of the diagonal (Cheng et al. 2021). AR@n, AUC and "
+        "R50@n are class-agnostic recalls of masks with n proposals an image, for a detector those of its instances; "
+        "a model without masks is measured by its filled boxes. Seconds are medians on one image; GFLOPs count "
+        "multiply-adds of one inference. Bold: the best of a column.</p>",
+    ]
+    if done:
+        parts.append("<h2>Curves</h2>" + _plots(done, colors))
+    if truth:
+        parts.append("<h2>The same images</h2>" + _pictures(done, truth))
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(dataset)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _label(row: Dict[str, Any]) -> str:
+    return row["name"] + (" (masks: filled boxes)" if row.get("filled_boxes") else "")
+
+
+def _number(row: Dict[str, Any], where: str) -> Optional[float]:
+    value: Any = row
+    for key in where.lstrip("-").split(" "):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _text(value: Optional[float], form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _html_table(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
+    best = {}
+    for title, where, _ in _COLUMNS:
+        values = [v for row in rows if (v := _number(row, where)) is not None]
+        if len(values) > 1:
+            best[title] = min(values) if where.startswith("-") else max(values)
+    lines = ["<table><thead><tr><th>model</th>"]
+    lines += [f"<th>{title}</th>" for title, _, _ in _COLUMNS]
+    lines.append("</tr></thead><tbody>")
+    for row in rows:
+        swatch = f'<span class="swatch" style="background:{colors[id(row)]}"></span>'
+        lines.append(f"<tr><td>{swatch}{html.escape(_label(row))}</td>")
+        if "error" in row:
+            lines.append(
+                f'<td class="failed" colspan="{len(_COLUMNS)}">failed: {html.escape(row["error"])}</td></tr>'
+            )
+            continue
+        for title, where, form in _COLUMNS:
+            value = _number(row, where)
+            mark = ' class="best"' if value is not None and value == best.get(title) else ""
+            lines.append(f"<td{mark}>{_text(value, form)}</td>")
+        lines.append("</tr>")
+    return "".join(lines) + "</tbody></table>"
+
+
+def _plots(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
+    def recall_by_number(axes: Axes) -> None:
+        for row in rows:
+            curve = row["recall"]
+            axes.plot(curve["numbers"], curve["recall_by_number"], color=colors[id(row)])
+        axes.set(xscale="log", xlabel="proposals an image", ylabel="recall, mean over IoU, %")
+
+    def recall_by_iou(axes: Axes) -> None:
+        for row in rows:
+            axes.plot(row["recall"]["ious"], row["recall"]["recall_by_iou"], color=colors[id(row)])
+        axes.set(xlabel="IoU", ylabel="recall with 100 proposals, %")
+
+    def precision_by_recall(axes: Axes) -> None:
+        for row in rows:
+            for name, line in (("precision50", "-"), ("precision75", ":")):
+                if "segm" in row:
+                    axes.plot(
+                        np.linspace(0, 100, 101),
+                        100 * np.array(row["segm"][name]),
+                        line,
+                        color=colors[id(row)],
+                    )
+        axes.set(xlabel="recall, %", ylabel="precision, %: IoU .5 full, .75 dotted")
+
+    def speed(axes: Axes) -> None:
+        for row in rows:
+            score = _number(row, "segm AP")
+            score = _number(row, "proposals AR@100") if score is None else score
+            if score is not None:
+                axes.plot(row["seconds_per_image"], score, "o", color=colors[id(row)])
+        axes.set(xscale="log", xlabel="seconds an image", ylabel="mask AP (proposals: AR@100), %")
+
+    plots = (
+        ("Recall and number of proposals", recall_by_number),
+        ("Recall and overlap", recall_by_iou),
+        ("Precision and recall", precision_by_recall),
+        ("Score and time", speed),
+    )
+    drawn = (_svg(*plot) for plot in plots)
+    return '<div class="plots">' + "".join(filter(None, drawn)) + "</div>"
+
+
+def _svg(title: str, draw: Callable[[Axes], None]) -> str:
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    draw(axes)
+    if not axes.lines:
+        return ""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_title(title, fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _pictures(rows: Sequence[Dict[str, Any]], truth: Sequence[str]) -> str:
+    names = ["ground truth", *(_label(row) for row in rows)]
+    lines = ['<div class="wide"><table class="pictures"><tr>']
+    lines += [f"<th>{html.escape(name)}</th>" for name in names]
+    lines.append("</tr>")
+    for number, picture in enumerate(truth):
+        cells = [picture, *(row["pictures"][number] for row in rows)]
+        lines.append("<tr>" + "".join(f'<td><img src="{cell}" alt=""></td>' for cell in cells))
+        lines.append("</tr>")
+    note = (
+        "<p>Of each model the best instances, as many as there are objects. An instance has the colour of the object that "
+        "it covers (IoU at least 0.5); grey: it covers none.</p>"
+    )
+    return note + "".join(lines) + "</table></div>"
+
+
+def _colors(count: int) -> List[str]:
+    """Colours that stay apart, also for most colour-blind people (Okabe and Ito), then shades of them."""
+    base = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7a5195", "#6b6b6b"]
+    return [base[number % len(base)] for number in range(count)]

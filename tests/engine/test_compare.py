@@ -1,0 +1,131 @@
+"""tools/compare.py on tiny networks with random weights, and its page in a real browser."""
+
+import json
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rpe_d2.engine.compare import main
+from tests.conftest import ROOT
+
+from .helpers import CONFIG, TINY, save_random
+
+PROPOSALS = str(ROOT / "configs/proposals/rpn_shapes.yaml")
+COMMON = ["--dataset", "shapes_val", "--num-images", "3", "--pictures", "2"]
+# Key-value pairs that fit all models.
+OPTS = ["--opts", *TINY]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    other = TINY + ["MODEL.RPN.POST_NMS_TOPK_TEST", "30"]
+    return (
+        save_random(CONFIG, TINY, folder / "rpe.pth"),
+        save_random(PROPOSALS, other, folder / "rpn.pth"),
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("comparison")
+    models = [f"{CONFIG}={weights[0]}", f"{PROPOSALS}={weights[1]}", f"{CONFIG}=none.pth"]
+    status = main([*models, *COMMON, "--output", str(output), *OPTS])
+    shutil.copy(output / "index.html", output / "first.html")  # later calls write another
+    return models, output, status
+
+
+def test_rows_page_and_table(compared):
+    _, output, status = compared
+    assert status == 1  # one of them has no weights
+    content = json.loads((output / "compare.json").read_text())
+    assert content["dataset"] == "shapes_val" and content["images"] == 3
+    detector, proposals, failed = content["rows"]
+    assert {"AP", "AP50", "AR", "precision50"} <= set(detector["segm"])
+    assert {"AP", "APl"} <= set(detector["boundary"]) and not detector["filled_boxes"]
+    assert detector["parameters_million"] > 10 and detector["gflops"] > 0.1
+    assert detector["seconds_per_image"] > 0
+    curve = detector["recall"]
+    assert len(curve["numbers"]) == len(curve["recall_by_number"]) and len(curve["ious"]) == 10
+    assert "segm" not in proposals and proposals["filled_boxes"]
+    at = dict(zip(proposals["recall"]["numbers"], proposals["recall"]["recall_by_number"]))
+    for limit in (1, 10, 100, 1000):
+        assert at[limit] == pytest.approx(proposals["proposals"][f"AR@{limit}"], abs=1e-3)
+    assert [row["name"] for row in content["rows"]] == [
+        "rpe_shapes, rpe", "rpn_shapes", "rpe_shapes, none",
+    ]  # fmt: skip
+    assert failed["error"] == "weights none.pth: no such file"
+    table = (output / "compare.md").read_text().splitlines()
+    assert len(table) == 5 and "filled boxes" in table[3] and "failed: weights none.pth" in table[4]
+    page = (output / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 2 * 3 and page.count("<svg") == 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")  # fmt: skip
+
+
+def test_finished_rows_are_reused(compared, weights, capsys):
+    models, output, _ = compared
+    rows = sorted((output / "rows").iterdir())
+    assert len(rows) == 2
+    stamp = [row.stat().st_mtime_ns for row in rows]
+    assert main([*models[:2], *COMMON, "--output", str(output), *OPTS]) == 0
+    assert capsys.readouterr().err.count(": from ") == 2
+    assert [row.stat().st_mtime_ns for row in rows] == stamp
+    # Other weights are another row.
+    state = torch.load(weights[0], weights_only=True)
+    changed = output.parent / "changed.pth"
+    first = next(iter(state["model"]))
+    torch.save({"model": {**state["model"], first: state["model"][first] + 1}}, changed)
+    assert main([f"{CONFIG}={changed}", *COMMON, "--output", str(output), *OPTS]) == 0
+    assert ": from " not in capsys.readouterr().err
+    assert len(list((output / "rows").iterdir())) == 3
+
+
+def test_what_is_wrong_is_one_line(tmp_path, capsys):
+    cases = [
+        ([CONFIG, "--dataset", "nothing"], "--dataset nothing is not registered"),
+        ([CONFIG, "--dataset", "shapes_val_sem_seg"], "has no annotated instances"),
+        (["none.yaml"], "give --dataset"),
+        ([CONFIG, "--num-images", "0"], "--num-images is 0; allowed: 1 or more"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--output", str(tmp_path / "out")])
+        error = capsys.readouterr().err.strip().split("\n")[-1]
+        assert stopped.value.code == 2 and message in error, error
+
+
+def test_the_page_in_a_browser(compared, tmp_path):
+    """A screenshot shows the table's text, curves in the models' colours, and the pictures."""
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if browser is None:
+        pytest.skip("no Chromium here: apt install chromium")
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--window-size=1500,1500", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}",
+            (compared[1] / "first.html").as_uri(),
+        ],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    picture = cv2.imread(str(shot))[:, :, ::-1].astype(int)
+    assert picture.shape[:2] == (1500, 1500)
+
+    def share(color, part):
+        return (np.abs(part - color).max(axis=2) < 12).mean()
+
+    blue, orange, red = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0xA4, 0x26, 0x2C)
+    table, curves = picture[:330], picture[330:900]
+    for color in (blue, orange, red):  # two models, and the third one's reason to fail
+        assert share(np.array(color), table) > 1e-4, color
+    assert share(np.array(orange), curves) > 1e-4  # an RPN finds something even with random weights
+    # Pictures: noise of many colours below the curves.
+    assert len(np.unique(picture[800:].reshape(-1, 3), axis=0)) > 5000
