@@ -17,9 +17,11 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from rpe_d2.data.readable import UNREADABLE
+from rpe_d2.visualization import draw_instances, instance_colors
+from rpe_d2.visualization.figure import Panel, draw_figure, image_panel
 
 from .errors import one_line, one_line_errors
-from .files import replacing_file
+from .files import replacing_file, write_new_file
 from .predictor import IMAGE_SUFFIXES, build_predictor
 from .run_setup import load_config
 
@@ -59,9 +61,9 @@ def main(argv: Optional[List[str]] = None) -> int:
             )
         refiner = _Refiner(build_predictor(cfg), args.sparse)
         if isinstance(work, _Results):
-            work.refine(refiner)
+            work.refine(refiner, args.pictures)
         else:
-            _refine_label_maps(work, refiner)
+            _refine_label_maps(work, refiner, args.keep, args.pictures)
     return 0
 
 
@@ -90,9 +92,24 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--sparse", action="store_true", help="label maps: spread labels to unlabelled (255) pixels"
     )
     parser.add_argument(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="with --sparse: an experiment on complete maps, of which only N random labels are used; prints how much of "
+        "the rest is found",
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        help="also draw each picture with what was there and what was found",
+    )
+    parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.keep is not None and not (args.sparse and args.keep > 0):
+        parser.error(f"--keep is {args.keep}; allowed: 1 or more, with --sparse")
+    return args
 
 
 class _Refiner:
@@ -173,7 +190,7 @@ class _Results:
             "weights_changed": weights.stat().st_mtime if weights and weights.exists() else None,
         }
 
-    def refine(self, refiner: _Refiner) -> None:
+    def refine(self, refiner: _Refiner, pictures: Optional[str]) -> None:
         """Refines what is left and writes the output."""
         finished = self._finished()
         self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +206,7 @@ class _Results:
                 left, desc="images", unit="image", initial=len(finished), total=len(indices)
             )
             for image_id in progress:
-                refined = self._refined(image_id, indices[image_id], refiner)
+                refined = self._refined(image_id, indices[image_id], refiner, pictures)
                 finished[str(image_id)] = refined
                 _append(file, {"image_id": str(image_id), "refined": refined})
         for image_id, index in indices.items():
@@ -200,12 +217,17 @@ class _Results:
         self.partial.unlink()
         print(f"{self.output}: {len(self.results)} masks of {len(indices)} images")
 
-    def _refined(self, image_id: Any, index: List[int], refiner: _Refiner) -> List[Dict[str, Any]]:
+    def _refined(
+        self, image_id: Any, index: List[int], refiner: _Refiner, pictures: Optional[str]
+    ) -> List[Dict[str, Any]]:
         item = refiner.item(self.files[image_id])
         size = item["height"], item["width"]
         masks = np.stack([self._mask(place, size) for place in index])
+        refined_masks = refiner.masks(item, masks)
+        if pictures:
+            _draw_masks(Path(pictures), self.files[image_id], masks, refined_masks)
         found = []
-        for place, mask in zip(index, refiner.masks(item, masks)):
+        for place, mask in zip(index, refined_masks):
             rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
             refined = {"segmentation": {**rle, "counts": rle["counts"].decode("ascii")}}
             if "bbox" in self.results[place]:
@@ -323,17 +345,88 @@ def _label_maps(args: argparse.Namespace) -> List[Tuple[Path, Path, Path]]:
     return left
 
 
-def _refine_label_maps(work: List[Tuple[Path, Path, Path]], refiner: _Refiner) -> None:
-    for source, picture, output in tqdm(work, desc="maps", unit="map"):
-        labels = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
-        if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
-            raise ValueError(f"{source} is no map of 8-bit labels")
+def _refine_label_maps(
+    work: List[Tuple[Path, Path, Path]],
+    refiner: _Refiner,
+    keep: Optional[int],
+    pictures: Optional[str],
+) -> None:
+    right = counted = 0
+    for number, (source, picture, output) in enumerate(tqdm(work, desc="maps", unit="map")):
+        labels = _read_labels(source)
         item = refiner.item(picture)
         size = item["height"], item["width"]
         if labels.shape != size:
             raise ValueError(
                 f"{source} has the size {labels.shape[0]} x {labels.shape[1]}; {picture} has {size[0]} x {size[1]}"
             )
+        used = labels if keep is None else _some_labels(labels, keep, number)
+        found = refiner.labels(item, used)
+        others = (labels != UNLABELLED) & (used == UNLABELLED)
+        right += int((found == labels)[others].sum())
+        counted += int(others.sum())
         with replacing_file(output) as file:
-            file.write(cv2.imencode(".png", refiner.labels(item, labels))[1].tobytes())
+            file.write(cv2.imencode(".png", found)[1].tobytes())
+        if pictures:
+            _draw_labels(Path(pictures), picture, used, found, None if keep is None else labels)
         print(output)
+    if counted:
+        print(f"{100 * right / counted:.2f} % of the labels that were not used are found")
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"{path} is no map of 8-bit labels")
+    return labels
+
+
+def _some_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The map with all but some labels taken away, at random."""
+    known = np.flatnonzero(labels != UNLABELLED)
+    chosen = np.random.default_rng(seed).permutation(known)[:count]
+    kept = np.full_like(labels, UNLABELLED)
+    kept.flat[chosen] = labels.flat[chosen]
+    return kept
+
+
+# ---- Pictures
+
+
+def _draw_masks(folder: Path, file: Path, before: np.ndarray, after: np.ndarray) -> None:
+    image = read_image(str(file), format="RGB")
+    colors = instance_colors(len(before))
+    names = [""] * len(before)
+    panels = [image_panel(image, "picture")]
+    for title, masks in (("masks", before), ("refined", after)):
+        panels.append(image_panel(draw_instances(image, masks, colors, names), title))
+    _write_figure(folder, file, panels, image)
+
+
+def _draw_labels(
+    folder: Path, file: Path, before: np.ndarray, after: np.ndarray, truth: Optional[np.ndarray]
+) -> None:
+    image = read_image(str(file), format="RGB")
+    colors = np.zeros((UNLABELLED + 1, 3))
+    colors[:UNLABELLED] = instance_colors(UNLABELLED)
+    maps = [(f"{(before != UNLABELLED).sum()} labels", _thick(before)), ("spread", after)]
+    if (before != UNLABELLED).mean() > 0.5:
+        maps = [("labels", before), ("refined", after)]
+    if truth is not None:
+        maps.append(("all labels", truth))
+    panels = [image_panel(image, "picture")]
+    panels += [image_panel(colors[labels], title, smooth=False) for title, labels in maps]
+    _write_figure(folder, file, panels, image)
+
+
+def _thick(labels: np.ndarray) -> np.ndarray:
+    """Labels as dots that can be seen when the picture is reduced."""
+    size = max(1, round(max(labels.shape) / 128))
+    # The smallest value wins, and UNLABELLED is the largest.
+    return cv2.erode(labels, np.ones((size, size), np.uint8))
+
+
+def _write_figure(folder: Path, file: Path, panels: List[Panel], image: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = draw_figure([panels], str(file.name), image.shape[:2])
+    write_new_file(folder / f"{file.stem}.png", figure)

@@ -68,7 +68,9 @@ def arguments(data, weights, output, source="results.json", images="images", mor
 
 def test_results_keep_their_format(data, weights, tmp_path):
     output = tmp_path / "new" / "refined.json"
-    assert main(arguments(data, weights, output)) == 0
+    pictures = tmp_path / "pictures"
+    assert main(arguments(data, weights, output, more=["--pictures", str(pictures)])) == 0
+    assert len(list(pictures.iterdir())) == 4
     before, after = json.loads((data / "results.json").read_text()), json.loads(output.read_text())
     assert len(before) == len(after) and list(output.parent.iterdir()) == [output]
     for one, other in zip(before, after):
@@ -245,3 +247,27 @@ def test_what_else_is_one_line(data, weights, tmp_path, capsys):
         error = capsys.readouterr().err.strip().split("\n")[-1]
         assert stopped.value.code == 2 and error.startswith("error:") and message in error, error
     assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_an_experiment_with_few_labels(data, weights, tmp_path, capsys):
+    """Of complete maps a few labels are used; what is found of the others is measured and drawn."""
+    output, pictures = tmp_path / "dense", tmp_path / "pictures"
+    more = ["--sparse", "--keep", "300", "--pictures", str(pictures)]
+    assert main(arguments(data, weights, output, "maps", more=more)) == 0
+    line = capsys.readouterr().out.strip().split("\n")[-1]
+    assert line.endswith("% of the labels that were not used are found")
+    right = counted = 0
+    for number in range(4):
+        truth, found = (
+            cv2.imread(str(folder / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+            for folder in (data / "maps", output)
+        )
+        right, counted = right + (truth == found).sum(), counted + truth.size
+    assert float(line.split()[0]) == pytest.approx(
+        100 * (right - 1200) / (counted - 1200), abs=0.01
+    )
+    assert right / counted > 0.8
+    assert sorted(path.name for path in pictures.iterdir()) == [f"{n}.png" for n in range(4)]
+    with pytest.raises(SystemExit):
+        main(arguments(data, weights, tmp_path / "x", "maps", more=["--keep", "5"]))
+    assert "--keep is 5; allowed: 1 or more, with --sparse" in capsys.readouterr().err
