@@ -129,6 +129,55 @@ def _over_seeds(values: List[Optional[float]]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
 
 
+def refinement_table(folder: Path) -> str:
+    """Markdown table of the run records of spatial propagation in a folder, by file name."""
+    columns = (
+        ("segm", "AP", "AP"),
+        ("segm_boundary", "AP", "boundary AP"),
+        ("segm_boundary_2px", "AP", "2 px"),
+        ("segm_boundary_1px", "AP", "1 px"),
+        ("bbox", "AP", "box AP"),
+        ("sem_seg", "mIoU", "mIoU"),
+        ("sem_seg_boundary", "mIoU", "boundary mIoU"),
+        ("sem_seg_boundary_1px", "mIoU", "1 px"),
+    )
+    rows = [
+        f"| run | {' | '.join(title for _, _, title in columns)} | iterations | CPU minutes | seed | record |",
+        "|" + "---|" * (len(columns) + 5),
+    ]
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        cells = [_scores(record, task, (name,))[0] for task, name, _ in columns]
+        rows.append(
+            f"| {run_title(record['config'], record['overrides'])} | {' | '.join(cells)} | {record['iterations']} "
+            f"| {record['cpu_seconds'] / 60:.0f} | {record['seed']} | [{path.name}](results/{folder.name}/{path.name}) |"
+        )
+    return "\n".join(rows)
+
+
+def propagation_table(path: Path) -> str:
+    """Markdown table of a record of ``tools/benchmark.py spn``."""
+    rows = [
+        "| maps | ms | autograd over `unbind()`, ms | autograd over `x[t]`, ms | faster | faster | % of the limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in json.loads(path.read_text())["results"].items():
+        if "x" not in name:
+            continue
+        cells = [
+            f"{row[key]:.1f}" if key in row else "–"
+            for key in (
+                "op_milliseconds",
+                "unbind_milliseconds",
+                "index_milliseconds",
+                "op_faster_than_unbind",
+                "op_faster_than_index",
+            )
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} | {100 * row['fraction_of_limit']:.0f} |")
+    return "\n".join(rows)
+
+
 def benchmark_table(folder: Path) -> str:
     """Markdown table of the operator benchmarks in ``folder`` (``tools/benchmark.py``), by file name."""
     rows = [
@@ -190,6 +239,8 @@ def update_readme(text: str, results: Path) -> str:
         ("search", results_table(results, "search")),
         ("proposals", proposals_table(results / "proposals")),
         ("benchmarks", benchmark_table(results)),
+        ("refinement", refinement_table(results / "spn")),
+        ("propagation", propagation_table(results / "benchmark_spn.json")),
         ("processes", processes_table(results / "benchmark_processes.json")),
     ):
         begin, end = (
