@@ -4,10 +4,12 @@ from .boundary_ap_evaluator import BoundaryAPEvaluator
 from .instance_evaluator import InstanceEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
+from .voc_instance_evaluator import VOCInstanceEvaluator
 
 __all__ = [
     "BoundaryAPEvaluator",
     "InstanceEvaluator",
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",
+    "VOCInstanceEvaluator",
 ]
