@@ -1,25 +1,32 @@
 """PASCAL VOC 2012 and SBD, instance masks and semantic maps, from the official folders: `DATASETS.VOC`."""
 
 import functools
-import io
 import logging
 import pickle
 import re
 import time
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
-from scipy.io import loadmat
 
 from rpe_d2.data.readable import UnreadableImage
+
+from .voc_files import (
+    CLASS_MAP_PREFIX,
+    VOC_CLASSES,
+    VOC_SEM_SEG_CLASSES,
+    VOID,
+    AnnotatedBox,
+    read_boxes,
+    read_mat_objects,
+    read_png_objects,
+)
 
 __all__ = [
     "VOC_CLASSES",
@@ -32,16 +39,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)  # fmt: skip
-VOC_SEM_SEG_CLASSES = ("background", *VOC_CLASSES)
-_VOID = 255  # in the maps: the band around objects, which is nobody's
 _MIN_BOX_IOU = 0.5  # at which a mask's box and an annotated box are of the same object
 _KEY = "DATASETS.VOC"
-_PREFIX = "voc://"
 _SEM_SEG = "_sem_seg"  # suffix of the data sets with semantic maps
 _VOC_FOLDERS = ("VOCdevkit/VOC2012", "VOC2012", ".")
 _SBD_FOLDERS = ("benchmark_RELEASE/dataset", "sbd")
@@ -117,9 +116,10 @@ def find_voc_splits(root: str) -> List[VOCSplit]:
     Raises:
         FileNotFoundError: none of these folders exists.
     """
-    folders = [Path(root, name) for name in _VOC_FOLDERS]
+    top = Path(root).expanduser()
+    folders = [top / name for name in _VOC_FOLDERS]
     voc = next((folder for folder in folders if (folder / "ImageSets").is_dir()), None)
-    folders = [Path(root, name) for name in _SBD_FOLDERS]
+    folders = [top / name for name in _SBD_FOLDERS]
     sbd = next((folder for folder in folders if folder.is_dir()), None)
     if voc is None and sbd is None:
         raise FileNotFoundError(
@@ -195,39 +195,40 @@ def register_voc(root: str) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{_KEY}: {error}") from None
     for split in splits:
-        for name, load, options in (
-            (split.name, _load_instances, {"evaluator_type": "voc_instances"}),
-            (
-                split.name + _SEM_SEG,
-                _load_sem_seg,
-                {
-                    "evaluator_type": "sem_seg",
-                    "stuff_classes": list(VOC_SEM_SEG_CLASSES),
-                    "ignore_label": _VOID,
-                },
-            ),
-        ):
-            if not _is_free(name, root):
-                continue
-            DatasetCatalog.register(name, functools.partial(load, split))
-            if load is _load_instances:
-                options["thing_classes"] = list(VOC_CLASSES)
-            MetadataCatalog.get(name).set(root=root, voc_split=split, **options)
+        _register(
+            split.name,
+            root,
+            functools.partial(_load_instances, split),
+            voc_split=split,
+            evaluator_type="voc_instances",
+            thing_classes=list(VOC_CLASSES),
+        )
+        _register(
+            split.name + _SEM_SEG,
+            root,
+            functools.partial(_load_sem_seg, split),
+            voc_split=split,
+            evaluator_type="sem_seg",
+            stuff_classes=list(VOC_SEM_SEG_CLASSES),
+            ignore_label=VOID,
+        )
 
 
-def _is_free(name: str, root: str) -> bool:
-    """Whether a name is to be registered; Detectron2's own data of that name are taken out."""
-    if name not in DatasetCatalog.list():
-        return True
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") == "pascal_voc":
+def _register(
+    name: str, root: str, load: Callable[[], List[Dict[str, Any]]], **metadata: Any
+) -> None:
+    """Registers one data set, unless it is there from the same root; Detectron2's own of that name is taken out."""
+    if name in DatasetCatalog.list():
+        there = MetadataCatalog.get(name)
+        if there.get("root") == root:
+            return
+        if there.get("evaluator_type") != "pascal_voc":
+            raise ValueError(f"{_KEY} is {root}; {name} is registered from {there.get('root')}")
         logger.info("%s: instance masks from %s, in place of Detectron2's boxes", name, root)
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
-        return True
-    if metadata.get("root") == root:
-        return False
-    raise ValueError(f"{_KEY} is {root}; {name} is registered from {metadata.get('root')}")
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(root=root, **metadata)
 
 
 def check_voc_files(name: str) -> None:
@@ -272,15 +273,18 @@ def _load_pickled(split: VOCSplit) -> bytes:
     start = time.time()
     records = _records(split)
     for name, record in zip(split.names(), records):
-        read = _read_png_objects if split.instances_need_class_maps else _read_mat_objects
-        objects, categories = read(split, name)
+        if split.instances_need_class_maps:
+            objects, categories = read_png_objects(split.object_map(name), split.class_map(name))
+        else:
+            objects, categories = read_mat_objects(split.object_map(name))
         size = record["height"], record["width"]
         if objects.shape != size:
             raise UnreadableImage(
                 f"{split.object_map(name)} has {objects.shape[0]} x {objects.shape[1]} pixels (height, width); "
                 f"{record['file_name']} has {size[0]} x {size[1]}"
             )
-        boxes = _difficult_boxes(split, name)
+        boxes_file = split.annotations and split.annotations / f"{name}.xml"
+        boxes = read_boxes(boxes_file) if boxes_file and boxes_file.is_file() else []
         record["annotations"] = [
             _annotation(objects == number, category, boxes)
             for number, category in categories.items()
@@ -292,7 +296,7 @@ def _load_pickled(split: VOCSplit) -> bytes:
 def _load_sem_seg(split: VOCSplit) -> List[Dict[str, Any]]:
     check_voc_files(split.name + _SEM_SEG)
     return [
-        {**record, "sem_seg_file_name": f"{_PREFIX}{split.class_map(name)}"}
+        {**record, "sem_seg_file_name": f"{CLASS_MAP_PREFIX}{split.class_map(name)}"}
         for name, record in zip(split.names(), _records(split))
     ]
 
@@ -318,9 +322,7 @@ def _records(split: VOCSplit) -> List[Dict[str, Any]]:
     return records
 
 
-def _annotation(
-    mask: np.ndarray, category: int, boxes: List[Tuple[int, List[float], bool]]
-) -> Dict[str, Any]:
+def _annotation(mask: np.ndarray, category: int, boxes: List[AnnotatedBox]) -> Dict[str, Any]:
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     box = mask_util.toBbox(rle).tolist()
     return {
@@ -333,106 +335,7 @@ def _annotation(
     }
 
 
-# ---- Files
-
-
-def _read_map(path: Path) -> np.ndarray:
-    """(H, W) uint8 palette indices.
-
-    Raises:
-        UnreadableImage: it is not a picture, or one of colours.
-    """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise UnreadableImage(f"{path}: {error}") from error
-    if mode not in ("P", "L"):
-        raise UnreadableImage(
-            f"{path} has the mode {mode}; allowed: P, the palette of the release, or L"
-        )
-    return labels
-
-
-def _read_png_objects(split: VOCSplit, name: str) -> Tuple[np.ndarray, Dict[int, int]]:
-    """The map (H, W) uint8 of objects, and the class of each: the one that most of its pixels have."""
-    objects = _read_map(split.object_map(name))
-    classes = _read_map(split.class_map(name))
-    if objects.shape != classes.shape:
-        raise UnreadableImage(
-            f"{split.object_map(name)} has {objects.shape[0]} x {objects.shape[1]} pixels (height, width); "
-            f"{split.class_map(name)} has {classes.shape[0]} x {classes.shape[1]}"
-        )
-    categories = {}
-    for number in np.setdiff1d(objects, [0, _VOID]).tolist():
-        counts = np.bincount(classes[objects == number], minlength=_VOID + 1)
-        found = int(counts[:_VOID].argmax())
-        if counts[found] == 0 or not 1 <= found <= len(VOC_CLASSES):
-            found = _VOID if counts[found] == 0 else found
-            raise UnreadableImage(
-                f"{split.class_map(name)} has {found} under object {number} of {split.object_map(name)}; "
-                f"allowed: 1 to {len(VOC_CLASSES)}"
-            )
-        categories[number] = found - 1
-    return objects, categories
-
-
-def _read_mat(path: Path, variable: str, fields: Tuple[str, ...]) -> List[np.ndarray]:
-    """Fields of the structure in one of SBD's files.
-
-    Raises:
-        UnreadableImage: it is no such file.
-    """
-    try:
-        content = loadmat(path, variable_names=[variable])
-    except Exception as error:  # scipy raises anything for files of another kind
-        raise UnreadableImage(f"{path} is no MATLAB file: {error}") from error
-    structure = content.get(variable)
-    found = () if structure is None else structure.dtype.names or ()
-    missing = [field for field in fields if field not in found]
-    if missing:
-        raise UnreadableImage(f"{path} has no {variable}.{missing[0]}, as SBD's files do")
-    return [structure[field].flat[0] for field in fields]
-
-
-def _read_mat_objects(split: VOCSplit, name: str) -> Tuple[np.ndarray, Dict[int, int]]:
-    """The map (H, W) uint8 of objects, and the class of each."""
-    path = split.object_map(name)
-    objects, listed = _read_mat(path, "GTinst", ("Segmentation", "Categories"))
-    listed = listed.reshape(-1).astype(int).tolist()  # of object 1, 2, ...
-    categories = {}
-    for number in np.setdiff1d(objects, [0]).tolist():
-        category = listed[number - 1] if number <= len(listed) else None
-        if category not in range(1, len(VOC_CLASSES) + 1):
-            raise UnreadableImage(
-                f"{path} has the class {category} for object {number}; allowed: 1 to {len(VOC_CLASSES)}"
-            )
-        categories[number] = category - 1
-    return objects, categories
-
-
-def _difficult_boxes(split: VOCSplit, name: str) -> List[Tuple[int, List[float], bool]]:
-    """(class, box XYWH, whether it is difficult) of the annotated objects."""
-    path = split.annotations and split.annotations / f"{name}.xml"
-    if not path or not path.is_file():
-        return []
-    boxes = []
-    try:
-        for thing in ET.parse(path).getroot().iter("object"):
-            corners = [thing.find("bndbox").find(k) for k in ("xmin", "ymin", "xmax", "ymax")]
-            left, top, right, bottom = (float(corner.text) for corner in corners)
-            # Pixels count from 1, and the last one belongs to the box.
-            box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
-            category = VOC_CLASSES.index(thing.findtext("name").strip())
-            boxes.append((category, box, bool(int(thing.findtext("difficult", "0")))))
-    except (ET.ParseError, AttributeError, ValueError) as error:
-        raise UnreadableImage(f"{path} is no annotation of VOC: {error}") from error
-    return boxes
-
-
-def _is_difficult(
-    category: int, box: List[float], boxes: List[Tuple[int, List[float], bool]]
-) -> bool:
+def _is_difficult(category: int, box: List[float], boxes: List[AnnotatedBox]) -> bool:
     """What is annotated of the object with this box."""
     same = [(other, difficult) for label, other, difficult in boxes if label == category]
     if not same:
@@ -441,30 +344,3 @@ def _is_difficult(
     overlaps = mask_util.iou(np.array([box]), others, [0] * len(same))[0]
     best = int(overlaps.argmax())
     return bool(overlaps[best] >= _MIN_BOX_IOU and same[best][1])
-
-
-class _VOCHandler(PathHandler):
-    """Serves `voc://FILE.png` and `voc://FILE.mat`, a class map of VOC or SBD, as a picture of its numbers."""
-
-    def _get_supported_prefixes(self) -> List[str]:
-        return [_PREFIX]
-
-    def _open(
-        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
-    ) -> io.BufferedIOBase:
-        self._check_kwargs(kwargs)
-        if mode != "rb":
-            raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
-        file = Path(path[len(_PREFIX) :])
-        if file.suffix == ".mat":
-            (labels,) = _read_mat(file, "GTcls", ("Segmentation",))
-        else:
-            labels = _read_map(file)
-        buffer = io.BytesIO()
-        # Without the palette; BMP, because there is nothing to gain from compressing.
-        Image.fromarray(labels.astype(np.uint8)).save(buffer, format="BMP")
-        buffer.seek(0)
-        return buffer
-
-
-PathManager.register_handler(_VOCHandler())
