@@ -12,6 +12,10 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.DATASETS.COCO_JSONS = []
     # Folder of the Helen face-parsing data, registered as helen_train, helen_val and helen_test; "": none.
     cfg.DATASETS.HELEN = ""
+    # Folder with VOCdevkit/VOC2012 (or VOC2012 itself) and, in benchmark_RELEASE/dataset or sbd, SBD: registered as
+    # voc_2012_train, voc_2012_val, voc_2012_sbd_train, sbd_train and sbd_val, each also with semantic maps as
+    # NAME_sem_seg; "": none.
+    cfg.DATASETS.VOC = ""
     # In training turn pictures by a random multiple of 90 degrees (for pictures without an upright direction).
     cfg.INPUT.QUARTER_TURNS = False
     # In training scale contrast, brightness and saturation by random factors of 1 +- this; 0: none.
@@ -22,6 +26,9 @@ def add_rpe_config(cfg: CN) -> None:
     # Also evaluate boundaries: Boundary AP of instances, Boundary IoU of semantic maps, at 2 % of the picture's diagonal
     # and at 2 pixels and 1 pixel (BoundaryAPEvaluator).
     cfg.TEST.BOUNDARIES = False
+    # Also evaluate AP^r, PASCAL VOC's average precision with the IoU of masks (VOCInstanceEvaluator). Data sets of
+    # DATASETS.VOC always are.
+    cfg.TEST.VOC_AP = False
     # Also evaluate by themselves the instances whose mask, dilated by 2 pixels, meets another's ("segm_touching").
     cfg.TEST.TOUCHING_INSTANCES = False
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).

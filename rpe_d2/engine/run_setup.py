@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
-from rpe_d2.data import register_coco_jsons, register_helen
+from rpe_d2.data import check_voc_files, register_coco_jsons, register_helen, register_voc
 from rpe_d2.ops.sphere import min_margin
 
 from .safe_pickle import load_arrays
@@ -66,6 +66,7 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     use_available_device(cfg)
     register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     register_helen(cfg.DATASETS.HELEN)
+    register_voc(cfg.DATASETS.VOC)
     return cfg
 
 
@@ -210,6 +211,7 @@ def check_datasets(cfg: CfgNode) -> None:
                     f"DATASETS.{key} names {name!r}, which is not registered; "
                     'own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
                 )
+            check_voc_files(name)
             kind = "stuff" if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" else "thing"
             classes = MetadataCatalog.get(name).get(f"{kind}_classes")
             if classes is None:

@@ -1,10 +1,10 @@
-"""The command line of tools/split_coco.py: one COCO-format file into two, by images."""
+"""The command line of tools/split_coco.py: one COCO-format file into two, or its first images."""
 
 import argparse
 import json
 import random
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional, Set
 
 from rpe_d2.data.datasets.coco_jsons import read_coco_json
 
@@ -12,54 +12,78 @@ from .errors import one_line_errors
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Splits the images of a COCO-format file at random, the same way for the same seed.
+    """Splits the images of a COCO-format file at random, the same way for the same seed, or takes the first of them.
 
-    Writes ``NAME_fit.json`` and ``NAME_held_out.json`` with all categories each. Nothing is overwritten.
+    Writes ``NAME_fit.json`` and ``NAME_held_out.json``, or with ``--first N`` ``NAME_first_N.json``: the images with
+    the N lowest ids. (Proposals are evaluated on the first 5,000 of COCO's val2014.) Each has all categories. Nothing
+    is overwritten.
 
     Returns:
         Exit status 0; 2 where an argument or a file is at fault, in one line.
     """
     parser = argparse.ArgumentParser(
         prog="split_coco.py",
-        description="Splits a COCO-format file by images: to choose settings on the held-out part.",
+        description="Splits a COCO-format file by images, to choose settings on the held-out part; or takes its first "
+        "images.",
     )
     parser.add_argument("json", metavar="FILE.json")
-    parser.add_argument(
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
         "--fraction", type=float, default=0.2, help="of the images to hold out, 0 to 1 (0.2)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="(1)")
+    way.add_argument(
+        "--first",
+        type=int,
+        metavar="N",
+        help="write one file with the images of the N lowest ids instead (5000 of val2014: the usual set for proposals)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of what is held out (1)")
     parser.add_argument("--output", metavar="DIR", help="default: beside the file")
     args = parser.parse_args(argv)
     with one_line_errors():
         source = Path(args.json)
         content = read_coco_json(source.name, str(source))
-        images = sorted(content["images"], key=lambda image: image["id"])
-        num_held_out = round(len(images) * args.fraction)
-        if not 0 < num_held_out < len(images):
-            raise ValueError(
-                f"--fraction {args.fraction} holds out {num_held_out} of {len(images)} images; "
-                "allowed: at least one on either side"
-            )
-        held_out = {image["id"] for image in random.Random(args.seed).sample(images, num_held_out)}
+        ids = sorted(image["id"] for image in content["images"])
+        if args.first is None:
+            parts = _held_out(ids, args.fraction, args.seed)
+        else:
+            parts = _first(ids, args.first)
         folder = Path(args.output) if args.output else source.parent
-        parts = {
-            folder / f"{source.stem}_{name}.json": _part(content, held_out, inside)
-            for name, inside in (("fit", False), ("held_out", True))
-        }
-        taken = [str(path) for path in parts if path.exists()]
+        files = {folder / f"{source.stem}_{name}.json": part for name, part in parts.items()}
+        taken = [str(path) for path in files if path.exists()]
         if taken:
             raise ValueError(f"{', '.join(taken)} exists already; it is not overwritten")
         folder.mkdir(parents=True, exist_ok=True)
-        for path, part in parts.items():
+        for path, part in files.items():
+            part = _only(content, part)
             with open(path, "x") as file:
                 json.dump(part, file)
             print(f"{path}: {len(part['images'])} images, {len(part['annotations'])} annotations")
     return 0
 
 
-def _part(content: dict, held_out: set, inside: bool) -> dict:
+def _held_out(ids: List[int], fraction: float, seed: int) -> Dict[str, Set[int]]:
+    """Ids of the images to fit and of those held out."""
+    num_held_out = round(len(ids) * fraction)
+    if not 0 < num_held_out < len(ids):
+        raise ValueError(
+            f"--fraction {fraction} holds out {num_held_out} of {len(ids)} images; "
+            "allowed: at least one on either side"
+        )
+    held_out = set(random.Random(seed).sample(ids, num_held_out))
+    return {"fit": set(ids) - held_out, "held_out": held_out}
+
+
+def _first(ids: List[int], count: int) -> Dict[str, Set[int]]:
+    if not 1 <= count <= len(ids):
+        raise ValueError(f"--first is {count}; allowed: 1 to {len(ids)}, the images of the file")
+    return {f"first_{count}": set(ids[:count])}
+
+
+def _only(content: dict, ids: Set[int]) -> dict:
+    """The content without other images and their annotations; the order stays."""
     return {
         **content,
-        "images": [i for i in content["images"] if (i["id"] in held_out) == inside],
-        "annotations": [a for a in content["annotations"] if (a["image_id"] in held_out) == inside],
+        "images": [image for image in content["images"] if image["id"] in ids],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in ids],
     }

@@ -35,6 +35,7 @@ from rpe_d2.evaluation import (
     InstanceEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
+    VOCInstanceEvaluator,
 )
 from rpe_d2.evaluation.ground_truth import read_label_map
 
@@ -275,7 +276,8 @@ class Trainer(DefaultTrainer):
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         only_proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
         evaluators = []
-        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "sem_seg":
+        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if evaluator_type == "sem_seg":
             evaluators.append(
                 SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
             )
@@ -290,6 +292,8 @@ class Trainer(DefaultTrainer):
                     cfg.TEST.TOUCHING_INSTANCES,
                 )
             )
+            if evaluator_type == "voc_instances" or cfg.TEST.VOC_AP:
+                evaluators.append(VOCInstanceEvaluator(dataset_name))
         if only_proposals or cfg.TEST.PROPOSALS:
             evaluators.append(MaskProposalEvaluator(dataset_name))
         if cfg.TEST.BOUNDARIES:

@@ -5,6 +5,7 @@ from .bsds_boundary_evaluator import BSDSBoundaryEvaluator
 from .instance_evaluator import InstanceEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
+from .voc_instance_evaluator import VOCInstanceEvaluator
 
 __all__ = [
     "BSDSBoundaryEvaluator",
@@ -12,4 +13,5 @@ __all__ = [
     "InstanceEvaluator",
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",
+    "VOCInstanceEvaluator",
 ]

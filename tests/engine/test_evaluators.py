@@ -18,10 +18,13 @@ def metrics_of(folder, *opts) -> dict:
 def test_instances_touching_instances_and_proposals(tmp_path, capsys):
     metrics = metrics_of(
         tmp_path,
-        "TEST.TOUCHING_INSTANCES", "True", "TEST.PROPOSALS", "True",
+        "TEST.TOUCHING_INSTANCES", "True", "TEST.PROPOSALS", "True", "TEST.VOC_AP", "True",
         "MODEL.RPE.RETURN_PROPOSALS", "True", "SOLVER.MAX_ITER", "2",
     )  # fmt: skip
-    assert list(metrics) == ["bbox", "segm", "segm_touching", "proposals_segm", "proposals_bbox"]
+    assert list(metrics) == [
+        "bbox", "segm", "segm_touching", "voc_segm", "proposals_segm", "proposals_bbox"
+    ]  # fmt: skip
+    assert {"AP50", "AP70_07", "APvol", "AP50-star"} <= set(metrics["voc_segm"])
     assert 0 < metrics["segm_touching"]["count"]
     assert {"AR@1", "AR@1000", "ARs@100", "AUC", "R50@60", "AP"} <= set(metrics["proposals_segm"])
     table = capsys.readouterr().out

@@ -56,3 +56,33 @@ def test_nothing_is_overwritten(source, tmp_path, capsys):
     assert stop.value.code == 2 and "not overwritten" in capsys.readouterr().err
     assert (tmp_path / "all_held_out.json").read_text() == "mine"
     assert not (tmp_path / "all_fit.json").exists()
+
+
+def test_the_images_of_the_lowest_ids(source, tmp_path, capsys):
+    whole = json.loads(source.read_text())
+    whole["images"].reverse()
+    source.write_text(json.dumps(whole))
+    assert main([str(source), "--first", "4", "--output", str(tmp_path / "new")]) == 0
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.name == "all_first_4.json" and str(path) in capsys.readouterr().out
+    first = json.loads(path.read_text())
+    assert [image["id"] for image in first["images"]] == [3, 2, 1, 0]  # the file's order stays
+    assert first["annotations"] == [a for a in whole["annotations"] if a["image_id"] < 4]
+    assert first["categories"] == whole["categories"]
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main([str(source), "--first", "4", "--output", str(tmp_path / "new")])
+    assert stop.value.code == 2 and "not overwritten" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("count", ["0", "11", "-1"])
+def test_too_few_or_too_many_first_images_are_one_line(source, tmp_path, count, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(source), "--first", count])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"--first is {count}; allowed: 1 to 10" in error
+    with pytest.raises(SystemExit):
+        main([str(source), "--first", "2", "--fraction", "0.5"])
+    assert "not allowed with" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]

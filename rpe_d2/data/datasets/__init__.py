@@ -10,6 +10,14 @@ from .shapes import (
     load_shapes_sem_seg,
     render_shapes,
 )
+from .voc import (
+    VOC_CLASSES,
+    VOC_SEM_SEG_CLASSES,
+    VOCSplit,
+    check_voc_files,
+    find_voc_splits,
+    register_voc,
+)
 
 __all__ = [
     "HELEN_CLASSES",
@@ -17,9 +25,15 @@ __all__ = [
     "SHAPES_CLASSES",
     "SHAPES_SEM_SEG_CLASSES",
     "SHAPES_SPLITS",
+    "VOCSplit",
+    "VOC_CLASSES",
+    "VOC_SEM_SEG_CLASSES",
+    "check_voc_files",
+    "find_voc_splits",
     "load_shapes",
     "load_shapes_sem_seg",
     "register_coco_jsons",
     "register_helen",
+    "register_voc",
     "render_shapes",
 ]

@@ -1,0 +1,346 @@
+"""PASCAL VOC 2012 and SBD, instance masks and semantic maps, from the official folders: `DATASETS.VOC`."""
+
+import functools
+import logging
+import pickle
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from rpe_d2.data.readable import UnreadableImage
+
+from .voc_files import (
+    CLASS_MAP_PREFIX,
+    VOC_CLASSES,
+    VOC_SEM_SEG_CLASSES,
+    VOID,
+    AnnotatedBox,
+    read_boxes,
+    read_mat_objects,
+    read_png_objects,
+)
+
+__all__ = [
+    "VOC_CLASSES",
+    "VOC_SEM_SEG_CLASSES",
+    "VOCSplit",
+    "check_voc_files",
+    "find_voc_splits",
+    "register_voc",
+]
+
+logger = logging.getLogger(__name__)
+
+_MIN_BOX_IOU = 0.5  # at which a mask's box and an annotated box are of the same object
+_KEY = "DATASETS.VOC"
+_SEM_SEG = "_sem_seg"  # suffix of the data sets with semantic maps
+_VOC_FOLDERS = ("VOCdevkit/VOC2012", "VOC2012", ".")
+_SBD_FOLDERS = ("benchmark_RELEASE/dataset", "sbd")
+_OFFICIAL_NAME = re.compile(r"\d{4}_\d{6}")
+
+
+@dataclass(frozen=True)
+class VOCSplit:
+    """Images that lists name, and the folders of what belongs to them.
+
+    Attributes:
+        name: of the registered data set.
+        lists: files with a name of an image in each line.
+        left_out: the list of images that are left out all the same; None: none.
+        images: folder of NAME.jpg.
+        objects, classes: folders of NAME.png (VOC, palette indices) or NAME.mat (SBD).
+        suffix: of these.
+        annotations: folder of NAME.xml with boxes and what is difficult; None: nothing is.
+    """
+
+    name: str
+    lists: Tuple[Path, ...]
+    left_out: Optional[Path]
+    images: Path
+    objects: Path
+    classes: Path
+    suffix: str
+    annotations: Optional[Path]
+
+    def names(self) -> List[str]:
+        """Names of the images, without folder and suffix, in the order of the lists.
+
+        Raises:
+            FileNotFoundError: a list is missing.
+        """
+        left_out = set(_read_list(self.left_out)) if self.left_out else set()
+        listed = (name for path in self.lists for name in _read_list(path))
+        return list(dict.fromkeys(name for name in listed if name not in left_out))
+
+    def image(self, name: str) -> Path:
+        return self.images / f"{name}.jpg"
+
+    def object_map(self, name: str) -> Path:
+        return self.objects / f"{name}{self.suffix}"
+
+    def class_map(self, name: str) -> Path:
+        return self.classes / f"{name}{self.suffix}"
+
+    @property
+    def instances_need_class_maps(self) -> bool:
+        """SBD's object maps bring their classes along."""
+        return self.suffix == ".png"
+
+    def needed(self, name: str, sem_seg: bool) -> Iterator[Path]:
+        """The files that an image of the instance masks or the semantic maps consists of."""
+        yield self.image(name)
+        if not sem_seg:
+            yield self.object_map(name)
+        if sem_seg or self.instances_need_class_maps:
+            yield self.class_map(name)
+
+
+def find_voc_splits(root: str) -> List[VOCSplit]:
+    """What a folder may hold; whether the files are there is not looked at.
+
+    Args:
+        root: holds `VOCdevkit/VOC2012` or `VOC2012`, or is that folder; SBD lies in `benchmark_RELEASE/dataset` or `sbd`.
+
+    Returns:
+        `voc_2012_train` and `voc_2012_val` (`ImageSets/Segmentation`); with SBD `sbd_train` and `sbd_val`; with both
+        `voc_2012_sbd_train`, all of SBD without the images of `voc_2012_val`.
+
+    Raises:
+        FileNotFoundError: none of these folders exists.
+    """
+    top = Path(root).expanduser()
+    folders = [top / name for name in _VOC_FOLDERS]
+    voc = next((folder for folder in folders if (folder / "ImageSets").is_dir()), None)
+    folders = [top / name for name in _SBD_FOLDERS]
+    sbd = next((folder for folder in folders if folder.is_dir()), None)
+    if voc is None and sbd is None:
+        raise FileNotFoundError(
+            f"{root} holds none of VOCdevkit/VOC2012, VOC2012, ImageSets, {', '.join(_SBD_FOLDERS)}; "
+            "allowed: the folder of VOC 2012, SBD or both"
+        )
+    splits = []
+    if voc:
+        lists = voc / "ImageSets" / "Segmentation"
+        for part in ("train", "val"):
+            splits.append(
+                VOCSplit(
+                    name=f"voc_2012_{part}",
+                    lists=(lists / f"{part}.txt",),
+                    left_out=None,
+                    images=voc / "JPEGImages",
+                    objects=voc / "SegmentationObject",
+                    classes=voc / "SegmentationClass",
+                    suffix=".png",
+                    annotations=voc / "Annotations",
+                )
+            )
+    if sbd:
+        train, val = sbd / "train.txt", sbd / "val.txt"
+        for name, files, left_out in (
+            ("sbd_train", (train,), None),
+            ("sbd_val", (val,), None),
+            ("voc_2012_sbd_train", (train, val), voc and lists / "val.txt"),
+        ):
+            if voc or not name.startswith("voc"):
+                splits.append(
+                    VOCSplit(
+                        name=name,
+                        lists=files,
+                        left_out=left_out,
+                        images=sbd / "img",
+                        objects=sbd / "inst",
+                        classes=sbd / "cls",
+                        suffix=".mat",
+                        annotations=None,
+                    )
+                )
+    return splits
+
+
+def register_voc(root: str) -> None:
+    """Registers the splits of :func:`find_voc_splits`, and each once more with the suffix `_sem_seg`.
+
+    Nothing is read before a data set is used; it is then kept for the life of the process.
+
+    * Instances: masks as compressed RLE, tight boxes, classes 0-19 in the official, alphabetical order. Void pixels
+      are nobody's. `image_id` is 2007000032 for `2007_000032` (other names: their place in the list), because
+      pycocotools fails on strings. Annotations have `difficult`: whether the object of the same class whose box in
+      `Annotations/*.xml` overlaps the mask's most, by an IoU of at least .5, is marked so; False in SBD, whose
+      evaluations know of no such thing.
+    * Semantic maps: 0 background, 1-20 the classes, 255 void. They are served as pictures of these numbers: Detectron2's
+      mapper would take the colours of the palette.
+
+    Detectron2 itself has `voc_2012_train` and `voc_2012_val`, other lists of images with boxes alone; these names are
+    taken over.
+
+    Args:
+        root: as for :func:`find_voc_splits`. "": nothing is registered.
+
+    Raises:
+        ValueError: other data have one of these names already.
+        FileNotFoundError: there is neither VOC 2012 nor SBD.
+    """
+    if not root:
+        return
+    try:
+        splits = find_voc_splits(root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{_KEY}: {error}") from None
+    for split in splits:
+        _register(
+            split.name,
+            root,
+            functools.partial(_load_instances, split),
+            voc_split=split,
+            evaluator_type="voc_instances",
+            thing_classes=list(VOC_CLASSES),
+        )
+        _register(
+            split.name + _SEM_SEG,
+            root,
+            functools.partial(_load_sem_seg, split),
+            voc_split=split,
+            evaluator_type="sem_seg",
+            stuff_classes=list(VOC_SEM_SEG_CLASSES),
+            ignore_label=VOID,
+        )
+
+
+def _register(
+    name: str, root: str, load: Callable[[], List[Dict[str, Any]]], **metadata: Any
+) -> None:
+    """Registers one data set, unless it is there from the same root; Detectron2's own of that name is taken out."""
+    if name in DatasetCatalog.list():
+        there = MetadataCatalog.get(name)
+        if there.get("root") == root:
+            return
+        if there.get("evaluator_type") != "pascal_voc":
+            raise ValueError(f"{_KEY} is {root}; {name} is registered from {there.get('root')}")
+        logger.info("%s: instance masks from %s, in place of Detectron2's boxes", name, root)
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(root=root, **metadata)
+
+
+def check_voc_files(name: str) -> None:
+    """Checks that all files of a data set exist, if it is one of VOC or SBD: before a training, not after it.
+
+    Raises:
+        FileNotFoundError: a list, an image or a map is missing.
+    """
+    split = MetadataCatalog.get(name).get("voc_split")
+    if split is None:
+        return
+    names = split.names()
+    missing = [
+        path
+        for image in names
+        for path in split.needed(image, name.endswith(_SEM_SEG))
+        if not path.is_file()
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"{_KEY}: {name} lists {len(names)} images; {len(missing)} of their files are missing, first {missing[0]}; "
+            f"python tools/prepare_voc.py {MetadataCatalog.get(name).root} says what is there"
+        )
+
+
+def _read_list(path: Path) -> List[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{_KEY}: there is no list {path}")
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+# ---- Data sets
+
+
+def _load_instances(split: VOCSplit) -> List[Dict[str, Any]]:
+    return pickle.loads(_load_pickled(split))  # the caller's own
+
+
+@functools.lru_cache(maxsize=None)
+def _load_pickled(split: VOCSplit) -> bytes:
+    check_voc_files(split.name)
+    start = time.time()
+    records = _records(split)
+    for name, record in zip(split.names(), records):
+        if split.instances_need_class_maps:
+            objects, categories = read_png_objects(split.object_map(name), split.class_map(name))
+        else:
+            objects, categories = read_mat_objects(split.object_map(name))
+        size = record["height"], record["width"]
+        if objects.shape != size:
+            raise UnreadableImage(
+                f"{split.object_map(name)} has {objects.shape[0]} x {objects.shape[1]} pixels (height, width); "
+                f"{record['file_name']} has {size[0]} x {size[1]}"
+            )
+        boxes_file = split.annotations and split.annotations / f"{name}.xml"
+        boxes = read_boxes(boxes_file) if boxes_file and boxes_file.is_file() else []
+        record["annotations"] = [
+            _annotation(objects == number, category, boxes)
+            for number, category in categories.items()
+        ]
+    logger.info("%s: %d images read in %.0f s", split.name, len(records), time.time() - start)
+    return pickle.dumps(records)
+
+
+def _load_sem_seg(split: VOCSplit) -> List[Dict[str, Any]]:
+    check_voc_files(split.name + _SEM_SEG)
+    return [
+        {**record, "sem_seg_file_name": f"{CLASS_MAP_PREFIX}{split.class_map(name)}"}
+        for name, record in zip(split.names(), _records(split))
+    ]
+
+
+def _records(split: VOCSplit) -> List[Dict[str, Any]]:
+    names = split.names()
+    official = all(_OFFICIAL_NAME.fullmatch(name) for name in names)
+    records = []
+    for place, name in enumerate(names, start=1):
+        try:
+            with Image.open(split.image(name)) as image:  # reads no more than the header
+                width, height = image.size
+        except OSError as error:
+            raise UnreadableImage(f"{split.image(name)}: {error}") from error
+        records.append(
+            {
+                "file_name": str(split.image(name)),
+                "image_id": int(name.replace("_", "")) if official else place,
+                "height": height,
+                "width": width,
+            }
+        )
+    return records
+
+
+def _annotation(mask: np.ndarray, category: int, boxes: List[AnnotatedBox]) -> Dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    box = mask_util.toBbox(rle).tolist()
+    return {
+        "bbox": box,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": category,
+        "iscrowd": 0,
+        "difficult": _is_difficult(category, box, boxes),
+        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
+    }
+
+
+def _is_difficult(category: int, box: List[float], boxes: List[AnnotatedBox]) -> bool:
+    """What is annotated of the object with this box."""
+    same = [(other, difficult) for label, other, difficult in boxes if label == category]
+    if not same:
+        return False
+    others = np.array([other for other, _ in same])
+    overlaps = mask_util.iou(np.array([box]), others, [0] * len(same))[0]
+    best = int(overlaps.argmax())
+    return bool(overlaps[best] >= _MIN_BOX_IOU and same[best][1])
