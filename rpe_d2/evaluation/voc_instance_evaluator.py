@@ -9,11 +9,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 
-from .ground_truth import coco_ground_truth
+from .ground_truth import coco_ground_truth, instance_results
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,7 @@ class VOCInstanceEvaluator(DatasetEvaluator):
             ignore_difficult: False: difficult instances count like others, as in the releases of SDS and MNC.
         """
         self._dataset_name = dataset_name
+        self._metadata = MetadataCatalog.get(dataset_name)
         self._distributed = distributed
         self._ignore_difficult = ignore_difficult
         self.reset()
@@ -65,7 +65,7 @@ class VOCInstanceEvaluator(DatasetEvaluator):
             outputs: with "instances" in the original image's coordinates.
         """
         for item, output in zip(inputs, outputs):
-            self._results += instances_to_coco_json(output["instances"].to("cpu"), item["image_id"])
+            self._results += instance_results(output, item["image_id"], self._metadata)
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
         """Metrics on the main process, None on others. Without any masks among the detections there are none."""
@@ -81,10 +81,6 @@ class VOCInstanceEvaluator(DatasetEvaluator):
             return OrderedDict()
         truth = coco_ground_truth(self._dataset_name)
         _mark_difficult(truth, self._dataset_name)
-        ids = MetadataCatalog.get(self._dataset_name).get("thing_dataset_id_to_contiguous_id")
-        if ids is not None:
-            dataset_id = {contiguous: original for original, contiguous in ids.items()}
-            results = [{**r, "category_id": dataset_id[r["category_id"]]} for r in results]
         return OrderedDict(voc_segm=voc_metrics(truth, results, self._ignore_difficult))
 
 
