@@ -36,9 +36,9 @@ setup(
         "tensorboard",  # training curves
     ],
     extras_require={
-        # formatters pinned: another version formats differently (tests/test_format.py)
-        "dev": ["black==25.1.0", "isort==6.0.1", "pytest>=8"],
-        "crf": ["pydensecrf2"],  # the dense CRF that tools/benchmark.py spn compares with; compiles C++
+        # formatters pinned: another version formats differently (tests/test_format.py); xdist: tests on all cores
+        "dev": ["black==25.1.0", "isort==6.0.1", "pytest>=8", "pytest-xdist"],
+        "crf": ["pydensecrf2"],  # tools/benchmark.py spn compares with a dense CRF; compiles C++
         "wandb": ["wandb"],  # WANDB_PROJECT: the curves of a run, where many look at them
     },
     entry_points={"console_scripts": ["rpe-d2-train = rpe_d2.engine:main"]},

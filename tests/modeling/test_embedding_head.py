@@ -3,8 +3,9 @@ import torch
 from detectron2.modeling import build_backbone
 
 from rpe_d2.modeling import EmbeddingHead
-from rpe_d2.modeling.embedding_head import _aligned, cell_centers
+from rpe_d2.modeling.embedding_head import cell_centers
 from rpe_d2.modeling.embedding_loss import sample_maps
+from rpe_d2.modeling.layers import enlarge_maps
 
 from .helpers import plain_backbone, small_cfg
 
@@ -74,7 +75,7 @@ def test_coarse_maps_stay_where_they_are_in_the_picture():
     head = EmbeddingHead(cfg, build_backbone(cfg).output_shape())
     assert head.ratios == {"p2": 1, "p3": 1, "p4": 2, "p5": 4, "p6": 8}
     columns = (torch.arange(4) + 0.5) * 64  # pixels
-    aligned = _aligned(columns.expand(1, 1, 2, 4), 8, [12, 28])
+    aligned = enlarge_maps(columns.expand(1, 1, 2, 4), 8, [12, 28])
     expected = (torch.arange(28) + 0.5) * 8
     assert torch.allclose(
         aligned[0, 0, 5, 4:], expected[4:]
