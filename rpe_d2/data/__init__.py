@@ -1,6 +1,7 @@
 """Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
 
 from .augmentation import additional_augmentations
+from .boundary_mapper import BoundaryMapper, transform_boundaries
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
     HELEN_CLASSES,
@@ -10,6 +11,7 @@ from .datasets import (
     SHAPES_SPLITS,
     load_shapes,
     load_shapes_sem_seg,
+    register_bsds,
     register_coco_jsons,
     register_helen,
     render_shapes,
@@ -18,6 +20,7 @@ from .readable import NameUnreadable, UnreadableImage
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
+    "BoundaryMapper",
     "CoarseInstances",
     "CountInstances",
     "DeadWorker",
@@ -34,8 +37,10 @@ __all__ = [
     "build_resumable_train_loader",
     "load_shapes",
     "load_shapes_sem_seg",
+    "register_bsds",
     "register_coco_jsons",
     "register_helen",
     "render_shapes",
     "seed_all",
+    "transform_boundaries",
 ]

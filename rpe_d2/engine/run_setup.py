@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
-from rpe_d2.data import register_coco_jsons, register_helen
+from rpe_d2.data import register_bsds, register_coco_jsons, register_helen
 from rpe_d2.ops.sphere import min_margin
 
 from .safe_pickle import load_arrays
@@ -66,6 +66,7 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     use_available_device(cfg)
     register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     register_helen(cfg.DATASETS.HELEN)
+    register_bsds(cfg.DATASETS.BSDS)
     return cfg
 
 

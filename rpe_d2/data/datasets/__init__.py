@@ -1,5 +1,6 @@
 """Datasets: synthetic shapes, and those that the config names."""
 
+from .bsds import register_bsds
 from .coco_jsons import register_coco_jsons
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .shapes import (
@@ -19,6 +20,7 @@ __all__ = [
     "SHAPES_SPLITS",
     "load_shapes",
     "load_shapes_sem_seg",
+    "register_bsds",
     "register_coco_jsons",
     "register_helen",
     "render_shapes",
