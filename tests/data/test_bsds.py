@@ -118,10 +118,10 @@ def test_lines_stay_where_the_picture_changes(root, augmentations):
     grey = mapped["image"].float().mean(dim=0)
     lines = mapped["boundaries"][0]
     assert lines.shape == grey.shape
-    # One pixel a row from top to bottom, at the steepest place.
-    assert (lines.sum(dim=1) == 1).all()
+    # One pixel a row, at the steepest place; the outermost rows of a larger picture may have none.
+    assert (lines.sum(dim=1)[2:-2] == 1).all() and (lines.sum(dim=1) <= 1).all()
     steepest = (grey[:, 1:] - grey[:, :-1]).abs().mean(dim=0).argmax()
-    assert (lines.float().argmax(dim=1) - (steepest + 0.5)).abs().max() <= 1.5
+    assert (lines.float().argmax(dim=1)[2:-2] - (steepest + 0.5)).abs().max() <= 1.5
 
 
 @pytest.mark.parametrize("quarters", range(4))

@@ -179,7 +179,7 @@ def test_boundaries(tmp_path: Path) -> None:
     """A model of boundaries, the data set alone, and a picture without ground truth."""
     root = make_tree(tmp_path / "bsds", splits=["val"], per_split=1)
     config = str(ROOT / "configs/boundary/bsds_R_18.yaml")
-    opts = ["MODEL.DEVICE", "cpu", "DATASETS.BSDS", root, "MODEL.BOUNDARY.CONV_DIM", "32"]
+    opts = ["MODEL.DEVICE", "cpu", "DATASETS.BSDS", root]
     weights = save_random(config, opts, tmp_path / "random.pth")
     of_model = ["--weights", weights]
     try:

@@ -24,7 +24,7 @@ from tests.boundary_tree import half_and_half
 from .helpers import plain_backbone, small_cfg
 
 RES = ("res2", "res3", "res4", "res5")
-BOUNDARIES = ("MODEL.META_ARCHITECTURE", "BoundaryEmbeddingNet", "MODEL.BOUNDARY.CONV_DIM", 32)
+BOUNDARIES = ("MODEL.META_ARCHITECTURE", "BoundaryEmbeddingNet")
 PAIR_LOSS_ALONE = ("MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT", 0.0)
 LOGISTIC_ALONE = ("MODEL.BOUNDARY.PAIR_LOSS_WEIGHT", 0.0)
 
@@ -242,8 +242,10 @@ def test_levels_that_are_chosen():
     assert model([item()])["loss_logistic"].isfinite()
 
 
-def test_one_picture_is_learned():
+def test_one_picture_is_learned(monkeypatch):
     """The line between two halves is found, by the logistic stage and by the embeddings alone."""
+    # A small picture gets a real one's tolerance, a few pixels.
+    monkeypatch.setattr("rpe_d2.ops.boundary_scores.TOLERANCE", 0.03)
     example = item()
     for overrides in (("MODEL.BOUNDARY.CONSENSUS", "any"), PAIR_LOSS_ALONE):
         model = net(*overrides, features=("res2", "res3"))
@@ -259,12 +261,8 @@ def test_one_picture_is_learned():
         with torch.no_grad():
             model([example])
         found = model.eval()([example])[0]["boundaries"].double().numpy()
-        truth = example["boundaries"][0].numpy()
-        # A picture of 96 pixels has a tolerance below one: as that of a real one, 3 pixels are allowed.
-        near = np.abs(np.arange(96) - truth[0].argmax()) <= 3
-        counts = count_boundary_matches(found[:, near], [truth[:, near]], 9)
-        assert found[:, ~near].max() < found[:, near].max(axis=1).min(), overrides
-        assert boundary_scores(counts[None]).ods.recall > 0.5
+        counts = count_boundary_matches(found, list(example["boundaries"].numpy()), 9)
+        assert boundary_scores(counts[None]).ods.f_measure > 0.9, overrides
 
 
 def test_checkpoints_load_both_ways():
