@@ -16,6 +16,8 @@ def add_rpe_config(cfg: CN) -> None:
     # voc_2012_train, voc_2012_val, voc_2012_sbd_train, sbd_train and sbd_val, each also with semantic maps as
     # NAME_sem_seg; "": none.
     cfg.DATASETS.VOC = ""
+    # Folder of BSDS500, registered as bsds_train, bsds_val and bsds_test as far as they are there; "": none.
+    cfg.DATASETS.BSDS = ""
     # In training turn pictures by a random multiple of 90 degrees (for pictures without an upright direction).
     cfg.INPUT.QUARTER_TURNS = False
     # In training scale contrast, brightness and saturation by random factors of 1 +- this; 0: none.
@@ -29,6 +31,9 @@ def add_rpe_config(cfg: CN) -> None:
     # Also evaluate AP^r, PASCAL VOC's average precision with the IoU of masks (VOCInstanceEvaluator). Data sets of
     # DATASETS.VOC always are.
     cfg.TEST.VOC_AP = False
+    # Thresholds at which BSDSBoundaryEvaluator compares boundaries with the annotators'; the benchmark has 99, fewer are
+    # faster.
+    cfg.TEST.BOUNDARY_THRESHOLDS = 99
     # Also evaluate by themselves the instances whose mask, dilated by 2 pixels, meets another's ("segm_touching").
     cfg.TEST.TOUCHING_INSTANCES = False
     # "SGD" (Detectron2's) or "ADAMW" (decoupled weight decay; MOMENTUM and NESTEROV do not apply).
@@ -254,6 +259,40 @@ def add_rpe_config(cfg: CN) -> None:
     proposals.PRE_NMS_TOPK = 1000
     proposals.POST_NMS_TOPK_TRAIN = 500
     proposals.POST_NMS_TOPK_TEST = 300
+
+    # ---- Boundaries (BoundaryEmbeddingNet)
+    cfg.MODEL.BOUNDARY = boundary = CN()
+    # Backbone outputs that each get an embedding of their own; empty: all of them. One more comes from all together.
+    boundary.IN_FEATURES = []
+    # Pixels per cell on which the outputs meet: 1, 2, 4 or 8. A plain ResNet has nothing finer than 4; 2 needs
+    # build_guided_backbone's "stem" to be worth its cost. Losses are read between the cells, at every pixel.
+    boundary.STRIDE = 4
+    # Channels of each output's convolution, and its normalisation: any of Detectron2's, "" for none.
+    boundary.CONV_DIM = 64
+    boundary.NORM = "GN"
+    # D, the dimension of the sphere's space.
+    boundary.EMBEDDING_DIM = 3
+    # How annotators are weighed. "weighted": a pixel is boundary with the share of those who marked it as weight, and
+    # not boundary with the rest; "any": boundary where anybody marked it; "minimum": where MIN_ANNOTATORS did (all of
+    # them, if there are fewer), and ignored where fewer did.
+    boundary.CONSENSUS = "weighted"
+    boundary.MIN_ANNOTATORS = 3
+    # Weight of the two-group pair loss, averaged over the outputs; 0: none.
+    boundary.PAIR_LOSS_WEIGHT = 1.0
+    # Weight of the balanced cross-entropy of the logistic stage, averaged over the outputs; 0: no logistic stage, the
+    # score of a pixel is then its place between the centres of the two groups.
+    boundary.LOGISTIC_LOSS_WEIGHT = 1.0
+    # alpha of the pair loss: calibrated similarity (1 + cos) / 2 in 0-1 below which the groups do not repel.
+    boundary.MARGIN = 0.5
+    # Weights of same-group and of different-group pairs inside the pair loss.
+    boundary.POSITIVE_WEIGHT = 1.0
+    boundary.NEGATIVE_WEIGHT = 1.0
+    # Pixels per image that enter the pair loss, half of them boundary.
+    boundary.TRAIN_POINTS = 2048
+    # At inference boundaries are averaged over these sizes of the picture.
+    boundary.TEST_SCALES = [1.0]
+    # Thin the boundaries: non-maximum suppression across their direction. The evaluator thins at each threshold anyway.
+    boundary.THIN = False
 
     # ---- Recurrent mean shift
     cfg.MODEL.MEAN_SHIFT = shift = CN()

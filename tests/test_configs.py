@@ -62,6 +62,16 @@ def flat(node: CfgNode, prefix: str = "") -> dict:
             "nuclei/semantic_control.yaml",
             ("MODEL.RPE.GROUPING", "MODEL.RPE.PAIR_LOSS_WEIGHT", "MODEL.RPE.VOTE_LOSS_WEIGHT"),
         ),
+        (
+            "boundary/bsds_R_18.yaml",
+            "boundary/bsds_R_18_pair_loss.yaml",
+            ("MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT",),
+        ),
+        (
+            "boundary/bsds_R_18.yaml",
+            "boundary/bsds_R_18_cross_entropy.yaml",
+            ("MODEL.BOUNDARY.PAIR_LOSS_WEIGHT",),
+        ),
     ],
 )
 def test_compared_configurations_differ_in_nothing_else(one, other, allowed):

@@ -1,6 +1,7 @@
 """Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
 
 from .augmentation import additional_augmentations
+from .boundary_mapper import BoundaryMapper, transform_boundaries
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
     HELEN_CLASSES,
@@ -15,6 +16,7 @@ from .datasets import (
     find_voc_splits,
     load_shapes,
     load_shapes_sem_seg,
+    register_bsds,
     register_coco_jsons,
     register_helen,
     register_voc,
@@ -24,6 +26,7 @@ from .readable import NameUnreadable, UnreadableImage
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
+    "BoundaryMapper",
     "CoarseInstances",
     "CountInstances",
     "DeadWorker",
@@ -45,9 +48,11 @@ __all__ = [
     "find_voc_splits",
     "load_shapes",
     "load_shapes_sem_seg",
+    "register_bsds",
     "register_coco_jsons",
     "register_helen",
     "register_voc",
     "render_shapes",
     "seed_all",
+    "transform_boundaries",
 ]

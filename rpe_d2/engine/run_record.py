@@ -28,6 +28,7 @@ _UNTITLED = (
 )
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
 _SEMANTIC_COLUMNS = ("mIoU", "fwIoU", "mACC", "pACC")
+_BOUNDARY_COLUMNS = ("ODS", "OIS", "AP")
 _PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
 
 
@@ -113,8 +114,11 @@ def plain_numbers(value: Any) -> Any:
 
 
 def print_table(metrics: Dict[str, Any]) -> None:
-    """Prints the scores (percent) of every task of every data set: AP and AR of instances, AR@n of proposals, IoU of maps."""
-    instances, proposals, semantic = [], [], []
+    """Prints the scores (percent) of every task of every data set.
+
+    AP and AR of instances, AR@n of proposals, IoU of maps, best F-measures and AP of boundaries.
+    """
+    instances, proposals, semantic, boundaries = [], [], [], []
     for name, result in metrics.items():
         # One data set: {task: scores}; several: {data set: {task: scores}}.
         nested = any(isinstance(scores, dict) for scores in result.values())
@@ -129,11 +133,14 @@ def print_table(metrics: Dict[str, Any]) -> None:
                 rows, columns = proposals, _PROPOSAL_COLUMNS
             elif "mIoU" in scores:
                 rows, columns = semantic, _SEMANTIC_COLUMNS
+            elif "ODS" in scores:
+                rows, columns = boundaries, _BOUNDARY_COLUMNS
             rows.append([task, *(scores.get(column) for column in columns)])
     for rows, columns in (
         (instances, _COLUMNS),
         (proposals, _PROPOSAL_COLUMNS),
         (semantic, _SEMANTIC_COLUMNS),
+        (boundaries, _BOUNDARY_COLUMNS),
     ):
         if rows:
             print(tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-"))

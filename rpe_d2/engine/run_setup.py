@@ -18,7 +18,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
-from rpe_d2.data import check_voc_files, register_coco_jsons, register_helen, register_voc
+from rpe_d2.data import (
+    check_voc_files,
+    register_bsds,
+    register_coco_jsons,
+    register_helen,
+    register_voc,
+)
 from rpe_d2.ops.sphere import min_margin
 
 from .safe_pickle import load_arrays
@@ -67,6 +73,7 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     register_coco_jsons(cfg.DATASETS.COCO_JSONS)
     register_helen(cfg.DATASETS.HELEN)
     register_voc(cfg.DATASETS.VOC)
+    register_bsds(cfg.DATASETS.BSDS)
     return cfg
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
+    BoundaryMapper,
     CoarseInstances,
     CountInstances,
     NameUnreadable,
@@ -32,6 +33,7 @@ from rpe_d2.data import (
 )
 from rpe_d2.evaluation import (
     BoundaryAPEvaluator,
+    BSDSBoundaryEvaluator,
     InstanceEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
@@ -244,6 +246,8 @@ class Trainer(DefaultTrainer):
         Args:
             changes: arguments of the mapper that replace the configuration's.
         """
+        if cfg.MODEL.META_ARCHITECTURE == "BoundaryEmbeddingNet":
+            return BoundaryMapper(cfg, is_train=True, **changes)
         learns_masks = (
             cfg.MODEL.META_ARCHITECTURE in ("PixelEmbeddingNet", "SPNRefiner")
             or cfg.MODEL.PROPOSAL_GENERATOR.NAME == "MeanShiftProposalGenerator"
@@ -275,6 +279,8 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         only_proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "boundaries":
+            return BSDSBoundaryEvaluator(dataset_name, cfg.TEST.BOUNDARY_THRESHOLDS)
         evaluators = []
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if evaluator_type == "sem_seg":

@@ -18,17 +18,23 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from rpe_d2.data import NameUnreadable, PixelLabelMapper, UnreadableImage
+from rpe_d2.data import BoundaryMapper, NameUnreadable, PixelLabelMapper, UnreadableImage
+from rpe_d2.modeling.meta_arch.boundary_embedding_net import BoundaryEmbeddingNet
 from rpe_d2.modeling.meta_arch.pixel_embedding_net import PixelEmbeddingNet
+from rpe_d2.ops.color import METHODS
 from rpe_d2.visualization import (
+    BOUNDARY_LEGEND,
     INSTANCE_LEGEND,
     LOOP_LEGEND,
     InstanceMasks,
     Panel,
+    annotator_panels,
+    boundary_panel,
     draw_figure,
     image_panel,
     instance_panels,
     label_map,
+    level_panels,
     loop_panels,
     panoptic_quality,
     text_panel,
@@ -55,7 +61,8 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     By default each PNG shows the image, its ground truth where there is one and what the configuration's model
     predicts; for a ``PixelEmbeddingNet`` also its embeddings as colours before the first and after each mean-shift
-    loop, and on the unit sphere. ``--source annotation`` draws a data set without a model, ``--source dataloader`` as
+    loop, and on the unit sphere; for a
+    ``BoundaryEmbeddingNet`` the embeddings and outputs of its levels. ``--source annotation`` draws a data set without a model, ``--source dataloader`` as
     training gets it, augmented; ``--predictions`` the stored predictions of an evaluation, with ``--worst`` the images
     in which they are worst. Existing files stay: the new one is called ``NAME-2.png`` and so on. A picture that
     cannot be read is reported and skipped.
@@ -81,7 +88,8 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     augmentations = {} if args.source == "dataloader" else {"augmentations": []}
     # As in training, unresized unless asked for: the one mapper that delivers masks whatever form annotations have.
-    mapper = NameUnreadable(PixelLabelMapper(cfg, is_train=True, **augmentations))
+    kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
+    mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
     if args.source == "dataloader":
         seed_all_rng(max(cfg.SEED, 0))
     paths = []
@@ -131,6 +139,12 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         help="with --predictions: the images of the lowest panoptic quality first",
     )
     parser.add_argument(
+        "--projection",
+        choices=METHODS,
+        default="random",
+        help="how a BoundaryEmbeddingNet's embeddings become colours: three fixed directions, or those of largest variance",
+    )
+    parser.add_argument(
         "--num-images",
         type=int,
         metavar="N",
@@ -176,6 +190,8 @@ def _drawer(
         stored = _StoredPredictions(args.predictions, metadata, min_score)
         return lambda item, mapped: _draw_stored(cfg, item, mapped, metadata, stored, min_score)
     predictor = build_predictor(cfg)
+    if isinstance(predictor.model, BoundaryEmbeddingNet):
+        return lambda item, mapped: _draw_boundaries(predictor, item, mapped, args.projection)
     return lambda item, mapped: _draw(predictor, item, mapped, metadata, min_score)
 
 
@@ -241,6 +257,10 @@ def _draw_stored(
 ) -> bytes:
     """The PNG of one picture without a model: ground truth and, where there are any, stored predictions."""
     rgb = _rgb(mapped, cfg.INPUT.FORMAT)
+    image_only = image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels")
+    if "boundaries" in mapped:
+        panels = annotator_panels(mapped["boundaries"].numpy(), one_by_one=True)
+        return draw_figure([[image_only, *panels]], item["file_name"], rgb.shape[:2])
     truth = _ground_truth(mapped, metadata)
     predicted = stored.masks(item, rgb.shape[:2]) if stored else None
     ignored = mapped["ignore_mask"].numpy() if "ignore_mask" in mapped else None
@@ -249,7 +269,7 @@ def _draw_stored(
         quality = panoptic_quality(predicted.masks, truth.masks)
         heading += f"   panoptic quality {100 * quality:.1f}"
     panels = instance_panels(rgb, predicted, truth, ignored, min_score)
-    row = [image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels"), *panels]
+    row = [image_only, *panels]
     if stored:
         row.append(text_panel("how to read this", [INSTANCE_LEGEND]))
     return draw_figure([row], heading, rgb.shape[:2])
@@ -270,13 +290,7 @@ def _draw(
 ) -> bytes:
     """The PNG of one picture: ``item`` of the data set, ``mapped`` at the picture's own size."""
     rgb = _rgb(mapped, predictor.input_format)
-    image = mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the network's channel order
-    network_image = predictor.aug.get_transform(image).apply_image(image)
-    inputs = {
-        "image": torch.as_tensor(network_image.astype("float32").transpose(2, 0, 1)),
-        "height": image.shape[0],
-        "width": image.shape[1],
-    }
+    inputs = _network_input(predictor, mapped)
     output = with_instances(predictor.model([inputs])[0])
 
     truth = _ground_truth(mapped, metadata)
@@ -296,6 +310,40 @@ def _draw(
     if legend:
         rows[0].append(text_panel("how to read this", legend))
     return draw_figure(rows, item["file_name"], rgb.shape[:2])
+
+
+def _network_input(predictor: DefaultPredictor, mapped: Dict[str, Any]) -> Dict[str, Any]:
+    image = mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the network's channel order
+    network_image = predictor.aug.get_transform(image).apply_image(image)
+    return {
+        "image": torch.as_tensor(network_image.astype("float32").transpose(2, 0, 1)),
+        "height": image.shape[0],
+        "width": image.shape[1],
+    }
+
+
+@torch.no_grad()
+def _draw_boundaries(
+    predictor: DefaultPredictor, item: Dict[str, Any], mapped: Dict[str, Any], projection: str
+) -> bytes:
+    """The PNG of one picture and its boundaries: what was drawn, what is found, and what each level says."""
+    model, rgb = predictor.model, _rgb(mapped, predictor.input_format)
+    inputs = _network_input(predictor, mapped)
+    found = model([inputs])[0]["boundaries"].cpu().numpy()
+    maps, scores = model.predict_levels(inputs)
+    first = [image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels")]
+    truth = None
+    if "boundaries" in mapped:
+        annotations = mapped["boundaries"].numpy()
+        first += annotator_panels(annotations)
+        truth = annotations.mean(axis=0)
+    scales = ", ".join(f"{scale:g}" for scale in model.test_scales)
+    note = f"mean of the outputs, sizes {scales}{', thinned' if model.thin else ''}"
+    first.append(boundary_panel(found, "boundaries", note))
+    first.append(text_panel("how to read this", BOUNDARY_LEGEND))
+    names = model.boundary_head.level_names
+    levels = level_panels(maps.embeddings[0], scores, names, projection, truth)
+    return draw_figure([first, *levels], item["file_name"], rgb.shape[:2])
 
 
 def _with_embeddings(

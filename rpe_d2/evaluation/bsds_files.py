@@ -1,55 +1,24 @@
-"""Files of the Berkeley boundary benchmark: human boundaries, and boundary maps of several kinds."""
+"""Files of the Berkeley boundary benchmark: boundary maps of several kinds; human boundaries from mat_files."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
+
+from rpe_d2.mat_files import read_boundary_annotations, read_field, size_text
+
+__all__ = [
+    "BOUNDARY_MAP_SUFFIXES",
+    "as_boundary_map",
+    "check_sizes",
+    "read_boundary_annotations",
+    "read_boundary_map",
+]
 
 BOUNDARY_MAP_SUFFIXES = (".png", ".npy", ".mat")
 # Rounding of maps that were scaled to 0-1.
 _SLACK = 1e-6
-
-
-def read_boundary_annotations(path: str) -> List[np.ndarray]:
-    """The boundaries that people drew, as BSDS500 stores them.
-
-    Args:
-        path: a .mat file with a cell array ``groundTruth`` of structs with a field ``Boundaries``.
-
-    Returns:
-        (H, W) bool, one an annotator, at least one, of one size, with a boundary pixel in at least one.
-
-    Raises:
-        ValueError: in one line, the file and what is wrong with it.
-        OSError: it cannot be opened.
-    """
-    cells = _field(path, "groundTruth")
-    if cells.dtype != object:
-        raise ValueError(f"{path}: groundTruth is no cell array, found {cells.dtype}")
-    annotations = []
-    for number, cell in enumerate(cells.ravel(), start=1):
-        names = getattr(getattr(cell, "dtype", None), "names", None) or ()
-        if "Boundaries" not in names or cell.size != 1:
-            found = ", ".join(names) or "no struct"
-            raise ValueError(f"{path}: groundTruth {{{number}}} has no Boundaries, found {found}")
-        annotation = np.asarray(cell["Boundaries"].item())
-        if annotation.ndim != 2 or annotation.dtype.kind not in "buif":
-            raise ValueError(
-                f"{path}: Boundaries of groundTruth {{{number}}} is no map, "
-                f"found {annotation.dtype} of the shape {annotation.shape}"
-            )
-        annotations.append(annotation != 0)
-    if not annotations:
-        raise ValueError(f"{path}: groundTruth is empty, no annotator")
-    sizes = {annotation.shape for annotation in annotations}
-    if len(sizes) > 1:
-        found = " and ".join(_size(shape) for shape in sorted(sizes))
-        raise ValueError(f"{path}: the annotators' Boundaries differ in size, found {found}")
-    if not any(annotation.any() for annotation in annotations):
-        raise ValueError(f"{path}: the ground truth is empty, no annotator has a boundary pixel")
-    return annotations
 
 
 def read_boundary_map(path: str) -> np.ndarray:
@@ -69,10 +38,10 @@ def read_boundary_map(path: str) -> np.ndarray:
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".mat":
-        content = _field(path, "ucm2")
+        content = read_field(path, "ucm2")
         if content.ndim != 2 or not all(side % 2 for side in content.shape):
             raise ValueError(
-                f"{path}: ucm2 has the size {_size(content.shape)}; "
+                f"{path}: ucm2 has the size {size_text(content.shape)}; "
                 "allowed: the doubled size 2H + 1 x 2W + 1"
             )
         content = content[2::2, 2::2]
@@ -112,29 +81,9 @@ def check_sizes(boundaries: np.ndarray, annotations: Sequence[np.ndarray], name:
     """
     if boundaries.shape != annotations[0].shape:
         raise ValueError(
-            f"{name}: the boundary map is {_size(boundaries.shape)} and its ground truth "
-            f"{_size(annotations[0].shape)} (height x width)"
+            f"{name}: the boundary map is {size_text(boundaries.shape)} and its ground truth "
+            f"{size_text(annotations[0].shape)} (height x width)"
         )
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _field(path: str, name: str) -> np.ndarray:
-    """One array of a MATLAB file."""
-    with open(path, "rb") as file:
-        try:
-            content: Dict[str, Any] = loadmat(file)
-        except NotImplementedError as error:
-            raise ValueError(f"{path}: is a MATLAB 7.3 file; save it with '-v7'") from error
-        except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
-    if not isinstance(content.get(name), np.ndarray):
-        found = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
-        raise ValueError(f"{path}: has no field {name}, found {found}")
-    return content[name]
 
 
 def _read_npy(path: str) -> np.ndarray:

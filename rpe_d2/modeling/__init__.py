@@ -1,10 +1,12 @@
 """Registered components and the parts they share."""
 
 from .backbone import GuidedBackbone
+from .boundary_head import BoundaryHead, BoundaryMaps
+from .boundary_loss import BoundaryLoss, BoundaryTarget
 from .embedding_head import EmbeddingHead, EmbeddingMaps
 from .embedding_loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
-from .meta_arch import PixelEmbeddingNet, SPNRefiner
+from .meta_arch import BoundaryEmbeddingNet, PixelEmbeddingNet, SPNRefiner
 from .pixel_grouping import PixelGrouping, PixelGroups
 from .proposal_generator import MNCRPN, MeanShiftProposalGenerator
 from .quality_head import QualityHead
@@ -12,6 +14,11 @@ from .roi_heads import FCISROIHeads, GuidedCascadeROIHeads, GuidedROIHeads, MNCR
 from .sem_seg import SPNSemSegHead
 
 __all__ = [
+    "BoundaryEmbeddingNet",
+    "BoundaryHead",
+    "BoundaryLoss",
+    "BoundaryMaps",
+    "BoundaryTarget",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",

@@ -37,6 +37,15 @@ _RANGES = {
     "RPE.PROPOSALS.PRE_NMS_TOPK": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TEST": (1, math.inf),
+    "BOUNDARY.CONV_DIM": (1, math.inf),
+    "BOUNDARY.EMBEDDING_DIM": (1, math.inf),
+    "BOUNDARY.MIN_ANNOTATORS": (1, math.inf),
+    "BOUNDARY.PAIR_LOSS_WEIGHT": (0, math.inf),
+    "BOUNDARY.LOGISTIC_LOSS_WEIGHT": (0, math.inf),
+    "BOUNDARY.MARGIN": (0, 1),
+    "BOUNDARY.POSITIVE_WEIGHT": (0, math.inf),
+    "BOUNDARY.NEGATIVE_WEIGHT": (0, math.inf),
+    "BOUNDARY.TRAIN_POINTS": (2, math.inf),
     "MEAN_SHIFT.BANDWIDTH": (_TINY, math.inf),
     "MEAN_SHIFT.SPATIAL_BANDWIDTH": (0, math.inf),
     "MEAN_SHIFT.RELATIVE_BANDWIDTH": (0, math.inf),
@@ -48,7 +57,7 @@ _RANGES = {
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of MODEL.RPE and MODEL.MEAN_SHIFT.
+    """Checks the numbers of MODEL.RPE, MODEL.BOUNDARY and MODEL.MEAN_SHIFT.
 
     Raises:
         ValueError: one is out of range; the message names the key, the value and what is allowed.
@@ -64,7 +73,7 @@ def check_ranges(cfg: CfgNode) -> None:
             f"MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH is {shift.RELATIVE_BANDWIDTH}, which needs MODEL.RPE.VOTES True and "
             "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH above 0, the smallest sigma"
         )
-    for key in ("MEAN_SHIFT.TEST_SCALES", "RPE.PROPOSALS.SCALES"):
+    for key in ("MEAN_SHIFT.TEST_SCALES", "RPE.PROPOSALS.SCALES", "BOUNDARY.TEST_SCALES"):
         scales = reduce(getitem, key.split("."), cfg.MODEL)
         if not scales or min(scales) <= 0:
             raise ValueError(f"MODEL.{key} is {scales}; allowed: one or more factors above 0")

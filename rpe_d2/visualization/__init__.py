@@ -1,5 +1,6 @@
 """Pictures and reports: arrays in, pictures out."""
 
+from .boundaries import BOUNDARY_LEGEND, annotator_panels, boundary_panel, level_panels
 from .figure import Panel, draw_figure, image_panel, text_panel
 from .instances import (
     INSTANCE_LEGEND,
@@ -14,16 +15,20 @@ from .loops import LOOP_LEGEND, loop_panels
 from .precision_recall import precision_recall_plot
 
 __all__ = [
+    "BOUNDARY_LEGEND",
     "INSTANCE_LEGEND",
     "InstanceMasks",
     "LOOP_LEGEND",
     "Panel",
+    "annotator_panels",
+    "boundary_panel",
     "draw_figure",
     "draw_instances",
     "image_panel",
     "instance_colors",
     "instance_panels",
     "label_map",
+    "level_panels",
     "loop_panels",
     "panoptic_quality",
     "precision_recall_plot",

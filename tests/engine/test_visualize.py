@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.engine.visualize import main
+from tests.boundary_tree import make_tree
+from tests.conftest import ROOT
 
 from .helpers import CONFIG, TINY, save_random
 
@@ -170,3 +173,24 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path / "out", *arguments, opts=opts)
     assert "COCO's results format" in capsys.readouterr().err
+
+
+def test_boundaries(tmp_path: Path) -> None:
+    """A model of boundaries, the data set alone, and a picture without ground truth."""
+    root = make_tree(tmp_path / "bsds", splits=["val"], per_split=1)
+    config = str(ROOT / "configs/boundary/bsds_R_18.yaml")
+    opts = ["MODEL.DEVICE", "cpu", "DATASETS.BSDS", root]
+    weights = save_random(config, opts, tmp_path / "random.pth")
+    of_model = ["--weights", weights]
+    try:
+        for name, arguments in (
+            ("model", [*of_model, "--dataset", "bsds_val", "--projection", "pca"]),
+            ("annotation", ["--dataset", "bsds_val", "--source", "annotation"]),
+            ("input", [*of_model, "--input", f"{root}/images/val/7.jpg"]),
+        ):
+            assert run(tmp_path / name, *arguments, config=config, opts=opts) == 0
+            picture = np.asarray(Image.open(tmp_path / name / "7.png").convert("RGB"))
+            assert picture.shape[1] > 800 and picture.std() > 10
+    finally:
+        DatasetCatalog.remove("bsds_val")
+        MetadataCatalog.pop("bsds_val")

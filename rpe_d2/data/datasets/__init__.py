@@ -1,5 +1,6 @@
 """Datasets: synthetic shapes, and those that the config names."""
 
+from .bsds import register_bsds
 from .coco_jsons import register_coco_jsons
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .shapes import (
@@ -32,6 +33,7 @@ __all__ = [
     "find_voc_splits",
     "load_shapes",
     "load_shapes_sem_seg",
+    "register_bsds",
     "register_coco_jsons",
     "register_helen",
     "register_voc",

@@ -1,4 +1,5 @@
+from .boundary_embedding_net import BoundaryEmbeddingNet
 from .pixel_embedding_net import PixelEmbeddingNet
 from .spn_refiner import SPNRefiner
 
-__all__ = ["PixelEmbeddingNet", "SPNRefiner"]
+__all__ = ["BoundaryEmbeddingNet", "PixelEmbeddingNet", "SPNRefiner"]

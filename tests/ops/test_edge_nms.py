@@ -1,0 +1,69 @@
+"""Ridges become lines, as a loop over the pixels says."""
+
+import numpy as np
+import pytest
+import torch
+
+from rpe_d2.ops.edge_nms import edge_nms
+from tests.reference.edge_nms import edge_nms as slow_edge_nms
+
+
+def ridge(angle, size=(40, 50), offset=0.0):
+    """A Gaussian ridge of height 1 and sigma 2 through the middle; its direction across is ``angle``."""
+    y, x = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float64) - side // 2 for side in size), indexing="ij"
+    )
+    distance = x * np.cos(angle) + y * np.sin(angle) - offset
+    return torch.exp(-(distance**2) / 8), distance
+
+
+@pytest.mark.parametrize(
+    "options", [(4, 1, 5, 1.01), (0, 1, 0, 1.0), (2, 3, 20, 1.1)], ids=["default", "bare", "wide"]
+)
+def test_as_pixel_by_pixel(options):
+    maps = torch.rand(2, 1, 13, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = edge_nms(maps, *options)
+    for one, expected in zip(found.flatten(0, 1), maps.flatten(0, 1)):
+        np.testing.assert_allclose(one, slow_edge_nms(expected.numpy(), *options), atol=1e-12)
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 110, 135, 160])
+def test_a_ridge_becomes_a_line(degrees):
+    values, distance = ridge(np.radians(degrees))
+    found = edge_nms(values, border=0)[6:-6, 6:-6]
+    values, distance = values[6:-6, 6:-6], distance[6:-6, 6:-6]
+    assert torch.equal(found[found > 0], values[found > 0])
+    assert (distance[found > 0].abs() < 1).all()
+    # No hole: it crosses every row or every column.
+    dim = 1 if abs(np.cos(np.radians(degrees))) > 0.7 else 0
+    inside = (distance.abs() < 0.6).any(dim=dim)
+    assert (found > 0).any(dim=dim)[inside].all()
+
+
+def test_the_border_is_faded():
+    values = torch.ones(1, 12, 14)
+    found = edge_nms(values)[0]
+    assert found[5, :].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8] + [1] * 4 + [0.8, 0.6, 0.4, 0.2, 0])  # fmt: skip
+    assert torch.equal(edge_nms(values, border=0), values)
+
+
+def test_small_and_empty_maps():
+    for size in ((1, 1), (1, 7), (7, 1), (2, 3)):
+        assert edge_nms(torch.rand(*size), border=0).isfinite().all()
+    assert edge_nms(torch.rand(0, 5, 6)).shape == (0, 5, 6)
+    assert not edge_nms(torch.zeros(9, 9)).any()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"smoothing": -1}, "smoothing is -1; allowed: 0 or more"),
+        ({"radius": 0}, "radius is 0; allowed: 1 or more"),
+        ({"tolerance": 0.5}, "tolerance is 0.5; allowed: 1 or more"),
+    ],
+)
+def test_wrong_numbers(options, message):
+    with pytest.raises(ValueError, match=message):
+        edge_nms(torch.zeros(5, 5), **options)
+    with pytest.raises(ValueError, match="boundaries are torch.bool"):
+        edge_nms(torch.zeros(5, 5, dtype=torch.bool))
