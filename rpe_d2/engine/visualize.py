@@ -61,11 +61,11 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     By default each PNG shows the image, its ground truth where there is one and what the configuration's model
     predicts; for a ``PixelEmbeddingNet`` also its embeddings as colours before the first and after each mean-shift
-    loop, and on the unit sphere; for a
-    ``BoundaryEmbeddingNet`` the embeddings and outputs of its levels. ``--source annotation`` draws a data set without a model, ``--source dataloader`` as
-    training gets it, augmented; ``--predictions`` the stored predictions of an evaluation, with ``--worst`` the images
-    in which they are worst. Existing files stay: the new one is called ``NAME-2.png`` and so on. A picture that
-    cannot be read is reported and skipped.
+    loop, and on the unit sphere; for a ``BoundaryEmbeddingNet`` the embeddings and outputs of its levels. ``--source
+    annotation`` draws a data set without a model, ``--source dataloader`` as training gets it, augmented;
+    ``--predictions`` the stored predictions of an evaluation, with ``--worst`` the images in which they are worst.
+    Existing files stay: the new one is called ``NAME-2.png`` and so on. A picture that cannot be read is reported and
+    skipped.
 
     Returns:
         Exit status: 0, 1 where no picture could be read, 2 where a key or a file is at fault, in one line.
@@ -87,7 +87,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         items = items[: args.num_images]
 
     augmentations = {} if args.source == "dataloader" else {"augmentations": []}
-    # As in training, unresized unless asked for: the one mapper that delivers masks whatever form annotations have.
+    # As in training, unresized unless asked for: the mapper that delivers masks whatever form annotations have.
     kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
     mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
     if args.source == "dataloader":
