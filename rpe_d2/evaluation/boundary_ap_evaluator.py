@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .boundaries import boundary_rle, boundary_width, mask_boundary
+from .coco_scores import precision_by_size
 from .ground_truth import coco_ground_truth, instance_results, load_results, read_label_map
 
 # Suffix of a result's name: width of the boundary in pixels, None: 2 % of the picture's diagonal.
@@ -159,20 +160,7 @@ def boundary_metrics(
         evaluation.params.maxDets = [1, 10, detections_per_image]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., -1]  # (10 IoUs, 101 recalls, K classes, 4 sizes)
-
-    def mean(values: np.ndarray) -> float:
-        values = values[values > -1]  # -1: a class without ground truth
-        return 100 * float(values.mean()) if values.size else float("nan")
-
-    return {
-        "AP": mean(precision[..., 0]),
-        "AP50": mean(precision[0, ..., 0]),
-        "AP75": mean(precision[5, ..., 0]),
-        "APs": mean(precision[..., 1]),
-        "APm": mean(precision[..., 2]),
-        "APl": mean(precision[..., 3]),
-    }
+    return precision_by_size(evaluation)
 
 
 def boundary_areas(

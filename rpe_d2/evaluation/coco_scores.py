@@ -38,20 +38,11 @@ def instance_scores(
     precision = evaluation.eval["precision"][..., -1]  # (10 IoUs, 101 recalls, K classes, 4 sizes)
     recall = evaluation.eval["recall"][..., 0, -1]  # (10 IoUs, K classes)
 
-    def mean(values: np.ndarray) -> float:
-        values = values[values > -1]  # -1: a class without ground truth
-        return 100 * float(values.mean()) if values.size else float("nan")
-
     known = precision[0, 0, :, 0] > -1  # classes with ground truth
     curves = precision[:, :, known, 0].mean(axis=2) if known.any() else np.zeros((10, 101))
     return {
-        "AP": mean(precision[..., 0]),
-        "AP50": mean(precision[0, ..., 0]),
-        "AP75": mean(precision[5, ..., 0]),
-        "APs": mean(precision[..., 1]),
-        "APm": mean(precision[..., 2]),
-        "APl": mean(precision[..., 3]),
-        "AR": mean(recall),
+        **precision_by_size(evaluation),
+        "AR": _mean(recall),
         "precision50": curves[0].tolist(),
         "precision75": curves[5].tolist(),
     }
@@ -77,3 +68,21 @@ def recall_curves(truth: COCO, results: Sequence[Dict[str, Any]]) -> Dict[str, L
         "ious": evaluation.params.iouThrs.tolist(),
         "recall_by_iou": (100 * recall[:, limits.index(_RECALL_CURVE_AT)]).tolist(),
     }
+
+
+def precision_by_size(evaluation: COCOeval) -> Dict[str, float]:
+    """AP, by IoU and by object size, in percent; of the largest number of detections. NaN where there is nothing to find."""
+    precision = evaluation.eval["precision"][..., -1]  # (10 IoUs, 101 recalls, K classes, 4 sizes)
+    return {
+        "AP": _mean(precision[..., 0]),
+        "AP50": _mean(precision[0, ..., 0]),
+        "AP75": _mean(precision[5, ..., 0]),
+        "APs": _mean(precision[..., 1]),
+        "APm": _mean(precision[..., 2]),
+        "APl": _mean(precision[..., 3]),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]  # -1: a class without ground truth
+    return 100 * float(values.mean()) if values.size else float("nan")

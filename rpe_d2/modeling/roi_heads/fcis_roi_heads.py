@@ -11,14 +11,13 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.ops.position_sensitive import position_sensitive_regions
 
 from .mask_voting import MaskVoting, cut_at_half
-from .region_labels import RegionLabels, label_regions
+from .region_labels import RegionLabels, sample_regions
 
 
 class FCISPrediction(NamedTuple):
@@ -176,7 +175,9 @@ class FCISROIHeads(ROIHeads):
         boxes = [found.proposal_boxes.tensor.detach() for found in proposals]
         if not self.training:
             return self._inference(maps, boxes, images.image_sizes), {}
-        boxes, labels = self._sample(boxes, targets)
+        boxes, labels = sample_regions(
+            boxes, targets, self.num_classes, self.proposal_append_gt, self._choose
+        )
         return proposals, self._losses(self.head(maps, boxes), boxes, labels)
 
     def forward_with_given_boxes(
@@ -190,30 +191,11 @@ class FCISROIHeads(ROIHeads):
             found.pred_masks = cut_at_half(own, self.voting.mask_threshold)
         return instances
 
-    def _sample(
-        self, boxes: List[torch.Tensor], targets: List[Instances]
-    ) -> Tuple[List[torch.Tensor], List[RegionLabels]]:
-        sampled, labels, foreground = [], [], 0
-        for candidates, truth in zip(boxes, targets):
-            if self.proposal_append_gt:
-                candidates = torch.cat([candidates, truth.gt_boxes.tensor.to(candidates)])
-            label = label_regions(candidates, truth, self.num_classes)
-            index = torch.cat(
-                subsample_labels(
-                    label.classes,
-                    self.batch_size_per_image,
-                    self.positive_fraction,
-                    self.num_classes,
-                )
-            )
-            sampled.append(candidates[index])
-            labels.append(label.of(index))
-            foreground += int((label.classes[index] < self.num_classes).sum())
-        count = sum(map(len, sampled))
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", foreground / len(boxes))
-        storage.put_scalar("roi_head/num_bg_samples", (count - foreground) / len(boxes))
-        return sampled, labels
+    def _choose(self, label: RegionLabels) -> torch.Tensor:
+        rows = subsample_labels(
+            label.classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+        )
+        return torch.cat(rows)
 
     def _losses(
         self, prediction: FCISPrediction, boxes: List[torch.Tensor], labels: List[RegionLabels]

@@ -11,7 +11,6 @@ from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to
 from detectron2.modeling.roi_heads import ROIHeads
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
@@ -20,7 +19,7 @@ from rpe_d2.ops.roi_warp import roi_warp
 
 from ..proposal_generator.mnc_rpn import bounded_gradient
 from .mask_voting import MaskVoting, cut_at_half
-from .region_labels import RegionLabels, label_regions
+from .region_labels import RegionLabels, label_regions, sample_regions
 
 # What a predicted mask must cover of the true one to be labelled with its class.
 _MASK_IOU = 0.5
@@ -209,7 +208,9 @@ class MNCROIHeads(ROIHeads):
         boxes = [found.proposal_boxes.tensor for found in proposals]
         if not self.training:
             return self._inference(maps, boxes, images.image_sizes), {}
-        boxes, labels = self._sample(boxes, targets)
+        boxes, labels = sample_regions(
+            boxes, targets, self.num_classes, self.proposal_append_gt, self._choose
+        )
         losses: Dict[str, torch.Tensor] = {}
         for number in range(self.num_rounds):
             if number:
@@ -251,25 +252,6 @@ class MNCROIHeads(ROIHeads):
             index = nonzero_tuple(levels == level)[0]
             warped = warped.index_copy(0, index, roi_warp(values, regions[index], side, 1 / stride))
         return F.max_pool2d(warped, 2)
-
-    def _sample(
-        self, boxes: List[torch.Tensor], targets: List[Instances]
-    ) -> Tuple[List[torch.Tensor], List[RegionLabels]]:
-        """Regions to train on; they keep the gradient of the proposals."""
-        sampled, labels, foreground = [], [], 0
-        for candidates, truth in zip(boxes, targets):
-            if self.proposal_append_gt:
-                candidates = torch.cat([candidates, truth.gt_boxes.tensor.to(candidates)])
-            label = label_regions(candidates, truth, self.num_classes)
-            index = self._choose(label)
-            sampled.append(candidates[index])
-            labels.append(label.of(index))
-            foreground += int((label.classes[index] < self.num_classes).sum())
-        count = sum(map(len, sampled))
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", foreground / len(boxes))
-        storage.put_scalar("roi_head/num_bg_samples", (count - foreground) / len(boxes))
-        return sampled, labels
 
     def _choose(self, label: RegionLabels) -> torch.Tensor:
         """Rows of foreground, of background near objects and of background far from all of them."""

@@ -1,9 +1,10 @@
 """What regions cover of the ground truth, for heads that predict masks inside of them."""
 
-from typing import NamedTuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from torchvision.ops import roi_align
 
 from ..pixel_labels import instance_masks
@@ -61,3 +62,38 @@ def label_regions(boxes: torch.Tensor, truth: Instances, num_classes: int) -> Re
     return RegionLabels(
         classes, iou, truth.gt_boxes.tensor[owner], owner, instance_masks(truth), num_classes
     )
+
+
+def sample_regions(
+    boxes: List[torch.Tensor],
+    targets: List[Instances],
+    num_classes: int,
+    append_truth: bool,
+    choose: Callable[[RegionLabels], torch.Tensor],
+) -> Tuple[List[torch.Tensor], List[RegionLabels]]:
+    """Regions to train on; they keep the gradient of the boxes.
+
+    Args:
+        boxes: (R_i, 4) of each image.
+        targets: the ground truth.
+        num_classes: K.
+        append_truth: the true boxes are among the candidates.
+        choose: from the labels of all candidates of an image to the rows that are taken.
+
+    Returns:
+        Boxes and labels of each image.
+    """
+    sampled, labels, foreground = [], [], 0
+    for candidates, truth in zip(boxes, targets):
+        if append_truth:
+            candidates = torch.cat([candidates, truth.gt_boxes.tensor.to(candidates)])
+        label = label_regions(candidates, truth, num_classes)
+        index = choose(label)
+        sampled.append(candidates[index])
+        labels.append(label.of(index))
+        foreground += int((label.classes[index] < num_classes).sum())
+    count = sum(map(len, sampled))
+    storage = get_event_storage()
+    storage.put_scalar("roi_head/num_fg_samples", foreground / len(boxes))
+    storage.put_scalar("roi_head/num_bg_samples", (count - foreground) / len(boxes))
+    return sampled, labels
