@@ -256,7 +256,8 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
             filled_boxes |= filled
             if number < _MOST_PICTURES:
                 pictures.append(_picture(data, number, with_instances(output)["instances"]))
-            first = item if number == 0 else first
+            if number == 0:
+                first = item
         gflops = inference_flops(model, [first]) / 1e9
     row: Dict[str, Any] = {
         "name": name,

@@ -1,7 +1,7 @@
 """From the maps of one image to groups of pixels with soft masks."""
 
 import math
-from typing import NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple, Optional, Sequence, Union
 
 import torch
 from detectron2.config import configurable

@@ -3,7 +3,6 @@ import torch
 from torch.nn import functional as F
 
 from rpe_d2.modeling import EmbeddingMaps, MeanShiftLayer, PixelGrouping
-from rpe_d2.modeling.embedding_head import cell_centers
 from rpe_d2.modeling.mask_proposals import suppress_overlaps
 from rpe_d2.modeling.mean_shift_layer import evenly
 from rpe_d2.modeling.pixel_labels import pixel_labels

@@ -1,13 +1,13 @@
 """Face parsing: the Helen data set as Smith et al. (CVPR 2013) released it, named in the config: `DATASETS.HELEN`."""
 
-import io
 import os
 from typing import Any, Dict, List
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
+
+from .generated import encoded, serve_pictures
 
 __all__ = ["HELEN_CLASSES", "HELEN_PARTS", "register_helen"]
 
@@ -88,28 +88,13 @@ def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
     return records
 
 
-class _HelenHandler(PathHandler):
-    """Serves a label map for `helen://ROOT/labels/NAME/NAME`: in each pixel the likeliest of the eleven classes."""
-
-    def _get_supported_prefixes(self) -> List[str]:
-        return [_PREFIX]
-
-    def _open(
-        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
-    ) -> io.BufferedIOBase:
-        self._check_kwargs(kwargs)
-        if mode != "rb":
-            raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
-        stem = path[len(_PREFIX) :]
-        likelihoods = []
-        for label in range(len(HELEN_CLASSES)):
-            with Image.open(f"{stem}_lbl{label:02d}.png") as image:
-                likelihoods.append(np.asarray(image.convert("L")))
-        labels = np.stack(likelihoods).argmax(axis=0).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(labels).save(buffer, format="PNG")
-        buffer.seek(0)
-        return buffer
+def _label_map(stem: str) -> bytes:
+    """Of the picture whose likelihoods are `STEM_lbl00.png` and so on: in each pixel the likeliest class."""
+    likelihoods = []
+    for label in range(len(HELEN_CLASSES)):
+        with Image.open(f"{stem}_lbl{label:02d}.png") as image:
+            likelihoods.append(np.asarray(image.convert("L")))
+    return encoded(np.stack(likelihoods).argmax(axis=0).astype(np.uint8))
 
 
-PathManager.register_handler(_HelenHandler())
+serve_pictures(_PREFIX, _label_map)

@@ -8,7 +8,6 @@ place of instances, `shapes_train_sem_seg` and so on.
 """
 
 import functools
-import io
 import pickle
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
@@ -18,8 +17,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathHandler, PathManager
-from PIL import Image
+
+from .generated import encoded, serve_pictures
 
 __all__ = [
     "SHAPES_CLASSES",
@@ -309,58 +308,31 @@ def _file_name(split: str, index: int, suffix: str = "") -> str:
 
 
 def _encode(split: str, index: int, suffix: str) -> bytes:
-    buffer = io.BytesIO()
-    # BMP, whatever the name says: nothing to compress, and readers go by the content
-    picture = _sem_seg(split, index) if suffix else render_shapes(split, index)
-    Image.fromarray(picture).save(buffer, format="BMP")
-    return buffer.getvalue()
+    return encoded(_sem_seg(split, index) if suffix else render_shapes(split, index))
 
 
 # All small pictures together take 80 MB, as much as a hundred large ones.
 _encode_once = functools.lru_cache(maxsize=SHAPES_SPLITS["train"] + SHAPES_SPLITS["val"])(_encode)
 
 
-class _ShapesHandler(PathHandler):
-    """Serves `shapes://train/000012.png` and so on, rendered when opened."""
-
-    def _get_supported_prefixes(self) -> List[str]:
-        return [_PREFIX]
-
-    def _parse(self, path: str) -> Tuple[str, int, str]:
-        split, _, name = path[len(_PREFIX) :].partition("/")
-        stem = name[: -len(".png")]
-        suffix = _SEM_SEG if stem.endswith(_SEM_SEG) else ""
-        stem = stem.removesuffix(suffix)
-        index = int(stem) if stem.isdecimal() else -1
-        if 0 <= index < SHAPES_SPLITS.get(split, 0) and path == _file_name(split, index, suffix):
-            return split, index, suffix
+def _open(path: str) -> bytes:
+    """Content of `train/000012.png` and so on, rendered when opened."""
+    split, _, name = path.partition("/")
+    stem = name[: -len(".png")]
+    suffix = _SEM_SEG if stem.endswith(_SEM_SEG) else ""
+    stem = stem.removesuffix(suffix)
+    index = int(stem) if stem.isdecimal() else -1
+    known = 0 <= index < SHAPES_SPLITS.get(split, 0)
+    if not known or _PREFIX + path != _file_name(split, index, suffix):
         allowed = " or ".join(
             f"{_file_name(split, 0)} … {size - 1:06d}.png" for split, size in SHAPES_SPLITS.items()
         )
-        raise FileNotFoundError(f"{path}: no such picture; there are {allowed}")
-
-    def _open(
-        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
-    ) -> io.BufferedIOBase:
-        self._check_kwargs(kwargs)
-        if mode != "rb":
-            raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
-        split, index, suffix = self._parse(path)
-        encode = _encode_once if _scale(split) == 1 else _encode
-        return io.BytesIO(encode(split, index, suffix))
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        try:
-            self._parse(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return self._exists(path, **kwargs)
+        raise FileNotFoundError(f"{_PREFIX}{path}: no such picture; there are {allowed}")
+    encode = _encode_once if _scale(split) == 1 else _encode
+    return encode(split, index, suffix)
 
 
-PathManager.register_handler(_ShapesHandler())
+serve_pictures(_PREFIX, _open)
 for _split in SHAPES_SPLITS:
     DatasetCatalog.register(f"shapes_{_split}", functools.partial(load_shapes, _split))
     MetadataCatalog.get(f"shapes_{_split}").set(

@@ -1,16 +1,16 @@
 """What the files of PASCAL VOC and SBD hold: maps of objects and classes, boxes."""
 
-import io
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import numpy as np
-from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 from scipy.io import loadmat
 
 from rpe_d2.data.readable import UnreadableImage
+
+from .generated import encoded, serve_pictures
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -117,28 +117,14 @@ def read_boxes(path: Path) -> List[AnnotatedBox]:
     return boxes
 
 
-class _VOCHandler(PathHandler):
-    """Serves `voc://FILE.png` and `voc://FILE.mat`, a class map of VOC or SBD, as a picture of its numbers."""
-
-    def _get_supported_prefixes(self) -> List[str]:
-        return [CLASS_MAP_PREFIX]
-
-    def _open(
-        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
-    ) -> io.BufferedIOBase:
-        self._check_kwargs(kwargs)
-        if mode != "rb":
-            raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
-        file = Path(path[len(CLASS_MAP_PREFIX) :])
-        if file.suffix == ".mat":
-            (labels,) = _read_mat(file, "GTcls", ("Segmentation",))
-        else:
-            labels = _read_map(file)
-        buffer = io.BytesIO()
-        # Without the palette; BMP, because there is nothing to gain from compressing.
-        Image.fromarray(labels.astype(np.uint8)).save(buffer, format="BMP")
-        buffer.seek(0)
-        return buffer
+def _class_map(path: str) -> bytes:
+    """The class map in FILE.png (VOC) or FILE.mat (SBD), without the palette."""
+    file = Path(path)
+    if file.suffix == ".mat":
+        (labels,) = _read_mat(file, "GTcls", ("Segmentation",))
+    else:
+        labels = _read_map(file)
+    return encoded(labels.astype(np.uint8))
 
 
-PathManager.register_handler(_VOCHandler())
+serve_pictures(CLASS_MAP_PREFIX, _class_map)

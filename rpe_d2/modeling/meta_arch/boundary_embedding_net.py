@@ -6,9 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
-from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage
-from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.ops.color import embedding_to_rgb
@@ -18,10 +16,11 @@ from ..boundary_head import BoundaryHead, BoundaryMaps
 from ..boundary_loss import BoundaryLoss, BoundaryTarget
 from ..config_ranges import check_ranges
 from ..layers import resize_maps
+from .padded_input import PaddedInput
 
 
 @META_ARCH_REGISTRY.register()
-class BoundaryEmbeddingNet(nn.Module):
+class BoundaryEmbeddingNet(PaddedInput):
     """Boundaries from embeddings at several levels of a backbone (Kong & Fowlkes, CVPR 2018, section 5).
 
     Two groups of pixels, boundary and no boundary, are pulled apart on the sphere at every level by the pair loss; a
@@ -58,8 +57,7 @@ class BoundaryEmbeddingNet(nn.Module):
             input_format: channel order of the images, for pictures.
             vis_period: iterations between training pictures; 0: none.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std, [boundary_head.stride])
         self.boundary_head = boundary_head
         self.boundary_loss = boundary_loss
         self.use_logistic = use_logistic
@@ -67,13 +65,6 @@ class BoundaryEmbeddingNet(nn.Module):
         self.thin = thin
         self.input_format = input_format
         self.vis_period = vis_period
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        # Whole cells everywhere: maps of all strides then cover the same padded picture.
-        strides = [shape.stride for shape in backbone.output_shape().values()]
-        self.size_divisibility = max(backbone.size_divisibility, boundary_head.stride, *strides)
 
     @classmethod
     def from_config(cls, cfg):
@@ -93,16 +84,12 @@ class BoundaryEmbeddingNet(nn.Module):
             "vis_period": cfg.VIS_PERIOD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
         """Losses in training (a dict of scalars), else :meth:`inference`."""
         if not self.training:
             return self.inference(batched_inputs)
         targets = [self._target(item) for item in batched_inputs]
-        maps = self._maps([self._normalized(item) for item in batched_inputs])
+        maps = self._maps([self.normalized(item) for item in batched_inputs])
         # Sums over thousands of pixels overflow half precision.
         with torch.autocast(device_type=self.device.type, enabled=False):
             losses = self.boundary_loss(maps, targets, self.boundary_head.centers)
@@ -128,20 +115,14 @@ class BoundaryEmbeddingNet(nn.Module):
             embeddings and logits at stride 1, without padding, and the scores (L, H, W) in 0-1.
         """
         height, width = item["image"].shape[-2:]
-        maps = self._maps([self._normalized(item)]).at_pixels()
+        maps = self._maps([self.normalized(item)]).at_pixels()
         maps = BoundaryMaps(
             maps.embeddings[..., :height, :width], maps.logits[..., :height, :width], 1
         )
         return maps, self._scores(maps)[0]
 
-    def _normalized(self, item: Dict) -> torch.Tensor:
-        return (item["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-
     def _maps(self, images: List[torch.Tensor]) -> BoundaryMaps:
-        images = ImageList.from_tensors(
-            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
-        return self.boundary_head(self.backbone(images.tensor))
+        return self.boundary_head(self.backbone(self.padded(images).tensor))
 
     def _target(self, item: Dict) -> BoundaryTarget:
         if "boundaries" not in item:
@@ -158,7 +139,7 @@ class BoundaryEmbeddingNet(nn.Module):
         return self.boundary_head.centers.scores(maps.embeddings)
 
     def _boundaries(self, item: Dict) -> torch.Tensor:
-        image = self._normalized(item)
+        image = self.normalized(item)
         size = image.shape[-2:]
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         at_scales = [self._at_scale(image, scale, out_size) for scale in self.test_scales]

@@ -7,9 +7,8 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import get_event_storage
-from torch import nn
 from torch.nn import functional as F
 
 from ..config_ranges import check_ranges
@@ -24,6 +23,7 @@ from ..quality_head import QualityHead, best_match, quality_loss
 from ..soft_masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
 from ..training_pictures import loop_embeddings, training_picture
+from .padded_input import PaddedInput
 
 REFINEMENTS = ("", "spn")
 # Groups that cover less of an object (IoU) are not trained to become it.
@@ -31,7 +31,7 @@ _REFINABLE_IOU = 0.5
 
 
 @META_ARCH_REGISTRY.register()
-class PixelEmbeddingNet(nn.Module):
+class PixelEmbeddingNet(PaddedInput):
     """Recurrent pixel embedding for instance grouping (Kong & Fowlkes, CVPR 2018).
 
     Input and output are Detectron2's: a list of dicts with ``image`` (C, H, W) and, in training, ``instances`` and
@@ -86,8 +86,10 @@ class PixelEmbeddingNet(nn.Module):
             input_format: channel order of the images, for pictures.
             vis_period: iterations between training pictures; 0: none.
         """
-        super().__init__()
-        self.backbone = backbone
+        strides = [embedding_head.stride]
+        if mask_propagation is not None:
+            strides.append(mask_propagation.stride)
+        super().__init__(backbone, pixel_mean, pixel_std, strides)
         self.embedding_head = embedding_head
         self.embedding_loss = embedding_loss
         self.mean_shift = mean_shift
@@ -107,15 +109,6 @@ class PixelEmbeddingNet(nn.Module):
         self.return_sem_seg = return_sem_seg
         self.input_format = input_format
         self.vis_period = vis_period
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        # Whole cells everywhere: maps of all strides then cover the same padded picture.
-        strides = [shape.stride for shape in backbone.output_shape().values()]
-        if mask_propagation is not None:
-            strides.append(mask_propagation.stride)
-        self.size_divisibility = max(backbone.size_divisibility, embedding_head.stride, *strides)
 
     @classmethod
     def from_config(cls, cfg):
@@ -154,10 +147,6 @@ class PixelEmbeddingNet(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> List[Dict]:
         """Losses in training (a dict of scalars), else :meth:`inference`."""
@@ -241,13 +230,7 @@ class PixelEmbeddingNet(nn.Module):
         return maps, sizes
 
     def _predict(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> "_Prediction":
-        images = [
-            (item["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-            for item in batched_inputs
-        ]
-        images = ImageList.from_tensors(
-            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
+        images = self.padded([self.normalized(item) for item in batched_inputs])
         features = self.backbone(images.tensor)
         gates = None
         if self.mask_propagation is not None:

@@ -6,9 +6,8 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import BitMasks, Instances
 from scipy.ndimage import distance_transform_edt
-from torch import nn
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
@@ -16,10 +15,11 @@ from ..layers import resize_maps
 from ..pixel_labels import instance_masks
 from ..soft_masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
+from .padded_input import PaddedInput
 
 
 @META_ARCH_REGISTRY.register()
-class SPNRefiner(nn.Module):
+class SPNRefiner(PaddedInput):
     """The universal propagation network (Liu et al., NIPS 2017, section 4): refines masks that others made.
 
     Input is Detectron2's list of dicts with ``image`` (C, H, W). In training ``instances`` with ``gt_masks``, of which
@@ -51,19 +51,12 @@ class SPNRefiner(nn.Module):
             loss_weight: factor of the loss.
             pixel_mean, pixel_std: per channel.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std, [mask_propagation.stride])
         self.mask_propagation = mask_propagation
         self.num_masks = num_masks
         self.coarse_factors = tuple(coarse_factors)
         self.jitter = jitter
         self.loss_weight = loss_weight
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        strides = [shape.stride for shape in backbone.output_shape().values()]
-        self.size_divisibility = max(backbone.size_divisibility, mask_propagation.stride, *strides)
 
     @classmethod
     def from_config(cls, cfg):
@@ -80,10 +73,6 @@ class SPNRefiner(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
         """The loss in training (a dict of a scalar), else :meth:`inference`."""
         if not self.training:
@@ -98,13 +87,7 @@ class SPNRefiner(nn.Module):
 
     def gates(self, batched_inputs: List[Dict]) -> Tuple[torch.Tensor, List[Tuple[int, int]]]:
         """Gates (B, 1, 4 x connections, h, w) of the padded batch, and the images' sizes (H, W)."""
-        images = [
-            (item["image"].to(self.device) - self.pixel_mean) / self.pixel_std
-            for item in batched_inputs
-        ]
-        images = ImageList.from_tensors(
-            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
+        images = self.padded([self.normalized(item) for item in batched_inputs])
         return self.mask_propagation.gates(self.backbone(images.tensor)), images.image_sizes
 
     def _loss(self, instances: Instances, gates: torch.Tensor) -> torch.Tensor:

@@ -212,6 +212,7 @@ class MNCROIHeads(ROIHeads):
             boxes, targets, self.num_classes, self.proposal_append_gt, self._choose
         )
         losses: Dict[str, torch.Tensor] = {}
+        prediction = None
         for number in range(self.num_rounds):
             if number:
                 boxes = self._regressed(prediction, boxes, images.image_sizes, labels)
@@ -327,7 +328,7 @@ class MNCROIHeads(ROIHeads):
         boxes: List[torch.Tensor],
         sizes: List[Tuple[int, int]],
     ) -> List[Instances]:
-        rounds = []
+        rounds, prediction = [], None
         for number in range(self.num_rounds):
             if number:
                 boxes = self._regressed(prediction, boxes, sizes)
