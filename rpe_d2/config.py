@@ -291,7 +291,8 @@ def add_rpe_config(cfg: CN) -> None:
     boundary.TRAIN_POINTS = 2048
     # At inference boundaries are averaged over these sizes of the picture.
     boundary.TEST_SCALES = [1.0]
-    # Thin the boundaries: non-maximum suppression across their direction. The evaluator thins at each threshold anyway.
+    # Thin the boundaries: non-maximum suppression across their direction. Without it the evaluator thins broad bands at
+    # each threshold, which scores clearly worse.
     boundary.THIN = False
 
     # ---- Recurrent mean shift

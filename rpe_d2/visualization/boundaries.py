@@ -39,7 +39,7 @@ def annotator_panels(annotations: np.ndarray, one_by_one: bool = False) -> List[
 
 def boundary_panel(boundaries: np.ndarray, title: str, note: str = "") -> Panel:
     """A map (H, W) of floats 0-1, dark on white."""
-    return image_panel(_ink(boundaries), title, note)
+    return _panel(_ink(boundaries), title, note)
 
 
 def level_panels(
@@ -63,7 +63,7 @@ def level_panels(
     colors, outputs = [], []
     for name, level, score in zip(names, embeddings.detach().cpu(), scores.detach().cpu().numpy()):
         picture = embedding_to_rgb(level, method).permute(1, 2, 0).numpy()
-        colors.append(image_panel(picture, f"embeddings, {name}", f"{dim}-D in {how}"))
+        colors.append(_panel(picture, f"embeddings, {name}", f"{dim}-D in {how}"))
         outputs.append(boundary_panel(score, f"output, {name}", _separation(score, truth)))
     return [colors, outputs]
 
@@ -73,14 +73,19 @@ def _separation(score: np.ndarray, truth: Optional[np.ndarray]) -> str:
     if truth is None or truth.shape != score.shape or not 0 < (truth > 0).mean() < 1:
         return ""
     on, off = np.average(score, weights=truth), score[truth == 0].mean()
-    return f"mean {on:.2f} on boundaries, {off:.2f} elsewhere"
+    return f"{on:.2f} on boundaries, {off:.2f} off"
 
 
 def _line_panel(lines: np.ndarray, title: str, note: str) -> Panel:
     """Lines of one pixel, made as wide as one of the panel's, which would else be blurred away."""
     width = -(-max(lines.shape) // PANEL_SIDE)
     lines = cv2.dilate(lines.astype(np.float32), np.ones((width, width), np.uint8))
-    return image_panel(_ink(lines), title, note)
+    return _panel(_ink(lines), title, note)
+
+
+def _panel(picture: np.ndarray, title: str, note: str) -> Panel:
+    """Enlarged without interpolation, which would leave 0-1."""
+    return image_panel(picture, title, note, smooth=max(picture.shape[:2]) > PANEL_SIDE)
 
 
 def _ink(values: np.ndarray) -> np.ndarray:

@@ -41,6 +41,6 @@ def test_levels():
         assert [p.title for p in colors] == ["embeddings, res2", "embeddings, all"]
         expected = embedding_to_rgb(embeddings[1], method).permute(1, 2, 0)
         assert abs(pictures(colors)[1].mean((0, 1)) - expected.mean((0, 1)).numpy()).max() < 0.05
-    assert outputs[0].note == "mean 1.00 on boundaries, 0.00 elsewhere"
+    assert outputs[0].note == "1.00 on boundaries, 0.00 off"
     np.testing.assert_allclose(pictures(outputs)[1], 0.75, atol=1e-4)
     assert level_panels(embeddings, scores, ["res2", "all"])[1][0].note == ""
