@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from zipfile import ZipFile
@@ -201,7 +202,11 @@ def tiny_redistribution(tmp_path: Path) -> Path:
 def test_redistribution_becomes_detectron2(
     installer: ModuleType, tiny_redistribution: Path, tmp_path: Path
 ) -> None:
-    if not importlib.util.find_spec("pip"):  # importing it would spoil a later import of setuptools
+    try:
+        version(
+            "pip"
+        )  # importing pip, or looking for its spec, would spoil a later import of setuptools
+    except PackageNotFoundError:
         pytest.skip("pip is not installed")
     wheel = installer.build_wheel(tiny_redistribution, tmp_path)
     site = tmp_path / "site"
