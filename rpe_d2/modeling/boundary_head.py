@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import enlarge_maps, normalized_conv
+from .layers import chosen_features, enlarge_maps, normalized_conv
 
 STRIDES = (1, 2, 4, 8)
 # Of the logistic stage's first weights: its inputs are unit vectors, from which small weights make no decision.
@@ -104,12 +104,9 @@ class BoundaryHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         boundary = cfg.MODEL.BOUNDARY
-        in_features = list(boundary.IN_FEATURES) or list(input_shape)
-        missing = [name for name in in_features if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.BOUNDARY.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}"
-            )
+        in_features = chosen_features(
+            "MODEL.BOUNDARY.IN_FEATURES", boundary.IN_FEATURES, input_shape
+        )
         if boundary.STRIDE not in STRIDES:
             raise ValueError(f"MODEL.BOUNDARY.STRIDE is {boundary.STRIDE}; allowed: 1, 2, 4, 8")
         return {

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import enlarge_maps, normalized_conv, resize_maps
+from .layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
 # Shared convolutions do not run on finer maps than this: there a kernel sees little and costs much.
@@ -134,12 +134,7 @@ class EmbeddingHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         rpe = cfg.MODEL.RPE
-        in_features = list(rpe.IN_FEATURES) or list(input_shape)
-        missing = [name for name in in_features if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.RPE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}"
-            )
+        in_features = chosen_features("MODEL.RPE.IN_FEATURES", rpe.IN_FEATURES, input_shape)
         if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in in_features):
             raise ValueError(
                 f"MODEL.RPE.IN_FEATURES is {', '.join(in_features)}; at least one of stride "

@@ -1,12 +1,26 @@
 """Layers that several components share."""
 
-from typing import Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
+
+
+def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> List[str]:
+    """Names of the backbone's outputs that a key chooses; all of them where it is empty.
+
+    Raises:
+        ValueError: the backbone has no such output.
+    """
+    missing = [name for name in names if name not in input_shape]
+    if missing:
+        raise ValueError(
+            f"{key} names {', '.join(missing)}; the backbone has {', '.join(input_shape)}"
+        )
+    return list(names) or list(input_shape)
 
 
 def normalized_conv(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
-from .layers import enlarge_maps, normalized_conv
+from .layers import chosen_features, enlarge_maps, normalized_conv
 
 # Maps are propagated this many values at a time (float32, four directions: 256 MB).
 _PROPAGATED_VALUES = 1 << 24
@@ -219,12 +219,7 @@ def build_guidance(
 ) -> GuidanceNetwork:
     """The guidance network of ``MODEL.SPN`` on the backbone's maps."""
     spn = cfg.MODEL.SPN
-    names = list(spn.IN_FEATURES) or list(input_shape)
-    missing = [name for name in names if name not in input_shape]
-    if missing:
-        raise ValueError(
-            f"MODEL.SPN.IN_FEATURES names {', '.join(missing)}; there are {', '.join(input_shape)}"
-        )
+    names = chosen_features("MODEL.SPN.IN_FEATURES", spn.IN_FEATURES, input_shape)
     _power_of_two("MODEL.SPN.STRIDE", spn.STRIDE)
     return GuidanceNetwork(
         {name: input_shape[name] for name in names},

@@ -97,22 +97,24 @@ def evaluated(detections, images=(1,), **options) -> dict:
     return evaluator.evaluate()["voc_segm"]
 
 
-def check(metrics, **expected):
-    for name, value in expected.items():
-        assert metrics[name] == pytest.approx(value, nan_ok=True), name
+def matches(metrics, **expected) -> bool:
+    found = {name: metrics[name] for name in expected}
+    return found == pytest.approx(expected, nan_ok=True)
 
 
 def test_all_found_and_nothing_found(register):
     one, other = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, one), Truth(1, 2, other)])
     metrics = evaluated([Detection(1, 0, 0.9, one), Detection(1, 2, 0.8, other)])
-    check(metrics, AP50=100, AP70=100, AP50_07=100, AP70_07=100, APvol=100)
-    check(metrics, **{"AP50-a": 100, "AP50-b": np.nan, "APvol-b": np.nan, "AP70_07-c": 100})
-    check(evaluated([]), AP50=0, AP70_07=0, APvol=0, **{"AP50-b": np.nan})
+    assert matches(metrics, AP50=100, AP70=100, AP50_07=100, AP70_07=100, APvol=100)
+    assert matches(
+        metrics, **{"AP50-a": 100, "AP50-b": np.nan, "APvol-b": np.nan, "AP70_07-c": 100}
+    )
+    assert matches(evaluated([]), AP50=0, AP70_07=0, APvol=0, **{"AP50-b": np.nan})
     # A class without ground truth has no score, whatever was found of it.
-    check(evaluated([Detection(1, 1, 0.9, one)]), AP50=0, **{"AP50-b": np.nan})
+    assert matches(evaluated([Detection(1, 1, 0.9, one)]), AP50=0, **{"AP50-b": np.nan})
     register([])
-    check(evaluated([Detection(1, 1, 0.9, one)]), AP50=np.nan, APvol=np.nan)
+    assert matches(evaluated([Detection(1, 1, 0.9, one)]), AP50=np.nan, APvol=np.nan)
 
 
 def test_area_and_eleven_points(register):
@@ -126,16 +128,16 @@ def test_area_and_eleven_points(register):
         Detection(1, 0, 0.7, squares[1]), Detection(1, 0, 0.6, squares[2]),
     ]  # fmt: skip
     metrics = evaluated(found)
-    check(metrics, AP50=100 * (1 + 0.75 + 0.75) / 4)
+    assert matches(metrics, AP50=100 * (1 + 0.75 + 0.75) / 4)
     # Eleven points: 0, .1, .2 at 1; .3 to .7 at 3/4; .8 to 1 at 0.
-    check(metrics, AP50_07=100 * (3 + 5 * 0.75) / 11)
+    assert matches(metrics, AP50_07=100 * (3 + 5 * 0.75) / 11)
 
 
 def test_the_recall_of_three_of_ten_is_three_tenths(register):
     masks = [square(3 * n, 0, 3 * n + 3, 3) for n in range(10)]
     register([Truth(1, 0, mask) for mask in masks])
     found = [Detection(1, 0, 0.9 - n / 10, mask) for n, mask in enumerate(masks[:3])]
-    check(evaluated(found), AP50=30, AP50_07=100 * 4 / 11)
+    assert matches(evaluated(found), AP50=30, AP50_07=100 * 4 / 11)
 
 
 def test_thresholds_are_reached_by_equality(register):
@@ -143,7 +145,9 @@ def test_thresholds_are_reached_by_equality(register):
     register([Truth(1, 0, whole)])
     for width, passed in ((5, 5), (6, 6), (7, 7), (3, 3)):
         metrics = evaluated([Detection(1, 0, 0.9, square(0, 0, width, 10))])
-        check(metrics, AP50=100 * (width >= 5), AP70=100 * (width >= 7), APvol=100 * passed / 9)
+        assert matches(
+            metrics, AP50=100 * (width >= 5), AP70=100 * (width >= 7), APvol=100 * passed / 9
+        )
 
 
 def test_a_second_detection_is_false(register):
@@ -153,7 +157,7 @@ def test_a_second_detection_is_false(register):
         Detection(1, 0, 0.9, one), Detection(1, 0, 0.8, square(0, 0, 10, 9)),
         Detection(1, 0, 0.7, other),
     ]  # fmt: skip
-    check(evaluated(found), AP50=100 * (1 + 2 / 3) / 2)
+    assert matches(evaluated(found), AP50=100 * (1 + 2 / 3) / 2)
 
 
 def test_only_the_volume_looks_for_instances_that_are_left(register):
@@ -162,9 +166,9 @@ def test_only_the_volume_looks_for_instances_that_are_left(register):
     register([Truth(1, 0, left), Truth(1, 0, right)])
     found = [Detection(1, 0, 0.9, left), Detection(1, 0, 0.8, square(0, 0, 15, 10))]
     metrics = evaluated(found)
-    check(metrics, AP50=50, AP70=50)
+    assert matches(metrics, AP50=50, AP70=50)
     # IoU of the second with the right square: 50 / 200 = .25, correct at .1 and .2.
-    check(metrics, APvol=(2 * 100 + 7 * 50) / 9)
+    assert matches(metrics, APvol=(2 * 100 + 7 * 50) / 9)
 
 
 def test_difficult_instances_neither_count_nor_hurt(register):
@@ -173,13 +177,13 @@ def test_difficult_instances_neither_count_nor_hurt(register):
     found = [
         Detection(1, 0, 0.9, hard), Detection(1, 0, 0.8, hard), Detection(1, 0, 0.7, easy)
     ]  # fmt: skip
-    check(evaluated(found), AP50=100, APvol=100)
+    assert matches(evaluated(found), AP50=100, APvol=100)
     counted = evaluated(found, ignore_difficult=False)
-    check(counted, AP50=100 * (1 + 2 / 3) / 2)
-    check(evaluated([]), AP50=0)
-    check(evaluated([], ignore_difficult=False), AP50=0)
+    assert matches(counted, AP50=100 * (1 + 2 / 3) / 2)
+    assert matches(evaluated([]), AP50=0)
+    assert matches(evaluated([], ignore_difficult=False), AP50=0)
     register([Truth(1, 0, hard, difficult=True)])
-    check(evaluated(found), AP50=np.nan)
+    assert matches(evaluated(found), AP50=np.nan)
 
 
 def test_crowds_neither_count_nor_hurt(register):
@@ -189,7 +193,7 @@ def test_crowds_neither_count_nor_hurt(register):
         Detection(1, 0, 0.9, square(14, 2, 18, 8)), Detection(1, 0, 0.8, one),
         Detection(1, 1, 0.9, square(14, 2, 18, 8)),
     ]  # fmt: skip
-    check(evaluated(found), AP50=100, APvol=100)
+    assert matches(evaluated(found), AP50=100, APvol=100)
 
 
 def random_case(seed):
@@ -227,7 +231,7 @@ def test_metrics_are_the_definition(register, seed):
     for number, label in enumerate(LABELS):
         expected = {name.replace(f"-{number}", f"-{label}"): v for name, v in expected.items()}
     assert set(metrics) == set(expected) and 0 < expected["APvol"] < 100
-    check(metrics, **expected)
+    assert matches(metrics, **expected)
 
 
 def test_ids_of_a_coco_file(register, tmp_path):
@@ -251,7 +255,7 @@ def test_ids_of_a_coco_file(register, tmp_path):
     try:
         found = [Detection(5, 1, 0.9, hard), Detection(5, 1, 0.8, one)]
         metrics = evaluated(found, images=(5,))
-        check(metrics, AP50=100, **{"AP50-a": np.nan, "AP50-b": 100})
+        assert matches(metrics, AP50=100, **{"AP50-a": np.nan, "AP50-b": 100})
     finally:
         MetadataCatalog.pop(NAME)
 
@@ -294,11 +298,11 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
             outputs["instances"] = outputs["instances"][kept]
             evaluator.process([record], [outputs])
         metrics = evaluator.evaluate()["voc_segm"]
-        check(metrics, AP50=100, APvol=100, **{"AP50-person": 100, "AP50-cat": np.nan})
+        assert matches(metrics, AP50=100, APvol=100, **{"AP50-person": 100, "AP50-cat": np.nan})
         counted = VOCInstanceEvaluator("voc_2012_val", ignore_difficult=False)
         counted._results = evaluator._results
         # Two of three people: the difficult one is not found.
-        check(counted.evaluate()["voc_segm"], **{"AP50-person": 100 * 2 / 3})
+        assert matches(counted.evaluate()["voc_segm"], **{"AP50-person": 100 * 2 / 3})
 
         # The aeroplane with its void band: 18 x 14 of 20 x 16 pixels.
         evaluator.reset()
@@ -307,7 +311,9 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
         output = output_of([Detection(0, 0, 0.9, whole)], size=voc_tree.SIZE)
         evaluator.process([records[0]], [output])
         iou = 18 * 14 / (20 * 16)
-        check(evaluator.evaluate()["voc_segm"], **{"APvol-aeroplane": 100 * int(iou * 10) / 9})
+        assert matches(
+            evaluator.evaluate()["voc_segm"], **{"APvol-aeroplane": 100 * int(iou * 10) / 9}
+        )
 
 
 def _evaluate_on_rank(root, out):

@@ -271,7 +271,10 @@ def test_one_map_for_all_classes():
         ),
         ((*GUIDED, "MODEL.ROI_MASK_HEAD.IN_FEATURES", ["image"]), "a map beside the picture"),
         ((*REFINER, "MODEL.SPN.STRIDE", 3), "MODEL.SPN.STRIDE is 3; allowed: 1, 2, 4"),
-        ((*REFINER, "MODEL.SPN.IN_FEATURES", ["p9"]), "MODEL.SPN.IN_FEATURES names p9; there are"),
+        (
+            (*REFINER, "MODEL.SPN.IN_FEATURES", ["p9"]),
+            "MODEL.SPN.IN_FEATURES names p9; the backbone has",
+        ),
         (
             (*SEM_SEG, "MODEL.SPN.SEM_SEG_HEAD", "SPNSemSegHead"),
             "MODEL.SPN.SEM_SEG_HEAD is 'SPNSemSegHead'; allowed",

@@ -7,6 +7,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads, build_mask_head
 
+from ..layers import chosen_features
+
 
 class MaskFeatures:
     """In ROI heads: hands the maps in ``MODEL.ROI_MASK_HEAD.IN_FEATURES`` to the mask head, whole.
@@ -24,11 +26,7 @@ class MaskFeatures:
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r}; allowed with "
                 'MODEL.ROI_MASK_HEAD.IN_FEATURES: ""'
             )
-        missing = [name for name in names if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.ROI_MASK_HEAD.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}"
-            )
+        chosen_features("MODEL.ROI_MASK_HEAD.IN_FEATURES", names, input_shape)
         shapes = {name: input_shape[name] for name in names}
         return {
             "mask_in_features": names,
