@@ -40,7 +40,8 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Batches of IMS_PER_BATCH whose mean gradient makes one step; MAX_ITER counts steps.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # With SOLVER.AMP.ENABLED: "float16" (with a loss scaler) or "bfloat16". On a CPU training stays in float32.
+    # With SOLVER.AMP.ENABLED: "float16" (CUDA only, with a loss scaler; on a CPU training stays in float32) or "bfloat16"
+    # (also on a CPU, where it is faster if the CPU has AVX512-BF16 or AMX).
     cfg.SOLVER.AMP.PRECISION = "float16"
     cfg.SOLVER.EMA = ema = CN()
     # Evaluate, and save beside the trained ones, weights averaged over about the last 1 / (1 - DECAY) steps.

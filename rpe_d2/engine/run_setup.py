@@ -99,9 +99,10 @@ def use_available_device(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s and CUDA is not available: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-        logger.warning("SOLVER.AMP needs CUDA: training in float32")
-        cfg.SOLVER.AMP.ENABLED = False
+    amp = cfg.SOLVER.AMP
+    if amp.ENABLED and amp.PRECISION == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.warning("SOLVER.AMP.PRECISION float16 needs CUDA: training in float32")
+        amp.ENABLED = False
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> int:
