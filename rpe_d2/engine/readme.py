@@ -11,7 +11,7 @@ from detectron2.config import get_cfg
 
 from rpe_d2 import config
 
-from .run_record import run_title
+from .run_record import UNTITLED, run_title
 
 _ASSIGNMENT = re.compile(r"\s*(cfg(?:\.\w+)*|\w+)\.([A-Z][A-Z_0-9]*) = (?:(\w+) = )?(.*)")
 
@@ -78,6 +78,51 @@ def _scores(record: dict, task: str, names: Tuple[str, ...]) -> List[str]:
     return ["–" if value is None else f"{value:.1f}" for value in values]
 
 
+def ablation_table(folder: Path) -> str:
+    """Markdown table of the run records of an ablation in a folder: one row a setting, mean and range over its seeds.
+
+    A setting is what a run overrides beyond what all runs override. The difference is to the runs that override nothing
+    more; where the ranges over the seeds overlap it is called none.
+    """
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    shared = set.intersection(*(set(_pairs(record)) for record in records)) if records else set()
+    groups: Dict[str, List[dict]] = {}
+    for record in records:
+        changed = [f"{key} {value}" for key, value in _pairs(record) if (key, value) not in shared]
+        setting = ", ".join(changed) + (" (at inference only)" if not record["iterations"] else "")
+        groups.setdefault(setting, []).append(record)
+    rows = [
+        "| setting | AP | difference | AP50 | touching: AP | seeds | iterations | CPU minutes a run |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    reference = [record["metrics"]["segm"]["AP"] for record in groups.get("", [])]
+    for name, runs in sorted(groups.items()):
+        scores = [run["metrics"]["segm"]["AP"] for run in runs]
+        difference = "–"
+        if name and reference:
+            change = statistics.mean(scores) - statistics.mean(reference)
+            apart = max(scores) < min(reference) or min(scores) > max(reference)
+            difference = f"{change:+.1f}" if apart else f"none ({change:+.1f})"
+        rows.append(
+            f"| {name or 'as configured'} | {_over_seeds(scores)} | {difference} "
+            f"| {_over_seeds([run['metrics']['segm']['AP50'] for run in runs])} "
+            f"| {_over_seeds([run['metrics']['segm_touching']['AP'] for run in runs])} "
+            f"| {', '.join(sorted(str(run['seed']) for run in runs))} | {runs[0]['iterations']} "
+            f"| {statistics.mean(run['cpu_seconds'] for run in runs) / 60:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def _pairs(record: dict) -> List[Tuple[str, str]]:
+    """The overrides of a run that make its setting."""
+    overrides = record["overrides"]
+    return [
+        (key, value)
+        for key, value in zip(overrides[::2], overrides[1::2])
+        if key not in UNTITLED and not key.startswith("DATASETS.")
+    ]
+
+
 def proposals_table(folder: Path) -> str:
     """Markdown table of the run records of proposals in a folder: one row a configuration, mean and range over seeds."""
     groups: Dict[str, List[dict]] = {}
@@ -105,11 +150,13 @@ def proposals_table(folder: Path) -> str:
             _over_seeds([record["metrics"].get("segm", {}).get("AP") for record in records])
         )
         filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
-        minutes = statistics.mean(record["seconds"] for record in records) / 60
+        # A resumed run's record knows the time of its last part alone.
+        whole = [r["seconds"] for r in records if "--resume" not in r.get("command", "").split()]
+        minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
         rows.append(
             f"| {title}{' (masks: filled boxes)' if filled else ''} | {' | '.join(cells)} | {seeds} "
-            f"| {records[0]['iterations']} | {minutes:.1f} |"
+            f"| {records[0]['iterations']} | {minutes} |"
         )
     return "\n".join(rows)
 
@@ -237,6 +284,7 @@ def update_readme(text: str, results: Path) -> str:
         ("config keys", config_table()),
         ("results", results_table(results)),
         ("search", results_table(results, "search")),
+        ("ablations", ablation_table(results / "ablations")),
         ("proposals", proposals_table(results / "proposals")),
         ("benchmarks", benchmark_table(results)),
         ("refinement", refinement_table(results / "spn")),

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from .files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_UNTITLED = (
+UNTITLED = (
     "OUTPUT_DIR",
     "SEED",
     "MODEL.WEIGHTS",
@@ -74,7 +74,7 @@ def run_title(config_file: str, opts: List[str]) -> str:
     pairs = [
         f"{key} {value}"
         for key, value in zip(opts[::2], opts[1::2])
-        if key not in _UNTITLED and not key.startswith("DATASETS.")
+        if key not in UNTITLED and not key.startswith("DATASETS.")
     ]
     return ", ".join([name.removeprefix("configs/"), *pairs])
 

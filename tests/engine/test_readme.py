@@ -5,7 +5,13 @@ from pathlib import Path
 from detectron2.config import get_cfg
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.engine.readme import config_table, proposals_table, results_table, update_readme
+from rpe_d2.engine.readme import (
+    ablation_table,
+    config_table,
+    proposals_table,
+    results_table,
+    update_readme,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +87,30 @@ def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):
         "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | 50.0 (50.0–50.0) |"
     )
     assert row.endswith("| – | 1, 2, 3 | 5 | 2.0 |")
+
+
+def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):
+    def write(name, seed, AP, *overrides, iterations=5):
+        record = {
+            "overrides": ["SEED", str(seed), "SOLVER.IMS_PER_BATCH", "2", *overrides],
+            "metrics": {"segm": {"AP": AP, "AP50": 60.0}, "segm_touching": {"AP": 9.0}},
+            "iterations": iterations,
+            "cpu_seconds": 60,
+            "seed": seed,
+        }
+        (tmp_path / f"{name}_{seed}.json").write_text(json.dumps(record))
+
+    for seed, base, close, far in ((1, 40.0, 41.0, 30.0), (2, 42.0, 45.0, 32.0)):
+        write("base", seed, base)
+        write("close", seed, close, "MODEL.RPE.STRIDE", "4")
+        write("far", seed, far, "MODEL.RPE.QUALITY", "False", iterations=0)
+    _, _, base, far, close = ablation_table(tmp_path).splitlines()
+    assert base.startswith("| as configured | 41.0 (40.0–42.0) | – | 60.0 (60.0–60.0) |")
+    assert base.endswith("| 1, 2 | 5 | 1.0 |")
+    assert far.startswith(
+        "| MODEL.RPE.QUALITY False (at inference only) | 31.0 (30.0–32.0) | -10.0 |"
+    )
+    assert close.startswith("| MODEL.RPE.STRIDE 4 | 43.0 (41.0–45.0) | none (+2.0) |")
 
 
 def test_every_recorded_result_is_complete():
