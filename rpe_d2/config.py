@@ -28,6 +28,15 @@ def add_rpe_config(cfg: CN) -> None:
     # Also evaluate boundaries: Boundary AP of instances, Boundary IoU of semantic maps, at 2 % of the picture's diagonal
     # and at 2 pixels and 1 pixel (BoundaryAPEvaluator).
     cfg.TEST.BOUNDARIES = False
+    # Refine semantic scores by a fully connected CRF before they are evaluated, to compare with (needs pydensecrf2).
+    cfg.TEST.DENSE_CRF = crf = CN()
+    crf.ENABLED = False
+    # Iterations of mean-field inference.
+    crf.ITERATIONS = 5
+    # The appearance kernel: sigma in the picture (pixels) and in each colour channel (0-255), and weight.
+    crf.POSITION = 80.0
+    crf.COLOR = 13.0
+    crf.WEIGHT = 10.0
     # Also evaluate AP^r, PASCAL VOC's average precision with the IoU of masks (VOCInstanceEvaluator). Data sets of
     # DATASETS.VOC always are.
     cfg.TEST.VOC_AP = False

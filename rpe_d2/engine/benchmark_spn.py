@@ -9,6 +9,7 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
+from rpe_d2.evaluation import DenseCRF
 from rpe_d2.ops.propagation import normalize_gates, spatial_propagation
 
 from .benchmark_model import timed
@@ -202,9 +203,9 @@ def _run_crf(args: argparse.Namespace) -> Optional[dict]:
     Both refine synthetic scores of 21 classes for a picture of 512 x 512. The CRF runs on one CPU thread.
     """
     try:
-        refine = dense_crf()
-    except ImportError:
-        print("dense CRF: left out, pydensecrf2 is not installed (pip install -e '.[crf]')")
+        refine = DenseCRF(args.crf_iterations)
+    except ValueError as error:
+        print(f"left out: {error}")
         return None
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (_CRF_SIZE, _CRF_SIZE, 3), dtype=np.uint8)
@@ -220,7 +221,7 @@ def _run_crf(args: argparse.Namespace) -> Optional[dict]:
 
     seconds: Dict[str, List[float]] = {"crf": [], "two_units": []}
     for repetition in range(min(args.repeat, 3) + 1):
-        crf = timed(lambda: refine(picture, probabilities, args.crf_iterations), "cpu")
+        crf = timed(lambda: refine(picture, probabilities), "cpu")
         units = timed(propagate, args.device)
         if repetition:  # the first is the warm-up
             seconds["crf"].append(crf)
@@ -238,27 +239,3 @@ def _run_crf(args: argparse.Namespace) -> Optional[dict]:
         "faster": round(ratio, 2),
         "iterations": args.crf_iterations,
     }
-
-
-def dense_crf() -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
-    """A fully connected CRF (Krähenbühl & Koltun, NIPS 2011) with the library's usual kernels.
-
-    Returns:
-        A function of a picture (H, W, 3) uint8 RGB, probabilities (K, H, W) float32 and a number of iterations that
-        returns probabilities (K, H, W).
-
-    Raises:
-        ImportError: pydensecrf2 is not installed.
-    """
-    from pydensecrf.densecrf import DenseCRF2D
-    from pydensecrf.utils import unary_from_softmax
-
-    def refine(picture: np.ndarray, probabilities: np.ndarray, iterations: int) -> np.ndarray:
-        count, height, width = probabilities.shape
-        crf = DenseCRF2D(width, height, count)
-        crf.setUnaryEnergy(unary_from_softmax(np.ascontiguousarray(probabilities)))
-        crf.addPairwiseGaussian(sxy=3, compat=3)
-        crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=np.ascontiguousarray(picture), compat=10)
-        return np.array(crf.inference(iterations)).reshape(count, height, width)
-
-    return refine

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 import logging
 import os
 import pickle
@@ -144,6 +145,12 @@ def check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     for key, value, allowed, text in (
         ("SOLVER.ACCUMULATE_STEPS", solver.ACCUMULATE_STEPS, solver.ACCUMULATE_STEPS >= 1, "1 or more"),
+        (
+            "TEST.DENSE_CRF.ENABLED",
+            cfg.TEST.DENSE_CRF.ENABLED,
+            not cfg.TEST.DENSE_CRF.ENABLED or importlib.util.find_spec("pydensecrf") is not None,
+            "False, or True after pip install -e '.[crf]'",
+        ),
         ("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, solver.AMP.PRECISION in PRECISIONS, ", ".join(PRECISIONS)),
         ("SOLVER.EMA.DECAY", solver.EMA.DECAY, 0 < solver.EMA.DECAY < 1, "above 0 and below 1"),
         ("SOLVER.MAX_NONFINITE_STEPS", solver.MAX_NONFINITE_STEPS, solver.MAX_NONFINITE_STEPS >= 0, "0 or more"),

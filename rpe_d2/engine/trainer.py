@@ -34,6 +34,8 @@ from rpe_d2.data import (
 from rpe_d2.evaluation import (
     BoundaryAPEvaluator,
     BSDSBoundaryEvaluator,
+    DenseCRF,
+    DenseCRFEvaluator,
     InstanceEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
@@ -304,7 +306,12 @@ class Trainer(DefaultTrainer):
             evaluators.append(MaskProposalEvaluator(dataset_name))
         if cfg.TEST.BOUNDARIES:
             evaluators.append(BoundaryAPEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE))
-        return DatasetEvaluators(evaluators)
+        evaluator = DatasetEvaluators(evaluators)
+        if evaluator_type == "sem_seg" and cfg.TEST.DENSE_CRF.ENABLED:
+            crf = cfg.TEST.DENSE_CRF
+            refinement = DenseCRF(crf.ITERATIONS, crf.POSITION, crf.COLOR, crf.WEIGHT)
+            return DenseCRFEvaluator(refinement, evaluator)
+        return evaluator
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from .boundary_ap_evaluator import BoundaryAPEvaluator
 from .bsds_boundary_evaluator import BSDSBoundaryEvaluator
+from .dense_crf import DenseCRF, DenseCRFEvaluator
 from .instance_evaluator import InstanceEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
@@ -10,6 +11,8 @@ from .voc_instance_evaluator import VOCInstanceEvaluator
 __all__ = [
     "BSDSBoundaryEvaluator",
     "BoundaryAPEvaluator",
+    "DenseCRF",
+    "DenseCRFEvaluator",
     "InstanceEvaluator",
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",

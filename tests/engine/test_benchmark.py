@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -13,7 +12,6 @@ from fvcore.nn import FlopCountAnalysis
 from rpe_d2.engine.benchmark import main
 from rpe_d2.engine.benchmark_model import attention_flops
 from rpe_d2.engine.benchmark_processes import predicted_seconds
-from rpe_d2.engine.benchmark_spn import dense_crf
 from rpe_d2.engine.run_setup import load_config
 from tests.conftest import ROOT
 
@@ -165,19 +163,3 @@ def test_propagation_agrees_with_the_obvious_forms(tmp_path: Path, capsys) -> No
     with pytest.raises(SystemExit):
         main(["spn", "--shape", "8x8"])
     assert "allowed: four sizes" in capsys.readouterr().err
-
-
-def test_dense_crf_smooths() -> None:
-    pytest.importorskip(
-        "pydensecrf", reason="pydensecrf2 is not installed: pip install -e '.[crf]'"
-    )
-    picture = np.zeros((20, 30, 3), np.uint8)
-    picture[:, 15:] = 255
-    rng = np.random.default_rng(0)
-    left = np.where(np.arange(30) < 15, 0.7, 0.3) + rng.uniform(-0.35, 0.29, (20, 30))
-    probabilities = np.stack([left, 1 - left]).astype(np.float32).clip(0.01, 0.99)
-    refined = dense_crf()(picture, probabilities, 5)
-    assert refined.shape == (2, 20, 30) and np.allclose(refined.sum(axis=0), 1, atol=1e-4)
-    truth = np.broadcast_to(np.arange(30) >= 15, (20, 30))
-    assert (probabilities.argmax(axis=0) == truth).mean() < 0.95
-    assert (refined.argmax(axis=0) == truth).mean() > 0.99
