@@ -28,9 +28,10 @@ class PixelLabelMapper(DatasetMapper):
     * `instances`: `gt_boxes`, `gt_classes` (N,) int64 and, whatever `MODEL.MASK_ON` and `INPUT.MASK_FORMAT`
       say, `gt_masks`, a `BitMasks` of (N, H, W) bool. Without objects N is 0 and all three are there.
       Boxes are tight again after cropping. An annotation without a mask counts as its filled box.
-    * `ignore_mask`: (H, W) bool tensor, True on crowd regions (`iscrowd: 1`), transformed like the image.
-      Detectron2 drops crowds, which would make background of them. Only present if the image has a
-      crowd annotation. Where it overlaps an instance, the instance is the better label.
+    * `ignore_mask`: (H, W) bool tensor, True on crowd regions (`iscrowd: 1`) and on the dataset dict's
+      "ignore" (an RLE; VOC's void pixels), transformed like the image. Detectron2 drops crowds, which
+      would make background of them. Only present if the image has one of both. Where it overlaps an
+      instance, the instance is the better label.
 
     Everything else, and all of it in testing, is as in `detectron2.data.DatasetMapper`.
     """
@@ -64,10 +65,12 @@ class PixelLabelMapper(DatasetMapper):
         crowds = [a for a in annotations if a.get("iscrowd", 0)]
         objects = [a for a in annotations if not a.get("iscrowd", 0)]
 
-        if crowds:
-            crowd_mask = np.any([_to_bitmask(a, size) for a in crowds], axis=0)
-            crowd_mask = transforms.apply_segmentation(crowd_mask.astype(np.uint8))
-            dataset_dict["ignore_mask"] = torch.from_numpy(crowd_mask > 0)
+        ignored = [_to_bitmask(a, size) for a in crowds]
+        if "ignore" in dataset_dict:
+            ignored.append(_to_bitmask({"segmentation": dataset_dict.pop("ignore")}, size))
+        if ignored:
+            mask = np.any(ignored, axis=0).astype(np.uint8)
+            dataset_dict["ignore_mask"] = torch.from_numpy(transforms.apply_segmentation(mask) > 0)
 
         if not objects:
             # upstream leaves out gt_masks, and fails on that when boxes are to be recomputed

@@ -105,6 +105,8 @@ def test_masks_for_training(root):
     found = mapped["instances"].gt_masks.tensor.numpy()
     assert np.array_equal(found, expected_masks(voc_tree.DEFAULT))
     assert mapped["instances"].gt_classes.tolist() == [0, 14, 14]
+    void = voc_tree.maps(voc_tree.DEFAULT)[0] == 255
+    assert void.any() and np.array_equal(mapped["ignore_mask"].numpy(), void)
 
 
 @pytest.mark.parametrize("layout", ["VOC2012", "devkit", "only SBD"])

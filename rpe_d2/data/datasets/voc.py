@@ -171,7 +171,8 @@ def register_voc(root: str) -> None:
     Nothing is read before a data set is used; it is then kept for the life of the process.
 
     * Instances: masks as compressed RLE, tight boxes, classes 0-19 in the official, alphabetical order. Void pixels
-      are nobody's. `image_id` is 2007000032 for `2007_000032` (other names: their place in the list), because
+      are nobody's; `ignore` holds them (compressed RLE; absent where there are none, as in SBD), and
+      `PixelLabelMapper` leaves them out of training. `image_id` is 2007000032 for `2007_000032` (other names: their place in the list), because
       pycocotools fails on strings. Annotations have `difficult`: whether the object of the same class whose box in
       `Annotations/*.xml` overlaps the mask's most, by an IoU of at least .5, is marked so; False in SBD, whose
       evaluations know of no such thing.
@@ -289,6 +290,8 @@ def _load_pickled(split: VOCSplit) -> bytes:
             _annotation(objects == number, category, boxes)
             for number, category in categories.items()
         ]
+        if (objects == VOID).any():
+            record["ignore"] = _encoded(objects == VOID)
     logger.info("%s: %d images read in %.0f s", split.name, len(records), time.time() - start)
     return pickle.dumps(records)
 
@@ -323,16 +326,21 @@ def _records(split: VOCSplit) -> List[Dict[str, Any]]:
 
 
 def _annotation(mask: np.ndarray, category: int, boxes: List[AnnotatedBox]) -> Dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    box = mask_util.toBbox(rle).tolist()
+    segmentation = _encoded(mask)
+    box = mask_util.toBbox(segmentation).tolist()
     return {
         "bbox": box,
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": category,
         "iscrowd": 0,
         "difficult": _is_difficult(category, box, boxes),
-        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
+        "segmentation": segmentation,
     }
+
+
+def _encoded(mask: np.ndarray) -> Dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 
 def _is_difficult(category: int, box: List[float], boxes: List[AnnotatedBox]) -> bool:
