@@ -1,16 +1,19 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
+import pytest
 from detectron2.config import get_cfg
 
 from rpe_d2 import add_rpe_config
 from rpe_d2.engine.readme import (
+    PAGES,
     ablation_table,
     config_table,
     proposals_table,
     results_table,
-    update_readme,
+    update_pages,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +27,25 @@ def flat_keys(node, prefix=""):
             yield prefix + key
 
 
-def test_readme_tables_are_up_to_date():
+def test_tables_are_up_to_date():
+    for page, text in update_pages(ROOT).items():
+        assert page.read_text() == text, "run tools/update_readme.py"
+
+
+def test_a_table_without_a_place_is_named(tmp_path):
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     text = (ROOT / "README.md").read_text()
-    assert update_readme(text, ROOT / "results") == text, "run tools/update_readme.py"
+    (tmp_path / "README.md").write_text(text.replace("<!-- end of results -->", ""))
+    with pytest.raises(ValueError, match="end of results.*0 of README.md"):
+        update_pages(tmp_path)
+
+
+def test_links_between_pages_lead_somewhere():
+    for name in PAGES:
+        page = ROOT / name
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        assert all((page.parent / link).exists() for link in links), name
 
 
 def test_every_added_key_is_in_the_table_with_a_meaning():
