@@ -135,7 +135,7 @@ def proposals_table(folder: Path) -> str:
     boxes = ["AR@10", "AR@100", "AR@1000"]
     names = [f"mask {name}" for name in masks] + [f"box {name}" for name in boxes] + ["mask AP"]
     rows = [
-        f"| run | {' | '.join(names)} | seeds | iterations | minutes a run |",
+        f"| run | {' | '.join(names)} | seeds | iterations | CPU minutes a run |",
         "|" + "---|" * (len(names) + 4),
     ]
     for title, records in sorted(groups.items()):
@@ -152,7 +152,7 @@ def proposals_table(folder: Path) -> str:
         )
         filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
         # A resumed run's record knows the time of its last part alone.
-        whole = [r["seconds"] for r in records if "--resume" not in r.get("command", "").split()]
+        whole = [r["cpu_seconds"] for r in records if "--resume" not in r.get("command", "").split()]
         minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
         rows.append(

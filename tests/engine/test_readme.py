@@ -97,7 +97,7 @@ def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):
             "overrides": ["SEED", str(seed), "OUTPUT_DIR", f"out{seed}"],
             "metrics": {"proposals_segm_of_filled_boxes": masks, "proposals_bbox": masks},
             "iterations": 5,
-            "seconds": 60 * seed,
+            "cpu_seconds": 60 * seed,
             "seed": seed,
         }
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
