@@ -3,9 +3,12 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.modeling.proposal_generator.sharp_mask import SharpLevel
 from rpe_d2.modeling.proposal_generator.window_proposals import (
     IGNORED,
     NEGATIVE,
@@ -64,9 +67,16 @@ def item_of(size=(64, 96), squares=SQUARES):
     return training_input(size, squares, (0,) * len(squares))
 
 
+def images_of(model, *items):
+    """The padded batch, as both of Detectron2's networks make it."""
+    mean, std = model.pixel_mean, model.pixel_std
+    images = [(item["image"].to(mean) - mean) / std for item in items]
+    return ImageList.from_tensors(images, model.backbone.size_divisibility)
+
+
 def pyramid_of(model, *items):
     """Generator, windows, pyramid and padded batch."""
-    images = model.preprocess_image(list(items))
+    images = images_of(model, *items)
     features = model.backbone(images.tensor)
     generator = model.proposal_generator
     maps = [features[name] for name in generator.in_features]
@@ -97,7 +107,7 @@ def test_dense_is_window_by_window(overrides):
 def test_a_window_is_a_patch_of_the_features():
     """DeepMask's layers on a patch cut from the features by hand, outside of them zeros."""
     model = model_of(*DEEP).double().eval()
-    images = model.preprocess_image([item_of()])
+    images = images_of(model, item_of())
     features = model.backbone(images.tensor)
     generator = model.proposal_generator
     head, cells = generator.head, generator.window
@@ -205,7 +215,7 @@ def test_proposals_in_training_are_boxes_and_can_be_left_out(overrides):
     for topk in (20, 0):
         model.proposal_generator.post_nms_topk[True] = topk
         item = item_of()
-        images = model.preprocess_image([item])
+        images = images_of(model, item)
         features = model.backbone(images.tensor)
         found, _ = model.proposal_generator(images, features, [item["instances"]])
         assert set(found[0].get_fields()) == {"proposal_boxes", "objectness_logits"}
@@ -233,17 +243,17 @@ def test_a_crowd_is_background():
 def test_training_learns(overrides):
     model = model_of(*overrides)
     model.proposal_generator.post_nms_topk[True] = 0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     item, history = item_of(), []
     with EventStorage():
-        for _ in range(40):
+        for _ in range(30):
             losses = model([item])
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
             history.append([float(loss) for loss in losses.values()])
     history = torch.tensor(history)
-    assert (history[-5:].mean(dim=0) < 0.6 * history[:2].mean(dim=0)).all(), history[[0, -1]]
+    assert (history[-10:].mean(dim=0) < 0.8 * history[:2].mean(dim=0)).all(), history[[0, -1]]
 
 
 def test_sharpmask_trains_the_refinement_alone(tmp_path):
@@ -268,7 +278,7 @@ def test_sharpmask_trains_the_refinement_alone(tmp_path):
     for name, value in sharp.state_dict().items():
         assert torch.equal(value, before[name]) == (".refinement." not in name), name
     with torch.no_grad():  # the scores are DeepMask's
-        images = deep.preprocess_image([item_of()])
+        images = images_of(deep, item_of())
         scores = [
             model.eval().proposal_generator(images, model.backbone(images.tensor))[0][0]
             for model in (deep, sharp)
@@ -304,17 +314,29 @@ def test_the_authors_sharpmask():
 
 
 def test_skip_maps_lie_under_their_windows():
-    """A refinement that passes its finest skip map on shows the picture's own place in every window."""
-    model = model_of(*SHARP).eval()
-    generator, grid, pyramid, images = pyramid_of(model, item_of())
-    y, x = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
-    for number, level in enumerate(pyramid):
-        stride = generator.strides[number]
-        for skip, fine in zip(level.skips, (1, 2)):
-            assert skip.shape[-1] == level.maps.shape[-1] * fine
-            assert skip.shape[-2] == level.maps.shape[-2] * fine
-        # Not padded, the same maps begin generator.window // 2 cells later.
-        assert stride == pytest.approx((8, 4 / 0.7071, 4)[number])
+    """Skip maps that hold their cells' own places: windows read those of their box, at both strides."""
+    generator = model_of(*SHARP).proposal_generator
+    refinement = generator.refinement
+    refinement.horizontal = nn.ModuleList([nn.Identity(), nn.Identity()])
+    refinement.forward = lambda codes, skips: skips
+
+    def places(stride, height, width):
+        y, x = ((torch.arange(side) + 0.5) * stride for side in (height, width))
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]
+
+    # The finer map may end before the coarse one.
+    features = [places(4, 6, 9), places(2, 12, 17)]
+    pyramid = [SharpLevel(None, refinement.padded_skips(features))]
+    grid = window_grid(features[:1], [4], 8)
+    index = torch.arange(0, len(grid.level), 3)
+    windows = grid.of(torch.zeros_like(index), index)
+    for found, stride, width in zip(generator.masks(pyramid, None, windows), (4, 2), (36, 34)):
+        steps = (torch.arange(32 // stride) + 0.5) * stride
+        y = (grid.boxes[index, 1, None] + steps)[:, :, None].expand_as(found[:, 0])
+        x = (grid.boxes[index, 0, None] + steps)[:, None, :].expand_as(found[:, 1])
+        inside = (x > 0) & (y > 0) & (x < width) & (y < 24)
+        assert inside.any() and not inside.all()
+        assert torch.equal(found[:, 0], y * inside) and torch.equal(found[:, 1], x * inside)
 
 
 @pytest.mark.parametrize(
