@@ -228,7 +228,7 @@ def add_rpe_config(cfg: CN) -> None:
     # Of two proposals whose boxes overlap by more than this IoU the worse one is dropped; 1: none is.
     instance_fcn.NMS_THRESH = 0.8
     # Probability from which on a cell belongs to the object.
-    instance_fcn.MASK_THRESHOLD = 0.4
+    instance_fcn.MASK_THRESHOLD = 0.5
 
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()
