@@ -81,6 +81,12 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.MODEL.GUIDED_BACKBONE = guided = CN()
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
     guided.NAME = "build_resnet_fpn_backbone"
+    # Run it also on the picture at these scales; their outputs are named "res4@0.5" and so on.
+    guided.SCALES = []
+    # Add the output "stem": a ResNet's first convolution, at stride 2.
+    guided.STEM = False
+    # Keep its parameters, and the statistics of its batch normalisation, as they are.
+    guided.FREEZE = False
 
     # ---- VGG-16 (build_vgg16_backbone); BACKBONE.FREEZE_AT counts its blocks
     cfg.MODEL.VGG = vgg = CN()
@@ -158,6 +164,81 @@ def add_rpe_config(cfg: CN) -> None:
     # Masks of boxes with this IoU vote for each other; voted masks are cut at MASK_THRESHOLD.
     fcis.VOTE_IOU = 0.5
     fcis.MASK_THRESHOLD = 0.4
+
+    # ---- Mask proposals from windows on a pyramid of maps (DeepMask, SharpMask)
+    cfg.MODEL.DEEPMASK = deepmask = CN()
+    # Maps of the pyramid, all with the same number of channels: "res4", "res4@0.5" (GUIDED_BACKBONE.SCALES), an FPN's.
+    deepmask.IN_FEATURES = ["res4"]
+    # Cells of a window, each way.
+    deepmask.WINDOW = 14
+    # The longer side of a canonical object's box as a share of its window's side: 128 of 224 pixels.
+    deepmask.OBJECT_SIZE = 128 / 224
+    # A window is positive for an object if its centre is at most this share of its side away, each way (16 of 224
+    # pixels), and if the object's size is within this many octaves of the canonical one.
+    deepmask.POSITIVE_SHIFT = 16 / 224
+    deepmask.POSITIVE_SCALE = 0.25
+    # It is negative if for every object it is at least this far away (32 of 224 pixels) or of another size, in octaves.
+    deepmask.NEGATIVE_SHIFT = 32 / 224
+    deepmask.NEGATIVE_SCALE = 1.0
+    # Windows of an image to train on, half of them positive; where fewer are, as many negative ones.
+    deepmask.BATCH_SIZE_PER_IMAGE = 64
+    # Channels of the 1x1 convolution, of a window's code (the rank of the masks' layer) and of the score's hidden layer.
+    deepmask.CONV_DIM = 128
+    deepmask.CODE_DIM = 512
+    deepmask.SCORE_DIM = 1024
+    # Share of the code and of the score's hidden units that is dropped in training.
+    deepmask.DROPOUT = 0.5
+    # Side of the predicted masks.
+    deepmask.MASK_SIZE = 56
+    # lambda, weight of the scores' loss.
+    deepmask.SCORE_LOSS_WEIGHT = 1 / 32
+    # The best windows of an image, over all scales, that are segmented, and proposals that remain of them; 0 in training:
+    # none are made, for a ProposalNetwork.
+    deepmask.PRE_NMS_TOPK = 500
+    deepmask.POST_NMS_TOPK_TRAIN = 500
+    deepmask.POST_NMS_TOPK_TEST = 500
+    # Of two proposals whose boxes overlap by more than this IoU the worse one is dropped; 1: none is.
+    deepmask.NMS_THRESH = 1.0
+    # Probability from which on a cell belongs to the object.
+    deepmask.MASK_THRESHOLD = 0.2
+    # SharpMask: maps that refine the masks, from the windows' own to finer ones, each of half the stride of the one before;
+    # of "res4@0.5" they are "res4@0.5", "res3@0.5" and so on. "stem" needs GUIDED_BACKBONE.STEM.
+    deepmask.SHARPMASK_FEATURES = ["res4", "res3", "res2", "stem"]
+    # SharpMask: channels of the coarsest map; each refinement halves them and doubles the masks' side, WINDOW at first.
+    deepmask.SHARPMASK_DIM = 32
+
+    # ---- Mask proposals from instance-sensitive score maps (InstanceFCN); what DEEPMASK has too means the same
+    cfg.MODEL.INSTANCE_FCN = instance_fcn = CN()
+    # Maps of the pyramid, all with the same number of channels: "p3", "p3@0.5" (GUIDED_BACKBONE.SCALES).
+    instance_fcn.IN_FEATURES = ["p3"]
+    # Cells of a window, each way: odd.
+    instance_fcn.WINDOW = 21
+    # k: a window has k x k parts, each with a score map of its own.
+    instance_fcn.PARTS = 5
+    # The longer side of a canonical object's box as a share of its window's side.
+    instance_fcn.OBJECT_SIZE = 128 / 224
+    # A window is positive for an object if its centre is at most this share of its side away, each way, and if the object's
+    # size is within this many octaves of the canonical one: a little more than half of the step between scales, 1.5.
+    instance_fcn.POSITIVE_SHIFT = 16 / 224
+    instance_fcn.POSITIVE_SCALE = 0.3
+    # It is negative if for every object it is at least this far away or of another size, in octaves.
+    instance_fcn.NEGATIVE_SHIFT = 32 / 224
+    instance_fcn.NEGATIVE_SCALE = 1.0
+    # Windows of an image to train on, half of them positive; where fewer are, as many negative ones.
+    instance_fcn.BATCH_SIZE_PER_IMAGE = 256
+    # Hidden channels of the masks' and of the scores' branch.
+    instance_fcn.CONV_DIM = 512
+    # Weight of the masks' loss, a sum over a window's cells.
+    instance_fcn.MASK_LOSS_WEIGHT = 1.0
+    # The best windows of an image, over all scales, that are assembled, and proposals that remain of them; 0 in training:
+    # none are made, for a ProposalNetwork.
+    instance_fcn.PRE_NMS_TOPK = 2000
+    instance_fcn.POST_NMS_TOPK_TRAIN = 1000
+    instance_fcn.POST_NMS_TOPK_TEST = 1000
+    # Of two proposals whose boxes overlap by more than this IoU the worse one is dropped; 1: none is.
+    instance_fcn.NMS_THRESH = 0.8
+    # Probability from which on a cell belongs to the object.
+    instance_fcn.MASK_THRESHOLD = 0.5
 
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()

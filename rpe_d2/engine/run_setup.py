@@ -57,6 +57,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
             raise ValueError(f"DATASETS.{key} is empty; allowed: names of data sets, ('mine',)")
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("MODEL.WEIGHTS is empty; --eval-only needs the weights to evaluate")
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "SharpMask" and not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
+        )
     check_datasets(cfg)
     check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
     default_setup(cfg, args)

@@ -61,6 +61,7 @@ from .wandb_writer import WandbWriter
 logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("SGD", "ADAMW")
+_GENERATORS_OF_MASKS = ("MeanShiftProposalGenerator", "DeepMask", "SharpMask", "InstanceFCN")
 
 
 class Trainer(DefaultTrainer):
@@ -252,7 +253,7 @@ class Trainer(DefaultTrainer):
             return BoundaryMapper(cfg, is_train=True, **changes)
         learns_masks = (
             cfg.MODEL.META_ARCHITECTURE in ("PixelEmbeddingNet", "SPNRefiner")
-            or cfg.MODEL.PROPOSAL_GENERATOR.NAME == "MeanShiftProposalGenerator"
+            or cfg.MODEL.PROPOSAL_GENERATOR.NAME in _GENERATORS_OF_MASKS
         )
         if cfg.MODEL.MASK_ON or learns_masks:
             return PixelLabelMapper(cfg, is_train=True, **changes)

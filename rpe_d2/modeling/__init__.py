@@ -8,7 +8,13 @@ from .embedding_loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
 from .meta_arch import BoundaryEmbeddingNet, PixelEmbeddingNet, SPNRefiner
 from .pixel_grouping import PixelGrouping, PixelGroups
-from .proposal_generator import MNCRPN, MeanShiftProposalGenerator
+from .proposal_generator import (
+    MNCRPN,
+    DeepMask,
+    InstanceFCN,
+    MeanShiftProposalGenerator,
+    SharpMask,
+)
 from .quality_head import QualityHead
 from .roi_heads import FCISROIHeads, GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
 from .sem_seg import SPNSemSegHead
@@ -19,6 +25,7 @@ __all__ = [
     "BoundaryLoss",
     "BoundaryMaps",
     "BoundaryTarget",
+    "DeepMask",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
@@ -26,6 +33,7 @@ __all__ = [
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
+    "InstanceFCN",
     "MNCROIHeads",
     "MNCRPN",
     "MeanShiftLayer",
@@ -37,4 +45,5 @@ __all__ = [
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",
+    "SharpMask",
 ]

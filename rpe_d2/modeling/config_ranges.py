@@ -8,7 +8,30 @@ from detectron2.config import CfgNode
 
 # key below MODEL: (smallest, largest); both are allowed.
 _TINY = 1e-6
+_WINDOW_RANGES = {
+    "WINDOW": (1, math.inf),
+    "OBJECT_SIZE": (_TINY, math.inf),
+    "POSITIVE_SHIFT": (0, math.inf),
+    "POSITIVE_SCALE": (0, math.inf),
+    "BATCH_SIZE_PER_IMAGE": (2, math.inf),
+    "CONV_DIM": (1, math.inf),
+    "PRE_NMS_TOPK": (1, math.inf),
+    "POST_NMS_TOPK_TRAIN": (0, math.inf),
+    "POST_NMS_TOPK_TEST": (1, math.inf),
+    "NMS_THRESH": (0, 1),
+    "MASK_THRESHOLD": (0.01, 0.99),
+}
 _RANGES = {
+    **{f"DEEPMASK.{key}": limits for key, limits in _WINDOW_RANGES.items()},
+    **{f"INSTANCE_FCN.{key}": limits for key, limits in _WINDOW_RANGES.items()},
+    "DEEPMASK.CODE_DIM": (1, math.inf),
+    "DEEPMASK.SCORE_DIM": (1, math.inf),
+    "DEEPMASK.DROPOUT": (0, 1 - _TINY),
+    "DEEPMASK.MASK_SIZE": (1, math.inf),
+    "DEEPMASK.SCORE_LOSS_WEIGHT": (0, math.inf),
+    "DEEPMASK.SHARPMASK_DIM": (1, math.inf),
+    "INSTANCE_FCN.PARTS": (1, math.inf),
+    "INSTANCE_FCN.MASK_LOSS_WEIGHT": (0, math.inf),
     "RPE.CONV_DIM": (1, math.inf),
     "RPE.NUM_CONVS": (0, math.inf),
     "RPE.NUM_CLASSES": (1, math.inf),
@@ -57,7 +80,7 @@ _RANGES = {
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of MODEL.RPE, MODEL.BOUNDARY and MODEL.MEAN_SHIFT.
+    """Checks the numbers of MODEL.RPE, BOUNDARY, MEAN_SHIFT, DEEPMASK and INSTANCE_FCN.
 
     Raises:
         ValueError: one is out of range; the message names the key, the value and what is allowed.

@@ -4,7 +4,9 @@ from typing import Optional, Tuple
 
 import torch
 from detectron2.structures import Boxes, Instances
-from torchvision.ops import roi_align
+from torchvision.ops import nms, roi_align
+
+from .soft_masks import cut_at_half
 
 
 def suppress_overlaps(
@@ -128,3 +130,85 @@ def soft_masks_to_proposals(
         ).squeeze(1)
         proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
     return proposals
+
+
+def windows_to_proposals(
+    soft_masks: torch.Tensor,
+    scores: torch.Tensor,
+    windows: torch.Tensor,
+    size: Tuple[int, int],
+    threshold: float,
+    nms_threshold: float,
+    min_box_size: float,
+    topk: int,
+    mask_size: Optional[int],
+) -> Instances:
+    """Boxes, objectness and box-relative masks of soft masks that each fill a window of their own.
+
+    Args:
+        soft_masks: (R, m, m) in 0-1, over windows whose middles lie in the image; what they say of its outside is not
+            used. Masks without a box are left out.
+        scores: (R,) logits.
+        windows: (R, 4) x0, y0, x1, y1 in pixels; they may reach beyond the image.
+        size: (H, W) of the network's input image.
+        threshold: of the masks that the boxes enclose, above 0 and below 1.
+        nms_threshold: IoU of boxes with a better proposal's above which one is dropped; 1: none is.
+        min_box_size: proposals with a shorter side, pixels, are dropped.
+        topk: the best proposals that remain.
+        mask_size: M; None: no masks.
+
+    Returns:
+        Instances with ``proposal_boxes``, ``objectness_logits`` (the scores) and, where they are wanted,
+        ``proposal_masks`` (R, M, M) uint8 0-255, above a half where the soft masks are above the threshold, sorted by
+        falling score.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    soft_masks, scores, windows = soft_masks[order].float(), scores[order].float(), windows[order]
+    soft_masks = _continued_outside(soft_masks, windows, size)
+    x0, x1 = _extent(soft_masks.amax(dim=1), threshold)
+    y0, y1 = _extent(soft_masks.amax(dim=2), threshold)
+    cells = (windows[:, 2:] - windows[:, :2]) / soft_masks.shape[-1]  # (R, 2) pixels
+    boxes = torch.stack([x0, y0, x1, y1], dim=1) * cells.repeat(1, 2)
+    boxes = Boxes(boxes + windows[:, :2].repeat(1, 2))
+    boxes.clip(size)
+    sides = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
+    kept = (soft_masks >= threshold).flatten(1).any(dim=1) & (sides > 0).all(dim=1)
+    kept = torch.nonzero(kept & (sides >= min_box_size).all(dim=1)).squeeze(1)
+    if nms_threshold < 1:
+        kept = kept[nms(boxes.tensor[kept], scores[kept], nms_threshold)]
+    kept = kept[:topk]
+    proposals = Instances(tuple(size))
+    proposals.proposal_boxes = boxes[kept]
+    proposals.objectness_logits = scores[kept]
+    if mask_size is not None:
+        inside = (boxes.tensor[kept] - windows[kept, :2].repeat(1, 2)) / cells[kept].repeat(1, 2)
+        index = torch.arange(len(kept), device=inside.device, dtype=inside.dtype)[:, None]
+        masks = roi_align(
+            soft_masks[kept].unsqueeze(1),
+            torch.cat([index, inside], dim=1),
+            mask_size,
+            aligned=True,
+        )
+        masks = cut_at_half(masks.squeeze(1), threshold).squeeze(1)
+        proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
+    return proposals
+
+
+def _continued_outside(
+    soft_masks: torch.Tensor, windows: torch.Tensor, size: Tuple[int, int]
+) -> torch.Tensor:
+    """The masks, with the last cells inside of the image in place of those outside of it.
+
+    So that the image's border cuts objects straight.
+    """
+    cells = soft_masks.shape[-1]
+    place = torch.arange(cells, device=windows.device, dtype=windows.dtype)
+    for axis, side in enumerate((size[1], size[0])):  # x, then y
+        start = windows[:, axis, None]
+        step = (windows[:, axis + 2, None] - start) / cells
+        first = torch.ceil(-start / step - 0.5).clamp(0, cells - 1)
+        last = torch.floor((side - start) / step - 0.5).clamp(0, cells - 1)
+        index = place.clamp(first, last).long()  # (R, cells)
+        index = index[:, None, :] if axis == 0 else index[:, :, None]
+        soft_masks = soft_masks.gather(2 - axis, index.expand_as(soft_masks))
+    return soft_masks

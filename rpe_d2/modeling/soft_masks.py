@@ -54,3 +54,10 @@ def upsample_masks(
             chunk = F.interpolate(chunk, size=tuple(out_size), mode="bilinear", align_corners=False)
         masks[start : start + at_once] = chunk[0] >= threshold
     return masks
+
+
+def cut_at_half(masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(R, 1, m, m) that are 0.5 where masks (R, m, m) are at their threshold: there Detectron2 cuts them."""
+    low = masks * (0.5 / threshold)
+    high = 1 - (1 - masks) * (0.5 / (1 - threshold))
+    return torch.where(masks < threshold, low, high).unsqueeze(1)

@@ -15,19 +15,32 @@ INSTANT = [
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
 ]  # fmt: skip
 FOUR = "shapes_four"
+# Of at most ten objects each, all within the windows of the pyramids.
+FOUR_FOR_PROPOSALS = "shapes_four_for_proposals"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def four_images():
     DatasetCatalog.register(FOUR, lambda: load_shapes("train")[:4])
     MetadataCatalog.get(FOUR).set(thing_classes=list(SHAPES_CLASSES), evaluator_type="coco")
+    DatasetCatalog.register(
+        FOUR_FOR_PROPOSALS, lambda: list(filter(within_windows, load_shapes("train")))[:4]
+    )
+    MetadataCatalog.get(FOUR_FOR_PROPOSALS).set(
+        thing_classes=list(SHAPES_CLASSES), evaluator_type="coco"
+    )
     large = f"{FOUR}_large"
     DatasetCatalog.register(large, lambda: load_shapes("large_val")[:4])
     MetadataCatalog.get(large).set(thing_classes=list(SHAPES_CLASSES), evaluator_type="coco")
     yield
-    for name in (FOUR, large):
+    for name in (FOUR, FOUR_FOR_PROPOSALS, large):
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
+
+
+def within_windows(item: dict) -> bool:
+    sides = [max(annotation["bbox"][2:]) for annotation in item["annotations"]]
+    return len(sides) <= 10 and min(sides) >= 20 and max(sides) <= 76
 
 
 def metrics_of(config: str, folder, *opts) -> dict:
@@ -53,6 +66,26 @@ def test_two_iterations(config, tasks, tmp_path):
         assert metrics["segm"]["AP50"] > 50
 
 
+def test_two_iterations_of_proposals(tmp_path):
+    data = f"('{FOUR}',)"
+    for name in ("deepmask", "sharpmask", "instance_fcn"):
+        weights = tmp_path / "deepmask" / "model_final.pth" if name == "sharpmask" else ""
+        metrics = metrics_of(
+            f"baselines/{name}_shapes.yaml", tmp_path / name, *INSTANT, "DATASETS.TRAIN", data,
+            "DATASETS.TEST", data, "MODEL.WEIGHTS", weights,
+        )  # fmt: skip
+        assert list(metrics) == ["proposals_segm", "proposals_bbox"]
+        assert metrics["proposals_segm"]["AR@1000"] >= 0
+
+
+def test_sharpmask_without_deepmask_is_one_line(tmp_path, capsys):
+    config = str(ROOT / "configs" / "baselines" / "sharpmask_shapes.yaml")
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", ""]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config-file", config, *opts])
+    assert "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask" in capsys.readouterr().err
+
+
 def test_two_iterations_of_semantic_segmentation(tmp_path, capsys):
     metrics = metrics_of(
         "spn/sem_seg_spn_shapes.yaml", tmp_path, *INSTANT, "DATASETS.TEST", "('shapes_val_sem_seg',)"
@@ -71,3 +104,43 @@ def test_four_images_are_learned_by_heart(config, tmp_path):
         "DATALOADER.NUM_WORKERS", 0,
     )  # fmt: skip
     assert metrics["segm"]["AP50"] >= 90
+
+
+def learned_by_heart(config, folder, iterations, *opts):
+    data = f"('{FOUR_FOR_PROPOSALS}',)"
+    metrics = metrics_of(
+        config, folder, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", data, "DATASETS.TEST", data,
+        "SOLVER.MAX_ITER", iterations, "INPUT.RANDOM_FLIP", "none", "SOLVER.BASE_LR", 0.002,
+        "DATALOADER.NUM_WORKERS", 0, *opts,
+    )  # fmt: skip
+    return metrics["proposals_segm"]["AR@10"]
+
+
+# No two objects of these images have boxes that overlap by as much.
+ONE_EACH = ("MODEL.DEEPMASK.NMS_THRESH", 0.6, "MODEL.INSTANCE_FCN.NMS_THRESH", 0.6)
+
+
+@pytest.mark.slow
+def test_deepmask_and_sharpmask_learn_four_images_by_heart(tmp_path):
+    deep = learned_by_heart("baselines/deepmask_shapes.yaml", tmp_path / "deep", 400, *ONE_EACH)
+    weights = tmp_path / "deep" / "model_final.pth"
+    sharp = learned_by_heart(
+        "baselines/sharpmask_shapes.yaml",
+        tmp_path / "sharp",
+        200,
+        "MODEL.WEIGHTS",
+        weights,
+        *ONE_EACH,
+    )
+    assert min(deep, sharp) >= 90, (deep, sharp)
+
+
+@pytest.mark.slow
+def test_instance_fcn_learns_four_images_by_heart(tmp_path):
+    # Without the scale for objects smaller than these images have: half of the time.
+    score = learned_by_heart(
+        "baselines/instance_fcn_shapes.yaml", tmp_path, 300, *ONE_EACH,
+        "MODEL.GUIDED_BACKBONE.SCALES", [1.4142],
+        "MODEL.INSTANCE_FCN.IN_FEATURES", ["p3", "p3@1.4142", "p2", "p2@1.4142"],
+    )  # fmt: skip
+    assert score >= 90

@@ -4,8 +4,9 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
 
-from .helpers import small_cfg, training_input
+from .helpers import plain_backbone, small_cfg, training_input
 
 GUIDED = ("MODEL.BACKBONE.NAME", "build_guided_backbone")
 
@@ -34,6 +35,71 @@ def test_checkpoints_load_both_ways():
     plain.load_state_dict(guided.state_dict())
     names = [name for name, _ in plain.named_parameters()]
     assert [name for name, _ in guided.named_parameters()] == names
+
+
+def test_the_pyramid_is_the_backbone_on_resized_pictures():
+    scales = ("MODEL.GUIDED_BACKBONE.SCALES", [0.5, 0.3, 2.0])
+    guided = build_backbone(small_cfg(*GUIDED, *scales)).eval()
+    plain = build_backbone(small_cfg()).eval()
+    plain.load_state_dict(guided.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found = guided(image)
+        assert set(found) == set(guided.output_shape())
+        for name, value in plain(image).items():
+            assert torch.equal(found[name], value)
+        for name, value in plain(F.interpolate(image, scale_factor=2, mode="bilinear")).items():
+            torch.testing.assert_close(found[f"{name}@2"], value)
+    strides = {name: shape.stride for name, shape in guided.output_shape().items()}
+    assert strides["p2@0.5"] == 8 and strides["p2@2"] == 2 and strides["p3@2"] == 4
+    assert strides["p2@0.3"] == pytest.approx(4 / 0.3)
+    # 64 x 96 at 0.3 is 19 x 28, which is padded to the FPN's multiples of 32.
+    assert found["p2@0.3"].shape == (1, 32, 8, 8) and found["p2@0.5"].shape == (1, 32, 8, 16)
+
+
+def test_cells_of_the_pyramid_lie_their_stride_apart():
+    """A picture of its own coordinates, seen through the resizing alone."""
+    guided = build_backbone(small_cfg(*GUIDED))
+    x = (torch.arange(128.0) + 0.5).expand(1, 3, 128, 128)
+    for scale in (0.3536, 0.7071, 1.4142):
+        scaled = guided._scaled(x, scale)[0, 0, 0]
+        inside = torch.arange(8, int(128 * scale) - 8)
+        assert ((inside + 0.5) / scale - scaled[inside]).abs().max() < 0.15
+
+
+def test_the_stem_is_the_first_convolution():
+    for backbone in ((), ("MODEL.GUIDED_BACKBONE.NAME", *plain_backbone("res4")[1:])):
+        stem = ("MODEL.GUIDED_BACKBONE.STEM", True, "MODEL.GUIDED_BACKBONE.SCALES", [0.5])
+        guided = build_backbone(small_cfg(*GUIDED, *backbone, *stem)).eval()
+        image = torch.randn(1, 3, 64, 64)
+        found = guided(image)
+        first = getattr(guided, "bottom_up", guided).stem.conv1
+        torch.testing.assert_close(found["stem"], F.relu(first(image)))
+        assert found["stem@0.5"].shape == (1, 64, 16, 16)
+        shapes = guided.output_shape()
+        assert (shapes["stem"].channels, shapes["stem"].stride, shapes["stem@0.5"].stride) == (
+            64,
+            2,
+            4,
+        )
+        found["stem"].sum().backward()
+        assert first.weight.grad.abs().sum() > 0
+
+
+def test_no_stem_is_one_line():
+    vgg = ("MODEL.GUIDED_BACKBONE.NAME", "build_vgg16_backbone", "MODEL.GUIDED_BACKBONE.STEM", True)
+    with pytest.raises(ValueError, match="STEM is True, and .* has none; allowed: with ResNets"):
+        build_backbone(small_cfg(*GUIDED, *vgg))
+
+
+def test_nothing_changes_a_frozen_backbone():
+    guided = build_backbone(small_cfg(*GUIDED, "MODEL.GUIDED_BACKBONE.FREEZE", True)).train()
+    assert not any(parameter.requires_grad for parameter in guided.parameters())
+    before = {name: value.clone() for name, value in guided.state_dict().items()}
+    guided(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in guided.state_dict().items())
+    trained = build_backbone(small_cfg(*GUIDED)).state_dict()
+    assert set(before) <= set(trained)
 
 
 def test_modes_and_types_reach_the_wrapped_backbone():

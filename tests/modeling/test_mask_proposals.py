@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.layers.mask_ops import paste_masks_in_image
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
@@ -9,6 +10,7 @@ from rpe_d2.modeling.mask_proposals import (
     soft_mask_boxes,
     soft_masks_to_proposals,
     suppress_overlaps,
+    windows_to_proposals,
 )
 
 
@@ -114,3 +116,57 @@ def test_masks_without_an_extent_inside_the_image_have_no_box():
     assert boxes[0].tolist() == [96, 8, 97, 16]
     proposals = soft_masks_to_proposals(masks, torch.rand(4), 8, (32, 97), (32, 97), 0.5, 7)
     assert len(proposals) == 2 and proposals.proposal_boxes.nonempty().all()
+
+
+def window_masks():
+    """Masks of windows of 32 pixels in 8 cells: a square in the middle, one over the left border, nothing."""
+    masks = torch.zeros(4, 8, 8)
+    masks[0, 2:6, 2:6] = 1
+    masks[1, 2:4, :6] = 0.6  # its window begins 16 pixels left of the picture
+    masks[3, 2:6, 1:6] = 0.9
+    windows = torch.tensor([[8.0, 8, 40, 40], [-16, 0, 16, 32], [0, 0, 32, 32], [8, 8, 40, 40]])
+    return masks, torch.tensor([3.0, 1.0, 5.0, 2.0]), windows
+
+
+def test_proposals_of_windows():
+    masks, scores, windows = window_masks()
+    found = windows_to_proposals(masks, scores, windows, (48, 64), 0.5, 1.0, 0, 10, 12)
+    assert found.objectness_logits.tolist() == [3, 2, 1]  # not the empty one
+    boxes = found.proposal_boxes.tensor
+    assert torch.allclose(boxes[0], torch.tensor([16.0, 16, 32, 32]))
+    # The picture's border cuts straight; the other sides lie where 0.6, falling to 0, crosses 0.5.
+    assert boxes[2].tolist() == pytest.approx([0, 6 + 10 / 3, 6 + 2 / 3, 14 + 2 / 3])
+    assert found.proposal_masks.shape == (3, 12, 12) and found.proposal_masks.dtype == torch.uint8
+    assert found.proposal_masks[0][1:-1, 1:-1].min() > 200
+    assert found.proposal_masks[2][2:-2, :-2].min() >= 128  # above a half where above the threshold
+    kept = windows_to_proposals(masks, scores, windows, (48, 64), 0.5, 0.7, 0, 10, None)
+    assert kept.objectness_logits.tolist() == [3, 1] and not kept.has("proposal_masks")
+    one = windows_to_proposals(masks, scores, windows, (48, 64), 0.5, 1.0, 0, 1, None)
+    assert one.objectness_logits.tolist() == [3]
+    large = windows_to_proposals(masks, scores, windows, (48, 64), 0.5, 1.0, 10, 10, None)
+    assert large.objectness_logits.tolist() == [3, 2]
+    none = windows_to_proposals(masks[:0], scores[:0], windows[:0], (48, 64), 0.5, 0.8, 0, 9, 12)
+    assert len(none) == 0 and none.proposal_masks.shape == (0, 12, 12)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_pasted_proposals_are_the_windows_masks(threshold):
+    """What Detectron2 pastes from boxes and masks is what the windows hold, cut at the threshold, inside the picture."""
+    size, side = (40, 56), 32
+    masks = random_blobs(12, (16, 16))
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(-15, 30, (12, 2), generator=generator).float()
+    windows = torch.cat([starts, starts + side], dim=1)
+    scores = torch.arange(12, 0, -1.0)
+    found = windows_to_proposals(masks, scores, windows, size, threshold, 1.0, 0, 12, 64)
+    assert len(found) == 12
+    pasted = paste_masks_in_image(
+        found.proposal_masks.float() / 255, found.proposal_boxes.tensor, size, threshold=0.5
+    )
+    large = F.interpolate(masks[:, None], size=side, mode="bilinear", align_corners=False)[:, 0]
+    for number, (x, y) in enumerate(starts.int().tolist()):
+        expected = torch.zeros(3 * side, 3 * side, dtype=torch.bool)
+        expected[side + y : 2 * side + y, side + x : 2 * side + x] = large[number] >= threshold
+        expected = expected[side : side + size[0], side : side + size[1]]
+        union = (pasted[number] | expected).sum()
+        assert (pasted[number] & expected).sum() / union > 0.93, number

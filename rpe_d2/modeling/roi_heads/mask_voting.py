@@ -9,6 +9,8 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from ..soft_masks import cut_at_half
+
 
 class MaskVoting(NamedTuple):
     """From all regions of an image to its instances: suppression by class, then a vote of similar boxes' masks.
@@ -65,13 +67,6 @@ class MaskVoting(NamedTuple):
             pred_classes=classes,
             pred_masks=cut_at_half(voted, self.mask_threshold),
         )
-
-
-def cut_at_half(masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """(R, 1, m, m) that are 0.5 where masks (R, m, m) are at their threshold: there Detectron2 cuts them."""
-    low = masks * (0.5 / threshold)
-    high = 1 - (1 - masks) * (0.5 / (1 - threshold))
-    return torch.where(masks < threshold, low, high).unsqueeze(1)
 
 
 def vote_masks(

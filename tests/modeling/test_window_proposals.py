@@ -1,0 +1,371 @@
+"""DeepMask, SharpMask and InstanceFCN: dense against single windows, what is sampled, frozen, learned and found."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn import functional as F
+
+from rpe_d2.modeling.proposal_generator.sharp_mask import SharpLevel
+from rpe_d2.modeling.proposal_generator.window_proposals import (
+    IGNORED,
+    NEGATIVE,
+    Windows,
+    object_masks,
+    window_grid,
+)
+
+from .helpers import small_cfg, square_instances, training_input
+
+COMMON = (
+    "MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.MASK_ON", True,
+    "MODEL.BACKBONE.NAME", "build_guided_backbone", "MODEL.GUIDED_BACKBONE.SCALES", [0.5, 0.7071],
+    "MODEL.RPE.PROPOSAL_MASK_SIZE", 14,
+)  # fmt: skip
+LEVELS = ["p2@0.5", "p2@0.7071", "p2"]
+DEEP = (
+    *COMMON, "MODEL.PROPOSAL_GENERATOR.NAME", "DeepMask",
+    "MODEL.DEEPMASK.IN_FEATURES", LEVELS, "MODEL.DEEPMASK.WINDOW", 8, "MODEL.DEEPMASK.CONV_DIM", 16,
+    "MODEL.DEEPMASK.CODE_DIM", 32, "MODEL.DEEPMASK.SCORE_DIM", 32, "MODEL.DEEPMASK.MASK_SIZE", 16,
+    "MODEL.DEEPMASK.PRE_NMS_TOPK", 40, "MODEL.DEEPMASK.DROPOUT", 0.1,
+    "MODEL.DEEPMASK.POST_NMS_TOPK_TRAIN", 20, "MODEL.DEEPMASK.POST_NMS_TOPK_TEST", 10,
+)  # fmt: skip
+SHARP = (
+    *DEEP, "MODEL.PROPOSAL_GENERATOR.NAME", "SharpMask", "MODEL.GUIDED_BACKBONE.STEM", True,
+    "MODEL.GUIDED_BACKBONE.FREEZE", True, "MODEL.DEEPMASK.SHARPMASK_FEATURES", ["p2", "stem"],
+    "MODEL.DEEPMASK.SHARPMASK_DIM", 8,
+)  # fmt: skip
+INSTANCE = (
+    *COMMON, "MODEL.PROPOSAL_GENERATOR.NAME", "InstanceFCN",
+    "MODEL.INSTANCE_FCN.IN_FEATURES", LEVELS, "MODEL.INSTANCE_FCN.WINDOW", 9,
+    "MODEL.INSTANCE_FCN.PARTS", 3, "MODEL.INSTANCE_FCN.CONV_DIM", 16,
+    "MODEL.INSTANCE_FCN.PRE_NMS_TOPK", 40,
+    "MODEL.INSTANCE_FCN.POST_NMS_TOPK_TRAIN", 20, "MODEL.INSTANCE_FCN.POST_NMS_TOPK_TEST", 10,
+)  # fmt: skip
+RCNN = (
+    "MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3"], "MODEL.ROI_HEADS.NUM_CLASSES", 3,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+    "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7,
+    "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
+)  # fmt: skip
+# Their boxes' longer sides are canonical at scales 1 / 2 and 1: windows of 8 cells have 64 and 32 pixels.
+SQUARES = ((12, 12, 48, 48), (56, 20, 74, 38))
+ALL = pytest.mark.parametrize("overrides", [DEEP, SHARP, INSTANCE], ids=["deep", "sharp", "fcn"])
+
+
+def model_of(*overrides):
+    torch.manual_seed(0)
+    return build_model(small_cfg(*overrides))
+
+
+def item_of(size=(64, 96), squares=SQUARES):
+    return training_input(size, squares, (0,) * len(squares))
+
+
+def images_of(model, *items):
+    """The padded batch, as both of Detectron2's networks make it."""
+    mean, std = model.pixel_mean, model.pixel_std
+    images = [(item["image"].to(mean) - mean) / std for item in items]
+    return ImageList.from_tensors(images, model.backbone.size_divisibility)
+
+
+def pyramid_of(model, *items):
+    """Generator, windows, pyramid and padded batch."""
+    images = images_of(model, *items)
+    features = model.backbone(images.tensor)
+    generator = model.proposal_generator
+    maps = [features[name] for name in generator.in_features]
+    grid = window_grid(maps, generator.strides, generator.window)
+    return generator, grid, generator.pyramid(features), images
+
+
+@ALL
+def test_dense_is_window_by_window(overrides):
+    """Codes, scores and masks of windows anywhere, also beyond the border, do not depend on the others."""
+    model = model_of(*overrides).double().eval()
+    generator, grid, pyramid, _ = pyramid_of(model, item_of(), item_of((96, 64), ()))
+    index = torch.randperm(len(grid.level), generator=torch.Generator().manual_seed(1))[:50]
+    index = torch.cat([index, torch.tensor([0, len(grid.level) - 1])])
+    windows = grid.of(torch.arange(len(index)) % 2, index)
+    dense = [generator.window_codes(level) for level in pyramid]
+    codes = generator.sampled_codes(pyramid, windows)
+    for number in range(len(index)):
+        level, image, row, column = (int(part[number]) for part in windows)
+        torch.testing.assert_close(dense[level][image, :, row, column], codes[number])
+    masks = generator.masks(pyramid, codes, windows)
+    one = Windows(*(part[7:8] for part in windows))
+    torch.testing.assert_close(generator.masks(pyramid, codes[7:8], one)[0], masks[7])
+    # Levels and the grid name the same windows.
+    assert sum(part[0, 0].numel() for part in dense) == len(grid.level)
+
+
+def test_a_window_is_a_patch_of_the_features():
+    """DeepMask's layers on a patch cut from the features by hand, outside of them zeros."""
+    model = model_of(*DEEP).double().eval()
+    images = images_of(model, item_of())
+    features = model.backbone(images.tensor)
+    generator = model.proposal_generator
+    head, cells = generator.head, generator.window
+    maps = F.relu(head.conv(features["p2"]))[0]
+    dense = generator.window_codes(generator.pyramid(features)[2])[0]
+    for row, column in ((0, 0), (9, 14), (dense.shape[1] - 1, dense.shape[2] - 1)):
+        patch = maps.new_zeros(len(maps), cells, cells)
+        for i in range(cells):
+            for j in range(cells):
+                y, x = row + i - cells // 2, column + j - cells // 2
+                if 0 <= y < maps.shape[1] and 0 <= x < maps.shape[2]:
+                    patch[:, i, j] = maps[:, y, x]
+        code = head.code.weight.flatten(1) @ patch.flatten() + head.code.bias
+        torch.testing.assert_close(dense[:, row, column], code)
+
+
+def test_windows_lie_around_their_cells():
+    grid = window_grid([torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3)], [4, 8.0], 8)
+    assert grid.boxes[0].tolist() == [-16, -16, 16, 16] and len(grid.boxes) == 5 * 7 + 3 * 4
+    assert grid.boxes[-1].tolist() == [-8, -16, 56, 48] and grid.level.bincount().tolist() == [
+        35,
+        12,
+    ]
+    odd = window_grid([torch.zeros(1, 1, 4, 6)], [4], 5)
+    assert odd.centers[0].tolist() == [2, 2] and odd.centers[-1].tolist() == [22, 14]
+    assert odd.centered_in((14, 20)).sum() == 4 * 5
+
+
+@ALL
+def test_as_many_negative_windows_as_positive_ones_are_sampled(overrides):
+    generator, grid, *_ = pyramid_of(model_of(*overrides), item_of(), item_of())
+    truths = [item_of()["instances"], square_instances((64, 96), [], [])]
+    labels = torch.stack([generator.label(grid, truth) for truth in truths])
+    assert set(labels[0].tolist()) == {NEGATIVE, IGNORED, 0, 1}
+    image, index = generator._sample(labels)
+    chosen = labels[image, index]
+    assert (chosen >= 0).sum() == min((labels >= 0).sum(), generator.batch_size_per_image // 2)
+    # An image without objects has half of the negative ones.
+    negatives = image[chosen == NEGATIVE].bincount().tolist()
+    assert negatives[0] == negatives[1] == -(-int((chosen >= 0).sum()) // 2)
+    assert (chosen != IGNORED).all() and (image.diff() >= 0).all()
+    generator.batch_size_per_image = 2
+    image, index = generator._sample(labels)
+    assert len(image) == 3 and (labels[image, index] >= 0).sum() == 1
+
+
+def test_windows_outside_of_the_picture_are_no_examples():
+    generator, grid, *_ = pyramid_of(model_of(*DEEP), item_of((96, 96)))
+    label = generator.label(grid, item_of((64, 96))["instances"])
+    assert (label[grid.centers[:, 1] > 64] == IGNORED).all() and (label == NEGATIVE).any()
+
+
+def test_targets_are_what_cells_cover():
+    truth = square_instances((40, 40), [(8, 8, 24, 24), (0, 0, 4, 4)], [0, 0])
+    boxes = torch.tensor([[0.0, 0, 32, 32], [-4.0, -4, 4, 4], [2.0, 0, 34, 32]])
+    found = object_masks(truth, torch.tensor([0, 1, 0]), boxes, 8)
+    assert found[0, 2:6, 2:6].min() == 1 and found[0].sum() == 16
+    # Outside of the image is background, but for the pixel beside it, where RoIAlign repeats the border.
+    assert found[1, 4:, 4:].min() == 1
+    assert found[1, :3].max() == 0 and found[1, :, :3].max() == 0
+    assert found[2, 3].tolist() == [0, 0.5, 1, 1, 1, 0.5, 0, 0]
+    assert object_masks(truth[:0], torch.zeros(0, dtype=torch.long), boxes[:0], 8).shape == (
+        0,
+        8,
+        8,
+    )
+
+
+@ALL
+@pytest.mark.parametrize("meta", [(), RCNN], ids=["proposals", "rcnn"])
+def test_under_detectron2s_networks(overrides, meta):
+    """Training on objects and on none, inference in the original size, with every parameter in its place."""
+    model = model_of(*overrides, *meta)
+    small, empty = item_of(), item_of((96, 64), ())
+    with EventStorage():
+        losses = model([small, empty])
+        assert all(loss.isfinite() for loss in losses.values())
+        sum(losses.values()).backward()
+        without = [p for p in model.proposal_generator.parameters() if p.requires_grad]
+        assert without and all(p.grad is not None and p.grad.isfinite().all() for p in without)
+        model.zero_grad()
+        alone = model([empty])
+        assert all(loss.isfinite() for loss in alone.values())
+        sum(alone.values()).backward()
+        assert all(p.grad is not None for p in without)
+    model.eval()
+    found = model([{"image": small["image"], "height": 128, "width": 192}])[0]
+    if meta:
+        assert found["instances"].image_size == (128, 192)
+        assert found["instances"].pred_masks.shape[1:] == (128, 192)
+        return
+    proposals = found["proposals"]
+    assert set(proposals.get_fields()) == {"proposal_boxes", "objectness_logits", "proposal_masks"}
+    assert 0 < len(proposals) <= 10 and proposals.image_size == (128, 192)
+    assert proposals.proposal_masks.shape == (len(proposals), 14, 14)
+    assert proposals.proposal_masks.dtype == torch.uint8
+    assert (proposals.objectness_logits.diff() <= 0).all()
+    boxes = proposals.proposal_boxes.tensor
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 192).all() and (boxes[:, 3] <= 128).all()
+
+
+@ALL
+def test_proposals_in_training_are_boxes_and_can_be_left_out(overrides):
+    model = model_of(*overrides)
+    for topk in (20, 0):
+        model.proposal_generator.post_nms_topk[True] = topk
+        item = item_of()
+        images = images_of(model, item)
+        features = model.backbone(images.tensor)
+        found, _ = model.proposal_generator(images, features, [item["instances"]])
+        assert set(found[0].get_fields()) == {"proposal_boxes", "objectness_logits"}
+        assert not found[0].proposal_boxes.tensor.requires_grad
+        assert (len(found[0]) > 0) == (topk > 0)
+    with pytest.raises(ValueError, match='no "instances" to train on'):
+        model.proposal_generator(images, features, None)
+
+
+def test_a_crowd_is_background():
+    """Detectron2's mapper leaves crowds out: the losses are those of a picture without them."""
+    item = item_of()
+    plain = model_of(*DEEP, "MODEL.DEEPMASK.DROPOUT", 0.0)
+    crowd = torch.zeros(64, 96, dtype=torch.bool)
+    crowd[:, 60:] = True
+    found = []
+    for batch in ([item], [{**item, "ignore_mask": crowd}]):
+        torch.manual_seed(2)
+        with EventStorage():
+            found.append({name: float(loss) for name, loss in plain(batch).items()})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("overrides", [DEEP, INSTANCE], ids=["deep", "fcn"])
+def test_training_learns(overrides):
+    model = model_of(*overrides)
+    model.proposal_generator.post_nms_topk[True] = 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    item, history = item_of(), []
+    with EventStorage():
+        for _ in range(30):
+            losses = model([item])
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            history.append([float(loss) for loss in losses.values()])
+    history = torch.tensor(history)
+    assert (history[-10:].mean(dim=0) < 0.8 * history[:2].mean(dim=0)).all(), history[[0, -1]]
+
+
+def test_sharpmask_trains_the_refinement_alone(tmp_path):
+    deep, sharp = model_of(*DEEP), model_of(*SHARP)
+    missing, unexpected = sharp.load_state_dict(deep.state_dict(), strict=False)
+    assert missing and all(".refinement." in name for name in missing)
+    # Statistics that are kept have no count of batches.
+    assert all(name.endswith("num_batches_tracked") for name in unexpected)
+    before = {name: value.clone() for name, value in sharp.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        [p for p in sharp.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1
+    )
+    history = []
+    with EventStorage():
+        for _ in range(30):
+            losses = sharp([item_of()])
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+            history.append(float(losses["loss_sharpmask"]))
+    assert list(losses) == ["loss_sharpmask"] and history[-1] < 0.8 * history[0]
+    for name, value in sharp.state_dict().items():
+        assert torch.equal(value, before[name]) == (".refinement." not in name), name
+    with torch.no_grad():  # the scores are DeepMask's
+        images = images_of(deep, item_of())
+        scores = [
+            model.eval().proposal_generator(images, model.backbone(images.tensor))[0][0]
+            for model in (deep, sharp)
+        ]
+    assert len(scores[0]) == len(scores[1]) == 10
+    torch.testing.assert_close(scores[0].objectness_logits, scores[1].objectness_logits)
+
+
+def test_sharpmask_leaves_a_backbone_that_others_train_alone():
+    model = model_of(*SHARP, "MODEL.GUIDED_BACKBONE.FREEZE", False)
+    with EventStorage():
+        sum(model([item_of()]).values()).backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.grad is None for p in model.proposal_generator.head.parameters())
+
+
+def test_the_authors_sharpmask():
+    """Four refinements on a ResNet-50: 10 cells of stride 16 become masks of 160 pixels."""
+    model = model_of(
+        *SHARP, "MODEL.GUIDED_BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 256, "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4"],
+        "MODEL.DEEPMASK.IN_FEATURES", ["res4", "res4@0.5"], "MODEL.DEEPMASK.WINDOW", 10,
+        "MODEL.DEEPMASK.SHARPMASK_FEATURES", ["res4", "res3", "res2", "stem"],
+        "MODEL.DEEPMASK.SHARPMASK_DIM", 32, "MODEL.DEEPMASK.PRE_NMS_TOPK", 3,
+    ).eval()  # fmt: skip
+    refinement = model.proposal_generator.refinement
+    channels = [[conv.out_channels for conv in convs[::2]] for convs in refinement.horizontal]
+    assert channels == [[64, 32, 16], [64, 16, 8], [64, 8, 4], [32, 4, 2]]
+    generator, grid, pyramid, _ = pyramid_of(model, item_of((70, 90)))
+    windows = grid.of(torch.zeros(2, dtype=torch.long), torch.tensor([0, len(grid.level) - 1]))
+    codes = generator.sampled_codes(pyramid, windows)
+    assert generator.masks(pyramid, codes, windows).shape == (2, 160, 160)
+
+
+def test_skip_maps_lie_under_their_windows():
+    """Skip maps that hold their cells' own places: windows read those of their box, at both strides."""
+    generator = model_of(*SHARP).proposal_generator
+    refinement = generator.refinement
+    refinement.horizontal = nn.ModuleList([nn.Identity(), nn.Identity()])
+    refinement.forward = lambda codes, skips: skips
+
+    def places(stride, height, width):
+        y, x = ((torch.arange(side) + 0.5) * stride for side in (height, width))
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]
+
+    # The finer map may end before the coarse one.
+    features = [places(4, 6, 9), places(2, 12, 17)]
+    pyramid = [SharpLevel(None, refinement.padded_skips(features))]
+    grid = window_grid(features[:1], [4], 8)
+    index = torch.arange(0, len(grid.level), 3)
+    windows = grid.of(torch.zeros_like(index), index)
+    for found, stride, width in zip(generator.masks(pyramid, None, windows), (4, 2), (36, 34)):
+        steps = (torch.arange(32 // stride) + 0.5) * stride
+        y = (grid.boxes[index, 1, None] + steps)[:, :, None].expand_as(found[:, 0])
+        x = (grid.boxes[index, 0, None] + steps)[:, None, :].expand_as(found[:, 1])
+        inside = (x > 0) & (y > 0) & (x < width) & (y < 24)
+        assert inside.any() and not inside.all()
+        assert torch.equal(found[:, 0], y * inside) and torch.equal(found[:, 1], x * inside)
+
+
+@pytest.mark.parametrize(
+    "base, key, value, message",
+    [
+        (DEEP, "DEEPMASK.WINDOW", 0, "MODEL.DEEPMASK.WINDOW is 0; allowed: 1 or more"),
+        (DEEP, "DEEPMASK.IN_FEATURES", [], "IN_FEATURES is .*; allowed: one or more maps"),
+        (DEEP, "DEEPMASK.IN_FEATURES", ["p9"], "MODEL.DEEPMASK.IN_FEATURES names p9; the backbone"),
+        (DEEP, "DEEPMASK.IN_FEATURES", ["p2", "image"], "image has 3 channels; allowed: maps with"),
+        (DEEP, "DEEPMASK.POSITIVE_SHIFT", 0.2, "POSITIVE_SHIFT is 0.2; allowed: below NEGATIVE_SHIFT"),
+        (DEEP, "DEEPMASK.DROPOUT", 1.0, "MODEL.DEEPMASK.DROPOUT is 1.0; allowed: 0 to"),
+        (DEEP, "GUIDED_BACKBONE.SCALES", [1.0], "SCALES is .1.0.; allowed: different factors above 0"),
+        (DEEP, "GUIDED_BACKBONE.SCALES", [-1.0], "SCALES is .-1.0.; allowed: different factors"),
+        (SHARP, "DEEPMASK.SHARPMASK_DIM", 6, "SHARPMASK_DIM is 6; allowed with 2 features: multiples"),
+        (SHARP, "DEEPMASK.SHARPMASK_FEATURES", ["p3"], "is p3; allowed for windows on p2@0.5: p2 first"),
+        (SHARP, "DEEPMASK.SHARPMASK_FEATURES", ["p2", "p3"], "p3@0.5 has stride 16; allowed: 4, half"),
+        (SHARP, "GUIDED_BACKBONE.STEM", False, "SHARPMASK_FEATURES needs stem@0.5; the backbone has"),
+        (INSTANCE, "INSTANCE_FCN.WINDOW", 8, "WINDOW is 8; allowed: odd numbers from PARTS, 3, on"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_is_one_line(base, key, value, message):
+    with pytest.raises(ValueError, match=message) as error:
+        model_of(*base, f"MODEL.{key}", value)
+    assert "\n" not in str(error.value)
+
+
+def test_gaps_between_the_levels_are_named(caplog):
+    with caplog.at_level("WARNING", "rpe_d2"):
+        model_of(*DEEP)
+        assert not caplog.records
+        model_of(*DEEP, "MODEL.DEEPMASK.IN_FEATURES", ["p2", "p3"])
+    assert "of 18 and of 37 pixels" in caplog.text and "POSITIVE_SCALE to 0.50" in caplog.text
