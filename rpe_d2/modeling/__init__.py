@@ -10,7 +10,15 @@ from .meta_arch import BoundaryEmbeddingNet, PixelEmbeddingNet, SPNRefiner
 from .pixel_grouping import PixelGrouping, PixelGroups
 from .proposal_generator import MNCRPN, MeanShiftProposalGenerator
 from .quality_head import QualityHead
-from .roi_heads import FCISROIHeads, GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
+from .roi_heads import (
+    FCISROIHeads,
+    GuidedCascadeROIHeads,
+    GuidedROIHeads,
+    HypercolumnMaskHead,
+    MNCROIHeads,
+    SDSROIHeads,
+    SPNMaskHead,
+)
 from .sem_seg import SPNSemSegHead
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
+    "HypercolumnMaskHead",
     "MNCROIHeads",
     "MNCRPN",
     "MeanShiftLayer",
@@ -34,6 +43,7 @@ __all__ = [
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
+    "SDSROIHeads",
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",
