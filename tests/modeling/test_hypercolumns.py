@@ -177,9 +177,7 @@ def test_given_boxes_get_masks():
     boxes = Boxes(torch.tensor([[4.0, 4, 40, 30], [8, 8, 60, 60]]))
     given = [
         Instances((64, 96), pred_boxes=boxes, pred_classes=torch.tensor([2, 0])),
-        Instances(
-            (64, 96), pred_boxes=boxes[:0], pred_classes=torch.zeros(0, dtype=torch.int64)
-        ),
+        Instances((64, 96), pred_boxes=boxes[:0], pred_classes=torch.zeros(0, dtype=torch.int64)),
     ]
     with torch.no_grad():
         features = model.backbone(images.tensor)

@@ -112,7 +112,12 @@ def test_the_swapped_name_trains_and_infers(overrides):
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_training_proposals_have_the_fields_that_roi_heads_expect(masks):
-    wanted = ("MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING", masks, "MODEL.RPE.PROPOSAL_MASK_SIZE", 9)
+    wanted = (
+        "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING",
+        masks,
+        "MODEL.RPE.PROPOSAL_MASK_SIZE",
+        9,
+    )
     model = build_model(mask_rcnn_cfg(*SWAP, *wanted)).train()
     items = batch()
     images = model.preprocess_image(items)

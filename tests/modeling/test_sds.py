@@ -218,11 +218,17 @@ def test_without_masks_it_is_a_detector():
 
 
 def test_pathways_of_convolutions():
-    model = sds(*BOXES, "MODEL.ROI_BOX_HEAD.NUM_CONV", 1, "MODEL.ROI_BOX_HEAD.CONV_DIM", 8,
-                "MODEL.ROI_BOX_HEAD.NUM_FC", 0, "MODEL.ROI_BOX_HEAD.NORM", "GN")  # fmt: skip
-    assert model.roi_heads.box_predictor.cls_score.in_features == 2 * 8 * 49
+    convolutions = (
+        "MODEL.ROI_BOX_HEAD.NUM_CONV", 1, "MODEL.ROI_BOX_HEAD.CONV_DIM", 32,
+        "MODEL.ROI_BOX_HEAD.NUM_FC", 0, "MODEL.ROI_BOX_HEAD.NORM", "GN",
+    )  # fmt: skip
+    model = sds(*BOXES, *convolutions)
+    assert model.roi_heads.box_predictor.cls_score.in_features == 2 * 32 * 49
     with EventStorage():
         assert sum(model([training_input()]).values()).isfinite()
+    none = sds(*BOXES, *convolutions, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.999).eval()
+    found = none([{"image": training_input()["image"]}])[0]["instances"]
+    assert len(found) == 0 and found.pred_masks.shape == (0, 64, 96)
 
 
 def test_masks_need_a_generator_of_masks():

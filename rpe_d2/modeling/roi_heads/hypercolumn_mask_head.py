@@ -70,7 +70,9 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
         # Only the sum of the layers' biases would count.
         self.classifiers = nn.ModuleDict(
             {
-                name.replace(".", "_"): nn.Conv2d(shape.channels, num_classes * grid**2, 1, bias=not number)
+                name.replace(".", "_"): nn.Conv2d(
+                    shape.channels, num_classes * grid**2, 1, bias=not number
+                )
                 for number, (name, shape) in enumerate(input_shape.items())
             }
         )
@@ -85,7 +87,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
         head, columns = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.HYPERCOLUMN
         if not isinstance(input_shape, dict):
             raise ValueError(
-                f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}; allowed with HypercolumnMaskHead: \"\""
+                f'MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}; allowed with HypercolumnMaskHead: ""'
             )
         for key in ("GRID", "RESOLUTION"):
             if columns[key] < 1:
