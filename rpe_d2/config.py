@@ -240,6 +240,22 @@ def add_rpe_config(cfg: CN) -> None:
     # Probability from which on a cell belongs to the object.
     instance_fcn.MASK_THRESHOLD = 0.5
 
+    # ---- Simultaneous detection and segmentation (SDSROIHeads); the rest is in ROI_HEADS and ROI_BOX_HEAD
+    cfg.MODEL.SDS = sds = CN()
+    # Side of the coarse masks that are predicted from the features, and of the refined ones.
+    sds.COARSE_SIZE = 10
+    sds.MASK_SIZE = 28
+    # Proposals have masks in training, too, for heads that use them: SDSROIHeads masks its features by them, and by whole
+    # boxes without. Needs a generator of masks.
+    cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING = False
+
+    # ---- Hypercolumns (HypercolumnMaskHead); the rest is in ROI_MASK_HEAD: IN_FEATURES, CLS_AGNOSTIC_MASK
+    cfg.MODEL.HYPERCOLUMN = hypercolumn = CN()
+    # K of the K x K classifiers that are mixed by a pixel's place in the box.
+    hypercolumn.GRID = 5
+    # Side of the masks.
+    hypercolumn.RESOLUTION = 50
+
     # ---- Pixel embeddings: the network and its losses
     cfg.MODEL.RPE = rpe = CN()
     # Backbone outputs that enter the embedding head; empty: all of them.

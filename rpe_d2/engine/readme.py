@@ -152,7 +152,9 @@ def proposals_table(folder: Path) -> str:
         )
         filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
         # A resumed run's record knows the time of its last part alone.
-        whole = [r["cpu_seconds"] for r in records if "--resume" not in r.get("command", "").split()]
+        whole = [
+            r["cpu_seconds"] for r in records if "--resume" not in r.get("command", "").split()
+        ]
         minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
         rows.append(

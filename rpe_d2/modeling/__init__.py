@@ -16,7 +16,15 @@ from .proposal_generator import (
     SharpMask,
 )
 from .quality_head import QualityHead
-from .roi_heads import FCISROIHeads, GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
+from .roi_heads import (
+    FCISROIHeads,
+    GuidedCascadeROIHeads,
+    GuidedROIHeads,
+    HypercolumnMaskHead,
+    MNCROIHeads,
+    SDSROIHeads,
+    SPNMaskHead,
+)
 from .sem_seg import SPNSemSegHead
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
     "InstanceFCN",
+    "HypercolumnMaskHead",
     "MNCROIHeads",
     "MNCRPN",
     "MeanShiftLayer",
@@ -42,6 +51,7 @@ __all__ = [
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
+    "SDSROIHeads",
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",

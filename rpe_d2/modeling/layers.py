@@ -47,6 +47,8 @@ def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         return maps
     if maps.numel() == 0:
         return maps.new_zeros(*maps.shape[:2], *size)
+    if maps.shape[-2:] == (1, 1):  # interpolation would round
+        return maps.expand(*maps.shape[:2], *size)
     if maps.shape[-1] > size[-1]:
         return F.adaptive_avg_pool2d(maps, list(size))
     return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=False)

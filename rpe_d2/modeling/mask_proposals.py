@@ -4,6 +4,7 @@ from typing import Optional, Tuple
 
 import torch
 from detectron2.structures import Boxes, Instances
+from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
 from .soft_masks import cut_at_half
@@ -212,3 +213,27 @@ def _continued_outside(
         index = index[:, None, :] if axis == 0 else index[:, :, None]
         soft_masks = soft_masks.gather(2 - axis, index.expand_as(soft_masks))
     return soft_masks
+
+
+def masks_in_boxes(
+    masks: torch.Tensor, frames: torch.Tensor, rows: torch.Tensor, boxes: torch.Tensor
+) -> torch.Tensor:
+    """Masks relative to one box as seen in another one; outside of its own box there is nothing of a mask.
+
+    Args:
+        masks: (V, m, m) in 0-1.
+        frames: (D, 4) own box of each mask that is read.
+        rows: (D,) which of the masks that is.
+        boxes: (D, 4) boxes they are seen in.
+
+    Returns:
+        (D, m, m) in 0-1, linearly interpolated at the centres of the cells.
+    """
+    size = masks.shape[-1]
+    # In the frame of the mask, in which its cells have side 1.
+    sides = (frames[:, 2:] - frames[:, :2]).clamp(min=1e-6) / size
+    relative = (boxes - frames[:, :2].repeat(1, 2)) / sides.repeat(1, 2)
+    # A margin of nothing around each mask.
+    padded = F.pad(masks, (1, 1, 1, 1))[:, None]
+    regions = torch.cat([rows[:, None].to(relative), relative + 1], dim=1)
+    return roi_align(padded, regions, size, 1.0, sampling_ratio=1, aligned=True)[:, 0]

@@ -110,16 +110,27 @@ def test_the_swapped_name_trains_and_infers(overrides):
         assert outputs[0]["instances"].has("pred_masks") == model.roi_heads.mask_on
 
 
-def test_training_proposals_have_the_two_fields_that_roi_heads_expect():
-    model = build_model(mask_rcnn_cfg(*SWAP)).train()
+@pytest.mark.parametrize("masks", [False, True])
+def test_training_proposals_have_the_fields_that_roi_heads_expect(masks):
+    wanted = (
+        "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING",
+        masks,
+        "MODEL.RPE.PROPOSAL_MASK_SIZE",
+        9,
+    )
+    model = build_model(mask_rcnn_cfg(*SWAP, *wanted)).train()
     items = batch()
     images = model.preprocess_image(items)
     truth = [item["instances"] for item in items]
     with EventStorage():
         proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), truth)
     assert len(proposals) == len(items)
+    fields = {"proposal_boxes", "objectness_logits"}
     for each, item in zip(proposals, items):
-        assert set(each.get_fields()) == {"proposal_boxes", "objectness_logits"}
+        assert set(each.get_fields()) == (fields | {"proposal_masks"} if masks else fields)
+        if masks:
+            assert each.proposal_masks.shape == (len(each), 9, 9)
+            assert each.proposal_masks.dtype == torch.uint8
         assert each.image_size == tuple(item["image"].shape[1:])
         assert not each.proposal_boxes.tensor.requires_grad
         assert not each.objectness_logits.requires_grad

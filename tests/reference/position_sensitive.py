@@ -15,11 +15,11 @@ def position_sensitive_regions(features, boxes, parts, cells, scale) -> np.ndarr
                     channel = c * parts**2 + (row // cells) * parts + column // cells
                     x = (x0 + (column + 0.5) / side * (x1 - x0)) * scale - 0.5
                     y = (y0 + (row + 0.5) / side * (y1 - y0)) * scale - 0.5
-                    found[r, c, row, column] = _bilinear(features[int(image), channel], x, y)
+                    found[r, c, row, column] = bilinear(features[int(image), channel], x, y)
     return found
 
 
-def _bilinear(values, x, y) -> float:
+def bilinear(values, x, y) -> float:
     height, width = values.shape
     x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
     left, top = int(x), int(y)

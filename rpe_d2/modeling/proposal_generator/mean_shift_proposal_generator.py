@@ -75,6 +75,7 @@ class MeanShiftProposalGenerator(nn.Module):
         min_box_size: float,
         mask_threshold: float,
         mask_size: int,
+        masks_in_training: bool = False,
     ):
         """
         Args:
@@ -89,7 +90,8 @@ class MeanShiftProposalGenerator(nn.Module):
             post_nms_topk_train, post_nms_topk_test: the best proposals of an image that remain.
             min_box_size: proposals with a shorter side, pixels, are dropped.
             mask_threshold: value of the soft masks that boxes enclose.
-            mask_size: M of the proposal masks at inference.
+            mask_size: M of the proposal masks.
+            masks_in_training: there are masks in training, too.
         """
         super().__init__()
         self.embedding_head = embedding_head
@@ -106,6 +108,7 @@ class MeanShiftProposalGenerator(nn.Module):
         self.min_box_size = min_box_size
         self.mask_threshold = mask_threshold
         self.mask_size = mask_size
+        self.masks_in_training = masks_in_training
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
@@ -142,6 +145,7 @@ class MeanShiftProposalGenerator(nn.Module):
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
             "mask_threshold": cfg.MODEL.RPE.MASK_THRESHOLD,
             "mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
+            "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
         }
 
     def forward(
@@ -157,8 +161,8 @@ class MeanShiftProposalGenerator(nn.Module):
             gt_instances: in training, one per image.
 
         Returns:
-            for each image ``proposal_boxes`` and ``objectness_logits`` and, at inference, ``proposal_masks``
-            (R, M, M) uint8, by falling score; and in training the losses, "loss_rpe_…".
+            for each image ``proposal_boxes`` and ``objectness_logits`` and, at inference or where they are wanted in
+            training, ``proposal_masks`` (R, M, M) uint8, by falling score; and in training the losses, "loss_rpe_…".
         """
         levels = self.embedding_head.levels(features, self.num_levels)
         # Sums over thousands of pixels overflow half precision.
@@ -269,7 +273,7 @@ class MeanShiftProposalGenerator(nn.Module):
             size,
             size,
             self.mask_threshold,
-            None if self.training else self.mask_size,
+            None if self.training and not self.masks_in_training else self.mask_size,
         )
 
 

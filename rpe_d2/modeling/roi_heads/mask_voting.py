@@ -6,9 +6,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import batched_nms, nonzero_tuple
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from torch.nn import functional as F
-from torchvision.ops import roi_align
 
+from ..mask_proposals import masks_in_boxes
 from ..soft_masks import cut_at_half
 
 
@@ -95,15 +94,9 @@ def vote_masks(
     votes[torch.arange(len(chosen), device=chosen.device), chosen] = True
     target, voter = votes.nonzero(as_tuple=True)
     weight = scores[voter, classes[target]]
-    # The chosen box in the voter's frame, in which its mask has cells of side 1.
-    corners, frame = boxes[chosen][target], boxes[voter]
-    sides = (frame[:, 2:] - frame[:, :2]).clamp(min=1e-6) / size
-    relative = (corners - frame[:, :2].repeat(1, 2)) / sides.repeat(1, 2)
-    # A margin of nothing around each mask: there is none of it outside of its box.
-    padded = F.pad(masks, (1, 1, 1, 1)).flatten(0, -3)
-    voter = voter if masks.dim() == 3 else voter * masks.shape[1] + classes[target]
-    regions = torch.cat([voter[:, None].to(relative), relative + 1], dim=1)
-    inside = roi_align(padded[:, None], regions, size, 1.0, sampling_ratio=1, aligned=True)[:, 0]
+    boxes_of_targets, frames = boxes[chosen][target], boxes[voter]
+    row = voter if masks.dim() == 3 else voter * masks.shape[1] + classes[target]
+    inside = masks_in_boxes(masks.flatten(0, -3), frames, row, boxes_of_targets)
     total = masks.new_zeros(len(chosen), size, size)
     total.index_add_(0, target, inside * weight[:, None, None])
     weights = masks.new_zeros(len(chosen)).index_add_(0, target, weight)
