@@ -225,6 +225,17 @@ def test_proposals_in_training_are_boxes_and_can_be_left_out(overrides):
         model.proposal_generator(images, features, None)
 
 
+@ALL
+def test_masks_in_training_for_heads_that_use_them(overrides):
+    model = model_of(
+        *overrides, *RCNN, "MODEL.ROI_HEADS.NAME", "SDSROIHeads",
+        "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING", True,
+    )  # fmt: skip
+    with EventStorage():
+        losses = model([item_of()])
+    assert torch.isfinite(losses["loss_mask"])
+
+
 def test_a_crowd_is_background():
     """Detectron2's mapper leaves crowds out: the losses are those of a picture without them."""
     item = item_of()

@@ -126,6 +126,7 @@ class WindowProposalGenerator(nn.Module):
         min_box_size: float,
         mask_threshold: float,
         proposal_mask_size: int,
+        masks_in_training: bool = False,
     ):
         """
         Args:
@@ -140,7 +141,8 @@ class WindowProposalGenerator(nn.Module):
             nms_threshold: IoU of boxes with a better proposal's above which one is dropped; 1: none is.
             min_box_size: proposals with a shorter side, pixels, are dropped.
             mask_threshold: probability from which on a cell belongs to the object.
-            proposal_mask_size: M of the proposal masks at inference.
+            proposal_mask_size: M of the proposal masks.
+            masks_in_training: there are masks in training, too.
         """
         super().__init__()
         self.in_features = list(in_features)
@@ -154,6 +156,7 @@ class WindowProposalGenerator(nn.Module):
         self.min_box_size = min_box_size
         self.mask_threshold = mask_threshold
         self.proposal_mask_size = proposal_mask_size
+        self.masks_in_training = masks_in_training
 
     @staticmethod
     def window_arguments(cfg: CfgNode, key: str, input_shape: Dict[str, ShapeSpec]) -> dict:
@@ -196,6 +199,7 @@ class WindowProposalGenerator(nn.Module):
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
             "mask_threshold": node.MASK_THRESHOLD,
             "proposal_mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
+            "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
         }
 
     @abstractmethod
@@ -242,8 +246,8 @@ class WindowProposalGenerator(nn.Module):
             gt_instances: in training, one per image.
 
         Returns:
-            for each image ``proposal_boxes`` and ``objectness_logits`` and, at inference, ``proposal_masks``
-            (R, M, M) uint8, by falling score; and in training the losses.
+            for each image ``proposal_boxes`` and ``objectness_logits`` and, at inference or where they are wanted in
+            training, ``proposal_masks`` (R, M, M) uint8, by falling score; and in training the losses.
         """
         grid = window_grid([features[n] for n in self.in_features], self.strides, self.window)
         pyramid = self.pyramid(features)
@@ -310,6 +314,7 @@ class WindowProposalGenerator(nn.Module):
         self, pyramid: List, grid: WindowGrid, image_sizes: Sequence[Tuple[int, int]]
     ) -> List[Instances]:
         topk = self.post_nms_topk[self.training]
+        has_masks = self.masks_in_training or not self.training
         if topk == 0:
             return [_no_proposals(size, grid.boxes) for size in image_sizes]
         levels = [self.window_codes(level) for level in pyramid]
@@ -337,7 +342,7 @@ class WindowProposalGenerator(nn.Module):
                     self.nms_threshold,
                     self.min_box_size,
                     topk,
-                    None if self.training else self.proposal_mask_size,
+                    self.proposal_mask_size if has_masks else None,
                 )
             )
         return proposals

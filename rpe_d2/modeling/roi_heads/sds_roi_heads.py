@@ -79,7 +79,7 @@ class SDSROIHeads(StandardROIHeads):
     The region is where the proposal is:
 
     * ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING: True``: the proposals' masks, in training as at inference; the
-      generator has to make them (MeanShiftProposalGenerator, not RPN). It is one key for both, as a head that was
+      generator has to make them (MeanShiftProposalGenerator or DeepMask, not RPN). It is one key for both, as a head that was
       trained on whole boxes would not know what to do with masks. True boxes that join the proposals (``MODEL.ROI_HEADS.
       PROPOSAL_APPEND_GT``) come with their whole box as region: true masks would tell the head what it is to predict.
     * ``False``: the whole box, also where proposals have masks; both pathways then see the same.
@@ -231,7 +231,7 @@ def _check_masks(proposals: List[Instances]) -> None:
     if not all(p.has("proposal_masks") for p in proposals):
         raise ValueError(
             "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING is True, and MODEL.PROPOSAL_GENERATOR.NAME makes boxes without "
-            "masks; allowed: a generator of masks, MeanShiftProposalGenerator, or False"
+            "masks; allowed: a generator of masks, as MeanShiftProposalGenerator and DeepMask, or False"
         )
 
 
