@@ -23,6 +23,7 @@ from rpe_d2.data import (
     register_bsds,
     register_coco_jsons,
     register_helen,
+    register_sem_seg_dirs,
     register_voc,
 )
 from rpe_d2.ops.sphere import min_margin
@@ -74,6 +75,8 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     register_helen(cfg.DATASETS.HELEN)
     register_voc(cfg.DATASETS.VOC)
     register_bsds(cfg.DATASETS.BSDS)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    register_sem_seg_dirs(cfg.DATASETS.SEM_SEG_DIRS, head.NUM_CLASSES, head.IGNORE_VALUE)
     return cfg
 
 
@@ -199,6 +202,7 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
 _CLASS_KEYS = {
     "PixelEmbeddingNet": "MODEL.RPE.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "SemanticSegmentor": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
 }
@@ -216,7 +220,8 @@ def check_datasets(cfg: CfgNode) -> None:
             if name not in DatasetCatalog:
                 raise ValueError(
                     f"DATASETS.{key} names {name!r}, which is not registered; "
-                    'own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
+                    'own data: DATASETS.COCO_JSONS "name=path.json:image_root", DATASETS.SEM_SEG_DIRS '
+                    '"name=images/:labels/"'
                 )
             check_voc_files(name)
             kind = "stuff" if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" else "thing"

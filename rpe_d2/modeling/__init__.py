@@ -11,7 +11,14 @@ from .pixel_grouping import PixelGrouping, PixelGroups
 from .proposal_generator import MNCRPN, MeanShiftProposalGenerator
 from .quality_head import QualityHead
 from .roi_heads import FCISROIHeads, GuidedCascadeROIHeads, GuidedROIHeads, MNCROIHeads, SPNMaskHead
-from .sem_seg import SPNSemSegHead
+from .sem_seg import (
+    DeconvNetHead,
+    EmbeddingSemSegHead,
+    FCNHead,
+    MultiScaleSemSegHead,
+    RecurrentConvSemSegHead,
+    SPNSemSegHead,
+)
 
 __all__ = [
     "BoundaryEmbeddingNet",
@@ -19,10 +26,13 @@ __all__ = [
     "BoundaryLoss",
     "BoundaryMaps",
     "BoundaryTarget",
+    "DeconvNetHead",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
+    "EmbeddingSemSegHead",
     "FCISROIHeads",
+    "FCNHead",
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
@@ -30,10 +40,12 @@ __all__ = [
     "MNCRPN",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",
+    "MultiScaleSemSegHead",
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
+    "RecurrentConvSemSegHead",
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",

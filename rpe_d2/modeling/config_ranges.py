@@ -37,6 +37,8 @@ _RANGES = {
     "RPE.PROPOSALS.PRE_NMS_TOPK": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TEST": (1, math.inf),
+    "SEM_SEG_HEAD.PAIR_LOSS_WEIGHT": (-1, math.inf),
+    "SEM_SEG_HEAD.NUM_CONVS": (0, math.inf),
     "BOUNDARY.CONV_DIM": (1, math.inf),
     "BOUNDARY.EMBEDDING_DIM": (1, math.inf),
     "BOUNDARY.MIN_ANNOTATORS": (1, math.inf),
@@ -57,7 +59,7 @@ _RANGES = {
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of MODEL.RPE, MODEL.BOUNDARY and MODEL.MEAN_SHIFT.
+    """Checks the numbers of MODEL.RPE, MODEL.SEM_SEG_HEAD, MODEL.BOUNDARY and MODEL.MEAN_SHIFT.
 
     Raises:
         ValueError: one is out of range; the message names the key, the value and what is allowed.
