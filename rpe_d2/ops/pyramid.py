@@ -19,16 +19,14 @@ def gaussian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torch
     Returns:
         For each scale (B, C, round(H * scale), round(W * scale)), at least one pixel a side.
     """
-    return [
-        _resize(image, [max(1, round(side * scale)) for side in image.shape[-2:]])
-        for scale in scales
-    ]
+    return [_resize(image, _scaled_size(image, scale)) for scale in scales]
 
 
 def laplacian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torch.Tensor]:
     """What each size of an image shows beyond the next smaller one; last, the smallest (Burt & Adelson, 1983).
 
-    Enlarging each (bilinearly) and adding it to the one before gives the image back.
+    Each size is made from the one before. Enlarging each (bilinearly) and adding it to the one before gives the image
+    back.
 
     Args:
         image: (B, C, H, W), floating point.
@@ -42,11 +40,13 @@ def laplacian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torc
     """
     if any(one <= other for one, other in zip(scales, scales[1:])):
         raise ValueError(f"scales are {list(scales)}; allowed: each smaller than the one before")
-    sizes = gaussian_pyramid(image, scales)
-    bands = [
-        large - _resize(small, large.shape[-2:]) for large, small in zip(sizes[:-1], sizes[1:])
-    ]
-    return [*bands, sizes[-1]]
+    bands = []
+    picture = _resize(image, _scaled_size(image, scales[0]))
+    for scale in scales[1:]:
+        smaller = _resize(picture, _scaled_size(image, scale))
+        bands.append(picture - _resize(smaller, picture.shape[-2:]))
+        picture = smaller
+    return [*bands, picture]
 
 
 def normalize_contrast(maps: torch.Tensor, size: int = 15, floor: float = 0.1) -> torch.Tensor:
@@ -67,6 +67,10 @@ def _local_mean(maps: torch.Tensor, size: int) -> torch.Tensor:
     """(B, 1, H, W)."""
     mean = maps.mean(dim=1, keepdim=True)
     return F.avg_pool2d(mean, size, 1, size // 2, count_include_pad=False)
+
+
+def _scaled_size(image: torch.Tensor, scale: float) -> List[int]:
+    return [max(1, round(side * scale)) for side in image.shape[-2:]]
 
 
 def _resize(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -5,7 +5,9 @@ import torch
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 
-from .helpers import small_cfg, training_input
+from rpe_d2.ops.pyramid import gaussian_pyramid, laplacian_pyramid, normalize_contrast
+
+from .helpers import plain_backbone, small_cfg, training_input
 
 GUIDED = ("MODEL.BACKBONE.NAME", "build_guided_backbone")
 
@@ -65,3 +67,71 @@ def test_the_picture_alone_is_no_feature():
 def test_a_wrong_name_is_one_line(name):
     with pytest.raises(ValueError, match="MODEL.GUIDED_BACKBONE.NAME is"):
         build_backbone(small_cfg(*GUIDED, "MODEL.GUIDED_BACKBONE.NAME", name))
+
+
+# ---- Several scales
+
+PYRAMID = (
+    *GUIDED, *plain_backbone("res2", "res4"), "MODEL.BACKBONE.NAME", "build_guided_backbone",
+    "MODEL.GUIDED_BACKBONE.NAME", "build_resnet_backbone",
+    "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.5, 0.25],
+)  # fmt: skip
+LAPLACIAN = ("MODEL.GUIDED_BACKBONE.PYRAMID", "laplacian")
+
+
+def test_one_network_sees_all_scales():
+    plain = build_backbone(small_cfg(*plain_backbone("res2", "res4"))).eval()
+    guided = build_backbone(small_cfg(*PYRAMID)).eval()
+    guided.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found = guided(image)
+        assert found.pop("image") is image
+        for scale, picture in zip((1, 0.5, 0.25), gaussian_pyramid(image, [1.0, 0.5, 0.25])):
+            for name, maps in plain(picture).items():
+                assert torch.equal(found.pop(name if scale == 1 else f"{name}@{scale}"), maps)
+    assert not found
+    strides = {name: shape.stride for name, shape in guided.output_shape().items()}
+    assert strides == {
+        "res2": 4, "res4": 16, "res2@0.5": 8, "res4@0.5": 32, "res2@0.25": 16, "res4@0.25": 64,
+        "image": 1,
+    }  # fmt: skip
+    assert guided.size_divisibility == 4
+
+
+def test_bands_are_normalised():
+    guided = build_backbone(small_cfg(*PYRAMID, *LAPLACIAN)).eval()
+    image = 3 + 0.5 * torch.randn(1, 3, 64, 64)
+    bands = [normalize_contrast(band) for band in laplacian_pyramid(image, [1.0, 0.5, 0.25])]
+    with torch.no_grad():
+        found = guided(image)
+        for suffix, band in zip(("", "@0.5", "@0.25"), bands):
+            assert torch.equal(found[f"res4{suffix}"], guided._wrapped[0](band)["res4"])
+
+
+def test_any_scale_is_padded_for_the_wrapped_backbone():
+    guided = build_backbone(small_cfg(*GUIDED, "MODEL.GUIDED_BACKBONE.SCALES", [1.5, 0.7])).eval()
+    assert guided.size_divisibility == 32
+    with torch.no_grad():
+        found = guided(torch.randn(1, 3, 64, 96))
+    # 96 x 144 and 45 x 67 pixels, filled up to multiples of 32
+    assert found["p2@1.5"].shape[-2:] == (24, 40) and found["p2@0.7"].shape[-2:] == (16, 24)
+    assert guided.output_shape()["p3@0.7"].stride == pytest.approx(8 / 0.7)
+    fpn = build_backbone(small_cfg(*GUIDED, "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.25]))
+    assert fpn.size_divisibility == 128
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("MODEL.GUIDED_BACKBONE.SCALES", []), r"SCALES is \[\]; allowed: one or more different"),
+        (("MODEL.GUIDED_BACKBONE.SCALES", [1.0, 1.0]), "allowed: one or more different factors"),
+        (("MODEL.GUIDED_BACKBONE.SCALES", [0.0]), "allowed: one or more different factors above 0"),
+        (("MODEL.GUIDED_BACKBONE.PYRAMID", "steerable"), "PYRAMID is 'steerable' .* gaussian"),
+        ((*LAPLACIAN, "MODEL.GUIDED_BACKBONE.SCALES", [0.5, 1.0]), "which needs SCALES that fall"),
+    ],
+)
+def test_wrong_scales_are_one_line(overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build_backbone(small_cfg(*GUIDED, *overrides))
+    assert "\n" not in str(error.value)
