@@ -95,17 +95,15 @@ def add_rpe_config(cfg: CN) -> None:
     # State dict of torchvision's vgg16 (with NORM vgg16_bn) on the disk; "": random weights.
     vgg.WEIGHTS = ""
 
-    # ---- Semantic heads: EmbeddingSemSegHead, FCNHead, DeconvNetHead, MultiScaleSemSegHead, RecurrentConvSemSegHead and,
-    # as far as the pair loss goes, SPNSemSegHead; the rest is in Detectron2's MODEL.SEM_SEG_HEAD
-    sem_seg = cfg.MODEL.SEM_SEG_HEAD
+    # ---- Semantic heads of this package; the rest is in Detectron2's keys
     # Weight of the pair loss on the semantic labels (Kong & Fowlkes, section 6), with RPE's EMBEDDING_DIM, MARGIN,
     # PAIR_LOSS_FORM, PAIR_LOSS_NORMALIZATION, POSITIVE_WEIGHT, NEGATIVE_WEIGHT and TRAIN_POINTS; 0: none; -1: 1 for
     # EmbeddingSemSegHead, none for the others.
-    sem_seg.PAIR_LOSS_WEIGHT = -1.0
+    cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = -1.0
     # 3x3 convolutions that EmbeddingSemSegHead's predictions share, or of each pass of RecurrentConvSemSegHead.
-    sem_seg.NUM_CONVS = 2
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 2
     # RecurrentConvSemSegHead: sizes of the picture that its passes see, one after the other; the last is the result.
-    sem_seg.RECURRENT_SCALES = [0.125, 0.25, 0.5, 1.0]
+    cfg.MODEL.SEM_SEG_HEAD.RECURRENT_SCALES = [0.125, 0.25, 0.5, 1.0]
 
     # Backbone outputs that the mask head gets under GuidedROIHeads and GuidedCascadeROIHeads, with POOLER_TYPE "";
     # empty: as Detectron2 has it, ROI_HEADS.IN_FEATURES.

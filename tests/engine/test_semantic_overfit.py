@@ -78,17 +78,35 @@ def test_two_iterations_of_a_panoptic_fpn(tmp_path):
         "MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST", 10, "TEST.DETECTIONS_PER_IMAGE", 5,
     )  # fmt: skip
     assert list(metrics) == ["sem_seg", "bbox", "segm"]
+    draw(tmp_path, panoptic, 1)
 
 
-def test_semantic_predictions_are_drawn(tmp_path):
+def draw(folder, dataset: str, count: int, *flags) -> None:
+    arguments = [
+        "--config-file", folder / "config.yaml", "--weights", folder / "model_final.pth",
+        "--dataset", dataset, "--num-images", count, "--output", folder / "drawn", *flags,
+    ]  # fmt: skip
+    before = len(list((folder / "drawn").glob("*.png")))
+    assert visualize([str(argument) for argument in arguments]) == 0
+    assert len(list((folder / "drawn").glob("*.png"))) == before + count
+
+
+def test_maps_are_drawn(tmp_path):
     options = ["SOLVER.MAX_ITER", 1, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
     metrics_of("fcn_8s_shapes", tmp_path, *data(FOUR), *options)
-    arguments = [
-        "--config-file", tmp_path / "config.yaml", "--weights", tmp_path / "model_final.pth",
-        "--dataset", FOUR, "--num-images", 2, "--output", tmp_path / "drawn",
-    ]  # fmt: skip
-    assert visualize([str(argument) for argument in arguments]) == 0
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+    draw(tmp_path, FOUR, 2)
+    draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "annotation")
+    draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "dataloader")
+
+
+def test_numbers_of_classes_are_checked_before_training(tmp_path, capsys):
+    panoptic = f"{FOUR}_panoptic"
+    for key, found in (("ROI_HEADS", 4), ("SEM_SEG_HEAD", 2)):
+        options = [*data(panoptic, panoptic), f"MODEL.{key}.NUM_CLASSES", 7]
+        with pytest.raises(SystemExit):
+            metrics_of("panoptic_shapes", tmp_path, *options)
+        message = f"MODEL.{key}.NUM_CLASSES is 7; {panoptic} has {found} classes"
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -97,7 +115,7 @@ def test_semantic_predictions_are_drawn(tmp_path):
 def test_four_images_are_learned_by_heart(config, pair_loss, tmp_path):
     metrics = metrics_of(
         config, tmp_path, *data(FOUR), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", pair_loss,
-        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 300, "INPUT.RANDOM_FLIP", "none",
-        "TEST.BOUNDARIES", False,
+        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 120, "INPUT.RANDOM_FLIP", "none",
+        "SOLVER.WARMUP_ITERS", 20, "SOLVER.BASE_LR", 0.003, "TEST.BOUNDARIES", False,
     )  # fmt: skip
     assert metrics["sem_seg"]["mIoU"] >= 95

@@ -21,6 +21,8 @@ class EmbeddingSemSegHead(SemSegHead):
     picture, which fills holes that cross-entropy, pixel by pixel, leaves.
     """
 
+    usual_pair_weight = 1.0
+
     @configurable
     def __init__(
         self,
@@ -50,7 +52,7 @@ class EmbeddingSemSegHead(SemSegHead):
         names = chosen_features(key, head.IN_FEATURES, input_shape)
         stride = head.COMMON_STRIDE
         check_grid(key, names, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", stride, input_shape)
-        options = cls.shared_options(cfg, usual_pair_weight=1.0)
+        options = cls.shared_options(cfg)
         network = EmbeddingHead(
             input_shape,
             in_features=names,

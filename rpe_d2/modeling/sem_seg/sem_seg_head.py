@@ -1,6 +1,6 @@
 """What the semantic heads share: full-size scores, cross-entropy, and the pair loss as an auxiliary."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
@@ -25,13 +25,15 @@ class SemSegMaps(NamedTuple):
     stride: int
 
 
-class SemSegHead(nn.Module):
+class SemSegHead(nn.Module, ABC):
     """A semantic head for Detectron2's ``SemanticSegmentor`` and ``PanopticFPN``.
 
     Subclasses predict scores and, from the same features, embeddings for the pair loss
     (``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``), which shape these features and cost nothing at inference. ``layers``,
     ``losses`` and ``common_stride`` are those of ``SemSegFPNHead``: ``SPNSemSegHead`` takes any of them.
     """
+
+    usual_pair_weight = 0.0  # where MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT leaves it to the head
 
     def __init__(
         self,
@@ -54,15 +56,15 @@ class SemSegHead(nn.Module):
         self.loss_weight = loss_weight
         self.pair_loss = pair_loss
 
-    @staticmethod
-    def shared_options(cfg: CfgNode, usual_pair_weight: float = 0.0) -> Dict[str, Any]:
+    @classmethod
+    def shared_options(cls, cfg: CfgNode) -> Dict[str, Any]:
         """Arguments that all heads read from ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "num_classes": head.NUM_CLASSES,
             "ignore_value": head.IGNORE_VALUE,
             "loss_weight": head.LOSS_WEIGHT,
-            "pair_loss": build_semantic_pair_loss(cfg, usual_pair_weight),
+            "pair_loss": build_semantic_pair_loss(cfg, cls.usual_pair_weight),
         }
 
     @abstractmethod

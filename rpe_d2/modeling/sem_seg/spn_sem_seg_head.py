@@ -80,12 +80,13 @@ class SPNSemSegHead(nn.Module):
         options = PropagationOptions.from_config(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         propagation = PropagationHead(num_classes, cfg.MODEL.SPN.CHANNELS, options)
-        pair_loss = build_semantic_pair_loss(cfg, usual_weight=0.0)
+        head = SEM_SEG_HEADS_REGISTRY.get(name)
+        pair_loss = build_semantic_pair_loss(cfg, getattr(head, "usual_pair_weight", 0.0))
         coarse_cfg = cfg.clone()
         coarse_cfg.defrost()
         coarse_cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = 0.0  # once is enough
         return {
-            "head": SEM_SEG_HEADS_REGISTRY.get(name)(coarse_cfg, input_shape),
+            "head": head(coarse_cfg, input_shape),
             "guidance": build_guidance(cfg, input_shape, propagation.num_gates),
             "propagation": propagation,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
