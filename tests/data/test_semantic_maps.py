@@ -56,6 +56,13 @@ def test_a_taken_name_and_an_absent_image_are_named(folder):
         register_coco_jsons([entry(folder, make_content(), "two")])
 
 
+def test_more_classes_than_a_map_holds(folder):
+    content = make_content()
+    content["categories"] += [{"id": 100 + n, "name": f"class {n}"} for n in range(253)]
+    register_coco_jsons([entry(folder, content)])
+    assert "mine" in DatasetCatalog.list() and "mine_sem_seg" not in DatasetCatalog.list()
+
+
 def test_nuclei_foreground(real_data):
     root = real_data("nuclei")
     before = set(DatasetCatalog.list())

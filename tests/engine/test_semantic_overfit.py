@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rpe_d2.data import load_shapes_panoptic, load_shapes_sem_seg
 from rpe_d2.engine.train_net import main
 from rpe_d2.engine.visualize import main as visualize
+from tests import voc_tree
 from tests.conftest import ROOT
 
 FOUR = "semantic_four"
@@ -79,6 +80,34 @@ def test_two_iterations_of_a_panoptic_fpn(tmp_path):
     )  # fmt: skip
     assert list(metrics) == ["sem_seg", "bbox", "segm"]
     draw(tmp_path, panoptic, 1)
+
+
+@pytest.mark.parametrize("config", ["embedding_voc", "fcn_8s_voc", "deconvnet_voc"])
+def test_two_iterations_on_voc(config, tmp_path):
+    with voc_tree.unregistered_afterwards():
+        metrics = metrics_of(
+            config, tmp_path / "out", "DATASETS.VOC", voc_tree.write_tree(tmp_path / "data"),
+            "SOLVER.MAX_ITER", 2, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
+            "MODEL.VGG.WIDTH", 0.125, "MODEL.VGG.FC_DIM", 16, "MODEL.RESNETS.DEPTH", 18,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.WEIGHTS", "",
+        )  # fmt: skip
+    assert {"mIoU", "IoU-person"} <= set(metrics["sem_seg"])
+
+
+def test_two_iterations_on_nuclei(tmp_path, real_data):
+    root = real_data("nuclei")
+    jsons = [f"{name}={root}/val.json" for name in ("nuclei_train", "nuclei_val")]
+    before = set(DatasetCatalog.list())
+    try:
+        metrics = metrics_of(
+            "embedding_nuclei", tmp_path, "DATASETS.COCO_JSONS", json.dumps(jsons),
+            "SOLVER.MAX_ITER", 2, "INPUT.MIN_SIZE_TRAIN", "(64, 64)", "INPUT.MIN_SIZE_TEST", 32,
+        )  # fmt: skip
+    finally:
+        for name in set(DatasetCatalog.list()) - before:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    assert len(metrics["sem_seg"]) > 2 and "mIoU" in metrics["sem_seg_boundary_1px"]
 
 
 def draw(folder, dataset: str, count: int, *flags) -> None:

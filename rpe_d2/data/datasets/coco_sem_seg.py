@@ -15,13 +15,13 @@ from .generated import encoded, serve_pictures
 __all__ = ["register_coco_sem_seg"]
 
 _PREFIX = "coco_sem_seg://"
-_IGNORED = 255
+_IGNORED = 255  # the largest number that a map's 8 bits hold
 
 
 def register_coco_sem_seg(where: str, name: str, classes: List[str]) -> None:
     """Registers `NAME_sem_seg` beside a registered data set: background, then the classes of its instances.
 
-    Where masks overlap, the smaller one is in front. Crowd regions are ignored. An annotation without a mask counts as
+    More than 254 classes have no maps. Where masks overlap, the smaller one is in front. Crowd regions are ignored. An annotation without a mask counts as
     its filled box.
 
     Args:
@@ -32,6 +32,8 @@ def register_coco_sem_seg(where: str, name: str, classes: List[str]) -> None:
     Raises:
         ValueError: the name is taken.
     """
+    if len(classes) >= _IGNORED:
+        return
     metadata = MetadataCatalog.get(name)
     if f"{name}_sem_seg" in DatasetCatalog.list():
         raise ValueError(
