@@ -9,7 +9,11 @@ def add_rpe_config(cfg: CN) -> None:
     Call it on ``detectron2.config.get_cfg()`` before merging a file. Nothing else is changed.
     """
     # COCO-format data sets to register: "name=path.json:image_root"; the root defaults to the JSON's folder.
+    # Each is also registered as NAME_sem_seg, with semantic maps painted from its masks, background first.
     cfg.DATASETS.COCO_JSONS = []
+    # Folders of pictures and of PNG maps of classes, as ADE20K's, to register: "name=images/:labels/", names of the
+    # classes in a file of one a line: "name=images/:labels/:classes.txt".
+    cfg.DATASETS.SEM_SEG_DIRS = []
     # Folder of the Helen face-parsing data, registered as helen_train, helen_val and helen_test; "": none.
     cfg.DATASETS.HELEN = ""
     # Folder with VOCdevkit/VOC2012 (or VOC2012 itself) and, in benchmark_RELEASE/dataset or sbd, SBD: registered as
@@ -81,11 +85,14 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.MODEL.GUIDED_BACKBONE = guided = CN()
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
     guided.NAME = "build_resnet_fpn_backbone"
-    # Run it also on the picture at these scales; their outputs are named "res4@0.5" and so on.
-    guided.SCALES = []
+    # Sizes of the picture at which that backbone runs, with the same weights; at 0.5 outputs are called "res4@0.5".
+    guided.SCALES = [1.0]
+    # What it sees there: "gaussian", the resized picture; "laplacian", what that shows beyond the next smaller one,
+    # with normalised contrast (SCALES fall).
+    guided.PYRAMID = "gaussian"
     # Add the output "stem": a ResNet's first convolution, at stride 2.
     guided.STEM = False
-    # Keep its parameters, and the statistics of its batch normalisation, as they are.
+    # Keep that backbone's parameters, and the statistics of its batch normalisation, as they are.
     guided.FREEZE = False
 
     # ---- VGG-16 (build_vgg16_backbone); BACKBONE.FREEZE_AT counts its blocks
@@ -94,11 +101,23 @@ def add_rpe_config(cfg: CN) -> None:
     vgg.OUT_FEATURES = ["pool3", "pool4", "conv5_3"]
     # After the convolutions: "", "BN" or "FrozenBN".
     vgg.NORM = ""
+    # Factor of the blocks' channels (1: 64 to 512).
+    vgg.WIDTH = 1.0
     # Channels of fc6 and fc7, and share of them that is dropped in training.
     vgg.FC_DIM = 4096
     vgg.DROPOUT = 0.5
     # State dict of torchvision's vgg16 (with NORM vgg16_bn) on the disk; "": random weights.
     vgg.WEIGHTS = ""
+
+    # ---- Semantic heads of this package; the rest is in Detectron2's keys
+    # Weight of the pair loss on the semantic labels (Kong & Fowlkes, section 6), with RPE's EMBEDDING_DIM, MARGIN,
+    # PAIR_LOSS_FORM, PAIR_LOSS_NORMALIZATION, POSITIVE_WEIGHT, NEGATIVE_WEIGHT and TRAIN_POINTS; 0: none; -1: 1 for
+    # EmbeddingSemSegHead, none for the others.
+    cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = -1.0
+    # 3x3 convolutions that EmbeddingSemSegHead's predictions share, or of each pass of RecurrentConvSemSegHead.
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CONVS = 2
+    # RecurrentConvSemSegHead: sizes of the picture that its passes see, one after the other; the last is the result.
+    cfg.MODEL.SEM_SEG_HEAD.RECURRENT_SCALES = [0.125, 0.25, 0.5, 1.0]
 
     # Backbone outputs that the mask head gets under GuidedROIHeads and GuidedCascadeROIHeads, with POOLER_TYPE "";
     # empty: as Detectron2 has it, ROI_HEADS.IN_FEATURES.

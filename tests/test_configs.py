@@ -68,6 +68,11 @@ def flat(node: CfgNode, prefix: str = "") -> dict:
             ("MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT",),
         ),
         (
+            "semantic/fcn_8s_shapes.yaml",
+            "semantic/fcn_32s_shapes.yaml",
+            ("MODEL.SEM_SEG_HEAD.IN_FEATURES",),
+        ),
+        (
             "boundary/bsds_R_18.yaml",
             "boundary/bsds_R_18_cross_entropy.yaml",
             ("MODEL.BOUNDARY.PAIR_LOSS_WEIGHT",),

@@ -24,6 +24,7 @@ from rpe_d2.data import (
     register_bsds,
     register_coco_jsons,
     register_helen,
+    register_sem_seg_dirs,
     register_voc,
 )
 from rpe_d2.ops.sphere import min_margin
@@ -79,6 +80,8 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     register_helen(cfg.DATASETS.HELEN)
     register_voc(cfg.DATASETS.VOC)
     register_bsds(cfg.DATASETS.BSDS)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    register_sem_seg_dirs(cfg.DATASETS.SEM_SEG_DIRS, head.NUM_CLASSES, head.IGNORE_VALUE)
     return cfg
 
 
@@ -207,36 +210,48 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
         )
 
 
-# Where the number of classes of each of Detectron2's meta-architectures stands.
+# What each of Detectron2's meta-architectures learns, and where its number of classes stands.
 _CLASS_KEYS = {
-    "PixelEmbeddingNet": "MODEL.RPE.NUM_CLASSES",
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "SemanticSegmentor": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    "PixelEmbeddingNet": {"thing": "MODEL.RPE.NUM_CLASSES"},
+    "GeneralizedRCNN": {"thing": "MODEL.ROI_HEADS.NUM_CLASSES"},
+    "RetinaNet": {"thing": "MODEL.RETINANET.NUM_CLASSES"},
+    "SemanticSegmentor": {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
+    "PanopticFPN": {
+        "thing": "MODEL.ROI_HEADS.NUM_CLASSES",
+        "stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    },
 }
 
 
 def check_datasets(cfg: CfgNode) -> None:
     """Checks that the data sets exist, agree on their classes and have as many as the model."""
-    class_key = _CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, which is not registered; "
+                    'own data: DATASETS.COCO_JSONS "name=path.json:image_root", DATASETS.SEM_SEG_DIRS '
+                    '"name=images/:labels/"'
+                )
+            check_voc_files(name)
+    kinds = _CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE, {"thing": ""})
+    for kind, class_key in kinds.items():
+        _check_classes(cfg, kind, class_key)
+
+
+def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
+    """Of the "thing" or "stuff" classes; ``class_key`` "" if the model has no number of them."""
     num_classes = cfg
     for part in class_key.split(".") if class_key else ():
         num_classes = num_classes[part]
     first = None
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog:
-                raise ValueError(
-                    f"DATASETS.{key} names {name!r}, which is not registered; "
-                    'own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
-                )
-            check_voc_files(name)
-            kind = "stuff" if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" else "thing"
             classes = MetadataCatalog.get(name).get(f"{kind}_classes")
             if classes is None:
                 if kind == "stuff":
                     raise ValueError(
-                        f"DATASETS.{key}: {name} has no semantic maps, from which SemanticSegmentor learns"
+                        f"DATASETS.{key}: {name} has no semantic maps, from which {cfg.MODEL.META_ARCHITECTURE} learns"
                     )
                 continue
             first = first or (name, classes)

@@ -286,13 +286,13 @@ class Trainer(DefaultTrainer):
             return BSDSBoundaryEvaluator(dataset_name, cfg.TEST.BOUNDARY_THRESHOLDS)
         evaluators = []
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if evaluator_type == "sem_seg":
+        if evaluator_type in ("sem_seg", "panoptic"):
             evaluators.append(
                 SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
             )
             if MetadataCatalog.get(dataset_name).get("part_classes"):
                 evaluators.append(PartFScoreEvaluator(dataset_name))
-        elif not only_proposals:
+        if evaluator_type != "sem_seg" and not only_proposals:
             evaluators.append(
                 InstanceEvaluator(
                     dataset_name,

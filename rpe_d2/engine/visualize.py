@@ -269,6 +269,9 @@ def _draw_stored(
         quality = panoptic_quality(predicted.masks, truth.masks)
         heading += f"   panoptic quality {100 * quality:.1f}"
     panels = instance_panels(rgb, predicted, truth, ignored, min_score)
+    if truth is None and "sem_seg" in mapped:
+        drawn = Visualizer(rgb, metadata, scale=_scale(rgb)).draw_sem_seg(mapped["sem_seg"])
+        panels.insert(0, image_panel(drawn.get_image(), "ground truth"))
     row = [image_only, *panels]
     if stored:
         row.append(text_panel("how to read this", [INSTANCE_LEGEND]))

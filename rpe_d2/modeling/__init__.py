@@ -25,7 +25,14 @@ from .roi_heads import (
     SDSROIHeads,
     SPNMaskHead,
 )
-from .sem_seg import SPNSemSegHead
+from .sem_seg import (
+    DeconvNetHead,
+    EmbeddingSemSegHead,
+    FCNHead,
+    MultiScaleSemSegHead,
+    RecurrentConvSemSegHead,
+    SPNSemSegHead,
+)
 
 __all__ = [
     "BoundaryEmbeddingNet",
@@ -34,10 +41,13 @@ __all__ = [
     "BoundaryMaps",
     "BoundaryTarget",
     "DeepMask",
+    "DeconvNetHead",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
+    "EmbeddingSemSegHead",
     "FCISROIHeads",
+    "FCNHead",
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
@@ -47,11 +57,13 @@ __all__ = [
     "MNCRPN",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",
+    "MultiScaleSemSegHead",
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
     "SDSROIHeads",
+    "RecurrentConvSemSegHead",
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",

@@ -60,6 +60,8 @@ _RANGES = {
     "RPE.PROPOSALS.PRE_NMS_TOPK": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (1, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TEST": (1, math.inf),
+    "SEM_SEG_HEAD.PAIR_LOSS_WEIGHT": (-1, math.inf),
+    "SEM_SEG_HEAD.NUM_CONVS": (0, math.inf),
     "BOUNDARY.CONV_DIM": (1, math.inf),
     "BOUNDARY.EMBEDDING_DIM": (1, math.inf),
     "BOUNDARY.MIN_ANNOTATORS": (1, math.inf),
@@ -80,7 +82,7 @@ _RANGES = {
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of MODEL.RPE, BOUNDARY, MEAN_SHIFT, DEEPMASK and INSTANCE_FCN.
+    """Checks the numbers of MODEL.RPE, SEM_SEG_HEAD, BOUNDARY, MEAN_SHIFT, DEEPMASK and INSTANCE_FCN.
 
     Raises:
         ValueError: one is out of range; the message names the key, the value and what is allowed.

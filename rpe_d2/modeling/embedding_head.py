@@ -135,13 +135,9 @@ class EmbeddingHead(nn.Module):
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         rpe = cfg.MODEL.RPE
         in_features = chosen_features("MODEL.RPE.IN_FEATURES", rpe.IN_FEATURES, input_shape)
-        if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in in_features):
-            raise ValueError(
-                f"MODEL.RPE.IN_FEATURES is {', '.join(in_features)}; at least one of stride "
-                f"{_FINEST_TRUNK_STRIDE} or more is needed, the backbone has {', '.join(input_shape)}"
-            )
-        if rpe.STRIDE not in STRIDES:
-            raise ValueError(f"MODEL.RPE.STRIDE is {rpe.STRIDE}; allowed: 1, 2, 4, 8")
+        check_grid(
+            "MODEL.RPE.IN_FEATURES", in_features, "MODEL.RPE.STRIDE", rpe.STRIDE, input_shape
+        )
         return {
             "input_shape": input_shape,
             "in_features": in_features,
@@ -205,6 +201,27 @@ class EmbeddingHead(nn.Module):
                 # The network starts at the usual size.
                 sizes = _USUAL_SIZE * (self.max_size / _USUAL_SIZE) ** predicted[:, 2:].tanh()
         return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, stride)
+
+
+def check_grid(
+    features_key: str,
+    names: Sequence[str],
+    stride_key: str,
+    stride: int,
+    input_shape: Dict[str, ShapeSpec],
+) -> None:
+    """Checks what two keys ask of an :class:`EmbeddingHead`: its maps and its stride.
+
+    Raises:
+        ValueError: they do not allow one.
+    """
+    if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in names):
+        raise ValueError(
+            f"{features_key} is {', '.join(names)}; at least one of stride "
+            f"{_FINEST_TRUNK_STRIDE} or more is needed, the backbone has {', '.join(input_shape)}"
+        )
+    if stride not in STRIDES:
+        raise ValueError(f"{stride_key} is {stride}; allowed: 1, 2, 4, 8")
 
 
 def cell_centers(size: Sequence[int], stride: int, device: torch.device) -> torch.Tensor:

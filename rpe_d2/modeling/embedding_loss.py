@@ -7,11 +7,12 @@ from detectron2.config import configurable
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
+from rpe_d2.ops.pair_loss import spherical_pair_loss
 
 from .embedding_head import EmbeddingMaps, cell_centers
 from .mean_shift_layer import MeanShiftLayer
 from .pixel_labels import BACKGROUND, IGNORED, PixelLabels, pad_points, sample_pixels
+from .pixel_losses import mean_cross_entropy, pair_loss_options, read_maps
 
 
 class EmbeddingLoss(nn.Module):
@@ -67,13 +68,8 @@ class EmbeddingLoss(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         rpe = cfg.MODEL.RPE
-        for key, allowed in (
-            ("PAIR_LOSS_FORM", FORMS),
-            ("PAIR_LOSS_NORMALIZATION", NORMALIZATIONS),
-            ("BACKGROUND", ("exclude", "group")),
-        ):
-            if rpe[key] not in allowed:
-                raise ValueError(f"MODEL.RPE.{key} is {rpe[key]!r}; allowed: {', '.join(allowed)}")
+        if rpe.BACKGROUND not in ("exclude", "group"):
+            raise ValueError(f"MODEL.RPE.BACKGROUND is {rpe.BACKGROUND!r}; allowed: exclude, group")
         divisors = [d for d in range(1, rpe.STRIDE + 1) if rpe.STRIDE % d == 0]
         if rpe.SEM_SEG_LOSS_STRIDE not in divisors:
             raise ValueError(
@@ -81,11 +77,7 @@ class EmbeddingLoss(nn.Module):
                 f"MODEL.RPE.STRIDE {rpe.STRIDE}: {', '.join(map(str, divisors))}"
             )
         return {
-            "margin": rpe.MARGIN,
-            "form": rpe.PAIR_LOSS_FORM,
-            "normalization": rpe.PAIR_LOSS_NORMALIZATION,
-            "positive_weight": rpe.POSITIVE_WEIGHT,
-            "negative_weight": rpe.NEGATIVE_WEIGHT,
+            **pair_loss_options(cfg),
             "negative_radius": rpe.NEGATIVE_RADIUS,
             "num_points": rpe.TRAIN_POINTS,
             "background_is_group": rpe.BACKGROUND == "group",
@@ -167,9 +159,7 @@ class EmbeddingLoss(nn.Module):
         target = F.pad(
             target, (0, size[1] - target.shape[2], 0, size[0] - target.shape[1]), value=IGNORED
         )
-        error = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
-        counts = (target != IGNORED).sum(dim=(1, 2)).clamp(min=1)
-        return (error.sum(dim=(1, 2)) / counts).mean()
+        return mean_cross_entropy(logits, target, IGNORED)
 
     def _pair_loss(self, x, groups, pixels, mask) -> torch.Tensor:
         return _mean(
@@ -225,15 +215,10 @@ def sample_maps(
     Returns:
         unit vectors (B, P, D), votes (B, P, 2) and sizes (B, P) in pixels.
     """
-    height, width = (side * maps.stride for side in maps.embeddings.shape[-2:])
     # Offsets interpolate where positions would be clamped at the border.
     offsets = maps.votes - cell_centers(maps.votes.shape[-2:], maps.stride, maps.votes.device)
     stacked = torch.cat([maps.embeddings, offsets, maps.sizes], dim=1)
-    grid = 2 * pixels / pixels.new_tensor([width, height]) - 1
-    sampled = F.grid_sample(
-        stacked, grid.unsqueeze(2).to(stacked), padding_mode="border", align_corners=False
-    )
-    sampled = sampled.squeeze(3).transpose(1, 2)  # (B, P, D + 3)
+    sampled = read_maps(stacked, maps.stride, pixels)  # (B, P, D + 3)
     x, offsets, sizes = sampled.split([maps.embeddings.shape[1], 2, 1], dim=-1)
     return F.normalize(x, dim=-1), pixels + offsets, sizes.squeeze(-1)
 

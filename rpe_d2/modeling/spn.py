@@ -153,8 +153,12 @@ class PropagationHead(nn.Module):
         Returns:
             (B, K, H, W).
         """
+        return maps + self.project(self.features(maps, raw_gates))
+
+    def features(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
+        """(B, 2 x channels, H, W): what the refinement is projected from, after propagation."""
         x = self.options.propagate(self.embed(maps), self.options.gates(raw_gates), "max")
-        return maps + self.project(self.hidden(x))
+        return self.hidden(x)
 
 
 class MaskPropagation(nn.Module):

@@ -154,7 +154,7 @@ def test_instance_fcn_learns_four_images_by_heart(tmp_path):
     # Without the scale for objects smaller than these images have: half of the time.
     score = learned_by_heart(
         "baselines/instance_fcn_shapes.yaml", tmp_path, 300, *ONE_EACH,
-        "MODEL.GUIDED_BACKBONE.SCALES", [1.4142],
+        "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 1.4142],
         "MODEL.INSTANCE_FCN.IN_FEATURES", ["p3", "p3@1.4142", "p2", "p2@1.4142"],
     )  # fmt: skip
     assert score >= 90

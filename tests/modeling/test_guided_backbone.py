@@ -6,6 +6,8 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
+from rpe_d2.ops.pyramid import gaussian_pyramid, laplacian_pyramid, normalize_contrast
+
 from .helpers import plain_backbone, small_cfg, training_input
 
 GUIDED = ("MODEL.BACKBONE.NAME", "build_guided_backbone")
@@ -38,7 +40,7 @@ def test_checkpoints_load_both_ways():
 
 
 def test_the_pyramid_is_the_backbone_on_resized_pictures():
-    scales = ("MODEL.GUIDED_BACKBONE.SCALES", [0.5, 0.3, 2.0])
+    scales = ("MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.5, 0.3, 2.0])
     guided = build_backbone(small_cfg(*GUIDED, *scales)).eval()
     plain = build_backbone(small_cfg()).eval()
     plain.load_state_dict(guided.state_dict())
@@ -57,19 +59,9 @@ def test_the_pyramid_is_the_backbone_on_resized_pictures():
     assert found["p2@0.3"].shape == (1, 32, 8, 8) and found["p2@0.5"].shape == (1, 32, 8, 16)
 
 
-def test_cells_of_the_pyramid_lie_their_stride_apart():
-    """A picture of its own coordinates, seen through the resizing alone."""
-    guided = build_backbone(small_cfg(*GUIDED))
-    x = (torch.arange(128.0) + 0.5).expand(1, 3, 128, 128)
-    for scale in (0.3536, 0.7071, 1.4142):
-        scaled = guided._scaled(x, scale)[0, 0, 0]
-        inside = torch.arange(8, int(128 * scale) - 8)
-        assert ((inside + 0.5) / scale - scaled[inside]).abs().max() < 0.15
-
-
 def test_the_stem_is_the_first_convolution():
     for backbone in ((), ("MODEL.GUIDED_BACKBONE.NAME", *plain_backbone("res4")[1:])):
-        stem = ("MODEL.GUIDED_BACKBONE.STEM", True, "MODEL.GUIDED_BACKBONE.SCALES", [0.5])
+        stem = ("MODEL.GUIDED_BACKBONE.STEM", True, "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.5])
         guided = build_backbone(small_cfg(*GUIDED, *backbone, *stem)).eval()
         image = torch.randn(1, 3, 64, 64)
         found = guided(image)
@@ -131,3 +123,60 @@ def test_the_picture_alone_is_no_feature():
 def test_a_wrong_name_is_one_line(name):
     with pytest.raises(ValueError, match="MODEL.GUIDED_BACKBONE.NAME is"):
         build_backbone(small_cfg(*GUIDED, "MODEL.GUIDED_BACKBONE.NAME", name))
+
+
+# ---- Several scales
+
+PYRAMID = (
+    *GUIDED, *plain_backbone("res2", "res4"), "MODEL.BACKBONE.NAME", "build_guided_backbone",
+    "MODEL.GUIDED_BACKBONE.NAME", "build_resnet_backbone",
+    "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.5, 0.25],
+)  # fmt: skip
+LAPLACIAN = ("MODEL.GUIDED_BACKBONE.PYRAMID", "laplacian")
+
+
+def test_one_network_sees_all_scales():
+    plain = build_backbone(small_cfg(*plain_backbone("res2", "res4"))).eval()
+    guided = build_backbone(small_cfg(*PYRAMID)).eval()
+    guided.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found = guided(image)
+        assert found.pop("image") is image
+        for scale, picture in zip((1, 0.5, 0.25), gaussian_pyramid(image, [1.0, 0.5, 0.25])):
+            for name, maps in plain(picture).items():
+                assert torch.equal(found.pop(name if scale == 1 else f"{name}@{scale}"), maps)
+    assert not found
+    strides = {name: shape.stride for name, shape in guided.output_shape().items()}
+    assert strides == {
+        "res2": 4, "res4": 16, "res2@0.5": 8, "res4@0.5": 32, "res2@0.25": 16, "res4@0.25": 64,
+        "image": 1,
+    }  # fmt: skip
+    assert guided.size_divisibility == 0
+
+
+def test_bands_are_normalised():
+    guided = build_backbone(small_cfg(*PYRAMID, *LAPLACIAN)).eval()
+    assert guided.size_divisibility == 4  # so that bands fit onto each other
+    image = 3 + 0.5 * torch.randn(1, 3, 64, 64)
+    bands = [normalize_contrast(band) for band in laplacian_pyramid(image, [1.0, 0.5, 0.25])]
+    with torch.no_grad():
+        found = guided(image)
+        for suffix, band in zip(("", "@0.5", "@0.25"), bands):
+            assert torch.equal(found[f"res4{suffix}"], guided._wrapped[0](band)["res4"])
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("MODEL.GUIDED_BACKBONE.SCALES", []), r"SCALES is \[\]; allowed: one or more different"),
+        (("MODEL.GUIDED_BACKBONE.SCALES", [1.0, 1.0]), "allowed: one or more different factors"),
+        (("MODEL.GUIDED_BACKBONE.SCALES", [0.0]), "allowed: one or more different factors above 0"),
+        (("MODEL.GUIDED_BACKBONE.PYRAMID", "steerable"), "PYRAMID is 'steerable' .* gaussian"),
+        ((*LAPLACIAN, "MODEL.GUIDED_BACKBONE.SCALES", [0.5, 1.0]), "which needs SCALES that fall"),
+    ],
+)
+def test_wrong_scales_are_one_line(overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build_backbone(small_cfg(*GUIDED, *overrides))
+    assert "\n" not in str(error.value)

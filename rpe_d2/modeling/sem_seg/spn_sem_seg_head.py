@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import adopt_children, enlarge_maps
+from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss
 from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions, build_guidance
 
 
@@ -19,7 +20,8 @@ class SPNSemSegHead(nn.Module):
 
     That head's parameters keep their names, so that its checkpoints load; this one starts by returning its scores.
     Losses stand before (that head's own) and after refinement ("loss_sem_seg_refined"). At inference only classes that
-    win somewhere before refinement may win after it, as in the paper.
+    win somewhere before refinement may win after it, as in the paper. The pair loss of ``MODEL.SEM_SEG_HEAD`` acts on
+    what is propagated.
     """
 
     @configurable
@@ -31,6 +33,7 @@ class SPNSemSegHead(nn.Module):
         propagation: PropagationHead,
         ignore_value: int,
         refined_loss_weight: float,
+        pair_loss: Optional[SemanticPairLoss] = None,
     ):
         """
         Args:
@@ -40,6 +43,7 @@ class SPNSemSegHead(nn.Module):
             propagation: of K maps.
             ignore_value: label without loss.
             refined_loss_weight: of the loss after refinement.
+            pair_loss: on a branch of the propagated maps; None: without.
 
         Raises:
             ValueError: the head lacks one of these, or is finer than the guidance.
@@ -60,6 +64,10 @@ class SPNSemSegHead(nn.Module):
         self.propagation = propagation
         self.ignore_value = ignore_value
         self.refined_loss_weight = refined_loss_weight
+        self.pair_loss = pair_loss
+        self.embedding = pair_loss and nn.Conv2d(
+            propagation.project.in_channels, pair_loss.embedding_dim, 1
+        )
         self._wrapped = adopt_children(self, head)
 
     @classmethod
@@ -72,12 +80,18 @@ class SPNSemSegHead(nn.Module):
         options = PropagationOptions.from_config(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         propagation = PropagationHead(num_classes, cfg.MODEL.SPN.CHANNELS, options)
+        head = SEM_SEG_HEADS_REGISTRY.get(name)
+        pair_loss = build_semantic_pair_loss(cfg, getattr(head, "usual_pair_weight", 0.0))
+        coarse_cfg = cfg.clone()
+        coarse_cfg.defrost()
+        coarse_cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = 0.0  # once is enough
         return {
-            "head": SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape),
+            "head": head(coarse_cfg, input_shape),
             "guidance": build_guidance(cfg, input_shape, propagation.num_gates),
             "propagation": propagation,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "refined_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
+            "pair_loss": pair_loss,
         }
 
     def train(self, mode: bool = True) -> "SPNSemSegHead":
@@ -95,7 +109,7 @@ class SPNSemSegHead(nn.Module):
         Returns:
             In training None and the losses; else scores (B, K, H, W) and {}.
         """
-        coarse, refined = self.layers(features)
+        coarse, propagated, refined = self._layers(features)
         stride = self.guidance.stride
         refined = F.interpolate(refined, scale_factor=stride, mode="bilinear", align_corners=False)
         if not self.training:
@@ -103,16 +117,26 @@ class SPNSemSegHead(nn.Module):
         losses = self._wrapped[0].losses(coarse, targets)
         loss = F.cross_entropy(refined, targets, ignore_index=self.ignore_value)
         losses["loss_sem_seg_refined"] = loss * self.refined_loss_weight
+        if self.pair_loss is not None:
+            losses.update(self.pair_loss(self.embedding(propagated), stride, targets))
         return None, losses
 
     def layers(self, features: Dict[str, torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
         """Scores before, (B, K, H / s, W / s), and after refinement, (B, K, H / stride, W / stride)."""
+        coarse, _, refined = self._layers(features)
+        return coarse, refined
+
+    def _layers(
+        self, features: Dict[str, torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores before refinement, propagated maps, scores after it."""
         head = self._wrapped[0]
         coarse = head.layers(features).float()
         raw_gates = self.guidance(features)
         ratio = head.common_stride // self.guidance.stride
         fine = enlarge_maps(coarse, ratio, raw_gates.shape[-2:])
-        return coarse, self.propagation(fine, raw_gates)
+        propagated = self.propagation.features(fine, raw_gates)
+        return coarse, propagated, fine + self.propagation.project(propagated)
 
 
 def _only_present(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:

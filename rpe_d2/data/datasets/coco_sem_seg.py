@@ -1,0 +1,104 @@
+"""Semantic maps painted from the masks of data sets in COCO's format, when they are opened."""
+
+import contextlib
+import functools
+import io
+import os
+from typing import Any, Dict, List
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools.coco import COCO
+
+from .generated import encoded, serve_pictures
+
+__all__ = ["register_coco_sem_seg"]
+
+_PREFIX = "coco_sem_seg://"
+_IGNORED = 255  # the largest number that a map's 8 bits hold
+
+
+def register_coco_sem_seg(where: str, name: str, classes: List[str]) -> None:
+    """Registers `NAME_sem_seg` beside a registered data set: background, then the classes of its instances.
+
+    More than 254 classes have no maps. Where masks overlap, the smaller one is in front. Crowd regions are ignored. An annotation without a mask counts as
+    its filled box.
+
+    Args:
+        where: begins the messages of errors.
+        name: a data set in COCO's format, with `json_file` and `image_root` in its metadata.
+        classes: of its instances.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if len(classes) >= _IGNORED:
+        return
+    metadata = MetadataCatalog.get(name)
+    if f"{name}_sem_seg" in DatasetCatalog.list():
+        raise ValueError(
+            f"{where}: {name}_sem_seg, the name of its semantic maps, is taken by another data set; choose another name"
+        )
+    source = metadata.json_file, metadata.image_root
+    DatasetCatalog.register(f"{name}_sem_seg", functools.partial(_load, *source))
+    MetadataCatalog.get(f"{name}_sem_seg").set(
+        stuff_classes=["background", *classes],
+        ignore_label=_IGNORED,
+        evaluator_type="sem_seg",
+        image_root=metadata.image_root,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _content(json_file: str) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(json_file)
+
+
+def _load(json_file: str, image_root: str) -> List[Dict[str, Any]]:
+    return [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "sem_seg_file_name": f"{_PREFIX}{json_file}#{image['id']}",
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+        }
+        for _, image in sorted(_content(json_file).imgs.items())
+    ]
+
+
+def _label_map(path: str) -> bytes:
+    """Of `FILE.json#IMAGE_ID`."""
+    json_file, _, image_id = path.rpartition("#")
+    content = _content(json_file)
+    known = {str(known): known for known in content.imgs}
+    if image_id not in known:
+        raise FileNotFoundError(f"{_PREFIX}{path}: there is no such image")
+    return encoded(_paint(content, known[image_id]))
+
+
+def _paint(content: COCO, image_id: Any) -> np.ndarray:
+    """(H, W) uint8."""
+    image = content.imgs[image_id]
+    labels = np.zeros((image["height"], image["width"]), np.uint8)
+    label_of = {category: 1 + place for place, category in enumerate(sorted(content.cats))}
+    masks = []
+    for annotation in content.imgToAnns[image_id]:
+        if not annotation.get("segmentation"):
+            x, y, width, height = annotation["bbox"]
+            right, bottom = x + width, y + height
+            annotation = {
+                **annotation,
+                "segmentation": [[x, y, right, y, right, bottom, x, bottom]],
+            }
+        masks.append((annotation, content.annToMask(annotation).astype(bool)))
+    # Crowds first: where one overlaps an instance, the instance is the better label.
+    masks.sort(key=lambda pair: (not pair[0].get("iscrowd", 0), -pair[1].sum()))
+    for annotation, mask in masks:
+        crowd = annotation.get("iscrowd", 0)
+        labels[mask] = _IGNORED if crowd else label_of[annotation["category_id"]]
+    return labels
+
+
+serve_pictures(_PREFIX, _label_map)

@@ -1,0 +1,183 @@
+"""Folders of pictures and of PNG maps of classes, named in the config: `DATASETS.SEM_SEG_DIRS`."""
+
+import functools
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from rpe_d2.data.readable import UnreadableImage
+
+from .generated import encoded, serve_pictures
+
+__all__ = ["register_sem_seg_dirs"]
+
+_KEY = "DATASETS.SEM_SEG_DIRS"
+_PREFIX = "sem_seg_dir://"
+_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_LABEL_MODES = ("L", "P")  # of PNG files with one number of 8 bits a pixel
+_NUM_CHECKED_IMAGES = 10
+
+
+class _Folders(NamedTuple):
+    images: str
+    labels: str
+    classes_file: Optional[str]
+    num_classes: int
+    ignore_value: int
+
+
+def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value: int) -> None:
+    """Registers data sets in the form of ADE20K: a folder of pictures and one of label maps with the same names.
+
+    `images/a.jpg` belongs to `labels/a.png`, whose pixels hold classes from 0, or `ignore_value`. Folders may have
+    subfolders, the same in both. The first pictures and maps are read here; the others' sizes are compared when the
+    data are first used, and their labels checked whenever they are read. Entries that this process has registered
+    already are skipped.
+
+    Args:
+        entries: `"name=images/:labels/"` or `"name=images/:labels/:classes.txt"`, names of the classes, one a line.
+        num_classes: of the labels, `MODEL.SEM_SEG_HEAD.NUM_CLASSES`.
+        ignore_value: of pixels without a label, 0-255.
+
+    Raises:
+        ValueError: an entry, a label or a picture's size is wrong, or the name belongs to another data set.
+        FileNotFoundError: a folder, a file or a picture's label map is missing.
+    """
+    for entry in entries:
+        name, images, labels, classes_file = _parse_entry(entry)
+        where = f"{_KEY}: {entry!r}"
+        folders = _Folders(images, labels, classes_file, num_classes, ignore_value)
+        if name in DatasetCatalog.list():
+            if MetadataCatalog.get(name).get("sem_seg_dirs") == folders:
+                continue
+            raise ValueError(
+                f"{where}: the name {name!r} is taken by another data set; choose one that is not registered yet"
+            )
+        names = _class_names(where, classes_file, num_classes)
+        pairs = _pairs(where, images, labels)
+        for image, label in pairs[:_NUM_CHECKED_IMAGES]:
+            _sizes(where, image, label)
+            _read(label, num_classes, ignore_value, where)
+        DatasetCatalog.register(name, functools.partial(_load, where, folders))
+        MetadataCatalog.get(name).set(
+            sem_seg_dirs=folders,
+            stuff_classes=names,
+            ignore_label=ignore_value,
+            evaluator_type="sem_seg",
+        )
+
+
+def _parse_entry(entry: str) -> Tuple[str, str, str, Optional[str]]:
+    """Name, folder of pictures, folder of label maps and file of class names."""
+    name, _, rest = entry.partition("=") if isinstance(entry, str) else ("", "", "")
+    parts = [part.strip() for part in rest.split(":")]
+    if not name.strip() or len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(
+            f"{_KEY}: malformed entry {entry!r}; allowed: 'name=images/:labels/' or "
+            "'name=images/:labels/:classes.txt'"
+        )
+    paths = [str(Path(part).expanduser()) for part in parts]
+    return name.strip(), paths[0], paths[1], paths[2] if len(paths) == 3 else None
+
+
+def _class_names(where: str, file: Optional[str], num_classes: int) -> List[str]:
+    if file is None:
+        return [f"class {number}" for number in range(num_classes)]
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{where}: there is no file {file}")
+    names = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{where}: {file} names {len(names)} classes; MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
+        )
+    return names
+
+
+def _pairs(where: str, images: str, labels: str) -> List[Tuple[Path, Path]]:
+    """Pictures and their label maps, by name."""
+    for folder in (images, labels):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{where}: there is no folder {folder}")
+    pictures = sorted(p for p in Path(images).rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not pictures:
+        raise ValueError(f"{where}: {images} has no pictures ({', '.join(_IMAGE_SUFFIXES)})")
+    pairs = [(p, Path(labels) / p.relative_to(images).with_suffix(".png")) for p in pictures]
+    there = set(Path(labels).rglob("*.png"))
+    missing = [(picture, label) for picture, label in pairs if label not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{where}: {len(missing)} of {len(pairs)} pictures have no label map; there is no {missing[0][1]} for "
+            f"{missing[0][0]}"
+        )
+    return pairs
+
+
+def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
+    """Width and height of a picture, which its label map has, too; reads no more than the headers."""
+    sizes = []
+    for path in (image, label):
+        try:
+            with Image.open(path) as opened:
+                sizes.append(opened.size)
+        except (OSError, SyntaxError) as error:
+            raise UnreadableImage(f"{where}: {path}: {error}") from error
+    if sizes[0] != sizes[1]:
+        found = [f"{width} x {height}" for width, height in sizes]
+        raise UnreadableImage(
+            f"{where}: {image} has {found[0]} pixels (width, height), its label map {label} {found[1]}; allowed: the same"
+        )
+    return sizes[0]
+
+
+def _load(where: str, folders: _Folders) -> List[Dict[str, Any]]:
+    records = []
+    for image, label in _pairs(where, folders.images, folders.labels):
+        width, height = _sizes(where, image, label)
+        records.append(
+            {
+                "file_name": str(image),
+                "sem_seg_file_name": f"{_PREFIX}{folders.num_classes},{folders.ignore_value}:{label}",
+                "image_id": str(image.relative_to(folders.images).with_suffix("")),
+                "height": height,
+                "width": width,
+            }
+        )
+    return records
+
+
+def _read(path: Path, num_classes: int, ignore_value: int, where: str = _KEY) -> np.ndarray:
+    """(H, W) uint8.
+
+    Raises:
+        UnreadableImage: it is no map of classes, or one of others.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise UnreadableImage(f"{where}: {path}: {error}") from error
+    if mode not in _LABEL_MODES:
+        raise UnreadableImage(
+            f"{where}: {path} has the mode {mode}; allowed: {' or '.join(_LABEL_MODES)}, one class of 8 bits a pixel"
+        )
+    wrong = np.setdiff1d(labels, [*range(num_classes), ignore_value])
+    if wrong.size:
+        raise UnreadableImage(
+            f"{where}: {path} has the label {wrong[0]}; allowed: 0 to {num_classes - 1} "
+            f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}) and {ignore_value} (IGNORE_VALUE)"
+        )
+    return labels
+
+
+def _label_map(path: str) -> bytes:
+    """Of `NUM_CLASSES,IGNORE_VALUE:FILE.png`."""
+    numbers, _, file = path.partition(":")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{_PREFIX}{path}: there is no such file")
+    return encoded(_read(Path(file), *map(int, numbers.split(","))))
+
+
+serve_pictures(_PREFIX, _label_map)

@@ -1,0 +1,124 @@
+"""Deconvolution network: VGG-16 mirrored, from fc7 back to the picture."""
+
+from typing import Dict, List, Optional
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import nn
+from torch.nn import functional as F
+
+from ..backbone.vgg16_backbone import VGG16_CONVOLUTIONS
+from ..layers import chosen_features
+from ..pixel_losses import SemanticPairLoss
+from .sem_seg_head import SemSegHead, SemSegMaps
+
+_INDICES = "_indices"
+_FIRST_KERNEL = 7
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class DeconvNetHead(SemSegHead):
+    """The decoder of DeconvNet (Noh, Hong & Han, ICCV 2015, section 3), on ``build_vgg16_backbone``.
+
+    A 7x7 deconvolution (fc6's mirror image), then for each pooling of the backbone, from the last to the first,
+    unpooling, which puts every value where the largest one was, and as many 3x3 deconvolutions as the block has
+    convolutions. Scores are one to a pixel.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Dict[str, ShapeSpec],
+        *,
+        in_feature: str,
+        poolings: List[str],
+        norm: str,
+        num_classes: int,
+        ignore_value: int,
+        loss_weight: float,
+        pair_loss: Optional[SemanticPairLoss],
+    ):
+        """
+        Args:
+            input_shape: channels of the backbone's outputs.
+            in_feature: the map to start from, of the last pooling's stride.
+            poolings: the maps with stored indices, from the first, at stride 2, to the last.
+            norm: after each deconvolution, any of Detectron2's, "" for none.
+            num_classes: K.
+            ignore_value, loss_weight, pair_loss: of :class:`SemSegHead`.
+        """
+        super().__init__(
+            common_stride=1,
+            ignore_value=ignore_value,
+            loss_weight=loss_weight,
+            pair_loss=pair_loss,
+        )
+        self.in_feature = in_feature
+        self.poolings = list(reversed(poolings))
+        channels = [input_shape[name].channels for name in poolings]
+        self.first = _deconvolution(
+            input_shape[in_feature].channels, channels[-1], _FIRST_KERNEL, norm
+        )
+        self.blocks = nn.ModuleList()
+        for block in reversed(range(len(poolings))):
+            # The last one of a block has the channels of the block below.
+            plan = [channels[block]] * VGG16_CONVOLUTIONS[block] + [channels[max(0, block - 1)]]
+            self.blocks.append(
+                nn.Sequential(*[_deconvolution(*pair, 3, norm) for pair in zip(plan, plan[1:])])
+            )
+        self.predictor = nn.Conv2d(channels[0], num_classes, 1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+        self.embedding = pair_loss and nn.Conv2d(channels[0], pair_loss.embedding_dim, 1)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+        key = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
+        names = chosen_features(key, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, input_shape)
+        poolings = [name for name in names if name.endswith(_INDICES)]
+        maps = [name for name in names if name not in poolings]
+        wanted = [f"pool{number}{_INDICES}" for number in range(1, len(poolings) + 1)]
+        if not poolings or sorted(poolings) != wanted or len(maps) != 1:
+            raise ValueError(
+                f"{key} is {', '.join(names)}; DeconvNetHead allows one map of build_vgg16_backbone and the indices "
+                "of all poolings before it: fc7, pool1_indices ... pool5_indices"
+            )
+        if input_shape[maps[0]].stride != 2 ** len(poolings):
+            raise ValueError(
+                f"{key}: {maps[0]} has the stride {input_shape[maps[0]].stride}, {wanted[-1]} {2 ** len(poolings)}; "
+                "DeconvNetHead allows the same"
+            )
+        return {
+            "input_shape": input_shape,
+            "in_feature": maps[0],
+            "poolings": wanted,
+            "norm": cfg.MODEL.SEM_SEG_HEAD.NORM,
+            **cls.shared_options(cfg),
+        }
+
+    def predict(self, features: Dict[str, torch.Tensor]) -> SemSegMaps:
+        x = self.pixel_features(features)
+        embeds = self.training and self.embedding is not None
+        embeddings = self.embedding(x) if embeds else None
+        return SemSegMaps(self.predictor(x), embeddings, self.common_stride)
+
+    def pixel_features(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, C, H, W)."""
+        x = self.first(features[self.in_feature])
+        for name, block in zip(self.poolings, self.blocks):
+            x = block(F.max_unpool2d(x, features[name], 2))
+        return x
+
+
+def _deconvolution(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Module:
+    """Transposed convolution of stride 1, normalisation and ReLU."""
+    layer = nn.ConvTranspose2d(
+        in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm
+    )
+    nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+    if not norm:
+        nn.init.zeros_(layer.bias)
+        return nn.Sequential(layer, nn.ReLU())
+    return nn.Sequential(layer, get_norm(norm, out_channels), nn.ReLU())

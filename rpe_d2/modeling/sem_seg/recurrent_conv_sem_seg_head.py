@@ -1,0 +1,125 @@
+"""Scene labelling by a network that corrects its own scores."""
+
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import nn
+
+from ..layers import chosen_features, normalized_conv, resize_maps
+from ..pixel_losses import SemanticPairLoss
+from .sem_seg_head import SemSegHead, SemSegMaps
+
+_STRIDE = 2  # of a pass, in pixels of its rescaled picture
+_FIRST_KERNEL = 5
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class RecurrentConvSemSegHead(SemSegHead):
+    """One network applied several times (Pinheiro & Collobert, ICML 2014, section 3.3).
+
+    Each pass takes the picture rescaled, and the class scores of the pass before, zeros at first, in one stack. All
+    share their weights, and each has a loss. ``MODEL.SEM_SEG_HEAD.IN_FEATURES: [image]`` is the authors' input; maps
+    of the backbone that are named beside it are rescaled and stacked like the picture.
+
+    The authors go from fine to coarse and get a score per pixel by shifting the picture. Here sizes are free
+    (``MODEL.SEM_SEG_HEAD.RECURRENT_SCALES``), from coarse to fine by default: the last pass is dense already.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Dict[str, ShapeSpec],
+        *,
+        scales: Sequence[float],
+        conv_dim: int,
+        num_convs: int,
+        norm: str,
+        num_classes: int,
+        ignore_value: int,
+        loss_weight: float,
+        pair_loss: Optional[SemanticPairLoss],
+    ):
+        """
+        Args:
+            input_shape: channels and stride of the maps.
+            scales: sizes of the rescaled picture in each pass, 1 / 2 ** n.
+            conv_dim: channels of the convolutions.
+            num_convs: 3x3 convolutions of a pass after its first, 5x5 of stride 2.
+            norm: after each, any of Detectron2's, "" for none; statistics of a batch would differ between the passes.
+            num_classes: K.
+            ignore_value, loss_weight, pair_loss: of :class:`SemSegHead`; each pass has these losses.
+        """
+        super().__init__(
+            common_stride=round(_STRIDE / scales[-1]),
+            ignore_value=ignore_value,
+            loss_weight=loss_weight,
+            pair_loss=pair_loss,
+        )
+        self.strides = {name: shape.stride for name, shape in input_shape.items()}
+        self.scales = tuple(scales)
+        self.num_classes = num_classes
+        in_channels = sum(shape.channels for shape in input_shape.values()) + num_classes
+        convs = [normalized_conv(in_channels, conv_dim, _FIRST_KERNEL, norm, _STRIDE)]
+        convs += [normalized_conv(conv_dim, conv_dim, 3, norm) for _ in range(num_convs)]
+        self.network = nn.Sequential(*convs)
+        self.predictor = nn.Conv2d(conv_dim, num_classes, 1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+        self.embedding = pair_loss and nn.Conv2d(conv_dim, pair_loss.embedding_dim, 1)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+        head = cfg.MODEL.SEM_SEG_HEAD
+        key = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
+        names = chosen_features(key, head.IN_FEATURES, input_shape)
+        scales = list(head.RECURRENT_SCALES)
+        allowed = [2.0**-n for n in range(8)]
+        if not scales or any(scale not in allowed for scale in scales):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.RECURRENT_SCALES is {scales}; allowed: one or more of 1, 0.5, 0.25 ..."
+            )
+        return {
+            "input_shape": {name: input_shape[name] for name in names},
+            "scales": scales,
+            "conv_dim": head.CONVS_DIM,
+            "num_convs": head.NUM_CONVS,
+            "norm": head.NORM,
+            **cls.shared_options(cfg),
+        }
+
+    def predict(self, features: Dict[str, torch.Tensor]) -> SemSegMaps:
+        return self.passes(features)[-1]
+
+    def passes(self, features: Dict[str, torch.Tensor]) -> List[SemSegMaps]:
+        """What every pass predicts, on grids of 2 / scale pixels."""
+        finest = min(self.strides, key=self.strides.get)
+        pixels = [side * self.strides[finest] for side in features[finest].shape[-2:]]
+        found: List[SemSegMaps] = []
+        for scale in self.scales:
+            size = [-(-side // round(1 / scale)) for side in pixels]
+            seen = [resize_maps(features[name], size) for name in self.strides]
+            if found:
+                scores = resize_maps(found[-1].scores, size)
+            else:
+                scores = seen[0].new_zeros(len(seen[0]), self.num_classes, *size)
+            x = self.network(torch.cat([*seen, scores], dim=1))
+            embeds = self.training and self.embedding is not None
+            embeddings = self.embedding(x) if embeds else None
+            found.append(SemSegMaps(self.predictor(x), embeddings, round(_STRIDE / scale)))
+        return found
+
+    def forward(
+        self, features: Dict[str, torch.Tensor], targets: Optional[torch.Tensor] = None
+    ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
+        """As :class:`SemSegHead`; losses of the passes before the last are called "loss_sem_seg_pass1" and so on."""
+        if not self.training:
+            return super().forward(features)
+        *earlier, last = self.passes(features)
+        losses = self.map_losses(last, targets)
+        for number, maps in enumerate(earlier, start=1):
+            for name, loss in self.map_losses(maps, targets).items():
+                losses[f"{name}_pass{number}"] = loss
+        return None, losses

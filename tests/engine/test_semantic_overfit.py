@@ -1,0 +1,150 @@
+"""The semantic heads in real runs: two iterations of each, and, slowly, four images learned by heart."""
+
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from rpe_d2.data import load_shapes_panoptic, load_shapes_sem_seg
+from rpe_d2.engine.train_net import main
+from rpe_d2.engine.visualize import main as visualize
+from tests import voc_tree
+from tests.conftest import ROOT
+
+FOUR = "semantic_four"
+CONFIGS = [
+    "embedding_shapes",
+    "fcn_8s_shapes",
+    "fcn_16s_shapes",
+    "fcn_32s_shapes",
+    "fcn_8s_vgg16_shapes",
+    "deconvnet_shapes",
+    "multi_scale_shapes",
+    "recurrent_shapes",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def four_images():
+    names = {
+        FOUR: ("shapes_train_sem_seg", lambda: load_shapes_sem_seg("train")[:4]),
+        f"{FOUR}_noisy": (
+            "shapes_train_noisy_sem_seg",
+            lambda: load_shapes_sem_seg("train", noisy=True)[:4],
+        ),
+        f"{FOUR}_panoptic": ("shapes_train_panoptic", lambda: load_shapes_panoptic("train")[:4]),
+    }
+    for name, (like, load) in names.items():
+        DatasetCatalog.register(name, load)
+        metadata = MetadataCatalog.get(like).as_dict()
+        metadata.pop("name")
+        MetadataCatalog.get(name).set(**metadata)
+    yield
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+
+
+def metrics_of(config: str, folder, *opts) -> dict:
+    path = str(ROOT / "configs" / "semantic" / f"{config}.yaml")
+    arguments = [
+        "--config-file", path, "OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0,
+        "SOLVER.IMS_PER_BATCH", 2, *opts,
+    ]  # fmt: skip
+    assert main([str(argument) for argument in arguments]) == 0
+    return json.loads((folder / "result.json").read_text())["metrics"]
+
+
+def data(train: str, test: str = FOUR) -> list:
+    return ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_two_iterations(config, tmp_path, capsys):
+    metrics = metrics_of(
+        config, tmp_path, *data(f"{FOUR}_noisy"), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", 1.0,
+        "SOLVER.MAX_ITER", 2, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
+    )  # fmt: skip
+    assert list(metrics)[:2] == ["sem_seg", "sem_seg_boundary"] and metrics["sem_seg"]["mIoU"] >= 0
+    assert "mIoU" in capsys.readouterr().out
+    losses = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert any("loss_sem_seg_pair" in line for line in losses)
+
+
+def test_two_iterations_of_a_panoptic_fpn(tmp_path):
+    panoptic = f"{FOUR}_panoptic"
+    metrics = metrics_of(
+        "panoptic_shapes", tmp_path, *data(panoptic, panoptic), "SOLVER.MAX_ITER", 2,
+        "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
+        "MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST", 10, "TEST.DETECTIONS_PER_IMAGE", 5,
+    )  # fmt: skip
+    assert list(metrics) == ["sem_seg", "bbox", "segm"]
+    draw(tmp_path, panoptic, 1)
+
+
+@pytest.mark.parametrize("config", ["embedding_voc", "fcn_8s_voc", "deconvnet_voc"])
+def test_two_iterations_on_voc(config, tmp_path):
+    with voc_tree.unregistered_afterwards():
+        metrics = metrics_of(
+            config, tmp_path / "out", "DATASETS.VOC", voc_tree.write_tree(tmp_path / "data"),
+            "SOLVER.MAX_ITER", 2, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
+            "MODEL.VGG.WIDTH", 0.125, "MODEL.VGG.FC_DIM", 16, "MODEL.RESNETS.DEPTH", 18,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.WEIGHTS", "",
+        )  # fmt: skip
+    assert {"mIoU", "IoU-person"} <= set(metrics["sem_seg"])
+
+
+def test_two_iterations_on_nuclei(tmp_path, real_data):
+    root = real_data("nuclei")
+    jsons = [f"{name}={root}/val.json" for name in ("nuclei_train", "nuclei_val")]
+    before = set(DatasetCatalog.list())
+    try:
+        metrics = metrics_of(
+            "embedding_nuclei", tmp_path, "DATASETS.COCO_JSONS", json.dumps(jsons),
+            "SOLVER.MAX_ITER", 2, "INPUT.MIN_SIZE_TRAIN", "(64, 64)", "INPUT.MIN_SIZE_TEST", 32,
+        )  # fmt: skip
+    finally:
+        for name in set(DatasetCatalog.list()) - before:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    assert len(metrics["sem_seg"]) > 2 and "mIoU" in metrics["sem_seg_boundary_1px"]
+
+
+def draw(folder, dataset: str, count: int, *flags) -> None:
+    arguments = [
+        "--config-file", folder / "config.yaml", "--weights", folder / "model_final.pth",
+        "--dataset", dataset, "--num-images", count, "--output", folder / "drawn", *flags,
+    ]  # fmt: skip
+    before = len(list((folder / "drawn").glob("*.png")))
+    assert visualize([str(argument) for argument in arguments]) == 0
+    assert len(list((folder / "drawn").glob("*.png"))) == before + count
+
+
+def test_maps_are_drawn(tmp_path):
+    options = ["SOLVER.MAX_ITER", 1, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
+    metrics_of("fcn_8s_shapes", tmp_path, *data(FOUR), *options)
+    draw(tmp_path, FOUR, 2)
+    draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "annotation")
+    draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "dataloader")
+
+
+def test_numbers_of_classes_are_checked_before_training(tmp_path, capsys):
+    panoptic = f"{FOUR}_panoptic"
+    for key, found in (("ROI_HEADS", 4), ("SEM_SEG_HEAD", 2)):
+        options = [*data(panoptic, panoptic), f"MODEL.{key}.NUM_CLASSES", 7]
+        with pytest.raises(SystemExit):
+            metrics_of("panoptic_shapes", tmp_path, *options)
+        message = f"MODEL.{key}.NUM_CLASSES is 7; {panoptic} has {found} classes"
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair_loss", [0.0, 1.0])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_four_images_are_learned_by_heart(config, pair_loss, tmp_path):
+    metrics = metrics_of(
+        config, tmp_path, *data(FOUR), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", pair_loss,
+        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 120, "INPUT.RANDOM_FLIP", "none",
+        "SOLVER.WARMUP_ITERS", 20, "SOLVER.BASE_LR", 0.003, "TEST.BOUNDARIES", False,
+    )  # fmt: skip
+    assert metrics["sem_seg"]["mIoU"] >= 95

@@ -1,0 +1,92 @@
+"""Parts of semantic heads, value by value."""
+
+import numpy as np
+
+
+def max_pool(maps):
+    """Of (C, H, W) the largest of each 2 x 2 values, (C, H / 2, W / 2), and where in the map they were."""
+    channels, height, width = maps.shape
+    found = np.zeros((channels, height // 2, width // 2))
+    places = np.zeros(found.shape, int)
+    for c in range(channels):
+        for y in range(height // 2):
+            for x in range(width // 2):
+                options = [(2 * y + dy, 2 * x + dx) for dy in (0, 1) for dx in (0, 1)]
+                best = max(options, key=lambda place: maps[c][place])
+                found[c, y, x] = maps[c][best]
+                places[c, y, x] = best[0] * width + best[1]
+    return found, places
+
+
+def unpool(maps, places):
+    """(C, H, W) to (C, 2 H, 2 W): every value where it was, zeros elsewhere."""
+    channels, height, width = maps.shape
+    found = np.zeros((channels, 2 * height, 2 * width))
+    for c in range(channels):
+        for y in range(height):
+            for x in range(width):
+                row, column = divmod(int(places[c, y, x]), 2 * width)
+                found[c, row, column] = maps[c, y, x]
+    return found
+
+
+def transposed_conv(maps, weight, bias):
+    """(C, H, W) by (C, D, k, k), stride 1, cut to H x W: every value paints its kernel around it."""
+    _, height, width = maps.shape
+    size = weight.shape[-1]
+    half = size // 2
+    canvas = np.zeros((weight.shape[1], height + size - 1, width + size - 1))
+    for y in range(height):
+        for x in range(width):
+            painted = np.tensordot(maps[:, y, x], weight, axes=(0, 0))  # (D, k, k)
+            canvas[:, y : y + size, x : x + size] += painted
+    return canvas[:, half : half + height, half : half + width] + bias[:, None, None]
+
+
+def conv(maps, weight, bias, stride=1):
+    """(C, H, W) by (D, C, k, k), zeros beyond the border."""
+    _, height, width = maps.shape
+    size = weight.shape[-1]
+    half = size // 2
+    padded = np.pad(maps, ((0, 0), (half, half), (half, half)))
+    found = np.zeros((len(weight), -(-height // stride), -(-width // stride)))
+    for y in range(found.shape[1]):
+        for x in range(found.shape[2]):
+            seen = padded[:, y * stride : y * stride + size, x * stride : x * stride + size]
+            found[:, y, x] = np.tensordot(weight, seen, axes=3) + bias
+    return found
+
+
+def average(maps, factor):
+    """(C, H, W) to (C, H / factor, W / factor)."""
+    channels, height, width = maps.shape
+    blocks = maps.reshape(channels, height // factor, factor, width // factor, factor)
+    return blocks.mean(axis=(2, 4))
+
+
+def enlarge(maps, factor):
+    """(C, H, W) to (C, H * factor, W * factor), bilinearly between the cells' centres."""
+
+    def axis(size):
+        places = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)
+        low = np.floor(places).astype(int)
+        return low, np.minimum(low + 1, size - 1), places - low
+
+    top, bottom, down = axis(maps.shape[1])
+    left, right, across = axis(maps.shape[2])
+    down = down[:, None]
+    upper = maps[:, top][:, :, left] * (1 - across) + maps[:, top][:, :, right] * across
+    lower = maps[:, bottom][:, :, left] * (1 - across) + maps[:, bottom][:, :, right] * across
+    return upper * (1 - down) + lower * down
+
+
+def cross_entropy(scores, labels, ignored):
+    """Mean over the images of the mean over an image's pixels; scores (B, K, H, W)."""
+    images = []
+    for image, target in zip(scores, labels):
+        terms = []
+        for y, x in np.argwhere(target != ignored):
+            values = image[:, y, x] - image[:, y, x].max()
+            terms.append(np.log(np.exp(values).sum()) - values[target[y, x]])
+        images.append(np.mean(terms) if terms else 0.0)
+    return np.mean(images)
