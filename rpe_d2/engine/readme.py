@@ -65,13 +65,22 @@ def results_table(results: Path, subfolder: str = "") -> str:
             continue
         scores = _scores(record, "segm", ("AP", "AP50", "AP75", "AR"))
         touching = _scores(record, "segm_touching", ("AP", "AP50"))
-        cpu = f"{record['cpu_seconds'] / 60:.0f}" if "cpu_seconds" in record else "–"
+        minutes, cpu = f"{record['seconds'] / 60:.1f}", "–"
+        if "cpu_seconds" in record:
+            cpu = f"{record['cpu_seconds'] / 60:.0f}"
+        if _is_resumed(record):
+            minutes = cpu = "–"
         rows.append(
             f"| {run_title(record['config'], record['overrides'])} | {' | '.join(scores + touching)} | {record['iterations']} "
-            f"| {record['seconds'] / 60:.1f} | {cpu} | {record['hardware']} | {record['seed']} | {record['commit']} "
+            f"| {minutes} | {cpu} | {record['hardware']} | {record['seed']} | {record['commit']} "
             f"| [{path.name}](results/{path.relative_to(results)}) |"
         )
     return "\n".join(rows)
+
+
+def _is_resumed(record: dict) -> bool:
+    """Whether the record knows the time of the run's last part alone."""
+    return "--resume" in record.get("command", "").split()
 
 
 def _scores(record: dict, task: str, names: Tuple[str, ...]) -> List[str]:
@@ -151,10 +160,7 @@ def proposals_table(folder: Path) -> str:
             _over_seeds([record["metrics"].get("segm", {}).get("AP") for record in records])
         )
         filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
-        # A resumed run's record knows the time of its last part alone.
-        whole = [
-            r["cpu_seconds"] for r in records if "--resume" not in r.get("command", "").split()
-        ]
+        whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
         minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
         rows.append(
