@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..backbone.vgg16_backbone import VGG16_CONVOLUTIONS
 from ..layers import chosen_features
 from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps
+from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 _INDICES = "_indices"
 _FIRST_KERNEL = 7
@@ -68,10 +68,8 @@ class DeconvNetHead(SemSegHead):
             self.blocks.append(
                 nn.Sequential(*[_deconvolution(*pair, 3, norm) for pair in zip(plan, plan[1:])])
             )
-        self.predictor = nn.Conv2d(channels[0], num_classes, 1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
-        self.embedding = pair_loss and nn.Conv2d(channels[0], pair_loss.embedding_dim, 1)
+        self.predictor = pixel_predictor(channels[0], num_classes)
+        self.embedding = pair_loss and pixel_predictor(channels[0], pair_loss.embedding_dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..layers import chosen_features, enlarge_maps
 from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps
+from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -84,10 +84,7 @@ class SkipPredictor(nn.Module):
         self.names = sorted(input_shape, key=lambda name: -input_shape[name].stride)
         self.score = nn.ModuleDict()
         for name in self.names:
-            conv = nn.Conv2d(input_shape[name].channels, out_channels, 1)
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
-            self.score[_key(name)] = conv
+            self.score[_key(name)] = pixel_predictor(input_shape[name].channels, out_channels)
 
     def forward(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, out_channels, h, w) at the finest map's size."""

@@ -6,11 +6,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from torch import nn
 
 from ..layers import chosen_features, enlarge_maps, normalized_conv
 from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps
+from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -53,10 +52,8 @@ class MultiScaleSemSegHead(SemSegHead):
         self.ratios = {name: shape.stride // finest_stride for name, shape in input_shape.items()}
         in_channels = sum(shape.channels for shape in input_shape.values())
         self.hidden = normalized_conv(in_channels, hidden_dim, 1, norm)
-        self.predictor = nn.Conv2d(hidden_dim, num_classes, 1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
-        self.embedding = pair_loss and nn.Conv2d(hidden_dim, pair_loss.embedding_dim, 1)
+        self.predictor = pixel_predictor(hidden_dim, num_classes)
+        self.embedding = pair_loss and pixel_predictor(hidden_dim, pair_loss.embedding_dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):

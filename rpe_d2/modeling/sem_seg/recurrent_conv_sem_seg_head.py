@@ -10,7 +10,7 @@ from torch import nn
 
 from ..layers import chosen_features, normalized_conv, resize_maps
 from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps
+from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 _STRIDE = 2  # of a pass, in pixels of its rescaled picture
 _FIRST_KERNEL = 5
@@ -65,10 +65,8 @@ class RecurrentConvSemSegHead(SemSegHead):
         convs = [normalized_conv(in_channels, conv_dim, _FIRST_KERNEL, norm, _STRIDE)]
         convs += [normalized_conv(conv_dim, conv_dim, 3, norm) for _ in range(num_convs)]
         self.network = nn.Sequential(*convs)
-        self.predictor = nn.Conv2d(conv_dim, num_classes, 1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
-        self.embedding = pair_loss and nn.Conv2d(conv_dim, pair_loss.embedding_dim, 1)
+        self.predictor = pixel_predictor(conv_dim, num_classes)
+        self.embedding = pair_loss and pixel_predictor(conv_dim, pair_loss.embedding_dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):

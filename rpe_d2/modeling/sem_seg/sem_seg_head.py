@@ -111,6 +111,14 @@ class SemSegHead(nn.Module, ABC):
         return losses
 
 
+def pixel_predictor(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """1x1 convolution whose results start about as large as its input: smaller ones take long to grow."""
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
 def _full_size(scores: torch.Tensor, stride: int) -> torch.Tensor:
     """Scores (B, K, h, w) for each pixel, (B, K, h * stride, w * stride)."""
     if stride == 1:
