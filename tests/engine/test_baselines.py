@@ -115,7 +115,7 @@ def test_four_images_are_learned_by_heart(config, iterations, opts, tmp_path):
     metrics = metrics_of(
         config, tmp_path, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", data, "DATASETS.TEST", data,
         "SOLVER.MAX_ITER", iterations, "INPUT.RANDOM_FLIP", "none", "SOLVER.BASE_LR", 0.002,
-        "DATALOADER.NUM_WORKERS", 0, *opts,
+        "SOLVER.WARMUP_ITERS", 20, "DATALOADER.NUM_WORKERS", 0, *opts,
     )  # fmt: skip
     assert metrics["segm"]["AP50"] >= 90
 
