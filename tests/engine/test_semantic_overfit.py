@@ -139,12 +139,21 @@ def test_numbers_of_classes_are_checked_before_training(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair_loss", [0.0, 1.0])
-@pytest.mark.parametrize("config", CONFIGS)
-def test_four_images_are_learned_by_heart(config, pair_loss, tmp_path):
+@pytest.mark.parametrize(
+    "config, iterations, options",
+    [
+        ("embedding_shapes", 240, ("SOLVER.IMS_PER_BATCH", 4)),
+        # At 128 pixels cells of stride 8 are too large for the tips of stars.
+        ("fcn_8s_shapes", 400, ("INPUT.MIN_SIZE_TRAIN", "(256,)", "INPUT.MIN_SIZE_TEST", 256)),
+        ("deconvnet_shapes", 420, ("SOLVER.IMS_PER_BATCH", 4)),
+        ("multi_scale_shapes", 200, ("SOLVER.IMS_PER_BATCH", 4)),
+        ("recurrent_shapes", 120, ("SOLVER.IMS_PER_BATCH", 4)),
+    ],
+)
+def test_four_images_are_learned_by_heart(config, iterations, options, tmp_path):
     metrics = metrics_of(
-        config, tmp_path, *data(FOUR), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", pair_loss,
-        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 120, "INPUT.RANDOM_FLIP", "none",
-        "SOLVER.WARMUP_ITERS", 20, "SOLVER.BASE_LR", 0.003, "TEST.BOUNDARIES", False,
+        config, tmp_path, *data(FOUR), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", 1.0,
+        "SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", 20, "SOLVER.BASE_LR", 0.003,
+        "INPUT.RANDOM_FLIP", "none", "TEST.BOUNDARIES", False, *options,
     )  # fmt: skip
     assert metrics["sem_seg"]["mIoU"] >= 95
