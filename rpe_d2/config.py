@@ -71,7 +71,7 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.MODEL.GUIDED_BACKBONE = guided = CN()
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
     guided.NAME = "build_resnet_fpn_backbone"
-    # Run it also on the picture at these scales; their outputs are named "res4@0.5" and so on.
+    # Run it also on the picture at these scales; their outputs are named "res4@0.5", "image@0.5" and so on.
     guided.SCALES = []
     # Add the output "stem": a ResNet's first convolution, at stride 2.
     guided.STEM = False
@@ -192,7 +192,7 @@ def add_rpe_config(cfg: CN) -> None:
     # Probability from which on a cell belongs to the object.
     deepmask.MASK_THRESHOLD = 0.2
     # SharpMask: maps that refine the masks, from the windows' own to finer ones, each of half the stride of the one before;
-    # of "res4@0.5" they are "res4@0.5", "res3@0.5" and so on. "stem" needs GUIDED_BACKBONE.STEM.
+    # of "res4@0.5" they are "res4@0.5", "res3@0.5" and so on. "stem" needs GUIDED_BACKBONE.STEM; "image" may come last.
     deepmask.SHARPMASK_FEATURES = ["res4", "res3", "res2", "stem"]
     # SharpMask: channels of the coarsest map; each refinement halves them and doubles the masks' side, WINDOW at first.
     deepmask.SHARPMASK_DIM = 32

@@ -59,9 +59,9 @@ class GuidedBackbone(Backbone):
             image: (B, C, H, W), normalised and padded.
 
         Returns:
-            The wrapped backbone's maps and "image", then those of the pyramid, which are padded on the right and below.
+            The wrapped backbone's maps and "image", then those of the pyramid, padded on the right and below, and its pictures.
         """
-        maps = {**self._maps(image), IMAGE: image}
+        maps = self._maps(image)
         for scale in self.scales:
             found = self._maps(self._scaled(image, scale))
             maps.update({_scaled_name(name, scale): value for name, value in found.items()})
@@ -69,14 +69,14 @@ class GuidedBackbone(Backbone):
 
     def _maps(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         if self._first_conv is None:
-            return self._wrapped[0](image)
+            return {**self._wrapped[0](image), IMAGE: image}
         kept = []
         handle = self._first_conv[0].register_forward_hook(lambda *call: kept.append(call[2]))
         try:
             maps = self._wrapped[0](image)
         finally:
             handle.remove()
-        return {**maps, STEM: F.relu(kept[0])}
+        return {**maps, STEM: F.relu(kept[0]), IMAGE: image}
 
     def _scaled(self, image: torch.Tensor, scale: float) -> torch.Tensor:
         # The given scale, not that of the rounded sizes: cells lie exactly their stride apart.
@@ -109,6 +109,7 @@ class GuidedBackbone(Backbone):
         if self._first_conv is not None:
             conv = self._first_conv[0]
             shapes[STEM] = ShapeSpec(channels=conv.out_channels, stride=conv.stride[0])
+        shapes[IMAGE] = ShapeSpec(channels=self.image_channels, stride=1)
         pyramid = {
             _scaled_name(name, scale): ShapeSpec(
                 channels=shape.channels, stride=_stride(shape.stride / scale)
@@ -116,7 +117,7 @@ class GuidedBackbone(Backbone):
             for scale in self.scales
             for name, shape in shapes.items()
         }
-        return {**shapes, IMAGE: ShapeSpec(channels=self.image_channels, stride=1), **pyramid}
+        return {**shapes, **pyramid}
 
 
 def _scaled_name(name: str, scale: float) -> str:
