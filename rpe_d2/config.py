@@ -85,7 +85,8 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.MODEL.GUIDED_BACKBONE = guided = CN()
     # Backbone that build_guided_backbone wraps; its outputs gain "image", the normalised picture at stride 1.
     guided.NAME = "build_resnet_fpn_backbone"
-    # Sizes of the picture at which that backbone runs, with the same weights; at 0.5 outputs are called "res4@0.5".
+    # Sizes of the picture at which that backbone runs, with the same weights; at 0.5 outputs are called "res4@0.5",
+    # and what it sees "image@0.5".
     guided.SCALES = [1.0]
     # What it sees there: "gaussian", the resized picture; "laplacian", what that shows beyond the next smaller one,
     # with normalised contrast (SCALES fall).
@@ -221,7 +222,7 @@ def add_rpe_config(cfg: CN) -> None:
     # Probability from which on a cell belongs to the object.
     deepmask.MASK_THRESHOLD = 0.2
     # SharpMask: maps that refine the masks, from the windows' own to finer ones, each of half the stride of the one before;
-    # of "res4@0.5" they are "res4@0.5", "res3@0.5" and so on. "stem" needs GUIDED_BACKBONE.STEM.
+    # of "res4@0.5" they are "res4@0.5", "res3@0.5" and so on. "stem" needs GUIDED_BACKBONE.STEM; "image" may come last.
     deepmask.SHARPMASK_FEATURES = ["res4", "res3", "res2", "stem"]
     # SharpMask: channels of the coarsest map; each refinement halves them and doubles the masks' side, WINDOW at first.
     deepmask.SHARPMASK_DIM = 32

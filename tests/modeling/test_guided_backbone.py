@@ -144,13 +144,15 @@ def test_one_network_sees_all_scales():
         found = guided(image)
         assert found.pop("image") is image
         for scale, picture in zip((1, 0.5, 0.25), gaussian_pyramid(image, [1.0, 0.5, 0.25])):
+            if scale < 1:
+                assert torch.equal(found.pop(f"image@{scale}"), picture)
             for name, maps in plain(picture).items():
                 assert torch.equal(found.pop(name if scale == 1 else f"{name}@{scale}"), maps)
     assert not found
     strides = {name: shape.stride for name, shape in guided.output_shape().items()}
     assert strides == {
         "res2": 4, "res4": 16, "res2@0.5": 8, "res4@0.5": 32, "res2@0.25": 16, "res4@0.25": 64,
-        "image": 1,
+        "image": 1, "image@0.5": 2, "image@0.25": 4,
     }  # fmt: skip
     assert guided.size_divisibility == 0
 

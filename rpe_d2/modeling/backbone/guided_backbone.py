@@ -79,13 +79,14 @@ class GuidedBackbone(Backbone):
             image: (B, C, H, W), normalised and padded.
 
         Returns:
-            The wrapped backbone's maps, at other scales than 1 padded on the right and below, and "image".
+            The wrapped backbone's maps, "image" and, at other scales than 1 padded on the right and below, what that
+            backbone sees there ("image@0.5").
         """
-        found = {IMAGE: image}
+        found = {}
         for scale, picture in zip(self.scales, self._pictures(image)):
-            for name, maps in self._maps(picture).items():
+            for name, maps in {**self._maps(picture), IMAGE: picture}.items():
                 found[name + _suffix(scale)] = maps
-        return found
+        return {**found, IMAGE: image}
 
     def _pictures(self, image: torch.Tensor) -> List[torch.Tensor]:
         """What the wrapped backbone gets, padded as it needs."""
@@ -129,12 +130,13 @@ class GuidedBackbone(Backbone):
         if self._first_conv is not None:
             conv = self._first_conv[0]
             own[STEM] = ShapeSpec(channels=conv.out_channels, stride=conv.stride[0])
+        own[IMAGE] = image = ShapeSpec(channels=self.image_channels, stride=1)
         shapes = {
             name + _suffix(scale): ShapeSpec(channels=s.channels, stride=_stride(s.stride / scale))
             for scale in self.scales
             for name, s in own.items()
         }
-        return {**shapes, IMAGE: ShapeSpec(channels=self.image_channels, stride=1)}
+        return {**shapes, IMAGE: image}
 
 
 def _suffix(scale: float) -> str:

@@ -37,7 +37,7 @@ class MaskRefinement(nn.Module):
         self.horizontal = nn.ModuleList()
         self.vertical = nn.ModuleList()
         for channels in skip_channels:
-            hidden = min(64, max(channels // 2, 1))
+            hidden = max(min(64, channels // 2), dim)
             self.horizontal.append(_convs(channels, hidden, dim, dim // 2))
             self.vertical.append(_convs(dim, dim, dim // 2))
             dim //= 2
