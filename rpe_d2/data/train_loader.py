@@ -176,7 +176,11 @@ class ResumableLoader:
         self._order.start = images_seen // comm.get_world_size()
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
-        return iter(self._loader)
+        """
+        Raises:
+            DeadWorker: (on iterating) a process died while it was handing data over.
+        """
+        return _named_deaths(iter(self._loader))
 
     def dead_worker(self, error: RuntimeError) -> Optional[DeadWorker]:
         """What torch says of dead workers, with the files they were reading; None where it says something else.
@@ -195,6 +199,16 @@ class ResumableLoader:
         when = " while it read " + ", ".join(files) if files else when
         reason = " ".join(str(error).split())
         return DeadWorker(f"a data-loading process died{when} ({reason})")
+
+
+def _named_deaths(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:  # nothing else of data loading is a connection
+        reason = f"{type(error).__name__}: {error}"
+        raise DeadWorker(
+            f"a data-loading process died while it handed data over ({reason})"
+        ) from error
 
 
 def build_resumable_train_loader(

@@ -181,7 +181,9 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
     )
     comm.create_local_process_group(process.local_size)
     comm.synchronize()
-    run(*args)
-    # Without this, threads of gloo may outlive the interpreter and abort it.
-    comm.synchronize()
-    dist.destroy_process_group()
+    try:
+        run(*args)
+        comm.synchronize()
+    finally:
+        # Without this, threads of gloo may outlive the interpreter and abort it.
+        dist.destroy_process_group()

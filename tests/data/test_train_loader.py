@@ -12,7 +12,12 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.data import DeadWorker, UnreadableImage, build_resumable_train_loader
+from rpe_d2.data import (
+    DeadWorker,
+    ResumableLoader,
+    UnreadableImage,
+    build_resumable_train_loader,
+)
 
 NAME = "train_loader_test"
 COUNT = 11
@@ -148,6 +153,19 @@ def test_a_dead_worker_names_its_file():
     dead = made.dead_worker(caught.value)
     assert isinstance(dead, DeadWorker) and "died while it read 5.png" in str(dead)
     assert made.dead_worker(RuntimeError("out of memory")) is None
+
+
+def test_a_connection_to_a_worker_that_breaks_is_said_to_be_its_death():
+    """torch says so itself, unless the process is not quite dead yet: a moment too short to be met in a test."""
+
+    def broken_off():
+        yield ["batch"]
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    made = iter(ResumableLoader(broken_off(), loader()._order, loader()._dataset))
+    assert next(made) == ["batch"]
+    with pytest.raises(DeadWorker, match="died while it handed data over .ConnectionResetError"):
+        next(made)
 
 
 def test_a_data_set_without_any_readable_image_ends():
