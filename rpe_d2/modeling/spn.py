@@ -165,7 +165,8 @@ class MaskPropagation(nn.Module):
     """Refines any number of soft masks of a picture by one set of gates.
 
     There is nothing between the masks and the propagation, so that it does not matter whose masks they are: the
-    universal propagation network. Directions are averaged: masks that sum to 1 still do. With the gate mode "softmax" results stay in 0-1.
+    universal propagation network. Directions are averaged: masks that sum to 1 still do. With the gate mode "softmax"
+    results stay in 0-1.
     """
 
     def __init__(self, guidance: GuidanceNetwork, options: PropagationOptions):

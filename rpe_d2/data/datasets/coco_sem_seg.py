@@ -21,8 +21,8 @@ _IGNORED = 255  # the largest number that a map's 8 bits hold
 def register_coco_sem_seg(where: str, name: str, classes: List[str]) -> None:
     """Registers `NAME_sem_seg` beside a registered data set: background, then the classes of its instances.
 
-    More than 254 classes have no maps. Where masks overlap, the smaller one is in front. Crowd regions are ignored. An annotation without a mask counts as
-    its filled box.
+    More than 254 classes have no maps. Where masks overlap, the smaller one is in front. Crowd regions are ignored. An
+    annotation without a mask counts as its filled box.
 
     Args:
         where: begins the messages of errors.

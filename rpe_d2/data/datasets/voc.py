@@ -172,8 +172,8 @@ def register_voc(root: str) -> None:
 
     * Instances: masks as compressed RLE, tight boxes, classes 0-19 in the official, alphabetical order. Void pixels
       are nobody's; `ignore` holds them (compressed RLE; absent where there are none, as in SBD), and
-      `PixelLabelMapper` leaves them out of training. `image_id` is 2007000032 for `2007_000032` (other names: their place in the list), because
-      pycocotools fails on strings. Annotations have `difficult`: whether the object of the same class whose box in
+      `PixelLabelMapper` leaves them out of training. `image_id` is 2007000032 for `2007_000032` (other names: their
+      place in the list), because pycocotools fails on strings. Annotations have `difficult`: whether the object of the same class whose box in
       `Annotations/*.xml` overlaps the mask's most, by an IoU of at least .5, is marked so; False in SBD, whose
       evaluations know of no such thing.
     * Semantic maps: 0 background, 1-20 the classes, 255 void. They are served as pictures of these numbers: Detectron2's

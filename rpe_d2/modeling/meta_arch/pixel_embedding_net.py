@@ -35,8 +35,8 @@ class PixelEmbeddingNet(PaddedInput):
     """Recurrent pixel embedding for instance grouping (Kong & Fowlkes, CVPR 2018).
 
     Input and output are Detectron2's: a list of dicts with ``image`` (C, H, W) and, in training, ``instances`` and
-    optionally ``ignore_mask`` (H, W) bool; ``num_instances`` where the grouping is an oracle. Inference gives ``{"instances"}`` with full-resolution boolean
-    ``pred_masks``, their tight ``pred_boxes``, ``scores`` and ``pred_classes``, and on request ``"proposals"`` and
+    optionally ``ignore_mask`` (H, W) bool; ``num_instances`` where the grouping is an oracle. Inference gives
+    ``{"instances"}`` with full-resolution boolean ``pred_masks``, their tight ``pred_boxes``, ``scores`` and ``pred_classes``, and on request ``"proposals"`` and
     ``"sem_seg"``.
     """
 
