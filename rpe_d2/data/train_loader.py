@@ -182,7 +182,7 @@ class ResumableLoader:
         """
         return _named_deaths(iter(self._loader))
 
-    def dead_worker(self, error: RuntimeError) -> Optional[DeadWorker]:
+    def dead_worker(self, error: Exception) -> Optional[DeadWorker]:
         """What torch says of dead workers, with the files they were reading; None where it says something else.
 
         torch notices by a signal: the error may be raised anywhere, not only where data are waited for.

@@ -152,6 +152,8 @@ def test_a_dead_worker_names_its_file():
         batches(made, 12)
     dead = made.dead_worker(caught.value)
     assert isinstance(dead, DeadWorker) and "died while it read 5.png" in str(dead)
+    in_a_save = OSError(f"checkpoint model.pth could not be written ({caught.value})")
+    assert "while it read 5.png (checkpoint model.pth" in str(made.dead_worker(in_a_save))
     assert made.dead_worker(RuntimeError("out of memory")) is None
 
 
