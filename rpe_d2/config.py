@@ -369,7 +369,7 @@ def add_rpe_config(cfg: CN) -> None:
 
     # ---- MeanShiftProposalGenerator: what differs from the keys above, which hold for the rest (with one class)
     rpe.PROPOSALS = proposals = CN()
-    # In place of RPE.STRIDE (and of RPE.SEM_SEG_LOSS_STRIDE).
+    # In place of RPE.STRIDE.
     proposals.STRIDE = 8
     # Maps that are grouped: at that stride, at twice that, ... (the same predictors on features pooled 2 x 2).
     proposals.NUM_LEVELS = 2
@@ -379,9 +379,13 @@ def add_rpe_config(cfg: CN) -> None:
     proposals.MAX_KEYS = 1024
     # In place of RPE.MAX_GROUPS, for each level and scale.
     proposals.MAX_GROUPS = 100
-    # Of two proposals whose "mask"s or "box"es overlap by more than this IoU the worse one is dropped.
+    # Boxes hold all cells where a soft mask reaches this: masks are least sure of an object's tips.
+    proposals.TIP_THRESHOLD = 0.2
+    # Of two proposals whose "mask"s or "box"es overlap by more than NMS_THRESH (IoU) the worse one's score is multiplied
+    # by 1 - IoU, by more than DUPLICATE_THRESH it is dropped.
     proposals.NMS_TYPE = "mask"
     proposals.NMS_THRESH = 0.7
+    proposals.DUPLICATE_THRESH = 0.9
     # The best groups of an image that the suppression looks at, and those that remain after it.
     proposals.PRE_NMS_TOPK = 1000
     proposals.POST_NMS_TOPK_TRAIN = 500

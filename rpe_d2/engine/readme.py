@@ -140,25 +140,23 @@ def proposals_table(folder: Path) -> str:
         record = json.loads(path.read_text())
         title = run_title(record["config"], record["overrides"])
         groups.setdefault(title, []).append(record)
-    masks = ["AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60"]
-    boxes = ["AR@10", "AR@100", "AR@1000"]
-    names = [f"mask {name}" for name in masks] + [f"box {name}" for name in boxes] + ["mask AP"]
+    recalls = ["AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60"]
+    names = [f"{kind} {name}" for kind in ("mask", "box") for name in recalls]
+    names += ["R-CNN's mask AP", "R-CNN's box AP"]
     rows = [
         f"| run | {' | '.join(names)} | seeds | iterations | CPU minutes a run |",
         "|" + "---|" * (len(names) + 4),
     ]
     for title, records in sorted(groups.items()):
         cells = [
-            _over_seeds([_proposal_scores(record, "segm").get(name) for record in records])
-            for name in masks
+            _over_seeds([_proposal_scores(record, task).get(name) for record in records])
+            for task in ("segm", "bbox")
+            for name in recalls
         ]
         cells += [
-            _over_seeds([_proposal_scores(record, "bbox").get(name) for record in records])
-            for name in boxes
+            _over_seeds([record["metrics"].get(task, {}).get("AP") for record in records])
+            for task in ("segm", "bbox")
         ]
-        cells.append(
-            _over_seeds([record["metrics"].get("segm", {}).get("AP") for record in records])
-        )
         filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
         whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
         minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"

@@ -106,7 +106,8 @@ class EmbeddingLoss(nn.Module):
         losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
         if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
             # Nothing to shift; parameters take part all the same, as distributed training demands.
-            losses["loss_pair"] = (maps.embeddings.sum() + maps.votes.sum()) * 0.0
+            unused = maps.embeddings.sum() + maps.votes.sum() + maps.sizes.sum()
+            losses["loss_pair"] = (unused + sum(p.sum() for p in shift.parameters())) * 0.0
             return self._weighted(losses)
         points = [sample_pixels(self._groups(label), self.num_points) for label in labels]
         groups = pad_points([self._groups(lab).flatten()[p] for lab, p in zip(labels, points)])

@@ -10,39 +10,45 @@ from torchvision.ops import nms, roi_align
 from .soft_masks import cut_at_half
 
 
-def suppress_overlaps(
-    soft_masks: torch.Tensor,
-    scores: torch.Tensor,
-    threshold: float,
-    relative_to: str = "smaller",
-    mask_threshold: float = 0.5,
+def mask_overlaps(
+    soft_masks: torch.Tensor, relative_to: str, mask_threshold: float = 0.5
 ) -> torch.Tensor:
-    """Greedy non-maximum suppression of masks.
+    """Common areas of masks.
 
     Args:
         soft_masks: (R, h, w) in 0-1.
-        scores: (R,).
-        threshold: of the common area over that of "relative_to", 0-1; at 1 everything stays.
-        relative_to: "union": the usual IoU. "smaller", the smaller mask: of a group and the two halves that a
-            narrower bandwidth finds in it, either the whole or the halves stay; IoU would let a whole and its smaller
-            part pass.
+        relative_to: "union": the usual IoU. "smaller": of the smaller mask.
         mask_threshold: where the masks are cut.
+
+    Returns:
+        (R, R) in 0-1; 0 for empty masks.
+    """
+    masks = (soft_masks >= mask_threshold).flatten(1).float()
+    areas = masks.sum(dim=1)
+    common = masks @ masks.T
+    if relative_to == "union":
+        area = areas[:, None] + areas - common
+    else:
+        area = torch.minimum(areas[:, None], areas)
+    return common / area.clamp(min=1)
+
+
+def suppress(overlaps: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Greedy non-maximum suppression: what overlaps a better one that stays by more than the threshold goes.
+
+    Args:
+        overlaps: (R, R) symmetric, in 0-1.
+        scores: (R,).
+        threshold: 0-1; at 1 everything stays.
 
     Returns:
         (K,) indices of what stays, by falling score.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    masks = (soft_masks[order] >= mask_threshold).flatten(1).float()
-    areas = masks.sum(dim=1)
-    common = masks @ masks.T  # (R, R)
-    if relative_to == "union":
-        area = areas[:, None] + areas - common
-    else:
-        area = torch.minimum(areas[:, None], areas)
     # Row i suppresses column j only where i is the better one.
-    suppresses = (common > threshold * area.clamp(min=1)).triu(diagonal=1)
-    stays = torch.ones_like(areas, dtype=torch.bool)
-    # Each round settles at least one more mask; the longest chain of overlaps bounds the rounds.
+    suppresses = (overlaps[order][:, order] > threshold).triu(diagonal=1)
+    stays = torch.ones_like(scores, dtype=torch.bool)
+    # Each round settles at least one more; the longest chain of overlaps bounds the rounds.
     while True:
         settled = ~(suppresses & stays[:, None]).any(dim=0)
         if torch.equal(settled, stays):
@@ -50,23 +56,75 @@ def suppress_overlaps(
         stays = settled
 
 
+def suppress_overlaps(
+    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """:func:`suppress` of masks that overlap by more than a part of the smaller one.
+
+    Of a group and the two halves that a narrower bandwidth finds in it, either the whole or the halves stay; by IoU a
+    whole and its smaller part would.
+
+    Args:
+        soft_masks: (R, h, w) in 0-1, cut at 0.5.
+        scores: (R,).
+        threshold: 0-1; at 1 everything stays.
+
+    Returns:
+        (K,) indices of what stays, by falling score.
+    """
+    return suppress(mask_overlaps(soft_masks, "smaller"), scores, threshold)
+
+
+def rank_duplicates_last(
+    overlaps: torch.Tensor, scores: torch.Tensor, threshold: float, duplicate_threshold: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Soft suppression (linear Soft-NMS; Bodla et al., ICCV 2017) with two thresholds.
+
+    What overlaps a better one that stays is not lost: it may be the better fit, and heads that refine boxes learn from
+    both.
+
+    Args:
+        overlaps: (R, R) IoUs, symmetric, in 0-1.
+        scores: (R,) in 0-1.
+        threshold: the score of what overlaps a better one by more is multiplied by 1 - IoU.
+        duplicate_threshold: what overlaps a better one by more is dropped; at "threshold", this is :func:`suppress`.
+
+    Returns:
+        (K,) indices and (K,) scores of what stays, by falling score.
+    """
+    kept = suppress(overlaps, scores, max(threshold, duplicate_threshold))
+    overlaps, ranked = overlaps[kept][:, kept], scores[kept]
+    distinct = suppress(overlaps, ranked, threshold)
+    decay = 1 - overlaps[:, distinct].amax(dim=1) if len(kept) else ranked
+    decay[distinct] = 1
+    ranked = ranked * decay
+    order = torch.argsort(ranked, descending=True, stable=True)
+    return kept[order], ranked[order]
+
+
 def soft_mask_boxes(
-    soft_masks: torch.Tensor, stride: int, size: Tuple[int, int], threshold: float
+    soft_masks: torch.Tensor,
+    stride: int,
+    size: Tuple[int, int],
+    threshold: float,
+    tip_threshold: Optional[float] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Boxes of soft masks, finer than their grid: where the linearly interpolated masks cross the threshold.
 
     Args:
-        soft_masks: (R, h, w), h and w at least 1.
+        soft_masks: (R, h, w) in 0-1, h and w at least 1.
         stride: pixels per grid cell.
         size: (H, W) of the image that the boxes are clipped to.
-        threshold: what the boxes enclose.
+        threshold: where the masks are cut.
+        tip_threshold: boxes also hold cells that reach only this, as those of an object's tips may, to where the mask
+            has fallen to "threshold" times their value. Boxes of hard masks are the same with it.
 
     Returns:
         (R,) bool: whether there is a box, of a mask that reaches the threshold inside the image; and (R, 4) x0, y0, x1,
         y1 in pixels.
     """
-    x0, x1 = _extent(soft_masks.amax(dim=1), threshold)
-    y0, y1 = _extent(soft_masks.amax(dim=2), threshold)
+    x0, x1 = _extent(soft_masks.amax(dim=1), threshold, tip_threshold)
+    y0, y1 = _extent(soft_masks.amax(dim=2), threshold, tip_threshold)
     boxes = torch.stack([x0, y0, x1, y1], dim=1) * stride
     height, width = size
     boxes = boxes.clamp(max=boxes.new_tensor([width, height, width, height]))
@@ -74,16 +132,21 @@ def soft_mask_boxes(
     return reached & (boxes[:, 2:] > boxes[:, :2]).all(dim=1), boxes
 
 
-def _extent(profiles: torch.Tensor, threshold: float) -> Tuple[torch.Tensor, torch.Tensor]:
+def _extent(
+    profiles: torch.Tensor, threshold: float, tip_threshold: Optional[float] = None
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """Where each of (R, n) profiles rises above the threshold and where it finally falls below, in cells."""
-    return _rise(profiles, threshold), profiles.shape[1] - _rise(profiles.flip(1), threshold)
+    low = _rise(profiles, threshold, tip_threshold)
+    return low, profiles.shape[1] - _rise(profiles.flip(1), threshold, tip_threshold)
 
 
-def _rise(profiles: torch.Tensor, threshold: float) -> torch.Tensor:
-    first = (profiles >= threshold).to(torch.uint8).argmax(dim=1, keepdim=True)
+def _rise(profiles: torch.Tensor, threshold: float, tip_threshold: Optional[float]) -> torch.Tensor:
+    enclosed = profiles >= (threshold if tip_threshold is None else tip_threshold)
+    first = enclosed.to(torch.uint8).argmax(dim=1, keepdim=True)
     above = profiles.gather(1, first)
     below = profiles.gather(1, (first - 1).clamp(min=0))
-    between = ((above - threshold) / (above - below).clamp(min=1e-6)).clamp(0, 1)
+    crossed = threshold if tip_threshold is None else threshold * above
+    between = ((above - crossed) / (above - below).clamp(min=1e-6)).clamp(0, 1)
     # Values stand at the cells' centres; outside of the grid the first one continues.
     return torch.where(first > 0, first + 0.5 - between, torch.zeros_like(between)).squeeze(1)
 
@@ -91,30 +154,31 @@ def _rise(profiles: torch.Tensor, threshold: float) -> torch.Tensor:
 def soft_masks_to_proposals(
     soft_masks: torch.Tensor,
     scores: torch.Tensor,
+    boxes: torch.Tensor,
     stride: int,
     size: tuple,
     out_size: tuple,
     threshold: float,
     mask_size: Optional[int],
 ) -> Instances:
-    """Boxes, objectness and box-relative masks of soft masks on a grid.
+    """Soft masks on a grid as proposals with objectness and box-relative masks.
 
     Args:
-        soft_masks: (R, h, w) float32 in 0-1; masks without a box are left out.
+        soft_masks: (R, h, w) float32 in 0-1.
         scores: (R,) in 0-1.
+        boxes: (R, 4) their boxes, as of :func:`soft_mask_boxes`, x0, y0, x1, y1 in pixels of the input image.
         stride: pixels per grid cell.
         size: (H, W) of the network's input image.
         out_size: (height, width) that the boxes are scaled to; the masks, relative to them, need no scaling.
-        threshold: of the masks that the boxes enclose, in 0-1.
+        threshold: where the soft masks are cut, above 0 and at most 1.
         mask_size: M; None: no masks.
 
     Returns:
         Instances with ``proposal_boxes``, ``objectness_logits`` (logits of the scores) and, where they are wanted,
-        ``proposal_masks`` (R, M, M) uint8 0-255, sorted by falling score.
+        ``proposal_masks`` (R, M, M) uint8 0-255, above a half where the soft masks are above the threshold, sorted by
+        falling score.
     """
-    present, boxes = soft_mask_boxes(soft_masks, stride, size, threshold)
     order = torch.argsort(scores, descending=True, stable=True)
-    order = order[present[order]]
     soft_masks, scores, boxes = soft_masks[order], scores[order], boxes[order]
     proposals = Instances(tuple(out_size))
     proposals.proposal_boxes = Boxes(boxes.clone())
@@ -128,7 +192,8 @@ def soft_masks_to_proposals(
             mask_size,
             1 / stride,
             aligned=True,
-        ).squeeze(1)
+        )
+        masks = cut_at_half(masks.squeeze(1), threshold).squeeze(1)
         proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
     return proposals
 

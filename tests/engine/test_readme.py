@@ -105,7 +105,8 @@ def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):
     assert row.startswith(
         "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | 50.0 (50.0–50.0) |"
     )
-    assert row.endswith("| – | 1, 2, 3 | 5 | 2.0 |")
+    assert row.endswith("| – | – | 1, 2, 3 | 5 | 2.0 |")
+    assert row.count("42.2 (40.0–44.0)") == 2  # of masks and of boxes
 
 
 def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):

@@ -7,8 +7,11 @@ from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
 from rpe_d2.modeling.mask_proposals import (
+    mask_overlaps,
+    rank_duplicates_last,
     soft_mask_boxes,
     soft_masks_to_proposals,
+    suppress,
     suppress_overlaps,
     windows_to_proposals,
 )
@@ -72,18 +75,37 @@ def test_suppression_equals_the_obvious_loop(relative_to):
             if not overlaps or max(overlaps) <= threshold:
                 kept.append(index)
         assert 3 < len(kept) < 60
-        assert suppress_overlaps(masks, scores, threshold, relative_to).tolist() == kept
+        found = suppress(mask_overlaps(masks, relative_to), scores, threshold)
+        assert found.tolist() == kept
+
+
+def test_duplicates_come_last_and_closer_ones_not_at_all():
+    overlaps = torch.eye(5)
+    # 1 overlaps 0 by .8, 2 overlaps 0 by .97; 3 overlaps only the dropped 2; 4 overlaps 1 and 0 by .75 and .9.
+    for i, j, iou in ((0, 1, 0.8), (0, 2, 0.97), (2, 3, 0.9), (1, 4, 0.75), (0, 4, 0.9)):
+        overlaps[i, j] = overlaps[j, i] = iou
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.1, 0.5])
+    order, ranked = rank_duplicates_last(overlaps, scores, 0.7, 0.95)
+    assert order.tolist() == [0, 1, 3, 4]
+    assert torch.allclose(ranked, torch.tensor([0.9, 0.16, 0.1, 0.05]))
+    order, ranked = rank_duplicates_last(overlaps, scores, 0.7, 0.7)
+    assert order.tolist() == suppress(overlaps, scores, 0.7).tolist() == [0, 3]
+    assert torch.equal(ranked, scores[order])
 
 
 @pytest.mark.parametrize("mask_size", [14, None])
-def test_proposals_are_sorted_scaled_and_without_empty_ones(mask_size):
+def test_proposals_are_sorted_and_scaled(mask_size):
     masks = torch.zeros(4, 8, 8)
     masks[0, 1:3, 1:3] = 0.9
     masks[1, 4:8, 4:8] = 0.6
     masks[2] = 0.4  # nowhere above the threshold
     masks[3, 0:4, 4:8] = 1.0
     scores = torch.tensor([0.2, 0.9, 1.0, 0.5])
-    proposals = soft_masks_to_proposals(masks, scores, 4, (32, 32), (64, 48), 0.5, mask_size)
+    present, boxes = soft_mask_boxes(masks, 4, (32, 32), 0.5)
+    assert present.tolist() == [True, True, False, True]
+    proposals = soft_masks_to_proposals(
+        masks[present], scores[present], boxes[present], 4, (32, 32), (64, 48), 0.5, mask_size
+    )
     assert proposals.image_size == (64, 48)
     assert torch.allclose(proposals.objectness_logits.sigmoid(), torch.tensor([0.9, 0.5, 0.2]))
     boxes = proposals.proposal_boxes.tensor
@@ -98,8 +120,10 @@ def test_proposals_are_sorted_scaled_and_without_empty_ones(mask_size):
 @pytest.mark.parametrize("mask_size", [14, None])
 def test_no_masks_at_all(mask_size):
     none, scores = torch.zeros(0, 8, 8), torch.zeros(0)
-    assert suppress_overlaps(none, scores, 0.5, "union").shape == (0,)
-    proposals = soft_masks_to_proposals(none, scores, 4, (32, 32), (32, 32), 0.5, mask_size)
+    assert suppress_overlaps(none, scores, 0.5).shape == (0,)
+    assert rank_duplicates_last(mask_overlaps(none, "union"), scores, 0.5, 0.9)[0].shape == (0,)
+    _, boxes = soft_mask_boxes(none, 4, (32, 32), 0.5)
+    proposals = soft_masks_to_proposals(none, scores, boxes, 4, (32, 32), (32, 32), 0.5, mask_size)
     assert len(proposals) == 0 and proposals.proposal_boxes.tensor.shape == (0, 4)
     assert len(proposals.objectness_logits) == 0
 
@@ -114,8 +138,29 @@ def test_masks_without_an_extent_inside_the_image_have_no_box():
     present, boxes = soft_mask_boxes(masks, 8, (32, 97), 0.5)
     assert present.tolist() == [True, False, False, True]
     assert boxes[0].tolist() == [96, 8, 97, 16]
-    proposals = soft_masks_to_proposals(masks, torch.rand(4), 8, (32, 97), (32, 97), 0.5, 7)
-    assert len(proposals) == 2 and proposals.proposal_boxes.nonempty().all()
+
+
+def test_masks_of_proposals_are_cut_where_the_soft_ones_are():
+    """Detectron2 cuts at a half whatever the threshold."""
+    masks = torch.full((1, 8, 8), 0.31)
+    masks[0, :, 4:] = 0.29
+    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    proposals = soft_masks_to_proposals(
+        masks, torch.ones(1), boxes, 4, (32, 32), (32, 32), threshold=0.3, mask_size=8
+    )
+    assert ((proposals.proposal_masks[0] > 127) == (masks[0] > 0.3)).all()
+
+
+def test_boxes_hold_tips_that_the_masks_are_unsure_of():
+    masks = torch.zeros(2, 8, 8)
+    masks[:, 3:5, 2:6] = 1
+    masks[0, 3, 6] = 0.3  # a tip: the mask stops before it, the box after it
+    masks[0, 3, 7] = 0.1
+    _, boxes = soft_mask_boxes(masks, 4, (32, 32), 0.5, tip_threshold=0.2)
+    # The profile falls to half of the tip's 0.3, from 0.3 at cell 6.5 to 0.1 at 7.5, at cell 7.25.
+    assert torch.allclose(boxes[0], torch.tensor([8.0, 12, 29, 20]))
+    assert boxes[1].tolist() == [8, 12, 24, 20]  # hard masks have the same box as without
+    assert torch.equal(boxes[1], soft_mask_boxes(masks, 4, (32, 32), 0.5)[1][1])
 
 
 def window_masks():

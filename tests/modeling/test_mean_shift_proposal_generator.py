@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from rpe_d2.evaluation import MaskProposalEvaluator
 from rpe_d2.modeling import EmbeddingHead, EmbeddingMaps, MeanShiftProposalGenerator
 from rpe_d2.modeling.embedding_head import cell_centers
-from rpe_d2.modeling.mask_proposals import suppress_overlaps
+from rpe_d2.modeling.mask_proposals import rank_duplicates_last
 from rpe_d2.modeling.proposal_generator import mean_shift_proposal_generator
 from rpe_d2.modeling.quality_head import best_iou
 
@@ -305,11 +305,15 @@ def test_images_without_objects_train():
     torch.manual_seed(0)
     model = build_model(mask_rcnn_cfg(*SWAP)).train()
     empty = training_input((96, 128), (), ())
-    for items in ([empty], [empty, batch()[0]]):
+    for items in ([empty, batch()[0]], [empty]):
+        model.zero_grad()
         with EventStorage():
             losses = model(items)
         assert all(torch.isfinite(loss) for loss in losses.values())
         sum(losses.values()).backward()
+        # All take part, as distributed training demands.
+        generator = model.proposal_generator
+        assert all(parameter.grad is not None for parameter in generator.parameters())
     background_everywhere(model)
     with EventStorage():
         losses = model([empty])
@@ -337,11 +341,11 @@ def test_limits_bound_what_is_suppressed_and_what_remains(monkeypatch):
     (ranked,) = generator.rank_groups(levels, [size])
     looked_at = []
 
-    def suppress(masks, *more):
-        looked_at.append(len(masks))
-        return suppress_overlaps(masks, *more)
+    def ranked_again(overlaps, *more):
+        looked_at.append(len(overlaps))
+        return rank_duplicates_last(overlaps, *more)
 
-    monkeypatch.setattr(mean_shift_proposal_generator, "suppress_overlaps", suppress)
+    monkeypatch.setattr(mean_shift_proposal_generator, "rank_duplicates_last", ranked_again)
     for training, expected in ((True, 2), (False, 3)):
         generator.train(training)
         (proposals,) = generator._proposals([ranked], 2, [size])
@@ -393,6 +397,33 @@ def test_padding_of_a_batch_brings_no_proposals():
         proposals = model([small, large])[0]["proposals"]
     boxes = proposals.proposal_boxes.tensor
     assert len(boxes) and boxes[:, 2].max() <= 96 and boxes[:, 3].max() <= 64
+
+
+@pytest.mark.parametrize("size", [(48, 64), (51, 69), (80, 57)])
+def test_boxes_do_not_depend_on_what_the_padding_holds(size):
+    """Squares that the image's border cuts; in the padding of a batch the maps go on with the rest of them."""
+    generator, levels, _, _ = generator_and_maps()
+    levels = [maps._replace(logits=0.1 * maps.logits) for maps in levels]  # soft masks of about .7
+    cells = [-(-side // 4) for side in size]
+    alone = [
+        EmbeddingMaps(
+            *(
+                part[..., : cells[0] * 4 // maps.stride, : cells[1] * 4 // maps.stride]
+                for part in maps[:-1]
+            ),
+            maps.stride,
+        )
+        for maps in levels
+    ]
+    boxes = []
+    for maps in (alone, levels):
+        with torch.no_grad():
+            ranked = generator.rank_groups(maps, [size])
+            found = generator._proposals(ranked, 2, [size])[0].proposal_boxes.tensor
+        boxes.append(found)
+    assert torch.equal(*boxes)
+    reaches = boxes[0][:, 2:] == torch.tensor([size[1], size[0]])
+    assert reaches.any(dim=0).all()
 
 
 def test_without_instances_training_says_so():

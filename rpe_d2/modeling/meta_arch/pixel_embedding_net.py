@@ -15,7 +15,7 @@ from ..config_ranges import check_ranges
 from ..embedding_head import EmbeddingHead, EmbeddingMaps
 from ..embedding_loss import EmbeddingLoss
 from ..layers import resize_maps
-from ..mask_proposals import soft_masks_to_proposals, suppress_overlaps
+from ..mask_proposals import soft_mask_boxes, soft_masks_to_proposals, suppress_overlaps
 from ..mean_shift_layer import MeanShiftLayer
 from ..pixel_grouping import PixelGrouping, PixelGroups
 from ..pixel_labels import PixelLabels, pixel_labels
@@ -203,9 +203,12 @@ class PixelEmbeddingNet(PaddedInput):
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(groups, scores, maps.stride, size, out_size, gates)}
         if self.return_proposals:
+            masks = groups.soft_masks
+            present, boxes = soft_mask_boxes(masks, maps.stride, size, self.mask_threshold)
             output["proposals"] = soft_masks_to_proposals(
-                groups.soft_masks,
-                scores.amax(dim=1),
+                masks[present],
+                scores.amax(dim=1)[present],
+                boxes[present],
                 maps.stride,
                 size,
                 out_size,

@@ -9,12 +9,17 @@ from detectron2.modeling.proposal_generator.build import PROPOSAL_GENERATOR_REGI
 from detectron2.structures import ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import nms
+from torchvision.ops import box_iou
 
 from ..config_ranges import check_ranges
 from ..embedding_head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding_loss import EmbeddingLoss
-from ..mask_proposals import soft_mask_boxes, soft_masks_to_proposals, suppress_overlaps
+from ..mask_proposals import (
+    mask_overlaps,
+    rank_duplicates_last,
+    soft_mask_boxes,
+    soft_masks_to_proposals,
+)
 from ..mean_shift_layer import MeanShiftLayer
 from ..pixel_grouping import PixelGrouping
 from ..pixel_labels import PixelLabels, pixel_labels
@@ -24,15 +29,18 @@ NMS_TYPES = ("mask", "box")
 
 
 class RankedMasks(NamedTuple):
-    """Groups of one image from all levels and bandwidths, on the finest level's grid.
+    """Groups of one image from all levels and bandwidths, on the finest level's grid without the batch's padding.
 
     Attributes:
-        soft_masks: (R, h, w) float32 in 0-1.
+        soft_masks: (R, ceil(H / stride), ceil(W / stride)) float32 in 0-1.
+        boxes: (R, 4) float32 x0, y0, x1, y1 in pixels, each found on its own level's grid; without an extent where the
+            mask nowhere reaches its threshold.
         foreground: (R,) float32 in 0-1: how likely their pixels are foreground.
         quality_logits: (R,) float32 logits of the estimated IoU; None without a ranker.
     """
 
     soft_masks: torch.Tensor
+    boxes: torch.Tensor
     foreground: torch.Tensor
     quality_logits: Optional[torch.Tensor]
 
@@ -69,11 +77,13 @@ class MeanShiftProposalGenerator(nn.Module):
         quality_loss_weight: float,
         nms_type: str,
         nms_threshold: float,
+        duplicate_threshold: float,
         pre_nms_topk: int,
         post_nms_topk_train: int,
         post_nms_topk_test: int,
         min_box_size: float,
         mask_threshold: float,
+        tip_threshold: float,
         mask_size: int,
         masks_in_training: bool = False,
     ):
@@ -85,11 +95,13 @@ class MeanShiftProposalGenerator(nn.Module):
             quality_head: ranks the groups; None ranks by foreground probability alone.
             quality_loss_weight: factor of its loss.
             nms_type: overlap of "mask" or "box".
-            nms_threshold: IoU with a better proposal above which one is dropped.
+            nms_threshold: IoU with a better proposal above which a proposal's score falls.
+            duplicate_threshold: IoU with a better proposal above which one is dropped.
             pre_nms_topk: the best groups of an image that the suppression looks at; bounds its time and memory.
             post_nms_topk_train, post_nms_topk_test: the best proposals of an image that remain.
             min_box_size: proposals with a shorter side, pixels, are dropped.
-            mask_threshold: value of the soft masks that boxes enclose.
+            mask_threshold: where the soft masks are cut.
+            tip_threshold: boxes hold whatever reaches this value, too, since masks are least sure of an object's tips.
             mask_size: M of the proposal masks.
             masks_in_training: there are masks in training, too.
         """
@@ -103,10 +115,12 @@ class MeanShiftProposalGenerator(nn.Module):
         self.quality_loss_weight = quality_loss_weight
         self.nms_type = nms_type
         self.nms_threshold = nms_threshold
+        self.duplicate_threshold = duplicate_threshold
         self.pre_nms_topk = pre_nms_topk
         self.post_nms_topk = {True: post_nms_topk_train, False: post_nms_topk_test}
         self.min_box_size = min_box_size
         self.mask_threshold = mask_threshold
+        self.tip_threshold = tip_threshold
         self.mask_size = mask_size
         self.masks_in_training = masks_in_training
 
@@ -139,11 +153,13 @@ class MeanShiftProposalGenerator(nn.Module):
             "quality_loss_weight": cfg.MODEL.RPE.QUALITY_LOSS_WEIGHT,
             "nms_type": proposals.NMS_TYPE,
             "nms_threshold": proposals.NMS_THRESH,
+            "duplicate_threshold": proposals.DUPLICATE_THRESH,
             "pre_nms_topk": proposals.PRE_NMS_TOPK,
             "post_nms_topk_train": proposals.POST_NMS_TOPK_TRAIN,
             "post_nms_topk_test": proposals.POST_NMS_TOPK_TEST,
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
             "mask_threshold": cfg.MODEL.RPE.MASK_THRESHOLD,
+            "tip_threshold": proposals.TIP_THRESHOLD,
             "mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
             "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
         }
@@ -185,8 +201,8 @@ class MeanShiftProposalGenerator(nn.Module):
     def _rank_image(
         self, levels: List[EmbeddingMaps], index: int, size: Tuple[int, int]
     ) -> RankedMasks:
-        height, width = levels[0].logits.shape[-2:]
-        masks, foreground, logits = [], [], []
+        rows, columns = _cells(size, levels[0].stride)
+        masks, boxes, foreground, logits = [], [], [], []
         for maps in levels:
             groups = self.grouping(maps, index, size, self.mean_shift)
             if self.quality_head is not None:
@@ -194,16 +210,25 @@ class MeanShiftProposalGenerator(nn.Module):
                 logits.append(
                     self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
                 )
-            soft_masks = groups.soft_masks
+            # Padding is cut off before anything is interpolated: it would draw masks away from the image's border.
+            own = _cells(size, maps.stride)
+            soft_masks = groups.soft_masks[:, : own[0], : own[1]]
+            present, found = soft_mask_boxes(
+                soft_masks, maps.stride, size, self.mask_threshold, self.tip_threshold
+            )
+            boxes.append(found * present[:, None])
             if maps.stride > levels[0].stride and len(soft_masks):
                 factor = maps.stride // levels[0].stride
                 soft_masks = F.interpolate(
                     soft_masks[None], scale_factor=factor, mode="bilinear", align_corners=False
                 )[0]
-            masks.append(soft_masks[:, :height, :width].reshape(-1, height, width))
+            masks.append(soft_masks[:, :rows, :columns].reshape(-1, rows, columns))
             foreground.append(groups.class_probabilities.sum(dim=1))
         return RankedMasks(
-            torch.cat(masks), torch.cat(foreground), torch.cat(logits) if logits else None
+            torch.cat(masks),
+            torch.cat(boxes),
+            torch.cat(foreground),
+            torch.cat(logits) if logits else None,
         )
 
     def _losses(
@@ -233,12 +258,11 @@ class MeanShiftProposalGenerator(nn.Module):
         self, ranked: List[RankedMasks], labels: List[PixelLabels], stride: int
     ) -> torch.Tensor:
         middle = slice(stride // 2, None, stride)
-        losses = [
-            quality_loss(
-                masks.quality_logits, best_iou(masks.soft_masks, label.instances[middle, middle])
-            )
-            for masks, label in zip(ranked, labels)
-        ]
+        losses = []
+        for masks, label in zip(ranked, labels):
+            rows, columns = masks.soft_masks.shape[1:]
+            instances = label.instances[middle, middle][:rows, :columns]
+            losses.append(quality_loss(masks.quality_logits, best_iou(masks.soft_masks, instances)))
         # Parameters take part even where nothing was grouped, as distributed training demands.
         unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
         return self.quality_loss_weight * sum(losses) / len(losses) + unused
@@ -248,27 +272,30 @@ class MeanShiftProposalGenerator(nn.Module):
         self, ranked: List[RankedMasks], stride: int, image_sizes: Sequence[Tuple[int, int]]
     ) -> List[Instances]:
         return [
-            self._proposals_of_image(masks.soft_masks, masks.scores, stride, size)
+            self._proposals_of_image(masks, stride, size)
             for masks, size in zip(ranked, image_sizes)
         ]
 
     def _proposals_of_image(
-        self, soft_masks: torch.Tensor, scores: torch.Tensor, stride: int, size: Tuple[int, int]
+        self, ranked: RankedMasks, stride: int, size: Tuple[int, int]
     ) -> Instances:
-        present, boxes = soft_mask_boxes(soft_masks, stride, size, self.mask_threshold)
+        soft_masks, boxes, scores = ranked.soft_masks, ranked.boxes, ranked.scores
         sides = boxes[:, 2:] - boxes[:, :2]
-        kept = torch.nonzero(present & (sides >= self.min_box_size).all(dim=1)).squeeze(1)
+        kept = torch.nonzero(((sides > 0) & (sides >= self.min_box_size)).all(dim=1)).squeeze(1)
         kept = kept[scores[kept].topk(min(self.pre_nms_topk, len(kept))).indices]
         if self.nms_type == "mask":
-            stays = suppress_overlaps(
-                soft_masks[kept], scores[kept], self.nms_threshold, "union", self.mask_threshold
-            )
+            overlaps = mask_overlaps(soft_masks[kept], "union", self.mask_threshold)
         else:
-            stays = nms(boxes[kept], scores[kept], self.nms_threshold)
-        kept = kept[stays[: self.post_nms_topk[self.training]]]
+            overlaps = box_iou(boxes[kept], boxes[kept])
+        stays, scores = rank_duplicates_last(
+            overlaps, scores[kept], self.nms_threshold, self.duplicate_threshold
+        )
+        topk = self.post_nms_topk[self.training]
+        kept, scores = kept[stays[:topk]], scores[:topk]
         return soft_masks_to_proposals(
             soft_masks[kept],
-            scores[kept],
+            scores,
+            boxes[kept],
             stride,
             size,
             size,
@@ -284,11 +311,15 @@ def _class_agnostic(cfg: CfgNode) -> CfgNode:
     rpe, proposals = cfg.MODEL.RPE, cfg.MODEL.RPE.PROPOSALS
     rpe.NUM_CLASSES = 1
     rpe.STRIDE = proposals.STRIDE
-    rpe.SEM_SEG_LOSS_STRIDE = proposals.STRIDE
     rpe.MAX_GROUPS = proposals.MAX_GROUPS
     cfg.MODEL.MEAN_SHIFT.TEST_SCALES = proposals.SCALES
     cfg.MODEL.MEAN_SHIFT.MAX_KEYS = proposals.MAX_KEYS
     return cfg
+
+
+def _cells(size: Tuple[int, int], stride: int) -> Tuple[int, int]:
+    """Rows and columns of the grid that hold an image of (H, W) pixels."""
+    return tuple(-(-side // stride) for side in size)
 
 
 def _one_class(labels: PixelLabels) -> PixelLabels:
