@@ -52,6 +52,9 @@ class PropagationOptions(NamedTuple):
 
     def propagate(self, maps: torch.Tensor, gates: torch.Tensor, merge: str) -> torch.Tensor:
         """(B, C, H, W) like ``maps``, after all units."""
+        if self.num_units == 0:
+            # What made the gates takes part all the same, as distributed training demands.
+            return maps + (gates * 0.0).sum().to(maps.dtype)
         for _ in range(self.num_units):
             maps = spatial_propagation(maps, gates, merge)
         return maps

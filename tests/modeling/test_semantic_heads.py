@@ -142,11 +142,10 @@ def test_ignored_pixels_have_no_say(overrides):
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in head.parameters())
 
 
-@each_head
-def test_spn_takes_any_of_them(overrides):
+def with_propagation(overrides, *more):
+    """The head of a configuration, refined."""
     name = overrides[overrides.index("MODEL.SEM_SEG_HEAD.NAME") + 1]
     stride = 1 if name == "DeconvNetHead" else 2
-    guided = "MODEL.GUIDED_BACKBONE.SCALES" in overrides
     maps = {"embedding": ["p2"], "fcn": ["res3"], "deconvnet": ["fc7"]}
     fine = next(
         (maps[key] for key, value in HEADS.items() if value is overrides and key in maps), ["image"]
@@ -154,17 +153,52 @@ def test_spn_takes_any_of_them(overrides):
     model = model_of(
         *overrides, *weight(1.0), "MODEL.SEM_SEG_HEAD.NAME", "SPNSemSegHead",
         "MODEL.SPN.SEM_SEG_HEAD", name, "MODEL.SPN.STRIDE", stride, "MODEL.SPN.IN_FEATURES", fine,
-        "MODEL.SPN.CONV_DIM", 32, "MODEL.SPN.CHANNELS", 4,
+        "MODEL.SPN.CONV_DIM", 32, "MODEL.SPN.CHANNELS", 4, *more,
     )  # fmt: skip
     nn.init.normal_(model.sem_seg_head.propagation.project.weight, std=0.1)
-    losses = model([semantic_input((64, 64))])
-    assert set(losses) == {"loss_sem_seg", "loss_sem_seg_refined", "loss_sem_seg_pair"}, guided
-    losses["loss_sem_seg_pair"].backward()
+    return model
+
+
+@each_head
+@pytest.mark.parametrize("size", [(64, 64), (70, 90), (67, 85)])
+def test_spn_takes_any_of_them(overrides, size):
+    model = with_propagation(overrides)
+    losses = model([semantic_input(size)])
+    expected = {"loss_sem_seg", "loss_sem_seg_refined", "loss_sem_seg_pair"}
+    if overrides is RECURRENT:  # of every pass
+        expected |= {f"loss_sem_seg_pass{number}" for number in (1, 2, 3)}
+    assert set(losses) == expected
+    losses["loss_sem_seg_pair"].backward(retain_graph=True)
     for part in (model.sem_seg_head.embedding, model.sem_seg_head.propagation.hidden):
         assert all(p.grad.abs().sum() > 0 for p in part.parameters())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.sem_seg_head.parameters())
     model.eval()
     with torch.no_grad():
-        assert model([semantic_input((64, 64))])[0]["sem_seg"].shape == (4, 64, 64)
+        assert model([semantic_input(size)])[0]["sem_seg"].shape == (4, *size)
+
+
+@pytest.mark.parametrize("overrides", [FCN, RECURRENT], ids=["fcn", "recurrent"])
+def test_spn_learns_nothing_where_all_is_ignored(overrides):
+    model = with_propagation(overrides)
+    item = semantic_input((64, 64))
+    item["sem_seg"][:] = IGNORED
+    losses = model([item, item])
+    sum(losses.values()).backward()
+    assert all(loss == 0 for loss in losses.values())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() == 0 for p in model.sem_seg_head.parameters()
+    )
+
+
+def test_without_units_all_parameters_take_part():
+    model = with_propagation(FCN, "MODEL.SPN.NUM_UNITS", 0)
+    losses = model([semantic_input((64, 64))])
+    sum(losses.values()).backward()
+    head = model.sem_seg_head
+    assert all(p.grad is not None for p in head.parameters())
+    assert all(p.grad.abs().sum() == 0 for p in head.guidance.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in head.propagation.parameters())
 
 
 def test_cross_entropy_is_the_slow_one():

@@ -371,6 +371,18 @@ def test_the_refiner_learns_to_follow_the_picture():
     )
 
 
+def test_a_refiner_without_units_is_not_trained():
+    """As a control it runs; training would learn nothing."""
+    model = build_model(small_cfg(*REFINER, "MODEL.SPN.NUM_UNITS", 0))
+    with pytest.raises(ValueError, match="MODEL.SPN.NUM_UNITS is 0; allowed in training"):
+        model([training_input()])
+    mask = torch.zeros(1, 64, 96, dtype=torch.bool)
+    mask[0, 16:48, 16:48] = True
+    item = {**training_input(), "instances": Instances((64, 96), pred_masks=mask)}
+    found = model.eval()([item])[0]["instances"].pred_masks
+    assert (found & mask).sum() > 0.95 * (found | mask).sum()
+
+
 def test_the_refiner_takes_any_resolution_and_nothing():
     model = build_model(small_cfg(*REFINER)).eval()
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
@@ -396,13 +408,17 @@ def test_the_refiner_takes_any_resolution_and_nothing():
     assert model([{"image": image}])[0] == {}
 
 
-def test_pixel_embeddings_with_refined_masks():
-    cfg = small_cfg("MODEL.RPE.REFINE", "spn", "MODEL.SPN.STRIDE", 2)
+@pytest.mark.parametrize("num_units", [0, 2])
+def test_pixel_embeddings_with_refined_masks(num_units):
+    cfg = small_cfg(
+        "MODEL.RPE.REFINE", "spn", "MODEL.SPN.STRIDE", 2, "MODEL.SPN.NUM_UNITS", num_units
+    )
     model = build_model(cfg)
     with EventStorage():
         losses = model([training_input()])
         assert losses["loss_propagation"].isfinite()
         sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.mask_propagation.parameters())
     model.eval()
     found = model([{"image": torch.zeros(3, 70, 60, dtype=torch.uint8)}])[0]["instances"]
     assert found.pred_masks.shape[1:] == (70, 60)

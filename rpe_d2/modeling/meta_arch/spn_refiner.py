@@ -74,9 +74,17 @@ class SPNRefiner(PaddedInput):
         }
 
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
-        """The loss in training (a dict of a scalar), else :meth:`inference`."""
+        """The loss in training (a dict of a scalar), else :meth:`inference`.
+
+        Raises:
+            ValueError: in training without propagation, where there is nothing to learn.
+        """
         if not self.training:
             return self.inference(batched_inputs)
+        if self.mask_propagation.options.num_units == 0:
+            raise ValueError(
+                "MODEL.SPN.NUM_UNITS is 0; allowed in training an SPNRefiner: 1 or more"
+            )
         gates, _ = self.gates(batched_inputs)
         with torch.autocast(device_type=self.device.type, enabled=False):
             losses = [

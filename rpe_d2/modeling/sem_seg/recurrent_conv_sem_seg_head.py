@@ -109,15 +109,13 @@ class RecurrentConvSemSegHead(SemSegHead):
             found.append(SemSegMaps(self.predictor(x), embeddings, round(_STRIDE / scale)))
         return found
 
-    def forward(
-        self, features: Dict[str, torch.Tensor], targets: Optional[torch.Tensor] = None
-    ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
+    def scores_and_losses(
+        self, features: Dict[str, torch.Tensor], targets: torch.Tensor
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """As :class:`SemSegHead`; losses of the passes before the last are called "loss_sem_seg_pass1" and so on."""
-        if not self.training:
-            return super().forward(features)
         *earlier, last = self.passes(features)
         losses = self.map_losses(last, targets)
         for number, maps in enumerate(earlier, start=1):
             for name, loss in self.map_losses(maps, targets).items():
                 losses[f"{name}_pass{number}"] = loss
-        return None, losses
+        return last.scores, losses

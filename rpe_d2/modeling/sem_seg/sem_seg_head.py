@@ -30,7 +30,8 @@ class SemSegHead(nn.Module, ABC):
 
     Subclasses predict scores and, from the same features, embeddings for the pair loss
     (``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``), which shape these features and cost nothing at inference. ``layers``,
-    ``losses`` and ``common_stride`` are those of ``SemSegFPNHead``: ``SPNSemSegHead`` takes any of them.
+    ``losses`` and ``common_stride`` are those of ``SemSegFPNHead``: ``SPNSemSegHead`` takes any of them, and trains them
+    by ``scores_and_losses``.
     """
 
     usual_pair_weight = 0.0  # where MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT leaves it to the head
@@ -83,10 +84,17 @@ class SemSegHead(nn.Module, ABC):
             In training None and the losses, "loss_sem_seg" and, with the pair loss, "loss_sem_seg_pair"; else scores
             (B, K, H', W') and {}, H' and W' the padded picture's or, where that is no multiple of the stride, more.
         """
-        maps = self.predict(features)
         if not self.training:
+            maps = self.predict(features)
             return _full_size(maps.scores, maps.stride), {}
-        return None, self.map_losses(maps, targets)
+        return None, self.scores_and_losses(features, targets)[1]
+
+    def scores_and_losses(
+        self, features: Dict[str, torch.Tensor], targets: torch.Tensor
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Scores (B, K, h, w) and all losses in training, for classes (B, H, W)."""
+        maps = self.predict(features)
+        return maps.scores, self.map_losses(maps, targets)
 
     def layers(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
         """Scores (B, K, h, w)."""

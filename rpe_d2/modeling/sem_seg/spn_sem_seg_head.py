@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import adopt_children, enlarge_maps
-from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss
+from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions, build_guidance
 
 
@@ -19,9 +19,9 @@ class SPNSemSegHead(nn.Module):
     """The head named in ``MODEL.SPN.SEM_SEG_HEAD``, and two propagation units on its scores (Liu et al., NIPS 2017).
 
     That head's parameters keep their names, so that its checkpoints load; this one starts by returning its scores.
-    Losses stand before (that head's own) and after refinement ("loss_sem_seg_refined"). At inference only classes that
-    win somewhere before refinement may win after it, as in the paper. The pair loss of ``MODEL.SEM_SEG_HEAD`` acts on
-    what is propagated.
+    Losses stand before (all of that head's own) and after refinement ("loss_sem_seg_refined"). At inference only
+    classes that win somewhere before refinement may win after it, as in the paper. The pair loss of
+    ``MODEL.SEM_SEG_HEAD`` acts on what is propagated.
     """
 
     @configurable
@@ -38,7 +38,8 @@ class SPNSemSegHead(nn.Module):
         """
         Args:
             head: with ``layers(features)``, scores (B, K, H / s, W / s), ``losses(scores, targets)`` and
-                ``common_stride`` s, as Detectron2's.
+                ``common_stride`` s, as Detectron2's; where it has ``scores_and_losses(features, targets)``, as this
+                package's, that is used in training.
             guidance: on the backbone's maps.
             propagation: of K maps.
             ignore_value: label without loss.
@@ -107,36 +108,46 @@ class SPNSemSegHead(nn.Module):
             targets: in training (B, H, W) int64 classes.
 
         Returns:
-            In training None and the losses; else scores (B, K, H, W) and {}.
+            In training None and the losses; else scores (B, K, H', W') and {}, H' and W' the padded picture's or,
+            where that is no multiple of the stride, more.
         """
-        coarse, propagated, refined = self._layers(features)
+        losses: Dict[str, torch.Tensor] = {}
+        if self.training:
+            coarse, losses = self._coarse(features, targets)
+        else:
+            coarse = self._wrapped[0].layers(features)
+        coarse = coarse.float()
+        propagated, refined = self._refine(coarse, features)
         stride = self.guidance.stride
         refined = F.interpolate(refined, scale_factor=stride, mode="bilinear", align_corners=False)
         if not self.training:
-            return _only_present(refined, coarse), {}
-        losses = self._wrapped[0].losses(coarse, targets)
-        loss = F.cross_entropy(refined, targets, ignore_index=self.ignore_value)
+            return _only_present(refined, coarse), losses
+        height, width = targets.shape[-2:]
+        loss = mean_cross_entropy(refined[..., :height, :width], targets, self.ignore_value)
         losses["loss_sem_seg_refined"] = loss * self.refined_loss_weight
         if self.pair_loss is not None:
             losses.update(self.pair_loss(self.embedding(propagated), stride, targets))
         return None, losses
 
-    def layers(self, features: Dict[str, torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Scores before, (B, K, H / s, W / s), and after refinement, (B, K, H / stride, W / stride)."""
-        coarse, _, refined = self._layers(features)
-        return coarse, refined
-
-    def _layers(
-        self, features: Dict[str, torch.Tensor]
-    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores before refinement, propagated maps, scores after it."""
+    def _coarse(
+        self, features: Dict[str, torch.Tensor], targets: torch.Tensor
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Scores and losses of the wrapped head."""
         head = self._wrapped[0]
-        coarse = head.layers(features).float()
+        if hasattr(head, "scores_and_losses"):
+            return head.scores_and_losses(features, targets)
+        scores = head.layers(features)
+        return scores, head.losses(scores, targets)
+
+    def _refine(
+        self, coarse: torch.Tensor, features: Dict[str, torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Propagated maps, and scores after refinement."""
         raw_gates = self.guidance(features)
-        ratio = head.common_stride // self.guidance.stride
+        ratio = self._wrapped[0].common_stride // self.guidance.stride
         fine = enlarge_maps(coarse, ratio, raw_gates.shape[-2:])
         propagated = self.propagation.features(fine, raw_gates)
-        return coarse, propagated, fine + self.propagation.project(propagated)
+        return propagated, fine + self.propagation.project(propagated)
 
 
 def _only_present(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
