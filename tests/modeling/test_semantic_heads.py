@@ -364,16 +364,23 @@ def recurrent_head(scales):
     )
 
 
+@pytest.mark.parametrize("size", [(16, 24), (13, 22)])
 @pytest.mark.parametrize("scales", [(0.25, 0.5, 1.0), (1.0, 0.5), (0.5, 0.5)])
-def test_passes_are_the_slow_ones(scales):
+def test_passes_are_the_slow_ones(scales, size):
     head = recurrent_head(scales)
-    features = {"image": torch.randn(1, 3, 16, 24).double(), "m": torch.randn(1, 2, 4, 6).double()}
+    rows, columns = (-(-side // 4) for side in size)
+    features = {
+        "image": torch.randn(1, 3, *size).double(),
+        "m": torch.randn(1, 2, rows, columns).double(),
+    }
+    # Maps of 16 x 24 pixels: zeros lie around them.
+    image = slow.padded(array(features["image"])[0], 16, 24)
+    other = slow.padded(array(features["m"])[0], 4, 6)
     first, second = head.network
     scores, expected = None, []
     for scale in scales:
         height, width = round(16 * scale), round(24 * scale)
-        seen = [slow.average(array(features["image"])[0], round(1 / scale))]
-        seen.append(fit(array(features["m"])[0], height))
+        seen = [slow.average(image, round(1 / scale)), fit(other, height)]
         seen.append(np.zeros((3, height, width)) if scores is None else fit(scores, height))
         x = np.concatenate(seen)
         x = np.maximum(slow.conv(x, array(first.weight), array(first.bias), stride=2), 0)
@@ -384,14 +391,32 @@ def test_passes_are_the_slow_ones(scales):
     assert [maps.stride for maps in found] == [round(2 / scale) for scale in scales]
     for maps, reference in zip(found, expected):
         np.testing.assert_allclose(array(maps.scores)[0], reference, atol=1e-10)
-    targets = torch.randint(0, 3, (1, 16, 24))
+    targets = torch.randint(0, 3, (1, *size))
     _, losses = head(features, targets)
     for number, (maps, reference) in enumerate(zip(found, expected), start=1):
         name = "loss_sem_seg" + ("" if number == len(found) else f"_pass{number}")
-        full = slow.enlarge(reference, maps.stride)
+        full = slow.enlarge(reference, maps.stride)[:, : size[0], : size[1]]
         error = slow.cross_entropy(full[None], targets.numpy(), IGNORED)
         assert losses[name].item() == pytest.approx(error, rel=1e-6)
     assert len(losses) == len(scales)
+
+
+def test_maps_of_a_pass_lie_where_the_picture_does():
+    """Maps that hold their own positions, in a picture whose size is no multiple of any stride."""
+    head = recurrent_head((0.25, 0.5, 1.0))
+    seen = []
+    head.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features = {
+        "image": (torch.arange(100) + 0.5).expand(1, 3, 70, 100).double(),
+        "m": ((torch.arange(25) + 0.5) * 4).expand(1, 2, 18, 25).double(),
+    }
+    head.passes(features)
+    for maps, factor in zip(seen, (4, 2, 1)):
+        inside = slice(8 // factor, 92 // factor)  # beyond, zeros come in
+        expected = (torch.arange(maps.shape[-1]) + 0.5).double() * factor
+        for channel in (0, 3):
+            row = maps[0, channel, 32 // factor]
+            torch.testing.assert_close(row[inside], expected[inside])
 
 
 def fit(maps, height):
@@ -454,6 +479,8 @@ def test_panoptic_fpn_with_mean_shift_proposals():
         ((*MULTI_SCALE, "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.3], "MODEL.SEM_SEG_HEAD.IN_FEATURES",
           ["res2", "res2@0.3"]), "strides 4, 13.3333; MultiScaleSemSegHead allows multiples"),
         ((*RECURRENT, "MODEL.SEM_SEG_HEAD.RECURRENT_SCALES", [0.3]), "RECURRENT_SCALES is .0.3.; allowed"),
+        ((*RECURRENT, "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.3], "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+          ["image", "res3@0.3"]), "res3@0.3 has the stride 26.6667; RecurrentConvSemSegHead allows whole"),
         ((*RECURRENT, "MODEL.SEM_SEG_HEAD.NUM_CONVS", -1), "MODEL.SEM_SEG_HEAD.NUM_CONVS is -1; allowed: 0 or more"),
     ],
 )  # fmt: skip

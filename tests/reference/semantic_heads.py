@@ -57,6 +57,13 @@ def conv(maps, weight, bias, stride=1):
     return found
 
 
+def padded(maps, height, width):
+    """(C, h, w) to (C, height, width): zeros below and to the right."""
+    found = np.zeros((len(maps), height, width))
+    found[:, : maps.shape[1], : maps.shape[2]] = maps
+    return found
+
+
 def average(maps, factor):
     """(C, H, W) to (C, H / factor, W / factor)."""
     channels, height, width = maps.shape

@@ -1,5 +1,6 @@
 """Scene labelling by a network that corrects its own scores."""
 
+import math
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -7,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
+from torch.nn import functional as F
 
 from ..layers import chosen_features, normalized_conv, resize_maps
 from ..pixel_losses import SemanticPairLoss
@@ -44,7 +46,7 @@ class RecurrentConvSemSegHead(SemSegHead):
     ):
         """
         Args:
-            input_shape: channels and stride of the maps.
+            input_shape: channels and stride of the maps, whole pixels.
             scales: sizes of the rescaled picture in each pass, 1 / 2 ** n.
             conv_dim: channels of the convolutions.
             num_convs: 3x3 convolutions of a pass after its first, 5x5 of stride 2.
@@ -60,6 +62,10 @@ class RecurrentConvSemSegHead(SemSegHead):
         )
         self.strides = {name: shape.stride for name, shape in input_shape.items()}
         self.scales = tuple(scales)
+        # Maps of pictures of such sizes have whole cells in every pass.
+        self.whole_size = math.lcm(
+            *self.strides.values(), *(round(_STRIDE / scale) for scale in scales)
+        )
         self.num_classes = num_classes
         in_channels = sum(shape.channels for shape in input_shape.values()) + num_classes
         convs = [normalized_conv(in_channels, conv_dim, _FIRST_KERNEL, norm, _STRIDE)]
@@ -79,6 +85,12 @@ class RecurrentConvSemSegHead(SemSegHead):
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.RECURRENT_SCALES is {scales}; allowed: one or more of 1, 0.5, 0.25 ..."
             )
+        broken = [name for name in names if input_shape[name].stride % 1]
+        if broken:
+            raise ValueError(
+                f"{key}: {broken[0]} has the stride {input_shape[broken[0]].stride:g}; RecurrentConvSemSegHead allows "
+                "whole pixels"
+            )
         return {
             "input_shape": {name: input_shape[name] for name in names},
             "scales": scales,
@@ -92,13 +104,24 @@ class RecurrentConvSemSegHead(SemSegHead):
         return self.passes(features)[-1]
 
     def passes(self, features: Dict[str, torch.Tensor]) -> List[SemSegMaps]:
-        """What every pass predicts, on grids of 2 / scale pixels."""
+        """What every pass predicts, on grids of 2 / scale pixels.
+
+        Maps are padded by zeros to the same size in pixels, a multiple of all grids: cells stay where they are in the
+        picture whatever its size, and the results cover what was added, too.
+        """
         finest = min(self.strides, key=self.strides.get)
-        pixels = [side * self.strides[finest] for side in features[finest].shape[-2:]]
+        pixels = [
+            -(-side * self.strides[finest] // self.whole_size) * self.whole_size
+            for side in features[finest].shape[-2:]
+        ]
+        maps = [
+            _padded(features[name], [side // stride for side in pixels])
+            for name, stride in self.strides.items()
+        ]
         found: List[SemSegMaps] = []
         for scale in self.scales:
-            size = [-(-side // round(1 / scale)) for side in pixels]
-            seen = [resize_maps(features[name], size) for name in self.strides]
+            size = [round(side * scale) for side in pixels]
+            seen = [resize_maps(part, size) for part in maps]
             if found:
                 scores = resize_maps(found[-1].scores, size)
             else:
@@ -119,3 +142,9 @@ class RecurrentConvSemSegHead(SemSegHead):
             for name, loss in self.map_losses(maps, targets).items():
                 losses[f"{name}_pass{number}"] = loss
         return last.scores, losses
+
+
+def _padded(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, C, h, w) with zeros below and to the right, of a size that is at least theirs."""
+    rows, columns = (side - own for side, own in zip(size, maps.shape[-2:]))
+    return F.pad(maps, (0, columns, 0, rows))
