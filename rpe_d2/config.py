@@ -135,7 +135,7 @@ def add_rpe_config(cfg: CN) -> None:
     spn.CHANNELS = 8
     # Propagations one after the other, with the same gates; 0: none, a control.
     spn.NUM_UNITS = 2
-    # "softmax", "abs_sum" or "clipped": see rpe_d2.ops.propagation.normalize_gates.
+    # "softmax", "abs_sum" or "clipped": see rpe_d2.ops.propagation.normalize_gates. SPNRefiner and RPE.REFINE: "softmax".
     spn.GATE_MODE = "softmax"
     # Gates of a pixel and direction: 3, or 1 (of the same row or column alone).
     spn.CONNECTIONS = 3

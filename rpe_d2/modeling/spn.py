@@ -185,6 +185,11 @@ class MaskPropagation(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> "MaskPropagation":
         options = PropagationOptions.from_config(cfg)
+        if options.gate_mode != "softmax":
+            raise ValueError(
+                f"MODEL.SPN.GATE_MODE is {options.gate_mode!r}; allowed where masks are propagated (SPNRefiner, "
+                "MODEL.RPE.REFINE spn): softmax, with which they stay in 0-1"
+            )
         out_channels = 4 * options.connections
         return cls(build_guidance(cfg, input_shape, out_channels, bias=_SMALL_GATES), options)
 

@@ -270,6 +270,21 @@ def test_one_map_for_all_classes():
             "MODEL.ROI_MASK_HEAD.IN_FEATURES names stem; the backbone has",
         ),
         ((*GUIDED, "MODEL.ROI_MASK_HEAD.IN_FEATURES", ["image"]), "a map beside the picture"),
+        (
+            (*REFINER, "MODEL.SPN.GATE_MODE", "abs_sum"),
+            "MODEL.SPN.GATE_MODE is 'abs_sum'; allowed where masks are propagated",
+        ),
+        (
+            (
+                "MODEL.META_ARCHITECTURE",
+                "PixelEmbeddingNet",
+                "MODEL.RPE.REFINE",
+                "spn",
+                "MODEL.SPN.GATE_MODE",
+                "clipped",
+            ),
+            "MODEL.SPN.GATE_MODE is 'clipped'; allowed where masks are propagated",
+        ),
         ((*REFINER, "MODEL.SPN.STRIDE", 3), "MODEL.SPN.STRIDE is 3; allowed: 1, 2, 4"),
         (
             (*REFINER, "MODEL.SPN.IN_FEATURES", ["p9"]),
