@@ -305,18 +305,36 @@ def test_deconvnet_unpools_by_stored_indices():
     }
 
     def apply(module, maps):
-        found = slow.transposed_conv(maps, array(module[0].weight), array(module[0].bias))
-        return np.maximum(found, 0)
+        return slow.transposed_conv(maps, array(module[0].weight), array(module[0].bias))
 
     x = apply(head.first, start)
     for block, places in zip(head.blocks, (second, first)):
-        x = slow.unpool(x, places)
-        for layer in block:
-            x = apply(layer, x)
+        x = slow.unpool(np.maximum(x, 0), places)
+        for layer in block:  # the very last one's values stay as they are
+            x = apply(layer, np.maximum(x, 0))
+    assert x.min() < 0
     assert [len(block) for block in head.blocks] == [2, 2]
     np.testing.assert_allclose(array(head.pixel_features(features))[0], x, atol=1e-10)
     scores = slow.conv(x, array(head.predictor.weight), array(head.predictor.bias))
     np.testing.assert_allclose(array(head.eval()(features)[0])[0], scores, atol=1e-10)
+
+
+def test_deconvnet_starts_as_large_as_its_input():
+    shapes = {
+        "fc7": ShapeSpec(channels=256, stride=2),
+        "pool1_indices": ShapeSpec(channels=32, stride=2),
+    }
+    torch.manual_seed(0)
+    head = DeconvNetHead(
+        shapes, in_feature="fc7", poolings=["pool1_indices"], norm="", num_classes=3,
+        ignore_value=IGNORED, loss_weight=1.0, pair_loss=None,
+    )  # fmt: skip
+    x = torch.randn(2, 256, 16, 16).relu()
+    with torch.no_grad():
+        found = head.first(x)[..., 3:-3, 3:-3]
+        assert found.square().mean().item() == pytest.approx(x.square().mean().item(), rel=0.3)
+        found = head.blocks[0][-1](torch.randn(2, 32, 16, 16))[..., 1:-1, 1:-1]
+        assert found.square().mean().item() == pytest.approx(1, rel=0.3)
 
 
 def test_deconvnet_mirrors_vgg():
@@ -407,7 +425,7 @@ def test_maps_of_a_pass_lie_where_the_picture_does():
     seen = []
     head.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     features = {
-        "image": (torch.arange(100) + 0.5).expand(1, 3, 70, 100).double(),
+        "image": (torch.arange(98) + 0.5).expand(1, 3, 70, 98).double(),
         "m": ((torch.arange(25) + 0.5) * 4).expand(1, 2, 18, 25).double(),
     }
     head.passes(features)

@@ -25,6 +25,9 @@ class DeconvNetHead(SemSegHead):
     A 7x7 deconvolution (fc6's mirror image), then for each pooling of the backbone, from the last to the first,
     unpooling, which puts every value where the largest one was, and as many 3x3 deconvolutions as the block has
     convolutions. Scores are one to a pixel.
+
+    One departure: no ReLU stands between the last deconvolution and the scores. With few channels, as narrow networks
+    have there, what it cuts off is what tells rare classes apart, and they are never learned.
     """
 
     @configurable
@@ -65,9 +68,12 @@ class DeconvNetHead(SemSegHead):
         for block in reversed(range(len(poolings))):
             # The last one of a block has the channels of the block below.
             plan = [channels[block]] * VGG16_CONVOLUTIONS[block] + [channels[max(0, block - 1)]]
-            self.blocks.append(
-                nn.Sequential(*[_deconvolution(*pair, 3, norm) for pair in zip(plan, plan[1:])])
-            )
+            rectified = [True] * (len(plan) - 2) + [block > 0]
+            layers = [
+                _deconvolution(inputs, outputs, 3, norm, relu)
+                for inputs, outputs, relu in zip(plan, plan[1:], rectified)
+            ]
+            self.blocks.append(nn.Sequential(*layers))
         self.predictor = pixel_predictor(channels[0], num_classes)
         self.embedding = pair_loss and pixel_predictor(channels[0], pair_loss.embedding_dim)
 
@@ -110,13 +116,21 @@ class DeconvNetHead(SemSegHead):
         return x
 
 
-def _deconvolution(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> nn.Module:
-    """Transposed convolution of stride 1, normalisation and ReLU."""
+def _deconvolution(
+    in_channels: int, out_channels: int, kernel_size: int, norm: str, rectified: bool = True
+) -> nn.Module:
+    """Transposed convolution of stride 1, normalisation and, where results are rectified, ReLU."""
     layer = nn.ConvTranspose2d(
         in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not norm
     )
-    nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
-    if not norm:
+    # Of a transposed convolution torch calls "fan_out" what goes into a value.
+    nonlinearity = "relu" if rectified else "linear"
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity=nonlinearity)
+    parts = [layer]
+    if norm:
+        parts.append(get_norm(norm, out_channels))
+    else:
         nn.init.zeros_(layer.bias)
-        return nn.Sequential(layer, nn.ReLU())
-    return nn.Sequential(layer, get_norm(norm, out_channels), nn.ReLU())
+    if rectified:
+        parts.append(nn.ReLU())
+    return nn.Sequential(*parts)
