@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
@@ -28,6 +29,8 @@ from .run_setup import load_config
 # Of a label map: pixels without a label.
 UNLABELLED = 255
 _PARTIAL = ".partial"  # suffix of the file in which finished images wait
+_ANEW = "delete it, or name another --output, to start anew"
+_HEADER = "refine_masks.json"  # in a folder of refined maps: what they were made from
 _MASKS_AT_ONCE = 128
 
 
@@ -38,7 +41,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     refined; or a PNG for each PNG, of 8-bit labels. Labels that a map does not have are not introduced; 255 means unlabelled and
     stays, or, with ``--sparse``, takes the label that reaches it along the picture's regions.
 
-    A run that was interrupted goes on where it was when it is started again. Nothing is overwritten.
+    A run that was interrupted goes on where it was when it is started again with the same input, configuration and
+    weights. Nothing is overwritten.
 
     Returns:
         Exit status: 0, 2 where a key or a file is at fault, in one line.
@@ -50,7 +54,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             raise ValueError(f"--input {source}: no such file or folder")
         if output.resolve() == source.resolve():
             raise ValueError(f"--output {output} is the input, which is not overwritten")
-        work = _label_maps(args) if source.is_dir() else _Results(args)
+        work = _LabelMaps(args) if source.is_dir() else _Results(args)
         cfg = load_config(args.config_file, args.opts)
         if args.weights:
             cfg.MODEL.WEIGHTS = args.weights
@@ -60,10 +64,7 @@ def main(argv: Optional[List[str]] = None) -> int:
                 "configs/spn/refiner_shapes.yaml"
             )
         refiner = _Refiner(build_predictor(cfg), args.sparse)
-        if isinstance(work, _Results):
-            work.refine(refiner, args.pictures)
-        else:
-            _refine_label_maps(work, refiner, args.keep, args.pictures)
+        work.refine(refiner, _header(cfg, args, work.digest), args.pictures)
     return 0
 
 
@@ -163,6 +164,35 @@ class _Refiner:
         )
 
 
+# ---- What results were made from
+
+
+def _header(cfg: CfgNode, args: argparse.Namespace, digest: str) -> Dict[str, Any]:
+    """What the results depend on; only a run with the same goes on where another one was interrupted."""
+    weights = Path(cfg.MODEL.WEIGHTS)
+    rest = cfg.clone()
+    rest.defrost()
+    rest.MODEL.WEIGHTS = ""
+    return {
+        "input": digest,
+        "configuration": hashlib.sha256(rest.dump().encode()).hexdigest(),
+        "weights": [str(weights), weights.stat().st_mtime if weights.is_file() else None],
+        "--sparse": args.sparse,
+        "--keep": args.keep,
+    }
+
+
+def _check_header(path: Path, found: str, header: Dict[str, Any]) -> None:
+    """Raises ValueError where the file ``path`` has another header."""
+    try:
+        content = json.loads(found)
+        others = [name for name in header if content.get(name) != header[name]]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of an interrupted run; {_ANEW}") from error
+    if others:
+        raise ValueError(f"{path} is of a run with another {', '.join(others)}; {_ANEW}")
+
+
 # ---- COCO results
 
 
@@ -177,22 +207,14 @@ class _Results:
         if self.output.exists():
             raise ValueError(f"--output {self.output} exists already; it is not overwritten")
         content = self.source.read_bytes()
+        self.digest = hashlib.sha256(content).hexdigest()
         self.results = _parsed(self.source, content)
         self.files = _files(self.results, args)
         self.partial = self.output.with_name(self.output.name + _PARTIAL)
-        # What the finished images were made from; anything else cannot go on.
-        weights = Path(args.weights) if args.weights else None
-        self.header = {
-            "input": hashlib.sha256(content).hexdigest(),
-            "config": str(args.config_file),
-            "overrides": list(args.opts),
-            "weights": str(weights),
-            "weights_changed": weights.stat().st_mtime if weights and weights.exists() else None,
-        }
 
-    def refine(self, refiner: _Refiner, pictures: Optional[str]) -> None:
+    def refine(self, refiner: _Refiner, header: Dict[str, Any], pictures: Optional[str]) -> None:
         """Refines what is left and writes the output."""
-        finished = self._finished()
+        finished = self._finished(header)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         indices: Dict[Any, List[int]] = {}
         for index, result in enumerate(self.results):
@@ -200,7 +222,7 @@ class _Results:
         with open(self.partial, "a" if finished is not None else "w") as file:
             if finished is None:
                 finished = {}
-                _append(file, self.header)
+                _append(file, header)
             left = [image_id for image_id in indices if str(image_id) not in finished]
             progress = tqdm(
                 left, desc="images", unit="image", initial=len(finished), total=len(indices)
@@ -253,7 +275,7 @@ class _Results:
             )
         return mask
 
-    def _finished(self) -> Optional[Dict[str, List[Dict[str, Any]]]]:
+    def _finished(self, header: Dict[str, Any]) -> Optional[Dict[str, List[Dict[str, Any]]]]:
         """What an interrupted run left, by image; None: there was none."""
         if not self.partial.exists():
             return None
@@ -261,10 +283,7 @@ class _Results:
         complete = lines[:-1]  # the last one ended without a line break, if there is one
         if not complete:
             return None
-        if json.loads(complete[0]) != self.header:
-            raise ValueError(
-                f"{self.partial} is of a run with another input, configuration or weights; delete it to start anew"
-            )
+        _check_header(self.partial, complete[0], header)
         if lines[-1]:
             self.partial.write_text("".join(line + "\n" for line in complete))
         entries = map(json.loads, complete[1:])
@@ -317,61 +336,81 @@ def _files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dict[Any,
 # ---- Label maps
 
 
-def _label_maps(args: argparse.Namespace) -> List[Tuple[Path, Path, Path]]:
-    """(map, picture, output) of every map that is not yet refined."""
-    source, images, output = Path(args.input), Path(args.images), Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file; allowed: a folder, as --input is")
-    maps = sorted(source.glob("*.png"))
-    if not maps:
-        raise ValueError(f"--input {source}: no PNG there")
-    pictures = {
-        path.stem: path
-        for path in sorted(images.glob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
-    missing = [path.stem for path in maps if path.stem not in pictures]
-    if missing:
-        raise ValueError(
-            f"--images {images} has no picture for {len(missing)} maps: {missing[0]} …"
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    work = [(path, pictures[path.stem], output / path.name) for path in maps]
-    left = [item for item in work if not item[2].exists()]
-    if len(left) < len(work):
-        print(
-            f"{len(work) - len(left)} of {len(work)} maps are in {output} already", file=sys.stderr
-        )
-    return left
+class _LabelMaps:
+    """A folder of label maps, and how far it is refined."""
 
-
-def _refine_label_maps(
-    work: List[Tuple[Path, Path, Path]],
-    refiner: _Refiner,
-    keep: Optional[int],
-    pictures: Optional[str],
-) -> None:
-    right = counted = 0
-    for number, (source, picture, output) in enumerate(tqdm(work, desc="maps", unit="map")):
-        labels = _read_labels(source)
-        item = refiner.item(picture)
-        size = item["height"], item["width"]
-        if labels.shape != size:
+    def __init__(self, args: argparse.Namespace):
+        source, images, self.output = Path(args.input), Path(args.images), Path(args.output)
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output {self.output} is a file; allowed: a folder, as --input is")
+        maps = sorted(source.glob("*.png"))
+        if not maps:
+            raise ValueError(f"--input {source}: no PNG there")
+        pictures = {
+            path.stem: path
+            for path in sorted(images.glob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        }
+        missing = [path.stem for path in maps if path.stem not in pictures]
+        if missing:
             raise ValueError(
-                f"{source} has the size {labels.shape[0]} x {labels.shape[1]}; {picture} has {size[0]} x {size[1]}"
+                f"--images {images} has no picture for {len(missing)} maps: {missing[0]} …"
             )
-        used = labels if keep is None else _some_labels(labels, keep, number)
-        found = refiner.labels(item, used)
-        others = (labels != UNLABELLED) & (used == UNLABELLED)
-        right += int((found == labels)[others].sum())
-        counted += int(others.sum())
-        with replacing_file(output) as file:
-            file.write(cv2.imencode(".png", found)[1].tobytes())
-        if pictures:
-            _draw_labels(Path(pictures), picture, used, found, None if keep is None else labels)
-        print(output)
-    if counted:
-        print(f"{100 * right / counted:.2f} % of the labels that were not used are found")
+        self.keep = args.keep
+        # (map, picture, output)
+        self.work = [(path, pictures[path.stem], self.output / path.name) for path in maps]
+        digest = hashlib.sha256()
+        for path in maps:
+            digest.update(f"{path.name}: {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+        self.digest = digest.hexdigest()
+
+    def refine(self, refiner: _Refiner, header: Dict[str, Any], pictures: Optional[str]) -> None:
+        """Refines what is left, map by map."""
+        self._start(header)
+        left = [item for item in enumerate(self.work) if not item[1][2].exists()]
+        if len(left) < len(self.work):
+            print(
+                f"{len(self.work) - len(left)} of {len(self.work)} maps are in {self.output} already",
+                file=sys.stderr,
+            )
+        right = counted = 0
+        for number, (source, picture, output) in tqdm(left, desc="maps", unit="map"):
+            labels = _read_labels(source)
+            item = refiner.item(picture)
+            size = item["height"], item["width"]
+            if labels.shape != size:
+                raise ValueError(
+                    f"{source} has the size {labels.shape[0]} x {labels.shape[1]}; {picture} has {size[0]} x {size[1]}"
+                )
+            used = labels if self.keep is None else _some_labels(labels, self.keep, number)
+            found = refiner.labels(item, used)
+            others = (labels != UNLABELLED) & (used == UNLABELLED)
+            right += int((found == labels)[others].sum())
+            counted += int(others.sum())
+            with replacing_file(output) as file:
+                file.write(cv2.imencode(".png", found)[1].tobytes())
+            if pictures:
+                truth = None if self.keep is None else labels
+                _draw_labels(Path(pictures), picture, used, found, truth)
+            print(output)
+        if counted:
+            print(f"{100 * right / counted:.2f} % of the labels that were not used are found")
+
+    def _start(self, header: Dict[str, Any]) -> None:
+        """Makes the output folder, or checks that what is in it was made from the same."""
+        path = self.output / _HEADER
+        if path.exists():
+            _check_header(path, path.read_text(), header)
+            return
+        there = [output for _, _, output in self.work if output.exists()]
+        if there:
+            raise ValueError(
+                f"--output {self.output} has {there[0].name} and no {_HEADER}, which tells what it was made from; allowed: "
+                "a new folder, or that of an interrupted run"
+            )
+        self.output.mkdir(parents=True, exist_ok=True)
+        with replacing_file(path) as file:
+            file.write(json.dumps(header).encode())
 
 
 def _read_labels(path: Path) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -147,23 +149,67 @@ def test_a_partial_file_of_another_run_is_not_continued(data, weights, tmp_path,
     (tmp_path / "refined.json.partial").write_text('{"input": "other"}\n')
     with pytest.raises(SystemExit):
         main(arguments(data, weights, output))
-    assert "of a run with another input, configuration or weights" in capsys.readouterr().err
+    message = "refined.json.partial is of a run with another input, configuration, weights"
+    assert message in capsys.readouterr().err
+    (tmp_path / "refined.json.partial").write_text("[]\n")
+    with pytest.raises(SystemExit):
+        main(arguments(data, weights, output))
+    assert "refined.json.partial is no file of an interrupted run" in capsys.readouterr().err
     assert not output.exists()
 
 
 def test_label_maps(data, weights, tmp_path, capsys):
     output = tmp_path / "maps"
-    output.mkdir()
-    (output / "0.png").write_bytes(b"mine")
     assert main(arguments(data, weights, output, "maps")) == 0
-    assert "1 of 4 maps are in" in capsys.readouterr().err
-    assert (output / "0.png").read_bytes() == b"mine"
-    for number in (1, 2, 3):
+    for number in range(4):
         before = cv2.imread(str(data / "maps" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
         after = cv2.imread(str(output / f"{number}.png"), cv2.IMREAD_UNCHANGED)
         assert after.shape == before.shape and after.dtype == np.uint8
         assert set(np.unique(after)) <= set(np.unique(before))
         assert (after == before).mean() > 0.9
+
+
+def test_maps_of_an_interrupted_run_stay_and_of_another_run_stop(data, weights, tmp_path, capsys):
+    output = tmp_path / "maps"
+
+    def error_of(call):
+        with pytest.raises(SystemExit):
+            main(call)
+        return capsys.readouterr().err.strip().split("\n")[-1]
+
+    # What is wrong with the configuration or the weights leaves no folder behind.
+    call = arguments(data, weights, output, "maps")
+    assert "allowed: SPNRefiner" in error_of([*call, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"])
+    assert "none.pth" in error_of(arguments(data, str(tmp_path / "none.pth"), output, "maps"))
+    assert not output.exists()
+    # Pictures that nobody knows the origin of are no results.
+    output.mkdir()
+    (output / "0.png").write_bytes(b"mine")
+    assert "has 0.png and no refine_masks.json" in error_of(call)
+    (output / "0.png").unlink()
+    assert main(call) == 0
+    expected = (output / "2.png").read_bytes()
+    (output / "0.png").write_bytes(b"mine")
+    (output / "2.png").unlink()
+    assert main(call) == 0
+    assert "3 of 4 maps are in" in capsys.readouterr().err
+    assert (output / "0.png").read_bytes() == b"mine"
+    assert (output / "2.png").read_bytes() == expected
+    # Any change is named.
+    (output / "2.png").unlink()
+    other_weights = tmp_path / "other.pth"
+    other_weights.write_bytes(Path(weights).read_bytes())
+    other_maps = tmp_path / "input"
+    shutil.copytree(data / "maps", other_maps)
+    cv2.imwrite(str(other_maps / "3.png"), np.zeros((128, 128), np.uint8))
+    for changed, what in (
+        (arguments(data, str(other_weights), output, "maps"), "weights"),
+        ([*call, "MODEL.SPN.NUM_UNITS", "1"], "configuration"),
+        (arguments(data, weights, output, other_maps), "input"),
+        (arguments(data, weights, output, "maps", more=["--sparse"]), "--sparse"),
+    ):
+        assert f"refine_masks.json is of a run with another {what};" in error_of(changed)
+    assert not (output / "2.png").exists()
 
 
 def test_sparse_labels_are_spread(data, weights, tmp_path):
