@@ -1,6 +1,6 @@
 """Embeddings of boundaries at every output of a backbone, and what is said of a pixel from them."""
 
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple
 
 import torch
 from detectron2.config import configurable
@@ -50,9 +50,8 @@ class BoundaryHead(nn.Module):
     """Unit vectors at each output of the backbone and from all of them together (Kong & Fowlkes, CVPR 2018, section 5).
 
     Every output is convolved at its own resolution; a 1x1 convolution makes D numbers a cell of it, which are enlarged
-    to a common stride and normalised. The convolved outputs themselves, enlarged and concatenated, pass one more
-    convolution and give the last embedding. The logistic stage is a 1x1 convolution of each embedding: a plane that
-    cuts the sphere.
+    to a common stride and normalised. These unit vectors, concatenated, pass a 3x3 and a 1x1 convolution, which make the
+    last embedding. The logistic stage is a 1x1 convolution of each embedding: a plane that cuts the sphere.
     """
 
     @configurable
@@ -89,7 +88,7 @@ class BoundaryHead(nn.Module):
             self.embedding[name] = nn.Conv2d(conv_dim, embedding_dim, 1)
             self.ratios[name] = max(1, shape.stride // stride)
         self.fusion = nn.Sequential(
-            normalized_conv(conv_dim * len(in_features), conv_dim, 3, norm),
+            normalized_conv(embedding_dim * len(in_features), conv_dim, 3, norm),
             nn.Conv2d(conv_dim, embedding_dim, 1),
         )
         self.num_levels = len(in_features) + 1
@@ -132,19 +131,22 @@ class BoundaryHead(nn.Module):
         """
         finest = max((features[name].shape[-2:] for name in self.in_features), key=sum)
         size = [-(-side * self.finest_stride // self.stride) for side in finest]
-        convolved = {name: self.lateral[name](features[name]) for name in self.in_features}
         levels = [
-            self._enlarged(self.embedding[name](convolved[name]), name, size)
+            _unit(enlarge_maps(self._level(features, name), self.ratios[name], size))
             for name in self.in_features
         ]
-        together = [self._enlarged(convolved[name], name, size) for name in self.in_features]
-        levels.append(self.fusion(torch.cat(together, dim=1)))
-        embeddings = F.normalize(torch.stack(levels, dim=1).float(), dim=2)  # (B, L, D, h, w)
+        levels.append(_unit(self.fusion(torch.cat(levels, dim=1))))
+        embeddings = torch.stack(levels, dim=1)  # (B, L, D, h, w)
         logits = self.logistic(embeddings.flatten(1, 2)).float()
         return BoundaryMaps(embeddings, logits, self.stride)
 
-    def _enlarged(self, maps: torch.Tensor, name: str, size: Sequence[int]) -> torch.Tensor:
-        return enlarge_maps(maps, self.ratios[name], size)
+    def _level(self, features: Dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        return self.embedding[name](self.lateral[name](features[name]))
+
+
+def _unit(maps: torch.Tensor) -> torch.Tensor:
+    """(B, D, h, w) float32 of length 1."""
+    return F.normalize(maps.float(), dim=1)
 
 
 class GroupCenters(nn.Module):

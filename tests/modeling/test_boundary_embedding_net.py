@@ -190,6 +190,9 @@ def test_five_outputs_are_averaged():
         maps = model.boundary_head(model.backbone(image))
         assert maps.embeddings.shape == (1, 5, 4, 16, 24) and maps.stride == 4
         assert torch.allclose(maps.embeddings.norm(dim=2), torch.ones(1, 5, 16, 24), atol=1e-5)
+        # The fifth is made of the unit vectors of the other four.
+        together = model.boundary_head.fusion(maps.embeddings[:, :4].flatten(1, 2))
+        assert torch.allclose(maps.embeddings[:, 4], F.normalize(together, dim=1), atol=1e-5)
         by_level = []
         for level in range(5):
             weight = model.boundary_head.logistic.weight[level].view(-1)
