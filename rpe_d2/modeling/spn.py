@@ -1,7 +1,7 @@
 """Spatial propagation as a part of networks: gates from features, and units that share them (Liu et al., NIPS 2017)."""
 
 import math
-from typing import Dict, NamedTuple
+from typing import Dict, NamedTuple, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -249,7 +249,16 @@ def _power_of_two(key: str, value: int) -> None:
         raise ValueError(f"{key} is {value}; allowed: 1, 2, 4 …")
 
 
-def propagation_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of (K, h, w) masks in 0-1, summed over the cells, relative to the area of the wanted ones."""
-    error = F.binary_cross_entropy(found.clamp(1e-6, 1 - 1e-6), wanted, reduction="sum")
-    return error / wanted.sum().clamp(min=1)
+def propagation_loss(
+    found: torch.Tensor, wanted: torch.Tensor, counted: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """Cross-entropy of (K, h, w) masks in 0-1, summed over the cells, relative to the area of the wanted ones.
+
+    Args:
+        found, wanted: (K, h, w) in 0-1.
+        counted: (h, w) bool, cells with a loss; None: all.
+    """
+    error = F.binary_cross_entropy(found.clamp(1e-6, 1 - 1e-6), wanted, reduction="none")
+    if counted is not None:
+        error = error * counted
+    return error.sum() / wanted.sum().clamp(min=1)

@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.modeling.pixel_labels import pixel_labels
 from rpe_d2.modeling.spn import (
     GuidanceNetwork,
     MaskPropagation,
@@ -176,6 +177,8 @@ def test_loss_of_propagation_by_hand():
     assert torch.allclose(propagation_loss(found, wanted), expected)
     assert propagation_loss(torch.zeros(1, 1, 2), wanted).isfinite()
     assert propagation_loss(found[:0], wanted[:0]) == 0
+    first = torch.tensor([[True, False]])
+    assert torch.allclose(propagation_loss(found, wanted, first), -torch.tensor(0.5).log() / 2)
 
 
 # ---- The mask head
@@ -221,9 +224,12 @@ def test_weights_of_mask_rcnn_load_and_give_its_masks(overrides):
 def test_both_losses_reach_what_they_should(overrides):
     model = mask_rcnn(*overrides)
     nn.init.normal_(model.roi_heads.mask_head.propagation.project.weight, std=0.1)
-    with EventStorage():
+    with EventStorage() as storage:
         losses = model([training_input(), training_input()])
     assert losses["loss_mask"].isfinite() and losses["loss_mask_refined"].isfinite()
+    # The log tells the masks apart.
+    for name in ("mask_rcnn/accuracy", "coarse/mask_rcnn/accuracy"):
+        assert len(storage.history(name).values()) == 1
     head = model.roi_heads.mask_head
     losses["loss_mask_refined"].backward()
     for part in (head.propagation, head.guidance, head.predictor, head.mask_fcn1):
@@ -439,3 +445,24 @@ def test_pixel_embeddings_with_refined_masks(num_units):
     assert found.pred_masks.shape[1:] == (70, 60)
     with pytest.raises(ValueError, match="MODEL.RPE.REFINE is 'crf'; allowed: '', 'spn'"):
         build_model(small_cfg("MODEL.RPE.REFINE", "crf"))
+
+
+def test_crowds_have_no_say_in_refined_masks():
+    # Without propagation nothing reaches other cells.
+    model = build_model(
+        small_cfg("MODEL.RPE.REFINE", "spn", "MODEL.SPN.STRIDE", 2, "MODEL.SPN.NUM_UNITS", 0)
+    )
+    crowd = torch.zeros(64, 96, dtype=torch.bool)
+    crowd[:, 61:] = True
+    labels = pixel_labels(training_input()["instances"], (64, 96), crowd)
+
+    def loss_of(soft_masks):
+        gates = torch.zeros(1, 12, 32, 48)
+        return model._propagation_loss(soft_masks, torch.tensor([1]), labels, gates, (64, 96))
+
+    soft_masks = torch.full((1, 32, 48), 0.5)
+    plain = loss_of(soft_masks)
+    for column, same in ((28, False), (30, True), (40, True)):
+        changed = soft_masks.clone()
+        changed[..., column] = 0.9
+        assert (loss_of(changed) == plain) == same

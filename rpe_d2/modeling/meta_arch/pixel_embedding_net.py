@@ -18,7 +18,7 @@ from ..layers import resize_maps
 from ..mask_proposals import soft_mask_boxes, soft_masks_to_proposals, suppress_overlaps
 from ..mean_shift_layer import MeanShiftLayer
 from ..pixel_grouping import PixelGrouping, PixelGroups
-from ..pixel_labels import PixelLabels, pixel_labels
+from ..pixel_labels import IGNORED, PixelLabels, pixel_labels
 from ..quality_head import QualityHead, best_match, quality_loss
 from ..soft_masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
@@ -320,8 +320,10 @@ class PixelEmbeddingNet(PaddedInput):
     ) -> torch.Tensor:
         found = self._propagated(soft_masks, gates, size)
         label_map = labels.instances[: size[0], : size[1]]
-        wanted = label_map == instance.view(-1, 1, 1)  # (R, H, W)
-        return propagation_loss(found, masks_on_grid(wanted, size, self.mask_propagation.stride))
+        grid = size, self.mask_propagation.stride
+        wanted = masks_on_grid(label_map == instance.view(-1, 1, 1), *grid)  # (R, h, w)
+        ignored = masks_on_grid((label_map == IGNORED)[None], *grid)[0]
+        return propagation_loss(found, wanted, counted=ignored == 0)
 
     def _propagated(
         self, soft_masks: torch.Tensor, gates: torch.Tensor, size: Tuple[int, int]

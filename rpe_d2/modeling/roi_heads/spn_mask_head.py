@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads.mask_head import (
     mask_rcnn_loss,
 )
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..backbone import IMAGE
@@ -129,8 +130,9 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
         if not self.training:
             mask_rcnn_inference(refined, instances)
             return instances
-        # Accuracies in the log are those of the refined masks.
-        coarse_loss = mask_rcnn_loss(logits, instances)
+        # Accuracies in the log under Detectron2's names are those of the refined masks.
+        with get_event_storage().name_scope("coarse"):
+            coarse_loss = mask_rcnn_loss(logits, instances)
         refined_loss = mask_rcnn_loss(refined, instances, self.vis_period)
         return {
             "loss_mask": coarse_loss * self.loss_weight,
