@@ -73,6 +73,15 @@ _RANGES = {
     "BOUNDARY.POSITIVE_WEIGHT": (0, math.inf),
     "BOUNDARY.NEGATIVE_WEIGHT": (0, math.inf),
     "BOUNDARY.TRAIN_POINTS": (2, math.inf),
+    "SPN.CONV_DIM": (1, math.inf),
+    "SPN.CHANNELS": (1, math.inf),
+    "SPN.NUM_UNITS": (0, math.inf),
+    "SPN.RESOLUTION": (0, math.inf),
+    "SPN.LOSS_WEIGHT": (0, math.inf),
+    "SPN.NUM_MASKS": (1, math.inf),
+    "SPN.JITTER": (0, math.inf),
+    "VGG.FC_DIM": (1, math.inf),
+    "VGG.DROPOUT": (0, 1 - _TINY),
     "MEAN_SHIFT.BANDWIDTH": (_TINY, math.inf),
     "MEAN_SHIFT.SPATIAL_BANDWIDTH": (0, math.inf),
     "MEAN_SHIFT.RELATIVE_BANDWIDTH": (0, math.inf),
@@ -84,7 +93,7 @@ _RANGES = {
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of MODEL.RPE, SEM_SEG_HEAD, BOUNDARY, MEAN_SHIFT, DEEPMASK and INSTANCE_FCN.
+    """Checks the numbers of MODEL.RPE, SEM_SEG_HEAD, BOUNDARY, SPN, VGG, MEAN_SHIFT, DEEPMASK and INSTANCE_FCN.
 
     Raises:
         ValueError: one is out of range; the message names the key, the value and what is allowed.
@@ -104,6 +113,11 @@ def check_ranges(cfg: CfgNode) -> None:
         scales = reduce(getitem, key.split("."), cfg.MODEL)
         if not scales or min(scales) <= 0:
             raise ValueError(f"MODEL.{key} is {scales}; allowed: one or more factors above 0")
+    factors = cfg.MODEL.SPN.COARSE_FACTORS
+    if not factors or any(not isinstance(f, int) or f < 1 for f in factors):
+        raise ValueError(
+            f"MODEL.SPN.COARSE_FACTORS is {factors}; allowed: one or more whole numbers, 1 or more"
+        )
     if shift.BANDWIDTH_MODE == "margin" and cfg.MODEL.RPE.MARGIN == 1:
         raise ValueError(
             "MODEL.RPE.MARGIN is 1, which leaves no bandwidth; set MODEL.MEAN_SHIFT.BANDWIDTH_MODE fixed"

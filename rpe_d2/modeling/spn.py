@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
+from .config_ranges import check_ranges
 from .layers import chosen_features, enlarge_maps, normalized_conv
 
 # Maps are propagated this many values at a time (float32, four directions: 256 MB).
@@ -33,6 +34,7 @@ class PropagationOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "PropagationOptions":
+        check_ranges(cfg)
         spn = cfg.MODEL.SPN
         if spn.GATE_MODE not in GATE_MODES:
             raise ValueError(
@@ -40,8 +42,6 @@ class PropagationOptions(NamedTuple):
             )
         if spn.CONNECTIONS not in (1, 3):
             raise ValueError(f"MODEL.SPN.CONNECTIONS is {spn.CONNECTIONS}; allowed: 1 or 3")
-        if spn.NUM_UNITS < 0:
-            raise ValueError(f"MODEL.SPN.NUM_UNITS is {spn.NUM_UNITS}; allowed: 0 or more")
         return cls(spn.NUM_UNITS, spn.GATE_MODE, spn.CONNECTIONS)
 
     def gates(self, raw: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,9 @@ def spatial_propagation(
         (B, C, H, W) like ``x``; with "none" (4, B, C, H, W) in the order of the gates.
 
     Raises:
-        ValueError: shapes or values do not fit, gates hold NaN, or the backend is not available.
+        ValueError: shapes or values do not fit, gates hold NaN, or the backend is not available. NaN is looked for on
+            the CPU alone: a GPU's host would have to wait for the answer, and an assertion on the GPU would leave the
+            process unable to use it. There the results of NaN are NaN.
     """
     if merge not in MERGES:
         raise ValueError(f"merge is {merge!r}; allowed: {', '.join(MERGES)}")
@@ -154,6 +156,5 @@ def _check(x: torch.Tensor, gates: torch.Tensor) -> None:
         )
     if gates.device != x.device:
         raise ValueError(f"gates are on {gates.device}; allowed: where x is, {x.device}")
-    # On a GPU, looking would make the host wait.
     if not gates.is_cuda and torch.isnan(gates.detach().sum()):
         raise ValueError("gates hold NaN; allowed: finite numbers")

@@ -266,6 +266,20 @@ def test_one_map_for_all_classes():
         ),
         ((*SPN, "MODEL.SPN.GATE_MODE", "tanh"), "MODEL.SPN.GATE_MODE is 'tanh'; allowed: softmax"),
         ((*SPN, "MODEL.SPN.CONNECTIONS", 2), "MODEL.SPN.CONNECTIONS is 2; allowed: 1 or 3"),
+        ((*SPN, "MODEL.SPN.CHANNELS", 0), "MODEL.SPN.CHANNELS is 0; allowed: 1 or more"),
+        ((*SPN, "MODEL.SPN.RESOLUTION", -28), "MODEL.SPN.RESOLUTION is -28; allowed: 0 or more"),
+        ((*SPN, "MODEL.SPN.LOSS_WEIGHT", -1.0), "MODEL.SPN.LOSS_WEIGHT is -1.0; allowed: 0 or"),
+        ((*SEM_SEG, "MODEL.SPN.CONV_DIM", 0), "MODEL.SPN.CONV_DIM is 0; allowed: 1 or more"),
+        ((*REFINER, "MODEL.SPN.NUM_MASKS", 0), "MODEL.SPN.NUM_MASKS is 0; allowed: 1 or more"),
+        ((*REFINER, "MODEL.SPN.JITTER", -1), "MODEL.SPN.JITTER is -1; allowed: 0 or more"),
+        (
+            (*REFINER, "MODEL.SPN.COARSE_FACTORS", []),
+            r"MODEL.SPN.COARSE_FACTORS is \[\]; allowed: one or more whole numbers",
+        ),
+        (
+            (*REFINER, "MODEL.SPN.COARSE_FACTORS", [4, 0]),
+            r"MODEL.SPN.COARSE_FACTORS is \[4, 0\]; allowed: one or more whole numbers",
+        ),
         ((*SPN, "MODEL.SPN.NUM_UNITS", -1), "MODEL.SPN.NUM_UNITS is -1; allowed: 0 or more"),
         (
             (*GUIDED, "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlignV2"),

@@ -92,6 +92,8 @@ def test_what_is_wrong_is_one_line(theirs, tmp_path):
         ("MODEL.VGG.OUT_FEATURES", ("pool6",)): "MODEL.VGG.OUT_FEATURES is .*; allowed: one or more of conv1_1",
         ("MODEL.VGG.NORM", "GN"): "MODEL.VGG.NORM is 'GN'; allowed: '', 'BN', 'FrozenBN'",
         ("MODEL.VGG.WIDTH", 0.0): "MODEL.VGG.WIDTH is 0.0; allowed: above 0",
+        ("MODEL.VGG.FC_DIM", 0): "MODEL.VGG.FC_DIM is 0; allowed: 1 or more",
+        ("MODEL.VGG.DROPOUT", 1.0): "MODEL.VGG.DROPOUT is 1.0; allowed: 0 to 0.9",
         ("MODEL.VGG.WEIGHTS", "none.pth"): "MODEL.VGG.WEIGHTS is none.pth; there is no such file",
         ("MODEL.VGG.NORM", "BN", "MODEL.VGG.WEIGHTS", path): "which has no features.1",
         ("MODEL.VGG.FC_DIM", 8, "MODEL.VGG.OUT_FEATURES", ("fc7",), "MODEL.VGG.WEIGHTS", path): "which has no fc6.weight",

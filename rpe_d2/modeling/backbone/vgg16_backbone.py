@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
+from ..config_ranges import check_ranges
+
 VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each block
 _CHANNELS = (64, 128, 256, 512, 512)
 _NORMS = ("", "BN", "FrozenBN")
@@ -167,6 +169,7 @@ class VGG16(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
     """VGG-16 as ``MODEL.VGG`` says, the first ``MODEL.BACKBONE.FREEZE_AT`` blocks fixed."""
+    check_ranges(cfg)
     vgg = cfg.MODEL.VGG
     if input_shape.channels != 3:
         raise ValueError(
