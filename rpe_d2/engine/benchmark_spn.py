@@ -1,8 +1,9 @@
 """``tools/benchmark.py spn``: spatial propagation against autograd, the memory's speed and a dense CRF."""
 
 import argparse
+import math
 import statistics
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -43,20 +44,28 @@ def run_spn_benchmark(args: argparse.Namespace) -> dict:
 
     The forms: "op"; "unbind", autograd through a Python loop over ``x.unbind()``; "index", over ``x[t]``; on request
     "compile", the former compiled. The limit is the time that a copy of the bytes takes which the computation has to read and
-    write at least, at the bandwidth of a copy measured in the same run.
+    write at least, at the bandwidth of a copy measured in the same run. On a GPU it is the largest of that, of the
+    columns' steps, which wait for each other, and of an empty kernel, both measured in the same run, too.
 
     Returns:
         By shape and pass: median milliseconds of each form, ratios to "op", the limit; and the dense CRF's.
     """
     results = {}
-    bandwidth = _copy_bandwidth(args)
+    bandwidth, launch = _copy_bandwidth(args), 0.0
+    if args.device.startswith("cuda"):
+        launch = _launch_seconds(args)
     for shape in args.shape or _SHAPES:
+        step = _step_seconds(max(shape[2:]), args) if launch else 0.0
+        limits = _Limits(bandwidth, launch, step)
         for backward in (False, True):
             name = "x".join(map(str, shape)) + (" forward+backward" if backward else " forward")
-            results[name] = _run_shape(shape, backward, bandwidth, args)
+            results[name] = _run_shape(shape, backward, limits, args)
     _print(results)
     results["copy_gb_per_second"] = round(bandwidth / 1e9, 2)
     print(f"copy: {bandwidth / 1e9:.1f} GB/s")
+    if launch:
+        results["launch_microseconds"] = round(1e6 * launch, 2)
+        print(f"launch: {1e6 * launch:.1f} µs")
     if not args.no_crf:
         results["dense_crf"] = _run_crf(args)
     return results
@@ -80,8 +89,65 @@ def _copy_bandwidth(args: argparse.Namespace) -> float:
     return 2 * source.numel() * source.element_size() / statistics.median(seconds[1:])
 
 
+def _launch_seconds(args: argparse.Namespace) -> float:
+    """Of a kernel that does next to nothing, and waiting for it."""
+    value = torch.zeros(1, device=args.device)
+    return _median_seconds(value.zero_, args)
+
+
+def _step_seconds(side: int, args: argparse.Namespace) -> float:
+    """Of one more column of a single map, about as high as maps of that side.
+
+    The difference between two squares leaves out what every call takes, and no processor is shared: this is how long
+    columns wait for each other. Both have the same power of two above their sides, which a kernel's blocks have.
+    """
+    large = 1 << (side - 1).bit_length()
+    small = large // 2 + 1
+    if small >= large:
+        return 0.0
+    seconds = []
+    for size in (small, large):
+        x = torch.randn(1, 1, size, size, device=args.device)
+        gates = normalize_gates(torch.randn(1, 1, 12, size, size, device=args.device))
+        with torch.no_grad():
+            seconds.append(_median_seconds(lambda: spatial_propagation(x, gates, "none"), args))
+    return max(0.0, (seconds[1] - seconds[0]) / (large - small))
+
+
+def _median_seconds(form: Callable, args: argparse.Namespace) -> float:
+    """Of many repetitions, as what is measured is short."""
+    seconds = [timed(form, args.device) for _ in range(10 * args.repeat + 1)]
+    return statistics.median(seconds[1:])
+
+
+class _Limits(NamedTuple):
+    """What a propagation cannot be faster than.
+
+    Attributes:
+        bandwidth: bytes a second that are read and written.
+        launch: seconds of an empty kernel; 0 on a CPU.
+        step: seconds from a column to the next; 0 on a CPU.
+    """
+
+    bandwidth: float
+    launch: float
+    step: float
+
+    def seconds(self, shape: Tuple[int, ...], value_size: int, backward: bool) -> float:
+        """At least, for maps (B, C, H, W) of values of so many bytes; four directions."""
+        # A direction reads x and three gates and writes h; the running maximum is read and written. Backward: x,
+        # gates, h and a gradient are read, gradients of x and of the gates written.
+        passes = 23 if not backward else 23 + 4 * 10
+        scans = 2 if backward else 1  # one after the other
+        return max(
+            passes * math.prod(shape) * value_size / self.bandwidth,
+            scans * max(shape[2:]) * self.step,
+            self.launch,
+        )
+
+
 def _run_shape(
-    shape: Tuple[int, ...], backward: bool, bandwidth: float, args: argparse.Namespace
+    shape: Tuple[int, ...], backward: bool, limits: _Limits, args: argparse.Namespace
 ) -> dict:
     generator = torch.Generator().manual_seed(0)
     batch, channels, height, width = shape
@@ -115,10 +181,7 @@ def _run_shape(
         for name, form in forms.items():
             seconds[name].append(timed(lambda form=form: run(form), args.device))
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    # A direction reads x and three gates and writes h; the running maximum is read and written. Backward: x, gates, h
-    # and a gradient are read, gradients of x and of the gates written.
-    passes = 23 if not backward else 23 + 4 * 10
-    limit = passes * x.numel() * x.element_size() / bandwidth
+    limit = limits.seconds(shape, x.element_size(), backward)
     return {
         **plain_numbers({f"{name}_milliseconds": 1e3 * time for name, time in median.items()}),
         **{
@@ -126,7 +189,7 @@ def _run_shape(
             for name in median
             if name != "op"
         },
-        "limit_milliseconds": round(1e3 * limit, 3),
+        "limit_milliseconds": round(1e3 * limit, 4),
         "fraction_of_limit": round(limit / median["op"], 3),
         "largest_difference": float(f"{difference:.2g}"),
     }
@@ -190,7 +253,8 @@ def _print(results: Dict[str, dict]) -> None:
         for name, row in results.items()
     ]
     headers = ["", *(f"{form} ms" for form in forms), *(f"/ {form}" for form in forms[1:])]
-    formats = ("", *[".2f"] * len(forms), *[".1f"] * (len(forms) - 1), ".0f", ".0e")
+    # Milliseconds with three digits: microseconds.
+    formats = ("", *[".3f"] * len(forms), *[".1f"] * (len(forms) - 1), ".0f", ".0e")
     print(tabulate(rows, [*headers, "% of limit", "difference"], floatfmt=formats, missingval="-"))
 
 

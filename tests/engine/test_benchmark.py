@@ -1,5 +1,6 @@
 """Tiny real runs of tools/benchmark.py."""
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from fvcore.nn import FlopCountAnalysis
 from rpe_d2.engine.benchmark import main
 from rpe_d2.engine.benchmark_model import attention_flops
 from rpe_d2.engine.benchmark_processes import predicted_seconds
+from rpe_d2.engine.benchmark_spn import _launch_seconds, _Limits, _step_seconds
 from rpe_d2.engine.run_setup import load_config
 from tests.conftest import ROOT
 
@@ -143,6 +145,22 @@ def test_processes_are_timed_and_more_are_predicted(tmp_path: Path, capfd) -> No
 def test_predicted_seconds_of_a_ring() -> None:
     model = {"compute_seconds": 1.0, "exchange_seconds": 0.2}
     assert [predicted_seconds(n, model) for n in (1, 2, 4)] == pytest.approx([1.0, 1.2, 1.3])
+
+
+def test_limits_of_propagation() -> None:
+    """Large maps wait for the memory, long ones for their steps, small ones for the launch."""
+    limits = _Limits(bandwidth=4e12, launch=5e-6, step=1e-7)
+    large, long, small = (16, 8, 1024, 1024), (1, 1, 8, 512), (100, 1, 28, 28)
+    assert limits.seconds(large, 4, False) == pytest.approx(23 * 4 * 2**27 / 4e12)
+    assert limits.seconds(large, 4, True) == pytest.approx(63 * 4 * 2**27 / 4e12)
+    assert limits.seconds(long, 4, False) == pytest.approx(512 * 1e-7)
+    assert limits.seconds(long, 4, True) == pytest.approx(2 * 512 * 1e-7)
+    assert limits.seconds(small, 4, False) == pytest.approx(5e-6)
+    on_cpu = _Limits(bandwidth=1e10, launch=0.0, step=0.0)
+    assert on_cpu.seconds(small, 4, False) == pytest.approx(23 * 4 * 78400 / 1e10)
+    args = argparse.Namespace(device="cpu", repeat=1)
+    assert 0 < _launch_seconds(args) < 1e-3
+    assert _step_seconds(1, args) == 0 and 0 < _step_seconds(100, args) < 0.1
 
 
 def test_propagation_agrees_with_the_obvious_forms(tmp_path: Path, capsys) -> None:
