@@ -107,29 +107,31 @@ class RecurrentConvSemSegHead(SemSegHead):
         """What every pass predicts, on grids of 2 / scale pixels.
 
         Maps are padded by zeros to the same size in pixels, a multiple of all grids: cells stay where they are in the
-        picture whatever its size, and the results cover what was added, too.
+        picture whatever its size. Results are cut to the cells of the picture.
         """
         finest = min(self.strides, key=self.strides.get)
-        pixels = [
-            -(-side * self.strides[finest] // self.whole_size) * self.whole_size
-            for side in features[finest].shape[-2:]
-        ]
+        pixels = [side * self.strides[finest] for side in features[finest].shape[-2:]]
+        padded = [-(-side // self.whole_size) * self.whole_size for side in pixels]
         maps = [
-            _padded(features[name], [side // stride for side in pixels])
+            _padded(features[name], [side // stride for side in padded])
             for name, stride in self.strides.items()
         ]
         found: List[SemSegMaps] = []
+        scores = None
         for scale in self.scales:
-            size = [round(side * scale) for side in pixels]
+            size = [round(side * scale) for side in padded]
             seen = [resize_maps(part, size) for part in maps]
-            if found:
-                scores = resize_maps(found[-1].scores, size)
+            if scores is None:
+                seen.append(seen[0].new_zeros(len(seen[0]), self.num_classes, *size))
             else:
-                scores = seen[0].new_zeros(len(seen[0]), self.num_classes, *size)
-            x = self.network(torch.cat([*seen, scores], dim=1))
+                seen.append(resize_maps(scores, size))
+            x = self.network(torch.cat(seen, dim=1))
+            scores = self.predictor(x)
+            stride = round(_STRIDE / scale)
+            rows, columns = (-(-side // stride) for side in pixels)
             embeds = self.training and self.embedding is not None
-            embeddings = self.embedding(x) if embeds else None
-            found.append(SemSegMaps(self.predictor(x), embeddings, round(_STRIDE / scale)))
+            embeddings = self.embedding(x[..., :rows, :columns]) if embeds else None
+            found.append(SemSegMaps(scores[..., :rows, :columns], embeddings, stride))
         return found
 
     def scores_and_losses(
