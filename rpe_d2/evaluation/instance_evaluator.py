@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from detectron2.evaluation import COCOEvaluator
 
-from .ground_truth import fill_missing_masks
+from .ground_truth import make_fit_for_cocoeval
 from .touching import subset_metrics, touching_annotations
 
 
@@ -41,7 +41,7 @@ class InstanceEvaluator(COCOEvaluator):
             allow_cached_coco=False,  # an old output folder may hold another version of the data
         )
         self._touching_instances = touching_instances
-        fill_missing_masks(self._coco_api)
+        make_fit_for_cocoeval(self._coco_api)
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         # Proposals are MaskProposalEvaluator's: Detectron2's recall leaves out images in which nothing was found.
