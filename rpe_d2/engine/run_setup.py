@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import secrets
-import tempfile
 from pathlib import Path
 from typing import List
 
@@ -29,6 +28,7 @@ from rpe_d2.data import (
 )
 from rpe_d2.ops.sphere import min_margin
 
+from .files import make_new_folder, make_writable_folder
 from .safe_pickle import load_arrays
 from .train_step import PRECISIONS
 
@@ -42,7 +42,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: of Detectron2's ``default_argument_parser``.
 
     Returns:
-        The frozen configuration.
+        The frozen configuration. An evaluation's ``OUTPUT_DIR`` is that of :func:`evaluation_folder`.
 
     Raises:
         ValueError, FileNotFoundError: one line that names the key or file at fault.
@@ -50,7 +50,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
         cfg.SEED = choose_seed(cfg, args.resume)
-    cfg.freeze()
     check_solver(cfg)
     check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
@@ -64,6 +63,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         )
     check_datasets(cfg)
     check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
+    if args.eval_only:
+        cfg.OUTPUT_DIR = evaluation_folder(cfg.OUTPUT_DIR)
+    cfg.freeze()
     default_setup(cfg, args)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
@@ -198,9 +200,7 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
         ValueError: it cannot be written, or holds checkpoints that would be overwritten.
     """
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_writable_folder(Path(folder))
     except OSError as error:
         raise ValueError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror}") from error
     if starts_anew and os.path.exists(os.path.join(folder, "last_checkpoint")):
@@ -208,6 +208,18 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
             f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
             "continue it with --resume or choose another folder"
         )
+
+
+def evaluation_folder(folder: str) -> str:
+    """Where an evaluation writes: into the folder itself or, where a run has written there, a new one inside.
+
+    That one is ``evaluation``, ``evaluation-2`` …: a training's configuration and predictions stay as they are. To be
+    called by all processes; the first one chooses.
+    """
+    chosen = folder
+    if comm.is_main_process() and os.path.exists(os.path.join(folder, "config.yaml")):
+        chosen = str(make_new_folder(Path(folder) / "evaluation"))
+    return comm.all_gather(chosen)[0]
 
 
 # What each of Detectron2's meta-architectures learns, and where its number of classes stands.

@@ -27,6 +27,9 @@ from .trainer import Trainer
 def main(argv: Optional[List[str]] = None) -> int:
     """Trains and evaluates, or with ``--eval-only`` evaluates, the model of a configuration.
 
+    An evaluation in the folder of another run writes into a folder of its own there, ``evaluation``,
+    ``evaluation-2`` …: nothing is overwritten.
+
     What a user can mend (a key, a file) ends in one line on stderr and exit status 2, without a traceback.
     """
     args = default_argument_parser().parse_args(argv)
@@ -76,7 +79,9 @@ def run(args: argparse.Namespace) -> Optional[dict]:
         cfg = setup(args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            checkpointer = ModelCheckpointer(model, cfg.OUTPUT_DIR, complete=True)
+            # Not cfg.OUTPUT_DIR: an evaluation may have a folder of its own.
+            trained_in = read_config(args.config_file, args.opts).OUTPUT_DIR
+            checkpointer = ModelCheckpointer(model, trained_in, complete=True)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         else:
             trainer = Trainer(cfg)
