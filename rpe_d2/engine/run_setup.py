@@ -28,6 +28,7 @@ from rpe_d2.data import (
 )
 from rpe_d2.ops.sphere import min_margin
 
+from .config_checks import check_config_file, check_overrides
 from .files import make_new_folder, make_writable_folder
 from .safe_pickle import load_arrays
 from .train_step import PRECISIONS
@@ -88,10 +89,16 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
 
 
 def read_config(config_file: str, opts: List[str]) -> CfgNode:
-    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's."""
+    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's.
+
+    Raises:
+        ValueError, KeyError, AssertionError, OSError, yaml.YAMLError: a file, key or value is wrong.
+    """
     reject_swallowed_flags(opts)
     cfg = get_cfg()
     add_rpe_config(cfg)
+    check_config_file(config_file, cfg)
+    check_overrides(opts, cfg)
     cfg.merge_from_file(config_file, allow_unsafe=False)  # YAML could build any Python object
     cfg.merge_from_list(opts)
     return cfg
@@ -105,7 +112,12 @@ def reject_swallowed_flags(opts: List[str]) -> None:
 
 
 def use_available_device(cfg: CfgNode) -> None:
-    """Falls back to the CPU where there is no CUDA, and turns off what the CPU does not have."""
+    """Falls back to the CPU where there is no CUDA, and turns off what the CPU does not have.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s and CUDA is not available: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -113,6 +125,26 @@ def use_available_device(cfg: CfgNode) -> None:
     if amp.ENABLED and amp.PRECISION == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning("SOLVER.AMP.PRECISION float16 needs CUDA: training in float32")
         amp.ENABLED = False
+
+
+def check_device(key: str, name: str) -> None:
+    """Checks the name of a device; GPUs' numbers only where there are GPUs.
+
+    Args:
+        key: what the user has named it by.
+
+    Raises:
+        ValueError: torch knows no such device, or the machine has fewer GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and 0 < gpus <= (device.index or 0)):
+        raise ValueError(
+            f"{key} is {name}; this machine has {gpus} GPUs, allowed: cpu, cuda, cuda:0 …"
+        )
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> int:
