@@ -117,10 +117,7 @@ def _check_record(path: Path) -> None:
     """
     if path.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")
-    try:
-        make_writable_folder(path.parent)
-    except OSError as error:
-        raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
+    make_writable_folder("--json", path.parent)
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:

@@ -50,15 +50,21 @@ def make_new_folder(path: Path) -> Path:
             continue
 
 
-def make_writable_folder(path: Path) -> None:
+def make_writable_folder(key: str, path: Path) -> None:
     """Makes a folder and those it lies in, where there are none, and writes into it on trial.
 
+    Args:
+        key: what the user has named it by.
+
     Raises:
-        OSError: it cannot be made or written into.
+        ValueError: it cannot be made or written into.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-        pass
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key} {path} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

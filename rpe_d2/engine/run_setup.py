@@ -1,14 +1,14 @@
 """From command-line arguments to a checked configuration."""
 
 import argparse
-import functools
 import importlib.util
 import logging
 import os
 import pickle
 import secrets
+from functools import lru_cache
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -18,17 +18,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
-from rpe_d2.data import (
-    check_voc_files,
-    register_bsds,
-    register_coco_jsons,
-    register_helen,
-    register_sem_seg_dirs,
-    register_voc,
-)
+from rpe_d2.data import check_voc_files
 from rpe_d2.ops.sphere import min_margin
 
 from .config_checks import check_config_file, check_overrides
+from .datasets import register_datasets
 from .files import make_new_folder, make_writable_folder
 from .safe_pickle import load_arrays
 from .train_step import PRECISIONS
@@ -79,12 +73,7 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's, and registers named data sets."""
     cfg = read_config(config_file, opts)
     use_available_device(cfg)
-    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
-    register_helen(cfg.DATASETS.HELEN)
-    register_voc(cfg.DATASETS.VOC)
-    register_bsds(cfg.DATASETS.BSDS)
-    head = cfg.MODEL.SEM_SEG_HEAD
-    register_sem_seg_dirs(cfg.DATASETS.SEM_SEG_DIRS, head.NUM_CLASSES, head.IGNORE_VALUE)
+    register_datasets(cfg)
     return cfg
 
 
@@ -231,10 +220,7 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
     Raises:
         ValueError: it cannot be written, or holds checkpoints that would be overwritten.
     """
-    try:
-        make_writable_folder(Path(folder))
-    except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror}") from error
+    make_writable_folder("OUTPUT_DIR", Path(folder))
     if starts_anew and os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise ValueError(
             f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
@@ -267,6 +253,19 @@ _CLASS_KEYS = {
 }
 
 
+def number_of_classes(cfg: CfgNode) -> Dict[str, int]:
+    """By "thing_classes" and "stuff_classes", how many the model has; without a kind whose number it does not have."""
+    keys = {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
+    keys.update(_CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE, {}))
+    return {f"{kind}_classes": _value(cfg, key) for kind, key in keys.items()}
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
 def check_datasets(cfg: CfgNode) -> None:
     """Checks that the data sets exist, agree on their classes and have as many as the model."""
     for key in ("TRAIN", "TEST"):
@@ -285,9 +284,6 @@ def check_datasets(cfg: CfgNode) -> None:
 
 def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
     """Of the "thing" or "stuff" classes; ``class_key`` "" if the model has no number of them."""
-    num_classes = cfg
-    for part in class_key.split(".") if class_key else ():
-        num_classes = num_classes[part]
     first = None
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -304,8 +300,10 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
                     f"DATASETS.{key}: {name} has the classes {_listed(classes)}; "
                     f"{first[0]} has {_listed(first[1])}; allowed: the same, in the order of their category ids"
                 )
-            if class_key and len(classes) != num_classes:
-                raise ValueError(f"{class_key} is {num_classes}; {name} has {len(classes)} classes")
+            if class_key and len(classes) != _value(cfg, class_key):
+                raise ValueError(
+                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes"
+                )
 
 
 def _listed(names: List[str], limit: int = 5) -> str:
@@ -347,7 +345,7 @@ def check_margin(cfg: CfgNode, training: bool) -> None:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def most_instances(dataset_name: str) -> int:
     """Instances, without crowds, in the fullest image of a registered data set."""
     return max(

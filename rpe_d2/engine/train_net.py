@@ -18,6 +18,7 @@ from .checkpoint import ModelCheckpointer
 from .errors import one_line_errors
 from .hooks import TrainingStopped
 from .launcher import check_meeting_point, launch, process_of_cluster
+from .run_classes import write_classes
 from .run_record import current_commit, print_table, write_run_record
 from .run_setup import read_config, setup
 from .train_step import NonFinite
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> Optional[dict]:
     """
     with one_line_errors():
         cfg = setup(args)
+        if comm.is_main_process():
+            write_classes(cfg)
         if args.eval_only:
             model = Trainer.build_model(cfg)
             # Not cfg.OUTPUT_DIR: an evaluation may have a folder of its own.

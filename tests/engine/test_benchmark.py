@@ -80,7 +80,7 @@ def test_existing_file_stays(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--json", "{file}/result.json"], "--json {file}/result.json cannot be written: "),
+        (["--json", "{file}/result.json"], "--json {file} cannot be written: "),
         (["--device", "foo"], "--device is foo; this machine has "),
     ],
 )
