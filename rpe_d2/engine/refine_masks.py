@@ -22,9 +22,9 @@ from rpe_d2.visualization.figure import Panel, draw_figure, image_panel
 
 from .errors import one_line, one_line_errors
 from .files import replacing_file, write_new_file
-from .masks import UnusableMask, decode_mask
 from .predictor import IMAGE_SUFFIXES, build_predictor
 from .run_setup import read_config, use_available_device
+from .stored_predictions import UnusableMask, decode_mask
 
 # Of a label map: pixels without a label.
 UNLABELLED = 255

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
@@ -69,3 +69,11 @@ def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = No
         names = list(known.get(kind) or [])
         known[kind] = names + [f"class {index}" for index in range(len(names), count)]
     return Metadata(**known)
+
+
+def class_names(classes: List[int], metadata: Metadata) -> List[str]:
+    """A name for each class, "" where there is one class alone and nothing to tell apart."""
+    known = metadata.get("thing_classes")
+    if known is not None and len(known) == 1:
+        return [""] * len(classes)
+    return [known[c] if known is not None and c < len(known) else f"class {c}" for c in classes]

@@ -1,9 +1,7 @@
 """The command line of tools/visualize.py: data sets and what a model makes of them, one PNG a picture."""
 
 import argparse
-import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -41,7 +39,6 @@ from rpe_d2.visualization import (
 
 from .errors import one_line_errors
 from .files import make_writable_folder, write_new_file
-from .masks import UnusableMask, decode_mask
 from .predictor import (
     add_predictor_arguments,
     build_predictor,
@@ -50,8 +47,9 @@ from .predictor import (
     predictor_config,
     with_instances,
 )
-from .run_classes import drawing_metadata
+from .run_classes import class_names, drawing_metadata
 from .run_setup import check_datasets
+from .stored_predictions import StoredPredictions, UnusableMask
 
 _LOOPS_PER_ROW = 6
 # What is drawn beside the picture.
@@ -188,7 +186,7 @@ def _metadata(cfg: CfgNode, args: argparse.Namespace) -> Metadata:
 
 def _stored_predictions(
     cfg: CfgNode, args: argparse.Namespace, items: List[Dict[str, Any]]
-) -> Optional["_StoredPredictions"]:
+) -> Optional[StoredPredictions]:
     """Those of ``--predictions``, if there are any.
 
     Raises:
@@ -203,11 +201,11 @@ def _stored_predictions(
             f"--dataset {args.dataset} has images without {missing[0]}; allowed with --predictions"
             f"{' --worst' if args.worst else ''}: data sets of instances"
         )
-    return _StoredPredictions(args.predictions, _metadata(cfg, args), args.confidence_threshold)
+    return StoredPredictions(args.predictions, _metadata(cfg, args), args.confidence_threshold)
 
 
 def _drawer(
-    cfg: CfgNode, args: argparse.Namespace, stored: Optional["_StoredPredictions"]
+    cfg: CfgNode, args: argparse.Namespace, stored: Optional[StoredPredictions]
 ) -> Callable[[Dict[str, Any], Dict[str, Any]], bytes]:
     """From an item of the data set and what the mapper made of it to a PNG."""
     metadata = _metadata(cfg, args)
@@ -223,50 +221,8 @@ def _drawer(
     return lambda item, mapped: _draw(predictor, item, mapped, metadata, min_score)
 
 
-class _StoredPredictions:
-    """Predictions of an evaluation, by image."""
-
-    def __init__(self, path: str, metadata: Metadata, min_score: float):
-        """
-        Raises:
-            ValueError, OSError: the file is not in COCO's results format with masks.
-        """
-        self._path = path
-        try:
-            results = json.loads(Path(path).read_text())
-            self._of_image = defaultdict(list)
-            for result in results:
-                if result["score"] >= min_score:
-                    item = (result["segmentation"], int(result["category_id"]))
-                    self._of_image[result["image_id"]].append(item)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"--predictions {path} is not in COCO's results format with masks ({error!r})"
-            ) from error
-        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
-        self._class_of = lambda category: ids.get(category, category)
-        self._metadata = metadata
-
-    def masks(self, item: Dict[str, Any], size: tuple) -> InstanceMasks:
-        """Of an item of the data set; ``size`` is (H, W).
-
-        Raises:
-            UnusableMask: one does not decode, or is of another size.
-        """
-        found = self._of_image.get(item["image_id"], [])
-        masks = np.zeros((len(found), *size), dtype=bool)
-        for index, (segmentation, _) in enumerate(found):
-            try:
-                masks[index] = decode_mask(segmentation, size)
-            except UnusableMask as error:
-                where = f"--predictions {self._path}: an entry of {item['file_name']}"
-                raise UnusableMask(f"{where}: {error}") from error
-        classes = [self._class_of(category) for _, category in found]
-        return InstanceMasks(masks, _names(classes, self._metadata))
-
-
 def _worst_first(
-    cfg: CfgNode, stored: _StoredPredictions, items: List[Dict[str, Any]]
+    cfg: CfgNode, stored: StoredPredictions, items: List[Dict[str, Any]]
 ) -> List[Dict[str, Any]]:
     """Items by rising panoptic quality of their stored predictions; unreadable ones are left out."""
     mapper = NameUnreadable(PixelLabelMapper(cfg, is_train=True, augmentations=[]))
@@ -287,7 +243,7 @@ def _draw_stored(
     item: Dict[str, Any],
     mapped: Dict[str, Any],
     metadata: Metadata,
-    stored: Optional[_StoredPredictions],
+    stored: Optional[StoredPredictions],
     min_score: float,
 ) -> bytes:
     """The PNG of one picture without a model: ground truth and, where there are any, stored predictions."""
@@ -412,7 +368,7 @@ def _ground_truth(mapped: Dict[str, Any], metadata: Metadata) -> Optional[Instan
     if "instances" not in mapped:
         return None
     instances = mapped["instances"]
-    names = _names(instances.gt_classes.tolist(), metadata)
+    names = class_names(instances.gt_classes.tolist(), metadata)
     return InstanceMasks(instances.gt_masks.tensor.numpy(), names)
 
 
@@ -424,15 +380,8 @@ def _predicted_masks(
         return None
     instances = output["instances"].to("cpu")
     instances = instances[instances.scores >= min_score]
-    names = _names(instances.pred_classes.tolist(), metadata)
+    names = class_names(instances.pred_classes.tolist(), metadata)
     return InstanceMasks(instances.pred_masks.numpy().astype(bool), names)
-
-
-def _names(classes: List[int], metadata: Metadata) -> List[str]:
-    known = metadata.get("thing_classes")
-    if known is not None and len(known) == 1:
-        return [""] * len(classes)
-    return [known[c] if known is not None and c < len(known) else f"class {c}" for c in classes]
 
 
 def _draw_output(
