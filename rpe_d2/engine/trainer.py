@@ -190,7 +190,8 @@ class Trainer(DefaultTrainer):
                 if comm.get_world_size() == 1:
                     logger.error("stopped%s", self.save_state(self.iter))
                 raise
-            except (RuntimeError, OSError) as error:  # OSError: noticed while a checkpoint was written
+            except (RuntimeError, OSError) as error:
+                # OSError: noticed while a checkpoint was written.
                 loader = self.data_loader
                 dead = isinstance(loader, ResumableLoader) and loader.dead_worker(error)
                 if dead:
