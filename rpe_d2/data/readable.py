@@ -7,10 +7,11 @@ import threading
 from typing import Any, Callable, Dict, Optional
 
 from detectron2.data.detection_utils import SizeMismatchError
+from PIL import Image
 from torch.utils.data import get_worker_info
 
-# What PIL and Detectron2 raise for files that are missing, truncated, of another size or no pictures.
-UNREADABLE = (OSError, SyntaxError, SizeMismatchError)
+# What PIL and Detectron2 raise for files that are missing, truncated, of another size, far too large or no pictures.
+UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
 
 
 class UnreadableImage(ValueError):

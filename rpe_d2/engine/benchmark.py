@@ -26,8 +26,10 @@ from .benchmark_processes import add_process_arguments, run_process_benchmark
 from .benchmark_proposals import add_proposal_arguments, run_proposal_benchmark
 from .benchmark_spn import add_spn_arguments, run_spn_benchmark
 from .errors import one_line_errors
+from .files import make_writable_folder
 from .memory import measure_in_new_process, peak_memory_mb
 from .run_record import current_commit, hardware, plain_numbers
+from .run_setup import check_device
 
 _MARGIN = 0.5
 _MERGE_COSINE = 0.9
@@ -75,12 +77,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = _parse(argv)
     arguments = sys.argv[1:] if argv is None else argv
-    if args.json and Path(args.json).exists():
-        print(f"error: {args.json} exists already; it is not overwritten", file=sys.stderr)
-        return 2
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print(f"error: --device is {args.device} and CUDA is not available", file=sys.stderr)
-        return 2
+    with one_line_errors():
+        check_device("--device", args.device)
+        if args.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--device is {args.device} and CUDA is not available")
+        if args.json:
+            _check_record(Path(args.json))
     if args.threads:
         torch.set_num_threads(args.threads)
     args.threads = torch.get_num_threads()
@@ -101,14 +103,21 @@ def main(argv: Optional[List[str]] = None) -> int:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "results": results,
         }
-        try:
-            with open(args.json, "x") as file:
-                json.dump(record, file, indent=1)
-                file.write("\n")
-        except OSError as error:
-            print(f"error: --json {args.json} cannot be written: {error.strerror}", file=sys.stderr)
-            return 2
+        with one_line_errors((OSError,)), open(args.json, "x") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
     return 0
+
+
+def _check_record(path: Path) -> None:
+    """Before anything is measured: a record that cannot be written would be lost.
+
+    Raises:
+        ValueError: there is a file already, or its folder cannot be written.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already; it is not overwritten")
+    make_writable_folder("--json", path.parent)
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:

@@ -92,10 +92,9 @@ class ModelCheckpointer(DetectionCheckpointer):
         loaded: Dict[str, Any] = {}
         chosen, unreadable = "", []
         if comm.is_main_process():
-            for leftover in Path(self.save_dir).glob(
-                f"*{TEMPORARY}"
-            ):  # of a process that was killed
-                leftover.unlink(missing_ok=True)
+            if not self.complete:  # an evaluation may look on while a training writes
+                for leftover in Path(self.save_dir).glob(f"*{TEMPORARY}"):  # of a killed process
+                    leftover.unlink(missing_ok=True)
             for candidate in self._newest_first():
                 try:
                     if not Path(candidate).is_file():

@@ -203,7 +203,7 @@ def _row(
             return {**json.loads(path.read_text()), "name": name}
         row = _measure(name, cfg, data)
     except Exception as failure:  # whatever it is: the other models are not to blame
-        return {"name": name, "error": one_line(failure) or type(failure).__name__}
+        return {"name": name, "error": one_line(failure)}
     with replacing_file(path) as file:
         file.write(json.dumps(row).encode())
     return row

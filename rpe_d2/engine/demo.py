@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -22,18 +22,21 @@ from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 from .errors import one_line, one_line_errors
-from .files import free_path, write_new_file
+from .files import free_path, make_writable_folder, write_new_file
 from .predictor import (
     add_predictor_arguments,
     build_predictor,
+    check_needs_only_pictures,
     find_images,
     predictor_config,
     with_instances,
 )
+from .run_classes import drawing_metadata
 
 RESULTS = "coco_instances_results.json"
 # More names than this would hide the picture.
 _MOST_NAMES = 30
+_BOUNDARY_COLOR = np.array([255, 0, 0])
 # Masks are compared between frames at about this many pixels a side.
 _TRACKING_SIDE = 160
 _TRACKING_IOU = 0.3
@@ -44,8 +47,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     Into ``--output`` go a PNG an image (or one MP4), and ``coco_instances_results.json`` in COCO's results format:
     image_id is 1, 2, … in the order of the files (frames), and every entry also has their file_name; category_id is
-    that of the configuration's test data set where it is known, else the class's index. Nothing is overwritten:
-    ``NAME-2.png`` and so on. A file that cannot be read is reported and skipped.
+    that of the data of the configuration's run where it is known, else the class's index. Nothing is overwritten:
+    ``NAME-2.png`` and so on. A file that cannot be read is reported and skipped; where one ends the run, the results of
+    those before are written.
 
     Returns:
         Exit status: 0, 1 where nothing could be read, 2 where a key or a file is at fault, in one line.
@@ -53,22 +57,33 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = _parse(argv)
     with one_line_errors():
         cfg = predictor_config(args)
+        check_needs_only_pictures(cfg)
         files = find_images(args.input) if args.input else []
+        video = _open_video(args.video_input) if args.video_input else None
         output = Path(args.output)
-        output.mkdir(parents=True, exist_ok=True)
-        metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
+        make_writable_folder("--output", output)
         predictor = build_predictor(cfg)
+        metadata = drawing_metadata(cfg, args.config_file)
         painter = _Painter(metadata, args.confidence_threshold)
-        if args.video_input:
-            written, results = _run_video(predictor, painter, args.video_input, output)
-        else:
-            written, results = _run_images(predictor, painter, files, output)
-    for path in written:
-        print(path)
+    if video is not None:
+        pictures = _run_video(predictor, painter, video, args.video_input, output)
+    else:
+        pictures = _run_images(predictor, painter, files, output)
+    written: Dict[Path, None] = {}  # in this order; frames share a file
+    results: List[Dict[str, Any]] = []
+    with one_line_errors((OSError,)):
+        try:
+            for path, found in pictures:
+                written[path] = None
+                results += found
+        finally:
+            for path in written:
+                print(path)
+            if written:
+                print(write_new_file(output / RESULTS, json.dumps(results).encode()))
     if not written:
         print(f"error: none of {len(files)} images could be read", file=sys.stderr)
         return 1
-    print(write_new_file(output / RESULTS, json.dumps(results).encode()))
     return 0
 
 
@@ -85,10 +100,13 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+# A picture's file and its entries in the results.
+Found = Tuple[Path, List[Dict[str, Any]]]
+
+
 def _run_images(
     predictor: DefaultPredictor, painter: "_Painter", files: List[str], output: Path
-) -> Tuple[List[Path], List[Dict[str, Any]]]:
-    written, results = [], []
+) -> Iterator[Found]:
     for image_id, file in enumerate(tqdm(files, desc="images", unit="image"), start=1):
         try:
             bgr = read_image(file, format="BGR")
@@ -96,43 +114,57 @@ def _run_images(
             tqdm.write(f"skipped {file}: {one_line(error)}", file=sys.stderr)
             continue
         picture, found = painter.paint(bgr, predictor(bgr))
-        results += painter.results(found, image_id, file)
         painter.forget()
         content = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
-        written.append(write_new_file(output / f"{Path(file).stem}.png", content))
-    return written, results
+        path = write_new_file(output / f"{Path(file).stem}.png", content)
+        yield path, painter.results(found, image_id, file)
 
 
-def _run_video(
-    predictor: DefaultPredictor, painter: "_Painter", file: str, output: Path
-) -> Tuple[List[Path], List[Dict[str, Any]]]:
+def _open_video(file: str) -> cv2.VideoCapture:
+    """
+    Raises:
+        ValueError: the file is not there, or no video.
+    """
     capture = cv2.VideoCapture(file)
     if not capture.isOpened():
         reason = "is not a video that OpenCV can read" if os.path.exists(file) else "no such file"
         raise ValueError(f"--video-input {file}: {reason}")
+    return capture
+
+
+def _run_video(
+    predictor: DefaultPredictor,
+    painter: "_Painter",
+    capture: cv2.VideoCapture,
+    file: str,
+    output: Path,
+) -> Iterator[Found]:
+    """
+    Raises:
+        OSError: no frame can be read, or the video not be written.
+    """
     path = free_path(output / f"{Path(file).stem}.mp4")
     frames_per_second = capture.get(cv2.CAP_PROP_FPS) or 25.0
     count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    writer, results = None, []
+    writer = None
     try:
         progress = tqdm(_frames(capture), total=max(count, 0) or None, desc="frames", unit="frame")
         for frame_id, bgr in enumerate(progress, start=1):
             picture, found = painter.paint(bgr, predictor(bgr))
-            results += painter.results(found, frame_id, f"{file}#{frame_id}")
             if writer is None:
                 size = picture.shape[1::-1]
                 codec = cv2.VideoWriter_fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(path), codec, frames_per_second, size)
                 if not writer.isOpened():
-                    raise ValueError(f"{path} cannot be written: OpenCV has no MP4 encoder here")
+                    raise OSError(f"{path} cannot be written: OpenCV has no MP4 encoder here")
             writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+            yield path, painter.results(found, frame_id, f"{file}#{frame_id}")
     finally:
         capture.release()
         if writer is not None:
             writer.release()
     if writer is None:
-        raise ValueError(f"--video-input {file}: no frame could be read")
-    return [path], results
+        raise OSError(f"--video-input {file}: no frame could be read")
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -172,6 +204,9 @@ class _Painter:
             found = found[found.scores >= self._min_score]
             if found.has("pred_masks") and "panoptic_seg" not in output:
                 return self._paint_masks(rgb, found), found
+        if "boundaries" in output:
+            strength = output["boundaries"].cpu().numpy()[:, :, None]  # (H, W, 1), 0-1
+            return (rgb * (1 - strength) + _BOUNDARY_COLOR * strength).astype(np.uint8), None
         visualizer = Visualizer(rgb, self._metadata)
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]

@@ -1,7 +1,9 @@
 """Errors that a user can mend: one line, no traceback."""
 
 import sys
+import traceback
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Iterator, Tuple, Type
 
 import yaml
@@ -14,10 +16,20 @@ USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line."""
+    """The message of an error on one line; where that is a word or nothing, also its type and the source line."""
     # str() of a KeyError is quoted; of others it is the message.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(message).split())
+    text = " ".join(str(message).split())
+    if " " in text:
+        return text
+    kind = type(error).__name__
+    found = f"{kind}: {text}" if text else kind
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return found
+    return (
+        f"{found} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})"
+    )
 
 
 @contextmanager

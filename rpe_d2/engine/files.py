@@ -1,6 +1,7 @@
 """Writing files so that none is lost: under a free name, or whole or not at all."""
 
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Iterator
@@ -32,6 +33,38 @@ def write_new_file(path: Path, content: bytes) -> Path:
             return free
         except FileExistsError:  # another process was faster
             continue
+
+
+def make_new_folder(path: Path) -> Path:
+    """Makes the folder ``NAME``, or ``NAME-2``, ``NAME-3`` … where there is one already.
+
+    Returns:
+        Path of the folder.
+    """
+    while True:
+        free = free_path(path)
+        try:
+            free.mkdir()
+            return free
+        except FileExistsError:  # another process was faster
+            continue
+
+
+def make_writable_folder(key: str, path: Path) -> None:
+    """Makes a folder and those it lies in, where there are none, and writes into it on trial.
+
+    Args:
+        key: what the user has named it by.
+
+    Raises:
+        ValueError: it cannot be made or written into.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key} {path} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

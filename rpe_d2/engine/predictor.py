@@ -4,7 +4,7 @@ import argparse
 import glob
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -14,7 +14,9 @@ from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
 from .checkpoint import ModelCheckpointer
-from .run_setup import load_config
+from .datasets import register_present_datasets
+from .run_classes import read_classes
+from .run_setup import read_config, use_available_device
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -61,15 +63,45 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def predictor_config(args: argparse.Namespace) -> CfgNode:
-    """Configuration of the shared flags; fills in ``args.confidence_threshold`` where the user names none."""
-    cfg = load_config(args.config_file, args.opts)
+def predictor_config(args: argparse.Namespace, dataset: Optional[str] = None) -> CfgNode:
+    """Configuration of the shared flags; fills in ``args.confidence_threshold`` where the user names none.
+
+    Args:
+        dataset: the only data set that has to be there.
+    """
+    cfg = read_config(args.config_file, args.opts)
+    use_available_device(cfg)
+    # Without a data set only names of classes are needed, which the run may have kept: its data are not read.
+    if dataset or read_classes(args.config_file) is None:
+        register_present_datasets(cfg, dataset)
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
     if args.confidence_threshold is None:
         is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
         args.confidence_threshold = 0.1 if is_rpe else 0.5
     return cfg
+
+
+def check_needs_only_pictures(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: at inference the model needs more than pictures.
+    """
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE == "SPNRefiner":
+        raise ValueError(
+            "MODEL.META_ARCHITECTURE is SPNRefiner, which refines given masks; allowed: models that find something "
+            "in a picture, and SPNRefiner with tools/refine_masks.py"
+        )
+    if model.META_ARCHITECTURE == "PixelEmbeddingNet" and model.RPE.GROUPING == "kmeans":
+        raise ValueError(
+            "MODEL.RPE.GROUPING is kmeans, which needs the true number of instances; allowed: mean_shift, components"
+        )
+    if model.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, which needs files of proposals; allowed: "
+            "generators that take a picture, RPN"
+        )
 
 
 def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:

@@ -53,8 +53,12 @@ def config_table() -> str:
     return "\n".join(rows)
 
 
-def results_table(results: Path, subfolder: str = "") -> str:
-    """Markdown table of the run records in a folder (see :mod:`rpe_d2.engine.run_record`), by file name."""
+def results_table(results: Path, subfolder: str = "", by_file: bool = False) -> str:
+    """Markdown table of the run records in a folder (see :mod:`rpe_d2.engine.run_record`), by file name.
+
+    Args:
+        by_file: runs are called what their files are: what they differ by may be their commit alone.
+    """
     rows = [
         "| run | AP | AP50 | AP75 | AR | touching: AP | AP50 | iterations | minutes | CPU minutes | hardware | seed | commit | record |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -70,8 +74,9 @@ def results_table(results: Path, subfolder: str = "") -> str:
             cpu = f"{record['cpu_seconds'] / 60:.0f}"
         if _is_resumed(record):
             minutes = cpu = "–"
+        title = path.stem if by_file else run_title(record["config"], record["overrides"])
         rows.append(
-            f"| {run_title(record['config'], record['overrides'])} | {' | '.join(scores + touching)} | {record['iterations']} "
+            f"| {title} | {' | '.join(scores + touching)} | {record['iterations']} "
             f"| {minutes} | {cpu} | {record['hardware']} | {record['seed']} | {record['commit']} "
             f"| [{path.name}](results/{path.relative_to(results)}) |"
         )
@@ -286,7 +291,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
     return {
         "config keys": config_table(),
         "results": results_table(results),
-        "search": results_table(results, "search"),
+        "search": results_table(results, "search", by_file=True),
         "ablations": ablation_table(results / "ablations"),
         "proposals": proposals_table(results / "proposals"),
         "benchmarks": benchmark_table(results),

@@ -24,7 +24,8 @@ from rpe_d2.visualization.figure import Panel, draw_figure, image_panel
 from .errors import one_line, one_line_errors
 from .files import replacing_file, write_new_file
 from .predictor import IMAGE_SUFFIXES, build_predictor
-from .run_setup import load_config
+from .run_setup import read_config, use_available_device
+from .stored_predictions import UnusableMask, decode_mask
 
 # Of a label map: pixels without a label.
 UNLABELLED = 255
@@ -55,7 +56,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         if output.resolve() == source.resolve():
             raise ValueError(f"--output {output} is the input, which is not overwritten")
         work = _LabelMaps(args) if source.is_dir() else _Results(args)
-        cfg = load_config(args.config_file, args.opts)
+        cfg = read_config(args.config_file, args.opts)
+        use_available_device(cfg)
         if args.weights:
             cfg.MODEL.WEIGHTS = args.weights
         if cfg.MODEL.META_ARCHITECTURE != "SPNRefiner":
@@ -258,22 +260,14 @@ class _Results:
         return found
 
     def _mask(self, place: int, size: Tuple[int, int]) -> np.ndarray:
-        segmentation = self.results[place]["segmentation"]
-        where = f"{self.source}: entry {place}"
+        result = self.results[place]
         try:
-            if isinstance(segmentation, list):
-                segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-            elif isinstance(segmentation["counts"], list):
-                segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-            mask = mask_util.decode(segmentation).astype(bool)
-        except Exception as error:  # whatever pycocotools makes of nonsense
-            raise ValueError(f"{where}: its mask does not decode ({one_line(error)})") from error
-        if mask.shape != size:
+            return decode_mask(result["segmentation"], size)
+        except UnusableMask as error:
+            picture = self.files[result["image_id"]]
             raise ValueError(
-                f"{where}: its mask has the size {mask.shape[0]} x {mask.shape[1]}; "
-                f"{self.files[self.results[place]['image_id']]} has {size[0]} x {size[1]}"
-            )
-        return mask
+                f"{self.source}: entry {place}: {error}; it is of {picture}"
+            ) from error
 
     def _finished(self, header: Dict[str, Any]) -> Optional[Dict[str, List[Dict[str, Any]]]]:
         """What an interrupted run left, by image; None: there was none."""

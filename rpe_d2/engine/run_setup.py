@@ -1,15 +1,14 @@
 """From command-line arguments to a checked configuration."""
 
 import argparse
-import functools
 import importlib.util
 import logging
 import os
 import pickle
 import secrets
-import tempfile
+from functools import lru_cache
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -19,16 +18,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
-from rpe_d2.data import (
-    check_voc_files,
-    register_bsds,
-    register_coco_jsons,
-    register_helen,
-    register_sem_seg_dirs,
-    register_voc,
-)
+from rpe_d2.data import check_voc_files
 from rpe_d2.ops.sphere import min_margin
 
+from .config_checks import check_config_file, check_overrides
+from .datasets import register_datasets
+from .files import make_new_folder, make_writable_folder
 from .safe_pickle import load_arrays
 from .train_step import PRECISIONS
 
@@ -42,7 +37,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: of Detectron2's ``default_argument_parser``.
 
     Returns:
-        The frozen configuration.
+        The frozen configuration. An evaluation's ``OUTPUT_DIR`` is that of :func:`evaluation_folder`.
 
     Raises:
         ValueError, FileNotFoundError: one line that names the key or file at fault.
@@ -50,7 +45,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
         cfg.SEED = choose_seed(cfg, args.resume)
-    cfg.freeze()
     check_solver(cfg)
     check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
@@ -64,6 +58,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         )
     check_datasets(cfg)
     check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
+    if args.eval_only:
+        cfg.OUTPUT_DIR = evaluation_folder(cfg.OUTPUT_DIR)
+    cfg.freeze()
     default_setup(cfg, args)
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
@@ -76,20 +73,21 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
     """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's, and registers named data sets."""
     cfg = read_config(config_file, opts)
     use_available_device(cfg)
-    register_coco_jsons(cfg.DATASETS.COCO_JSONS)
-    register_helen(cfg.DATASETS.HELEN)
-    register_voc(cfg.DATASETS.VOC)
-    register_bsds(cfg.DATASETS.BSDS)
-    head = cfg.MODEL.SEM_SEG_HEAD
-    register_sem_seg_dirs(cfg.DATASETS.SEM_SEG_DIRS, head.NUM_CLASSES, head.IGNORE_VALUE)
+    register_datasets(cfg)
     return cfg
 
 
 def read_config(config_file: str, opts: List[str]) -> CfgNode:
-    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's."""
+    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's.
+
+    Raises:
+        ValueError, KeyError, AssertionError, OSError, yaml.YAMLError: a file, key or value is wrong.
+    """
     reject_swallowed_flags(opts)
     cfg = get_cfg()
     add_rpe_config(cfg)
+    check_config_file(config_file, cfg)
+    check_overrides(opts, cfg)
     cfg.merge_from_file(config_file, allow_unsafe=False)  # YAML could build any Python object
     cfg.merge_from_list(opts)
     return cfg
@@ -103,7 +101,12 @@ def reject_swallowed_flags(opts: List[str]) -> None:
 
 
 def use_available_device(cfg: CfgNode) -> None:
-    """Falls back to the CPU where there is no CUDA, and turns off what the CPU does not have."""
+    """Falls back to the CPU where there is no CUDA, and turns off what the CPU does not have.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s and CUDA is not available: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -111,6 +114,26 @@ def use_available_device(cfg: CfgNode) -> None:
     if amp.ENABLED and amp.PRECISION == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         logger.warning("SOLVER.AMP.PRECISION float16 needs CUDA: training in float32")
         amp.ENABLED = False
+
+
+def check_device(key: str, name: str) -> None:
+    """Checks the name of a device; GPUs' numbers only where there are GPUs.
+
+    Args:
+        key: what the user has named it by.
+
+    Raises:
+        ValueError: torch knows no such device, or the machine has fewer GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and 0 < gpus <= (device.index or 0)):
+        raise ValueError(
+            f"{key} is {name}; this machine has {gpus} GPUs, allowed: cpu, cuda, cuda:0 …"
+        )
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> int:
@@ -197,17 +220,24 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
     Raises:
         ValueError: it cannot be written, or holds checkpoints that would be overwritten.
     """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {folder} cannot be written: {error.strerror}") from error
+    make_writable_folder("OUTPUT_DIR", Path(folder))
     if starts_anew and os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise ValueError(
             f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
             "continue it with --resume or choose another folder"
         )
+
+
+def evaluation_folder(folder: str) -> str:
+    """Where an evaluation writes: into the folder itself or, where a run has written there, a new one inside.
+
+    That one is ``evaluation``, ``evaluation-2`` …: a training's configuration and predictions stay as they are. To be
+    called by all processes; the first one chooses.
+    """
+    chosen = folder
+    if comm.is_main_process() and os.path.exists(os.path.join(folder, "config.yaml")):
+        chosen = str(make_new_folder(Path(folder) / "evaluation"))
+    return comm.all_gather(chosen)[0]
 
 
 # What each of Detectron2's meta-architectures learns, and where its number of classes stands.
@@ -221,6 +251,19 @@ _CLASS_KEYS = {
         "stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     },
 }
+
+
+def number_of_classes(cfg: CfgNode) -> Dict[str, int]:
+    """By "thing_classes" and "stuff_classes", how many the model has; without a kind whose number it does not have."""
+    keys = {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
+    keys.update(_CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE, {}))
+    return {f"{kind}_classes": _value(cfg, key) for kind, key in keys.items()}
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def check_datasets(cfg: CfgNode) -> None:
@@ -241,9 +284,6 @@ def check_datasets(cfg: CfgNode) -> None:
 
 def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
     """Of the "thing" or "stuff" classes; ``class_key`` "" if the model has no number of them."""
-    num_classes = cfg
-    for part in class_key.split(".") if class_key else ():
-        num_classes = num_classes[part]
     first = None
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -260,8 +300,10 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
                     f"DATASETS.{key}: {name} has the classes {_listed(classes)}; "
                     f"{first[0]} has {_listed(first[1])}; allowed: the same, in the order of their category ids"
                 )
-            if class_key and len(classes) != num_classes:
-                raise ValueError(f"{class_key} is {num_classes}; {name} has {len(classes)} classes")
+            if class_key and len(classes) != _value(cfg, class_key):
+                raise ValueError(
+                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes"
+                )
 
 
 def _listed(names: List[str], limit: int = 5) -> str:
@@ -303,7 +345,7 @@ def check_margin(cfg: CfgNode, training: bool) -> None:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def most_instances(dataset_name: str) -> int:
     """Instances, without crowds, in the fullest image of a registered data set."""
     return max(

@@ -18,6 +18,7 @@ from .checkpoint import ModelCheckpointer
 from .errors import one_line_errors
 from .hooks import TrainingStopped
 from .launcher import check_meeting_point, launch, process_of_cluster
+from .run_classes import write_classes
 from .run_record import current_commit, print_table, write_run_record
 from .run_setup import read_config, setup
 from .train_step import NonFinite
@@ -26,6 +27,9 @@ from .trainer import Trainer
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Trains and evaluates, or with ``--eval-only`` evaluates, the model of a configuration.
+
+    An evaluation in the folder of another run writes into a folder of its own there, ``evaluation``,
+    ``evaluation-2`` …: nothing is overwritten.
 
     What a user can mend (a key, a file) ends in one line on stderr and exit status 2, without a traceback.
     """
@@ -74,9 +78,13 @@ def run(args: argparse.Namespace) -> Optional[dict]:
     """
     with one_line_errors():
         cfg = setup(args)
+        if comm.is_main_process():
+            write_classes(cfg)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            checkpointer = ModelCheckpointer(model, cfg.OUTPUT_DIR, complete=True)
+            # Not cfg.OUTPUT_DIR: an evaluation may have a folder of its own.
+            trained_in = read_config(args.config_file, args.opts).OUTPUT_DIR
+            checkpointer = ModelCheckpointer(model, trained_in, complete=True)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         else:
             trainer = Trainer(cfg)

@@ -1,17 +1,14 @@
 """The command line of tools/visualize.py: data sets and what a model makes of them, one PNG a picture."""
 
 import argparse
-import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.env import seed_all_rng
@@ -41,15 +38,18 @@ from rpe_d2.visualization import (
 )
 
 from .errors import one_line_errors
-from .files import write_new_file
+from .files import make_writable_folder, write_new_file
 from .predictor import (
     add_predictor_arguments,
     build_predictor,
+    check_needs_only_pictures,
     find_images,
     predictor_config,
     with_instances,
 )
+from .run_classes import class_names, drawing_metadata
 from .run_setup import check_datasets
+from .stored_predictions import StoredPredictions, UnusableMask
 
 _LOOPS_PER_ROW = 6
 # What is drawn beside the picture.
@@ -80,27 +80,29 @@ def main(argv: Optional[List[str]] = None) -> int:
         if not items:
             raise ValueError(f"--dataset {args.dataset} has no images")
         output = Path(args.output)
-        output.mkdir(parents=True, exist_ok=True)
-        draw = _drawer(cfg, args)
-        if args.worst:
-            items = _worst_first(cfg, args, items)
-        items = items[: args.num_images]
+        make_writable_folder("--output", output)
+        stored = _stored_predictions(cfg, args, items)
+        draw = _drawer(cfg, args, stored)
+        augmentations = {} if args.source == "dataloader" else {"augmentations": []}
+        # As in training, unresized unless asked for: the mapper that delivers masks whatever form annotations have.
+        kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
+        mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
 
-    augmentations = {} if args.source == "dataloader" else {"augmentations": []}
-    # As in training, unresized unless asked for: the mapper that delivers masks whatever form annotations have.
-    kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
-    mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
-    if args.source == "dataloader":
-        seed_all_rng(max(cfg.SEED, 0))
-    paths = []
-    for item in tqdm(items, desc="pictures", unit="picture"):
-        try:
-            mapped = mapper(item)
-        except UnreadableImage as error:
-            tqdm.write(f"skipped {error}", file=sys.stderr)
-            continue
-        name = f"{Path(item['file_name']).stem}.png"
-        paths.append(write_new_file(output / name, draw(item, mapped)))
+    with one_line_errors((OSError, UnusableMask)):
+        if args.worst:
+            items = _worst_first(cfg, stored, items)
+        items = items[: args.num_images]
+        if args.source == "dataloader":
+            seed_all_rng(max(cfg.SEED, 0))
+        paths = []
+        for item in tqdm(items, desc="pictures", unit="picture"):
+            try:
+                mapped = mapper(item)
+            except UnreadableImage as error:
+                tqdm.write(f"skipped {error}", file=sys.stderr)
+                continue
+            name = f"{Path(item['file_name']).stem}.png"
+            paths.append(write_new_file(output / name, draw(item, mapped)))
     for path in paths:
         print(path)
     if not paths:
@@ -163,7 +165,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    cfg = predictor_config(args)
+    cfg = predictor_config(args, args.dataset)
     # Only the data set that is drawn has to exist.
     if args.dataset:
         if args.dataset not in DatasetCatalog:
@@ -178,62 +180,51 @@ def _config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def _metadata(cfg: CfgNode, args: argparse.Namespace) -> Metadata:
+    return drawing_metadata(cfg, args.config_file, args.dataset)
+
+
+def _stored_predictions(
+    cfg: CfgNode, args: argparse.Namespace, items: List[Dict[str, Any]]
+) -> Optional[StoredPredictions]:
+    """Those of ``--predictions``, if there are any.
+
+    Raises:
+        ValueError: they are not in COCO's format, or the data set is not of a kind that they belong to.
+    """
+    if not args.predictions:
+        return None
+    needed = ["image_id", "annotations"] if args.worst else ["image_id"]
+    missing = [key for key in needed if not all(key in item for item in items)]
+    if missing:
+        raise ValueError(
+            f"--dataset {args.dataset} has images without {missing[0]}; allowed with --predictions"
+            f"{' --worst' if args.worst else ''}: data sets of instances"
+        )
+    return StoredPredictions(args.predictions, _metadata(cfg, args), args.confidence_threshold)
+
+
 def _drawer(
-    cfg: CfgNode, args: argparse.Namespace
+    cfg: CfgNode, args: argparse.Namespace, stored: Optional[StoredPredictions]
 ) -> Callable[[Dict[str, Any], Dict[str, Any]], bytes]:
     """From an item of the data set and what the mapper made of it to a PNG."""
-    metadata = MetadataCatalog.get(args.dataset or next(iter(cfg.DATASETS.TEST), "__unused"))
+    metadata = _metadata(cfg, args)
     min_score = args.confidence_threshold
     if args.source != "model":
         return lambda item, mapped: _draw_stored(cfg, item, mapped, metadata, None, min_score)
-    if args.predictions:
-        stored = _StoredPredictions(args.predictions, metadata, min_score)
+    if stored:
         return lambda item, mapped: _draw_stored(cfg, item, mapped, metadata, stored, min_score)
+    check_needs_only_pictures(cfg)
     predictor = build_predictor(cfg)
     if isinstance(predictor.model, BoundaryEmbeddingNet):
         return lambda item, mapped: _draw_boundaries(predictor, item, mapped, args.projection)
     return lambda item, mapped: _draw(predictor, item, mapped, metadata, min_score)
 
 
-class _StoredPredictions:
-    """Predictions of an evaluation, by image."""
-
-    def __init__(self, path: str, metadata: Metadata, min_score: float):
-        """
-        Raises:
-            ValueError, OSError: the file is not in COCO's results format with masks.
-        """
-        try:
-            results = json.loads(Path(path).read_text())
-            self._of_image = defaultdict(list)
-            for result in results:
-                if result["score"] >= min_score:
-                    item = (result["segmentation"], result["category_id"])
-                    self._of_image[result["image_id"]].append(item)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"--predictions {path} is not in COCO's results format with masks ({error!r})"
-            ) from error
-        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
-        self._class_of = lambda category: ids.get(category, category)
-        self._metadata = metadata
-
-    def masks(self, item: Dict[str, Any], size: tuple) -> InstanceMasks:
-        """Of an item of the data set; ``size`` is (H, W)."""
-        found = self._of_image.get(item["image_id"], [])
-        masks = np.zeros((len(found), *size), dtype=bool)
-        for index, (rle, _) in enumerate(found):
-            masks[index] = mask_util.decode(rle)
-        classes = [self._class_of(category) for _, category in found]
-        return InstanceMasks(masks, _names(classes, self._metadata))
-
-
 def _worst_first(
-    cfg: CfgNode, args: argparse.Namespace, items: List[Dict[str, Any]]
+    cfg: CfgNode, stored: StoredPredictions, items: List[Dict[str, Any]]
 ) -> List[Dict[str, Any]]:
     """Items by rising panoptic quality of their stored predictions; unreadable ones are left out."""
-    metadata = MetadataCatalog.get(args.dataset)
-    stored = _StoredPredictions(args.predictions, metadata, args.confidence_threshold)
     mapper = NameUnreadable(PixelLabelMapper(cfg, is_train=True, augmentations=[]))
     scored = []
     for index, item in enumerate(tqdm(items, desc="comparing", unit="picture")):
@@ -252,7 +243,7 @@ def _draw_stored(
     item: Dict[str, Any],
     mapped: Dict[str, Any],
     metadata: Metadata,
-    stored: Optional[_StoredPredictions],
+    stored: Optional[StoredPredictions],
     min_score: float,
 ) -> bytes:
     """The PNG of one picture without a model: ground truth and, where there are any, stored predictions."""
@@ -377,7 +368,7 @@ def _ground_truth(mapped: Dict[str, Any], metadata: Metadata) -> Optional[Instan
     if "instances" not in mapped:
         return None
     instances = mapped["instances"]
-    names = _names(instances.gt_classes.tolist(), metadata)
+    names = class_names(instances.gt_classes.tolist(), metadata)
     return InstanceMasks(instances.gt_masks.tensor.numpy(), names)
 
 
@@ -389,15 +380,8 @@ def _predicted_masks(
         return None
     instances = output["instances"].to("cpu")
     instances = instances[instances.scores >= min_score]
-    names = _names(instances.pred_classes.tolist(), metadata)
+    names = class_names(instances.pred_classes.tolist(), metadata)
     return InstanceMasks(instances.pred_masks.numpy().astype(bool), names)
-
-
-def _names(classes: List[int], metadata: Metadata) -> List[str]:
-    known = metadata.get("thing_classes")
-    if known is not None and len(known) == 1:
-        return [""] * len(classes)
-    return [known[c] if known is not None and c < len(known) else f"class {c}" for c in classes]
 
 
 def _draw_output(

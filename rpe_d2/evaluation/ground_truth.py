@@ -5,6 +5,7 @@ import io
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -12,9 +13,11 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools.coco import COCO
 
+from rpe_d2.coco_annotations import usable_segmentation
+
 
 def coco_ground_truth(dataset_name: str) -> COCO:
-    """A registered data set in COCO's form; annotations without a mask get their filled box."""
+    """A registered data set in COCO's form, fit for COCOeval."""
     path = MetadataCatalog.get(dataset_name).get("json_file")
     with contextlib.redirect_stdout(io.StringIO()):
         if path:
@@ -23,17 +26,34 @@ def coco_ground_truth(dataset_name: str) -> COCO:
             truth = COCO()
             truth.dataset = convert_to_coco_dict(dataset_name)
             truth.createIndex()
-    fill_missing_masks(truth)
+    make_fit_for_cocoeval(truth)
     return truth
 
 
-def fill_missing_masks(truth: COCO) -> None:
-    """Gives annotations without a mask their filled box, as the mapper does in training; COCOeval fails on them."""
-    for annotation in truth.anns.values():
-        if not annotation.get("segmentation"):
-            x, y, width, height = annotation["bbox"]
-            right, bottom = x + width, y + height
-            annotation["segmentation"] = [[x, y, right, y, right, bottom, x, bottom]]
+def make_fit_for_cocoeval(truth: COCO) -> None:
+    """Gives annotations, in place, everything without which COCOeval fails or miscounts.
+
+    Ids are numbered anew from 1: to COCOeval a detection that matches the annotation 0 matches nothing. ``iscrowd`` is 0
+    and ``area`` the mask's where they are missing. Masks are those of :func:`usable_segmentation`: filled boxes where
+    there are none; annotations whose polygons all have fewer than 3 corners are left out, as in training.
+
+    Args:
+        truth: ground truth with its index.
+    """
+    kept = []
+    for annotation in truth.dataset.get("annotations", []):
+        segmentation = usable_segmentation(annotation)
+        if segmentation is None:
+            continue
+        kept.append(annotation)
+        annotation["id"] = len(kept)
+        annotation["segmentation"] = segmentation
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            annotation["area"] = float(mask_util.area(truth.annToRLE(annotation)))
+    truth.dataset["annotations"] = kept
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
 
 
 def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:

@@ -6,8 +6,10 @@ import itertools
 from typing import Any, Dict, List, Optional
 
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from detectron2.utils import comm
 
-from .ground_truth import fill_missing_masks
+from .ground_truth import load_results, make_fit_for_cocoeval
 from .touching import subset_metrics, touching_annotations
 
 
@@ -17,6 +19,9 @@ class InstanceEvaluator(COCOEvaluator):
     For every task ("bbox", "segm") the results gain, in percent: "AR1", "AR10" (at most that many detections an
     image), "AR" (all that are evaluated) and "ARs", "ARm", "ARl" by object size. On request there is one more task,
     "segm_touching": the instances whose mask, dilated by 2 pixels, meets another's, evaluated by themselves.
+
+    Where nothing is found, all of them are 0, as far as there is something to find (otherwise NaN); masks are evaluated
+    wherever the model has them.
     """
 
     def __init__(
@@ -41,20 +46,36 @@ class InstanceEvaluator(COCOEvaluator):
             allow_cached_coco=False,  # an old output folder may hold another version of the data
         )
         self._touching_instances = touching_instances
-        fill_missing_masks(self._coco_api)
+        make_fit_for_cocoeval(self._coco_api)
+
+    def reset(self) -> None:
+        super().reset()
+        self._has_masks = False
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         # Proposals are MaskProposalEvaluator's: Detectron2's recall leaves out images in which nothing was found.
         kept = [{k: v for k, v in output.items() if k != "proposals"} for output in outputs]
         super().process(inputs, kept)
+        # Detectron2 tells from what was found whether there are masks; where nothing was, only the output says it.
+        self._has_masks |= any(
+            "instances" in output and output["instances"].has("pred_masks") for output in outputs
+        )
+
+    def evaluate(self, img_ids=None) -> Dict[str, Dict[str, float]]:
+        """Metrics by task on the main process, nothing on others."""
+        if self._distributed:
+            self._has_masks = any(comm.all_gather(self._has_masks))
+        return super().evaluate(img_ids)
+
+    def _tasks_from_predictions(self, predictions: List[Dict[str, Any]]) -> List[str]:
+        tasks = super()._tasks_from_predictions(predictions)
+        return sorted({*tasks, "segm"}) if self._has_masks else tasks
 
     def _eval_predictions(self, predictions, img_ids=None) -> None:
         super()._eval_predictions(predictions, img_ids)
+        if not (self._touching_instances and self._do_evaluation and self._has_masks):
+            return
         results = list(itertools.chain(*[item["instances"] for item in predictions]))
-        if not (self._touching_instances and self._do_evaluation):
-            return
-        if not any("segmentation" in result for result in results):
-            return
         with contextlib.redirect_stdout(io.StringIO()):
             touching = touching_annotations(self._coco_api)
             self._results["segm_touching"] = subset_metrics(
@@ -64,11 +85,24 @@ class InstanceEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval, iou_type: str, class_names: Optional[List[str]] = None
     ) -> Dict[str, float]:
-        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if iou_type == "keypoints":  # has other statistics
-            return results
+            return super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is None:
+            self._logger.warning(f"{iou_type}: nothing was found")
+            coco_eval = self._evaluation_of_nothing(iou_type)
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         names = ("AR1", "AR10", "AR", "ARs", "ARm", "ARl")
         for position, name in enumerate(names, start=6):
-            recall = float("nan") if coco_eval is None else float(coco_eval.stats[position])
+            recall = float(coco_eval.stats[position])
             results[name] = 100 * recall if recall >= 0 else float("nan")
         return results
+
+    def _evaluation_of_nothing(self, iou_type: str) -> COCOevalMaxDets:
+        nothing = load_results(self._coco_api, [], iou_type)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOevalMaxDets(self._coco_api, nothing, iou_type)
+            evaluation.params.maxDets = self._max_dets_per_image
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation

@@ -11,6 +11,8 @@ from .ground_truth import load_results
 
 # Pixels that a mask is dilated by, in a square, to meet its neighbours.
 TOUCHING_DISTANCE = 2
+# From this mask IoU on a detection belongs to an instance, whatever the threshold that is evaluated.
+_BELONGS = 0.5
 
 
 def touching_annotations(truth: COCO, distance: int = TOUCHING_DISTANCE) -> Set[int]:
@@ -24,14 +26,15 @@ def touching_annotations(truth: COCO, distance: int = TOUCHING_DISTANCE) -> Set[
     for image_id in truth.getImgIds():
         image = truth.loadImgs(image_id)[0]
         annotations = truth.loadAnns(truth.getAnnIds(imgIds=image_id, iscrowd=False))
-        owner = np.zeros((image["height"], image["width"]), np.int64)  # annotation id, 0: none
+        owner = np.zeros(
+            (image["height"], image["width"]), np.int64
+        )  # number in the image, 0: none
         ids = {}
         for number, annotation in enumerate(annotations, start=1):
             mask = mask_util.decode(truth.annToRLE(annotation)).astype(bool)
             covered = np.unique(owner[mask])
-            if (
-                covered.any()
-            ):  # overlapping is touching, also where nothing of the lower one stays visible
+            # Overlapping is touching, also where nothing of the lower one stays visible.
+            if covered.any():
                 touching.update(ids[other] for other in covered[covered > 0])
                 touching.add(annotation["id"])
             owner[mask] = number
@@ -57,7 +60,13 @@ def _meeting(owner: np.ndarray, distance: int) -> Set[int]:
 
 
 class SubsetCOCOeval(COCOeval):
-    """COCOeval in which only some annotations count; detections of the others neither count nor hurt."""
+    """COCOeval in which only some annotations count; detections of the others neither count nor hurt.
+
+    COCOeval by itself ignores a detection only where it matches an ignored annotation, so one that overlaps it by .8
+    would be false at the thresholds above. Here a detection is of the instance of its class that it overlaps most, if
+    their IoU is at least .5. If that instance does not count, the detection is ignored at every threshold at which it
+    matches nothing; that holds for second detections of the instance, too. Crowds are treated as COCOeval does.
+    """
 
     def __init__(self, truth: COCO, results: COCO, iou_type: str, counted: Set[int]):
         """
@@ -73,6 +82,23 @@ class SubsetCOCOeval(COCOeval):
             for annotation in annotations:
                 if annotation["id"] not in self._counted:
                     annotation["ignore"] = 1
+
+    def evaluateImg(self, imgId: int, catId: int, aRng: List[float], maxDet: int):
+        """COCOeval's matches of one class in one image, with ``dtIgnore`` by the rule above."""
+        matches = super().evaluateImg(imgId, catId, aRng, maxDet)
+        overlaps = self.ious[imgId, catId]  # (D, G), detections by falling score, as in the matches
+        instances = [
+            (column, annotation["id"] in self._counted)
+            for column, annotation in enumerate(self._gts[imgId, catId])
+            if not annotation["iscrowd"]
+        ]
+        if len(overlaps) == 0 or not instances:
+            return matches
+        columns, counts = (np.array(values) for values in zip(*instances))
+        overlaps = overlaps[:, columns]
+        of_others = ~counts[overlaps.argmax(axis=1)] & (overlaps.max(axis=1) >= _BELONGS)
+        matches["dtIgnore"] |= (matches["dtMatches"] == 0) & of_others
+        return matches
 
 
 def subset_metrics(

@@ -179,6 +179,60 @@ def test_rle_of_the_wrong_size(folder):
     assert "annotation 2" in message and "[20, 16]" in message and "[16, 20]" in message
 
 
+@pytest.mark.parametrize(
+    "part, key, value, allowed",
+    [
+        ("images", "id", [5], "a number or text"),
+        ("images", "file_name", 7, "text"),
+        ("images", "height", "16", "a whole number of pixels above 0"),
+        ("images", "width", 0, "a whole number of pixels above 0"),
+        ("annotations", "id", {}, "a number or text"),
+        ("annotations", "image_id", [5], "a number or text"),
+        ("annotations", "category_id", [3], "a number or text"),
+        ("annotations", "bbox", 3, "4 numbers"),
+        ("annotations", "bbox", [1, 1, 8], "4 numbers"),
+        ("annotations", "bbox", [1, 1, 8, "6"], "4 numbers"),
+        ("annotations", "bbox", [1, 1, 8, float("nan")], "4 numbers"),
+        ("annotations", "iscrowd", "no", "0 or 1"),
+        ("annotations", "area", "48", "a number of pixels"),
+        ("annotations", "area", -1, "a number of pixels"),
+        ("categories", "name", 1, "text"),
+    ],
+)
+def test_values_that_are_not_allowed(folder, part, key, value, allowed):
+    content = make_content()
+    content[part][0][key] = value
+    message = error_of([entry(folder, content)])
+    assert f"{part}[0] has the {key} {value!r}; allowed: {allowed}" in message
+
+
+def test_ids_that_mix_numbers_and_text(folder):
+    content = make_content()
+    content["categories"].append({"id": "7", "name": "lion"})
+    assert "ids of 'categories'" in error_of([entry(folder, content)])
+
+
+@pytest.mark.parametrize(
+    "segmentation, problem",
+    [
+        ("1 1 9 1 9 7", "has the segmentation '1 1 9 1 9 7'; allowed: a list of polygons"),
+        (POLYGON[0], "has the segmentation [1, 1, 9, "),  # flat, not a list of polygons
+        ([["1", "1", "9", "1", "9", "7"]], "has the segmentation [['1', "),
+        ([[1, 1, 9, 1, 9, None]], "has the segmentation [[1, 1, 9, "),
+        ({"size": [16, 20]}, "has an RLE mask with counts None; allowed: compressed text, or"),
+        ({"size": [16, 20], "counts": 7}, "counts 7;"),
+        ({"size": [16, 20], "counts": ["16", 304]}, "counts ['16', 304];"),
+        ({"size": [16, 20], "counts": [-16, 304]}, "counts [-16, 304];"),
+        ({"size": [16, 20], "counts": [16, 305]}, "at most 320 in all"),
+    ],
+)
+def test_masks_that_are_none(folder, segmentation, problem):
+    content = make_content()
+    content["annotations"][1]["segmentation"] = segmentation
+    message = error_of([entry(folder, content)])
+    assert "annotation 2 has" in message and problem in message
+
+
 def test_masks_that_cannot_be_learned(folder, caplog):
     content = make_content()
     masks = {
@@ -186,6 +240,8 @@ def test_masks_that_cannot_be_learned(folder, caplog):
         12: {"size": [16, 20], "counts": [320]},
         13: [[30, 1, 40, 1, 40, 9]],
         14: [[15, 1, 40, 1, 40, 9], []],  # partly outside: fine
+        15: [[1, 1, 9, 7]],  # a line
+        16: [[1, 1, 9, 1, 9, 7, 1]],  # half a point
     }
     for i, segmentation in masks.items():
         content["annotations"].append(
@@ -195,7 +251,7 @@ def test_masks_that_cannot_be_learned(folder, caplog):
         register_coco_jsons([entry(folder, content)])
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("rpe_d2")]
     assert len(messages) == 1 and "\n" not in messages[0]
-    assert "2 masks without area (11, 12)" in messages[0]
+    assert "4 masks without area (11, 12, 15, 16)" in messages[0]
     assert "1 masks outside of the image (13)" in messages[0]
     mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
     assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 3

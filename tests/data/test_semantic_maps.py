@@ -26,6 +26,10 @@ def test_maps_of_masks(folder):
         {"id": 4, "image_id": 5, "category_id": 3, "bbox": [0, 0, 20, 8], "iscrowd": 1,
          "segmentation": {"size": [16, 20], "counts": [0] + [8, 8] * 20}},
         {"id": 5, "image_id": 5, "category_id": 70, "bbox": [12, 10, 3, 4], "iscrowd": 0},
+        # A line is nothing, alone or beside a polygon.
+        {"id": 6, "image_id": 5, "category_id": 3, "bbox": [15, 10, 4, 4], "segmentation": [[15, 10, 19, 14]]},
+        {"id": 7, "image_id": 5, "category_id": 3, "bbox": [17, 12, 2, 2],
+         "segmentation": [[15, 10, 19, 14], [17, 12, 19, 12, 19, 14, 17, 14]]},
     ]  # fmt: skip
     register_coco_jsons([entry(folder, content)])
     metadata = MetadataCatalog.get("mine_sem_seg")
@@ -41,6 +45,7 @@ def test_maps_of_masks(folder):
     expected[0:3, 1:3] = 2
     expected[4:6, 4:6] = 2
     expected[10:14, 12:15] = 2
+    expected[12:14, 17:19] = 1
     assert np.array_equal(found, expected)
     assert not read_label_map(without["sem_seg_file_name"]).any()
 

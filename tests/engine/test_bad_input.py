@@ -200,6 +200,33 @@ def test_a_second_training_in_the_same_folder(data, tmp_path, capfd):
     assert train(data, tmp_path / "out", "SOLVER.MAX_ITER", "2", flags=("--resume",)) == 0
 
 
+def test_an_evaluation_in_a_training_s_folder_overwrites_nothing(data, tmp_path, capfd):
+    def files() -> dict:
+        found = (path for path in out.rglob("*") if path.is_file() and path.name != "log.txt")
+        return {path.relative_to(out): path.read_bytes() for path in found}
+
+    out = tmp_path / "out"
+    assert train(data, out, "SOLVER.MAX_ITER", "1") == 0
+    (out / "model_0000009.pth.1.tmp").write_text("of a training that goes on meanwhile")
+    before = files()
+    assert Path("inference/coco_instances_results.json") in before
+    control = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "MODEL.RPE.GROUPING", "components"]
+    assert train(data, out, *control, flags=("--eval-only",)) == 0
+    assert train(data, out, flags=("--eval-only", "--resume")) == 0
+    # An evaluation that fails.
+    error_line(capfd, data, out, *control, "MODEL.RPE.EMBEDDING_DIM", "16", flags=("--eval-only",))
+    after = files()
+    assert {name: after[name] for name in before} == before
+    for folder, grouping in (("evaluation", "components"), ("evaluation-2", "mean_shift")):
+        assert f"GROUPING: {grouping}" in (out / folder / "config.yaml").read_text()
+        assert (out / folder / "inference/coco_instances_results.json").exists()
+        assert (out / folder / "result.json").exists()
+    # Into a folder of its own it writes as a training does.
+    assert train(data, tmp_path / "new", *control, flags=("--eval-only",)) == 0
+    assert {"config.yaml", "inference", "result.json"} <= set(os.listdir(tmp_path / "new"))
+    assert "evaluation" not in os.listdir(tmp_path / "new")
+
+
 def test_weights_of_another_architecture(data, tmp_path, capfd):
     assert train(data, tmp_path / "out", "SOLVER.MAX_ITER", "1") == 0
     weights = str(tmp_path / "out/model_final.pth")

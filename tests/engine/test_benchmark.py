@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
-from rpe_d2.engine.benchmark import main
+from rpe_d2.engine.benchmark import BENCHMARKS, main
 from rpe_d2.engine.benchmark_model import attention_flops
 from rpe_d2.engine.benchmark_processes import predicted_seconds
 from rpe_d2.engine.benchmark_spn import _launch_seconds, _Limits, _step_seconds
@@ -72,10 +72,31 @@ def test_record_and_agreement(arguments, cases, tolerance, tmp_path: Path, capsy
 def test_existing_file_stays(tmp_path: Path, capsys) -> None:
     path = tmp_path / "result.json"
     path.write_text("mine")
-    assert main(["pair-loss", "--json", str(path)]) == 2
-    assert path.read_text() == "mine"
+    with pytest.raises(SystemExit) as stop:
+        main(["pair-loss", "--json", str(path)])
+    assert stop.value.code == 2 and path.read_text() == "mine"
     error = capsys.readouterr().err
     assert error == f"error: {path} exists already; it is not overwritten\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--json", "{file}/result.json"], "--json {file} cannot be written: "),
+        (["--device", "foo"], "--device is foo; this machine has "),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    arguments, message, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    measured = BENCHMARKS["pair-loss"]._replace(run=lambda args: pytest.fail("measured"))
+    monkeypatch.setitem(BENCHMARKS, "pair-loss", measured)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        main(["pair-loss", *(part.format(file=file) for part in arguments)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message.format(file=file)}")
 
 
 def test_models_are_timed_side_by_side(tmp_path: Path, capsys) -> None:

@@ -1,6 +1,7 @@
 """tools/demo.py on tiny networks with random weights: pictures, videos, any Detectron2 configuration."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -8,13 +9,14 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from rpe_d2.data import render_shapes
 from rpe_d2.engine.demo import RESULTS, main
 from tests.conftest import ROOT
 
-from .helpers import CONFIG, TINY, save_random
+from .helpers import CONFIG, INSTANT, TINY, few_images, save_random, train_net
 
 RETINANET = (
     "MODEL: {META_ARCHITECTURE: RetinaNet, DEVICE: cpu, BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}, "
@@ -106,7 +108,6 @@ def test_video(weights, tmp_path):
 
 def test_an_instance_keeps_its_colour_through_a_video():
     from detectron2.data import Metadata
-    from detectron2.structures import Instances
 
     from rpe_d2.engine.demo import _Painter
 
@@ -153,6 +154,97 @@ def test_proposals_are_shown_and_stored(name, with_masks, pictures, tmp_path):
     assert all(("segmentation" in result) == with_masks for result in results)
 
 
+def test_an_oversized_picture_is_skipped(weights, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 128)  # twice as many are refused
+    Image.new("RGB", (400, 400)).save(pictures / "00.png")
+    arguments = ["--weights", weights, "--input", str(pictures / "0*.png")]
+    assert run(tmp_path / "out", *arguments) == 0
+    (skipped,) = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert "00.png" in skipped and "exceeds limit" in skipped
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", RESULTS]
+
+
+def test_what_was_found_before_a_bug_is_kept_and_the_bug_has_its_traceback(
+    weights, pictures, tmp_path, monkeypatch, capsys
+):
+    images = []
+
+    def fail_on_the_second(bgr):
+        images.append(bgr)
+        if len(images) == 2:
+            raise KeyError("a bug")
+        return {"instances": Instances(bgr.shape[:2], **no_instances(bgr))}
+
+    monkeypatch.setattr("rpe_d2.engine.demo.build_predictor", lambda cfg: fail_on_the_second)
+    with pytest.raises(KeyError, match="a bug"):
+        run(tmp_path / "out", "--weights", weights, "--input", str(pictures / "[01].png"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", RESULTS]
+    assert (tmp_path / "out" / RESULTS).read_text() == "[]"
+    assert capsys.readouterr().out.splitlines() == [
+        str(tmp_path / "out" / name) for name in ("0.png", RESULTS)
+    ]
+
+
+def no_instances(bgr) -> dict:
+    return {
+        "pred_masks": torch.zeros(0, *bgr.shape[:2], dtype=torch.bool),
+        "pred_boxes": Boxes(torch.zeros(0, 4)),
+        "scores": torch.zeros(0),
+        "pred_classes": torch.zeros(0, dtype=torch.long),
+    }
+
+
+@pytest.mark.parametrize(
+    "name, opts",
+    [
+        # Data that are not there.
+        ("semantic/embedding_shapes", ["DATASETS.TEST", "('absent',)"]),
+        ("semantic/panoptic_shapes", ["DATASETS.TEST", "('absent',)"]),
+        ("boundary/bsds_R_18", []),
+    ],
+)
+def test_models_of_other_things_than_instances(name, opts, pictures, tmp_path):
+    config = str(ROOT / f"configs/{name}.yaml")
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts]
+    random = save_random(config, opts, tmp_path / "random.pth")
+    arguments = ["--weights", random, "--input", str(pictures / "0.png")]
+    assert run(tmp_path / "out", *arguments, config=config, opts=opts) == 0
+    picture = np.asarray(Image.open(tmp_path / "out" / "0.png"))
+    plain = np.asarray(Image.open(pictures / "0.png"))
+    assert picture.shape == plain.shape and (picture != plain).any()
+
+
+def test_the_data_of_the_run_are_not_needed(pictures, tmp_path, caplog):
+    """Neither for the names and ids of the classes, which lie beside the run's configuration, nor without these."""
+    data = tmp_path / "data"
+    data.mkdir()
+    opts = few_images(data, 3)
+    content = json.loads((data / "data.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] *= 7
+    for category in content["categories"]:
+        category["id"] *= 7
+    (data / "data.json").write_text(json.dumps(content))
+    out = tmp_path / "run"
+    instant = ["--config-file", INSTANT, *opts, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 1]
+    assert train_net(*instant, "MODEL.DEVICE", "cpu", "TEST.EVAL_PERIOD", 0).returncode == 0
+    shutil.rmtree(data)
+    arguments = ["--weights", str(out / "model_final.pth"), "--input", str(pictures / "0.png")]
+    arguments += ["--confidence-threshold", "0"]
+
+    def found() -> set:
+        folder = tmp_path / f"found{len(list(tmp_path.iterdir()))}"
+        assert run(folder, *arguments, config=str(out / "config.yaml"), opts=[]) == 0
+        return {result["category_id"] for result in json.loads((folder / RESULTS).read_text())}
+
+    assert found() <= {7, 14, 21, 28} and "left out" not in caplog.text
+    (out / "classes.json").unlink()
+    assert found() <= {0, 1, 2, 3} and "no such file" in caplog.text and "left out" in caplog.text
+    (out / "classes.json").write_text('{"thing_classes": 3}')
+    with pytest.raises(SystemExit):
+        found()
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -161,12 +253,17 @@ def test_proposals_are_shown_and_stored(name, with_masks, pictures, tmp_path):
         (["--video-input", CONFIG], "is not a video"),
         (["--input", CONFIG, "--weights", "absent.pth"], "absent.pth: no such file"),
         (["--input", CONFIG, "--weights", CONFIG], "not a checkpoint"),
+        (["--input", CONFIG, "MODEL.RPE.GROUPING", "kmeans"], "MODEL.RPE.GROUPING is kmeans"),
+        (["--input", CONFIG, "MODEL.META_ARCHITECTURE", "SPNRefiner"], "tools/refine_masks.py"),
     ],
 )
 def test_one_line_errors(arguments, words, weights, tmp_path, capfd):
-    given = arguments if "--weights" in arguments else [*arguments, "--weights", weights]
+    flags, opts = arguments, TINY
+    if arguments[2:3] and not arguments[2].startswith("--"):
+        flags, opts = arguments[:2], [*TINY, *arguments[2:]]
+    given = flags if "--weights" in flags else [*flags, "--weights", weights]
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", *given)
+        run(tmp_path / "out", *given, opts=opts)
     assert stop.value.code == 2
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and words in line

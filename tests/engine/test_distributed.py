@@ -151,15 +151,17 @@ def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by
         "MODEL.WEIGHTS", by_flags / "model_final.pth", "MODEL.DEVICE", "cpu", "TEST.PROPOSALS", True,
         "TEST.TOUCHING_INSTANCES", True,
     ]  # fmt: skip
+    output = tmp_path / "out"
     metrics = []
-    for processes in (1, 2):
-        output = tmp_path / f"{processes}"
+    # The second evaluation finds a run in its folder.
+    for processes, record in ((1, "result.json"), (2, "evaluation/result.json")):
         done = train_net(
             "--eval-only", "--config-file", INSTANT, "--num-gpus", processes, "--dist-url", "auto",
             "OUTPUT_DIR", output, *options, **ONE_THREAD,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        metrics.append(json.loads((output / "result.json").read_text())["metrics"])
+        metrics.append(json.loads((output / record).read_text())["metrics"])
+    assert len(list(output.glob("evaluation*"))) == 1
     assert metrics[0] == metrics[1] and "segm_touching" in metrics[0]
 
 

@@ -18,13 +18,11 @@ def test_instant_config_trains_evaluates_and_resumes(tmp_path):
     assert "AP50" in done.stdout.splitlines()[-5]  # the table ends the output
     assert (tmp_path / "model_final.pth").exists()
 
-    again = train_net(
-        "--eval-only", "--config-file", INSTANT, "OUTPUT_DIR", tmp_path,
-        "MODEL.WEIGHTS", tmp_path / "model_final.pth",
-    )  # fmt: skip
+    again = train_net("--eval-only", "--resume", "--config-file", INSTANT, "OUTPUT_DIR", tmp_path)
     assert again.returncode == 0, again.stderr
-    second = json.loads((tmp_path / "result-2.json").read_text())  # the first record is kept
-    assert second["metrics"] == record["metrics"]
+    # The training's record is kept.
+    second = json.loads((tmp_path / "evaluation" / "result.json").read_text())
+    assert second["metrics"] == record["metrics"] and second["iterations"] == 0
 
 
 @pytest.mark.parametrize(

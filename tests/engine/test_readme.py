@@ -11,6 +11,7 @@ from rpe_d2.engine.readme import (
     PAGES,
     ablation_table,
     config_table,
+    generated_tables,
     proposals_table,
     results_table,
     update_pages,
@@ -86,6 +87,13 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
     row = "| a/run, MODEL.RPE.STRIDE 8 | 12.3 | 50.0 | 1.0 | 2.0 | 9.0 | 8.0 | 7 | 1.5 | 2 | here | 3 | abc "
     assert f"{row}| [b.json](results/sub/b.json) |" in results_table(tmp_path, "sub")
     assert "b.json" not in results_table(tmp_path)
+    by_file = results_table(tmp_path, "sub", by_file=True)
+    assert by_file.splitlines()[-1].startswith("| b | 12.3 | 50.0 |")
+
+
+def test_rows_of_the_search_have_names_of_their_own():
+    rows = generated_tables(ROOT / "results")["search"].splitlines()[2:]
+    assert len(rows) > 1 and len({row.split("|")[1] for row in rows}) == len(rows)
 
 
 def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):

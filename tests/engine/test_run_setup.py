@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,14 @@ from detectron2.modeling import build_model
 
 from rpe_d2 import add_rpe_config
 from rpe_d2.engine import build_optimizer
-from rpe_d2.engine.run_setup import check_margin, most_instances, reject_swallowed_flags
+from rpe_d2.engine.errors import USER_ERRORS, one_line, one_line_errors
+from rpe_d2.engine.run_setup import (
+    check_margin,
+    load_config,
+    most_instances,
+    read_config,
+    reject_swallowed_flags,
+)
 from rpe_d2.ops.sphere import min_margin
 from tests.modeling.helpers import small_cfg
 
@@ -70,3 +78,79 @@ def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
     weight.grad = torch.full_like(weight, 10.0)
     optimizer.step()
     assert weight.grad.norm() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "{file} is empty; allowed: keys of a configuration"),
+        ("- MODEL", "{file} holds the list ['MODEL']; allowed: keys of a configuration"),
+        ("MODEL", "{file} holds the str 'MODEL'; allowed: keys of a configuration"),
+        ("MODEL:", "{file}: MODEL is None; allowed: its keys, MODEL."),
+        ("MODEL: 3", "{file}: MODEL is 3; allowed: its keys, MODEL."),
+        ("MODEL: {RPE: [1]}", "{file}: MODEL.RPE is [1]; allowed: its keys, MODEL.RPE."),
+        ("MODEL: {3: 4}", "{file}: the key MODEL.3 is no text"),
+        ("_BASE_: 3", "{file}: _BASE_ is 3; allowed: a file"),
+        ("_BASE_: [base.yaml, 3]", "{file}: _BASE_ is ['base.yaml', 3]; allowed: a file"),
+        ("_BASE_: wrong.yaml", "wrong.yaml: SOLVER is None; allowed: its keys, SOLVER."),
+        ("_BASE_: absent.yaml", "absent.yaml"),
+        ("_BASE_: config.yaml", "{file}: _BASE_ leads from a file back to itself"),
+        (b"\x89PNG\r\n\xff", "{file} is no text"),
+        (
+            "MODEL: {DEVICE: foo}",
+            "MODEL.DEVICE is foo; this machine has 2 GPUs, allowed: cpu, cuda",
+        ),
+        ("MODEL: {DEVICE: 'cuda:2'}", "MODEL.DEVICE is cuda:2; this machine has 2 GPUs"),
+    ],
+)
+def test_a_wrong_configuration_file_is_one_line(content, message, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    file = tmp_path / "config.yaml"
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 1}")
+    (tmp_path / "wrong.yaml").write_text("SOLVER:")
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(USER_ERRORS) as error:
+        load_config(str(file), [])
+    assert message.format(file=file) in one_line(error.value)
+
+
+@pytest.mark.parametrize("base", ["base.yaml", "[base.yaml, other.yaml]"])
+def test_files_are_merged_with_their_bases(base, tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 1, STEPS: [3]}")
+    (tmp_path / "other.yaml").write_text("SEED: 4")
+    (tmp_path / "config.yaml").write_text(f"_BASE_: {base}\nSOLVER: {{MAX_ITER: 2}}")
+    cfg = read_config(str(tmp_path / "config.yaml"), ["SOLVER.BASE_LR", "0.5"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.BASE_LR) == (2, (3,), 0.5)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL", "None"], "MODEL is None; allowed: values of its keys, MODEL."),
+        (["MODEL.RPE", "3"], "MODEL.RPE is 3; allowed: values of its keys, MODEL.RPE."),
+        (["SOLVER.BASE_LR.X", "3"], "Non-existent key: SOLVER.BASE_LR.X"),
+        (["SOLVER.ABSENT", "3"], "Non-existent key: SOLVER.ABSENT"),
+    ],
+)
+def test_wrong_overrides_are_one_line(opts, message, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("SOLVER: {MAX_ITER: 1}")
+    with pytest.raises(USER_ERRORS) as error:
+        read_config(str(tmp_path / "config.yaml"), opts)
+    assert message in one_line(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["MODEL.FPN.FUSE_TYPE", "x"], ["AssertionError", "fpn.py", "fuse_type"]),
+        (["MODEL.RESNETS.DEPTH", "17"], ["KeyError: 17", "resnet.py", "num_blocks_per_stage"]),
+        (["MODEL.FPN.IN_FEATURES", "['p9']"], ["KeyError: p9", "fpn.py", "input_shapes"]),
+    ],
+)
+def test_an_error_that_says_nothing_comes_with_its_source_line(overrides, words, capsys):
+    cfg = small_cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+    cfg.merge_from_list(overrides)
+    with pytest.raises(SystemExit), one_line_errors():
+        build_model(cfg)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words), line

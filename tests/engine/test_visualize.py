@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -121,6 +122,7 @@ def test_model_of_detectron2(tmp_path: Path) -> None:
         (["--dataset", "shapes_val"], ["MODEL.RPE.ABSENT", "1"], "MODEL.RPE.ABSENT"),
         (["--dataset", "shapes_val"], ["MODEL.RPE.NUM_CLASSES", "7"], "MODEL.RPE.NUM_CLASSES"),
         (["--dataset", "shapes_val"], ["MODEL.DEVICE", "cpu", "--weights", "w.pth"], "--weights"),
+        (["--dataset", "shapes_val"], ["MODEL.RPE.GROUPING", "kmeans"], "MODEL.RPE.GROUPING"),
     ],
 )
 def test_one_line_errors(arguments: list, opts: list, words: str, tmp_path: Path, capsys) -> None:
@@ -129,6 +131,13 @@ def test_one_line_errors(arguments: list, opts: list, words: str, tmp_path: Path
     assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+
+
+def test_an_output_folder_that_cannot_be_written(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(Path("/proc"), "--dataset", "shapes_val", "--source", "annotation")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --output /proc cannot be written: ")
 
 
 def test_annotations_and_training_inputs_need_no_model(tmp_path: Path) -> None:
@@ -169,10 +178,57 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
     assert run(tmp_path / "out", *arguments, "--num-images", "1", opts=opts) == 0
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == ["0-2.png"]
 
-    path.write_text('[{"image_id": 0}]')
-    with pytest.raises(SystemExit):
-        run(tmp_path / "out", *arguments, opts=opts)
-    assert "COCO's results format" in capsys.readouterr().err
+    other_size = mask_util.encode(np.ones((64, 64), np.uint8, order="F"))
+    other_size["counts"] = other_size["counts"].decode()
+    first = {"image_id": 0, "category_id": 0, "score": 0.9}
+    for stored, words in (
+        ([{"image_id": 0}], "COCO's results format"),
+        ([{**first, "segmentation": other_size}], "0.png: its mask has the size 64 x 64, the pict"),
+        ([{**first, "segmentation": "text"}], "0.png: its mask does not decode"),
+    ):
+        path.write_text(json.dumps(stored))
+        for worst in ([], ["--worst"]):
+            with pytest.raises(SystemExit) as stop:
+                run(tmp_path / "out", *arguments, *worst, opts=opts)
+            assert stop.value.code == 2
+            error = capsys.readouterr().err
+            assert "Traceback" not in error and words in error.strip().splitlines()[-1], error
+    # Polygons are as good as RLE.
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    path.write_text(json.dumps([{**first, "segmentation": square}]))
+    assert run(tmp_path / "out", *arguments, "--num-images", "1", opts=opts) == 0
+
+
+def test_the_worst_of_a_data_set_without_instances(tmp_path: Path, capsys) -> None:
+    (tmp_path / "results.json").write_text("[]")
+    arguments = ["--predictions", str(tmp_path / "results.json"), "--worst"]
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", "--dataset", "shapes_val_sem_seg", *arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: --dataset shapes_val_sem_seg has images without ")
+
+
+def test_semantic_maps_of_a_picture_without_a_data_set(tmp_path: Path) -> None:
+    config = str(ROOT / "configs/semantic/embedding_shapes.yaml")
+    opts = ["MODEL.DEVICE", "cpu", "DATASETS.TEST", "('absent',)"]
+    weights = save_random(config, opts, tmp_path / "random.pth")
+    Image.fromarray(render_shapes("val", 0)).save(tmp_path / "0.png")
+    arguments = ["--weights", weights, "--input", str(tmp_path / "0.png")]
+    assert run(tmp_path / "out", *arguments, config=config, opts=opts) == 0
+    assert (tmp_path / "out" / "0.png").exists()
+
+
+def test_only_the_data_set_that_is_drawn_has_to_be_there(tmp_path: Path, capsys) -> None:
+    opts = [*TINY, "DATASETS.COCO_JSONS", "['gone=absent.json', 'gone_too=too.json']"]
+    base = ["--num-images", "1", "--source", "annotation"]
+    assert run(tmp_path / "out", "--dataset", "shapes_val", *base, opts=opts) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", "--dataset", "gone", *base, opts=opts)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: gone is not there; ") and "absent.json" in line
 
 
 def test_boundaries(tmp_path: Path) -> None:

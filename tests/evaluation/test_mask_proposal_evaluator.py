@@ -11,8 +11,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
+from detectron2.modeling import Backbone, ProposalNetwork
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from torch import nn
 
 from rpe_d2.evaluation import MaskProposalEvaluator
 
@@ -60,8 +62,18 @@ def dataset(tmp_path):
     MetadataCatalog.remove("squares")
 
 
-def predictions(boxes, scores, kind="instances"):
-    instances = Instances(SIZE)
+def change_data(dataset, change):
+    """Rewrites the data set's file after ``change(content)``."""
+    path = MetadataCatalog.get(dataset).json_file
+    with open(path) as file:
+        content = json.load(file)
+    change(content)
+    with open(path, "w") as file:
+        json.dump(content, file)
+
+
+def predictions(boxes, scores, kind="instances", size=SIZE):
+    instances = Instances(size)
     tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     scores = torch.tensor(scores, dtype=torch.float32)
     if kind == "instances":
@@ -86,42 +98,46 @@ def evaluate(dataset, first, second=None):
     return evaluator.evaluate()
 
 
-def area_under(curve):
-    """Mean over a log axis of a step function of n, by a fine sum over the evaluator's 31 nodes."""
-    nodes = sorted({round(10 ** (3 * i / 30)) for i in range(31)})
-    total = 0.0
-    for left, right in zip(nodes, nodes[1:]):
-        total += (curve(left) + curve(right)) / 2 * (math.log10(right) - math.log10(left))
-    return total / 3
+def upper_part(box, share):
+    """The box without its lower rows: IoU ``share``, rounded to rows, with the whole of it."""
+    x0, y0, x1, y1 = box
+    return x0, y0, x1, y0 + round(share * (y1 - y0))
 
 
 @pytest.mark.parametrize("kind", ["instances", "masks", "boxes"])
 def test_every_number_by_hand(dataset, kind):
-    """The large square first, then a miss, then the small one; the image with the medium one has no proposals."""
-    found = evaluate(dataset, predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7], kind))
+    """The large square, a miss, the small square; then, in the other image, 37 of the 60 rows of the medium one."""
+    found = evaluate(
+        dataset,
+        predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7], kind),
+        predictions([upper_part(MEDIUM, 0.62)], [0.6], kind),
+    )
     name = "proposals_segm_of_filled_boxes" if kind == "boxes" else "proposals_segm"
     assert list(found) == [name, "proposals_bbox"]
     for metrics in found.values():
-        assert metrics["AR@1"] == pytest.approx(100 / 3)
+        # The medium square is found at IoU .5, .55 and .6, the others at all ten.
+        assert metrics["AR@1"] == pytest.approx(10 * (3 * 2 / 3 + 7 * 1 / 3))
         for limit in (10, 100, 1000):
-            assert metrics[f"AR@{limit}"] == pytest.approx(200 / 3)
+            assert metrics[f"AR@{limit}"] == pytest.approx(10 * (3 * 1 + 7 * 2 / 3))
             assert metrics[f"ARs@{limit}"] == 100
         assert metrics["ARs@1"] == 0 and metrics["ARl@1"] == 100
-        assert metrics["ARm@1"] == metrics["ARm@1000"] == 0
+        assert metrics["ARm@1"] == metrics["ARm@1000"] == pytest.approx(30)
         for limit in (10, 20, 30, 60):
-            assert metrics[f"R50@{limit}"] == pytest.approx(200 / 3)
-        expected = area_under(lambda n: 100 / 3 if n < 3 else 200 / 3)
-        assert metrics["AUC"] == pytest.approx(expected)
-        # Precision 1 up to recall 1/3 (34 of 101 points), then 2/3 up to recall 2/3 (33 points), then 0.
-        for threshold in ("AP", "AP50", "AP75"):
-            assert metrics[threshold] == pytest.approx(100 * (34 + 33 * 2 / 3) / 101)
+            assert metrics[f"R50@{limit}"] == 100
+        # AR is 13/30 with 1 and 2 proposals, 23/30 with 3 and more, and linear between 2 and 3 on the logarithmic axis.
+        two, three = math.log10(2), math.log10(3)
+        area = 13 / 30 * two + (13 + 23) / 60 * (three - two) + 23 / 30 * (3 - three)
+        assert metrics["AUC"] == pytest.approx(100 * area / 3)
+        # Precision 1 up to recall 1/3 (34 of 101 points). Up to .6 then 3/4 up to recall 1, above 2/3 up to recall 2/3.
+        low, high = (34 + 67 * 3 / 4) / 101, (34 + 33 * 2 / 3) / 101
+        assert metrics["AP50"] == pytest.approx(100 * low)
+        assert metrics["AP75"] == pytest.approx(100 * high)
+        assert metrics["AP"] == pytest.approx(30 * low + 70 * high)
 
 
 def test_overlap_decides_at_every_threshold(dataset):
     """A square that covers 62 % of the large one, and nothing else: found at IoU .5, .55 and .6."""
-    x0, y0, x1, y1 = LARGE
-    part = (x0, y0, x1, y0 + round(0.62 * (y1 - y0)))
-    found = evaluate(dataset, predictions([part], [0.5]), predictions([], []))
+    found = evaluate(dataset, predictions([upper_part(LARGE, 0.62)], [0.5]), predictions([], []))
     for metrics in found.values():
         assert metrics["ARl@1"] == pytest.approx(30)
         assert metrics["R50@10"] == pytest.approx(100 / 3)
@@ -149,16 +165,76 @@ def test_no_proposals_at_all(dataset):
         assert metrics["AR@1000"] == 0 and metrics["AP"] == 0 and metrics["ARm@1"] == 0
 
 
+def test_proposals_after_the_best_thousand_do_not_enter(dataset):
+    for misses, recall in ((999, 100 / 3), (1000, 0)):
+        boxes, scores = [*[NOWHERE] * misses, SMALL], [*[0.9] * misses, 0.1]
+        for metrics in evaluate(dataset, predictions(boxes, scores, "boxes")).values():
+            assert metrics["AR@1000"] == pytest.approx(recall) and metrics["AR@100"] == 0
+            assert (metrics["AP"] > 0) == (recall > 0)
+
+
+def test_what_the_data_do_not_have_is_nan(dataset):
+    def keep(count):
+        def change(content):
+            content["annotations"] = content["annotations"][:count]
+
+        change_data(dataset, change)
+
+    keep(2)  # no medium square
+    for metrics in evaluate(dataset, predictions([SMALL], [0.9])).values():
+        assert {name for name, value in metrics.items() if math.isnan(value)} == {
+            f"ARm@{limit}" for limit in (1, 10, 100, 1000)
+        }
+        assert metrics["AR@1"] == 50
+    keep(0)
+    for metrics in evaluate(dataset, predictions([SMALL], [0.9])).values():
+        assert all(map(math.isnan, metrics.values()))
+
+
 def test_masks_relative_to_a_box_are_pasted_into_it(dataset):
-    """A left half of 1 in the box of the large square: IoU 1/2 for masks, 1 for boxes."""
+    """The left 70 of 112 columns in the box of the large square: IoU .625 for masks, 1 for boxes."""
     output = predictions([LARGE], [0.5], "masks")
-    output["proposals"].proposal_masks[:, :, 56:] = 0
+    output["proposals"].proposal_masks[:, :, 70:] = 0
     found = evaluate(dataset, output)
     assert found["proposals_bbox"]["ARl@1"] == 100
-    assert found["proposals_segm"]["ARl@1"] in (
-        0,
-        pytest.approx(10),
-    )  # 1/2, give or take a pixel column
+    assert found["proposals_segm"]["ARl@1"] == pytest.approx(30)
+
+
+class _Pixels(Backbone):
+    """Hands the picture on as it is."""
+
+    def forward(self, image):
+        return {"image": image}
+
+
+class _Fixed(nn.Module):
+    """Proposes, in the coordinates of the model's input, what it was told."""
+
+    def __init__(self, proposals):
+        super().__init__()
+        self.proposals = proposals
+
+    def forward(self, images, features, gt_instances=None):
+        return [self.proposals], {}
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_proposals_of_a_resized_picture(dataset, kind):
+    """The model sees half the size, in which the small square is 10 pixels wide."""
+    size = SIZE[0] // 2, SIZE[1] // 2
+    boxes = [[side / 2 for side in box] for box in (LARGE, SMALL)]
+    found = predictions(boxes, [0.9, 0.8], kind, size)
+    model = ProposalNetwork(
+        backbone=_Pixels(),
+        proposal_generator=_Fixed(found["proposals"]),
+        pixel_mean=[0, 0, 0],
+        pixel_std=[1, 1, 1],
+    ).eval()
+    item = {"image": torch.zeros(3, *size), "image_id": 1, "height": SIZE[0], "width": SIZE[1]}
+    (output,) = model([item])
+    for metrics in evaluate(dataset, output).values():
+        assert metrics["ARs@10"] == metrics["ARl@10"] == 100
+        assert metrics["AR@1"] == pytest.approx(100 / 3)
 
 
 def test_perfect_shapes():
@@ -176,20 +252,29 @@ def test_perfect_shapes():
         assert metrics["AR@100"] == 100 and metrics["AP"] == pytest.approx(100)
 
 
+FIRST = predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7])
+SECOND = predictions([MEDIUM], [0.5])
+# What each of two processes sees: an image each, of which the second has no masks, and both images in one process.
+SHARES = [
+    [[(1, FIRST)], [(2, SECOND)]],
+    [[(1, FIRST)], [(2, predictions([MEDIUM], [0.5], "boxes"))]],
+    [[(1, FIRST), (2, SECOND)], []],
+]
+
+
 def _evaluate_on_rank(path, out):
     MetadataCatalog.get("squares").json_file = path
-    evaluator = MaskProposalEvaluator("squares")
-    if comm.get_rank() == 0:  # the other process gets no image at all
-        evaluator.process(
-            [{"image_id": 1}], [predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7])]
-        )
-        evaluator.process([{"image_id": 2}], [predictions([MEDIUM], [0.5])])
-    results = evaluator.evaluate()
+    results = []
+    for shares in SHARES:
+        evaluator = MaskProposalEvaluator("squares")
+        for image_id, output in shares[comm.get_rank()]:
+            evaluator.process([{"image_id": image_id}], [output])
+        results.append(evaluator.evaluate())
     if comm.is_main_process():
         with open(out, "w") as file:
             json.dump(results, file)
     else:
-        assert results is None
+        assert results == [None] * len(SHARES)
     comm.synchronize()
     torch.distributed.destroy_process_group()
     # Now and then a thread of torch's gloo backend is still up when the interpreter tears down, which aborts a process
@@ -199,28 +284,25 @@ def _evaluate_on_rank(path, out):
 
 
 def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):
-    alone = evaluate(
-        dataset,
-        predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7]),
-        predictions([MEDIUM], [0.5]),
-    )
+    alone = evaluate(dataset, FIRST, SECOND)
     out = tmp_path / "out.json"
     path = MetadataCatalog.get(dataset).json_file
     launch(_evaluate_on_rank, 2, dist_url="auto", args=(path, str(out)))
-    assert json.loads(out.read_text()) == alone
+    split, without_masks, in_one = json.loads(out.read_text())
+    assert split == in_one == alone
+    assert list(without_masks) == ["proposals_segm_of_filled_boxes", "proposals_bbox"]
+    assert list(without_masks.values()) == list(alone.values())
 
 
 @pytest.mark.parametrize("first", [0, 7])
 def test_category_ids_of_the_data_may_be_any(first, dataset):
-    path = MetadataCatalog.get(dataset).json_file
-    with open(path) as file:
-        content = json.load(file)
-    for item in content["categories"]:
-        item["id"] += first - 1
-    for item in content["annotations"]:
-        item["category_id"] += first - 1
-    with open(path, "w") as file:
-        json.dump(content, file)
+    def change(content):
+        for item in content["categories"]:
+            item["id"] += first - 1
+        for item in content["annotations"]:
+            item["category_id"] += first - 1
+
+    change_data(dataset, change)
     found = predictions([SMALL, LARGE], [0.9, 0.8]), predictions([MEDIUM], [0.7])
     results = evaluate(dataset, *found)
     assert results["proposals_segm"]["AR@10"] == pytest.approx(100)

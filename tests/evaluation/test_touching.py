@@ -87,3 +87,42 @@ def test_metrics_count_only_the_subset():
     wrong = subset_metrics(truth, results_of(((60, 5, 70, 15), 0.9), (A, 0.8)), counted, 100)
     assert wrong["AP"] == pytest.approx(50 * 51 / 101) and wrong["AR"] == pytest.approx(50)
     assert np.isnan(subset_metrics(truth, found, set(), 100)["AP"])
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [((40, 40, 50, 48), 0.9)],  # IoU .8: matches nothing at .85, .9 and .95
+        [((40, 40, 50, 45), 0.9)],  # IoU .5
+        [((40, 40, 50, 50), 0.95), ((40, 40, 50, 48), 0.9)],  # the same nucleus twice
+    ],
+)
+def test_an_inexact_detection_of_one_that_does_not_count_does_not_hurt(others):
+    truth = truth_of(A, (20, 10, 30, 20), (40, 40, 50, 50))
+    counted = touching_annotations(truth)
+    metrics = subset_metrics(truth, results_of(*others, (A, 0.8)), counted, 100)
+    for name in ("AP", "AP50", "AP75"):
+        assert metrics[name] == pytest.approx(100 * 51 / 101)
+    assert metrics["AR"] == pytest.approx(50)
+
+
+def test_an_inexact_detection_hurts_where_it_is_of_one_that_counts_or_of_none():
+    truth = truth_of(A, (20, 10, 30, 20), (40, 40, 50, 50))
+    counted = touching_annotations(truth)
+    # IoU .4 with the third: false at every threshold.
+    metrics = subset_metrics(truth, results_of(((40, 40, 50, 44), 0.9), (A, 0.8)), counted, 100)
+    assert metrics["AP"] == pytest.approx(50 * 51 / 101)
+    # IoU .8 with the second: right at .5 to .8, false at .85, .9 and .95.
+    metrics = subset_metrics(truth, results_of(((20, 10, 30, 18), 0.9), (A, 0.8)), counted, 100)
+    assert metrics["AP"] == pytest.approx(70 + 30 * 51 / 101 / 2)
+    assert metrics["AR"] == pytest.approx(85)
+
+
+def test_crowds_are_treated_as_everywhere():
+    """A detection of which .8 lies in a crowd is false at the thresholds above."""
+    crowd = (40, 40, 60, 60)
+    truth = truth_of(A, (20, 10, 30, 20), crowd, crowds=(2,))
+    found = results_of(((40, 38, 50, 48), 0.9), (A, 0.8))
+    metrics = subset_metrics(truth, found, touching_annotations(truth), 100)
+    assert metrics["AP75"] == pytest.approx(100 * 51 / 101)
+    assert metrics["AP"] == pytest.approx(70 * 51 / 101 + 30 * 51 / 101 / 2)

@@ -1,5 +1,7 @@
 """Mean-shift proposals under Detectron2's own meta-architectures and ROI heads."""
 
+import math
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -319,6 +321,21 @@ def test_images_without_objects_train():
         losses = model([empty])
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_a_crowd_is_background_and_alone_in_a_picture_it_trains():
+    """What the mapper says of a crowd reaches no R-CNN: losses are those of a picture without it."""
+    torch.manual_seed(0)
+    model = build_model(mask_rcnn_cfg(*SWAP, *PROPOSALS_ONLY)).train()
+    crowd = torch.zeros(96, 128, dtype=torch.bool)
+    crowd[:, 100:] = True
+    for item in (batch()[0], training_input((96, 128), (), ())):
+        found = []
+        for items in ([item], [{**item, "ignore_mask": crowd}]):
+            torch.manual_seed(1)
+            with EventStorage():
+                found.append({name: float(loss) for name, loss in model(items).items()})
+        assert found[0] == found[1] and all(math.isfinite(loss) for loss in found[0].values())
 
 
 def test_boxes_stand_in_for_missing_masks():

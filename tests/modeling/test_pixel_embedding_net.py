@@ -65,11 +65,15 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(overrides):
 def test_without_weights_only_the_class_map_is_trained():
     """The control: all parameters take part, those of embeddings and votes with a gradient of zero."""
     model = build_model(
-        small_cfg("MODEL.RPE.PAIR_LOSS_WEIGHT", 0.0, "MODEL.RPE.VOTE_LOSS_WEIGHT", 0.0)
-    )
+        small_cfg(
+            "MODEL.RPE.PAIR_LOSS_WEIGHT", 0.0, "MODEL.RPE.VOTE_LOSS_WEIGHT", 0.0,
+            "MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned",
+        )
+    )  # fmt: skip
     losses = losses_of(model, [training_input()])
     assert float(losses["loss_pair"]) == 0 and "loss_vote" not in losses
     sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.mean_shift.parameters())
     for name, parameter in model.embedding_head.named_parameters():
         reached = float(parameter.grad.abs().sum()) > 0
         assert reached != name.startswith(("embedding.", "voter.")), name

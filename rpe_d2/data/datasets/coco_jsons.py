@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import os
+import reprlib
 from operator import mul
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -10,6 +12,8 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
+
+from rpe_d2.coco_annotations import is_polygon
 
 from .coco_sem_seg import register_coco_sem_seg
 
@@ -24,16 +28,46 @@ _REQUIRED = {
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
+_OPTIONAL = {"annotations": ("iscrowd", "area")}
+
+
+def _are_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and set(map(type, values)) <= {int, float}
+        and all(map(math.isfinite, values))
+    )
+
+
+_ID = (lambda value: type(value) in (int, float, str), "a number or text")
+_SIDE = (lambda value: type(value) is int and value > 0, "a whole number of pixels above 0")
+_TEXT = (lambda value: isinstance(value, str), "text")
+# What a key's value has to fulfil, and how that is said.
+_ALLOWED = {
+    "id": _ID,
+    "image_id": _ID,
+    "category_id": _ID,
+    "file_name": _TEXT,
+    "name": _TEXT,
+    "height": _SIDE,
+    "width": _SIDE,
+    "bbox": (
+        lambda value: _are_numbers(value) and len(value) == 4,
+        "4 numbers, x, y, width, height",
+    ),
+    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
+    "area": (lambda value: _are_numbers([value]) and value >= 0, "a number of pixels, 0 or more"),
+}
 
 
 def register_coco_jsons(entries: Sequence[str]) -> None:
     """Register data sets in COCO's format, after checking them.
 
-    Polygons, compressed and uncompressed RLE, crowds, images without objects and category ids with gaps
-    are all fine. `thing_classes` is in the metadata at once. Each is also registered as `NAME_sem_seg`, with
-    semantic maps in place of instances. The file is parsed here, for the checks, and
-    by Detectron2 when the data are first used. Entries that this process has registered already are
-    skipped.
+    Polygons, compressed and uncompressed RLE, crowds, images without objects, category ids with gaps and
+    annotations without a mask, `iscrowd` or `area` are all fine. `thing_classes` is in the metadata at
+    once. Each is also registered as `NAME_sem_seg`, with semantic maps in place of instances. The file is
+    parsed here, for the checks, and by Detectron2 when the data are first used. Entries that this process
+    has registered already are skipped.
 
     Args:
         entries: `"name=path.json:image_root"`, or `"name=path.json"` where the images lie beside the file.
@@ -126,6 +160,12 @@ def _check_content(where: str, content: Any) -> None:
                 raise ValueError(
                     f"{where}: {part}[{i}] has no {', '.join(missing)}; required: {', '.join(keys)}"
                 )
+            for key in (*keys, *_OPTIONAL.get(part, ())):
+                is_allowed, allowed = _ALLOWED[key]
+                if key in item and not is_allowed(item[key]):
+                    raise ValueError(
+                        f"{where}: {part}[{i}] has the {key} {reprlib.repr(item[key])}; allowed: {allowed}"
+                    )
         if part != "annotations" and not content[part]:
             raise ValueError(f"{where}: the list {part!r} is empty; at least one is required")
         ids[part] = {item["id"] for item in content[part]}
@@ -133,6 +173,10 @@ def _check_content(where: str, content: Any) -> None:
             raise ValueError(
                 f"{where}: the ids of {part!r} are not unique"
                 f" ({len(content[part])} entries, {len(ids[part])} ids)"
+            )
+        if len({isinstance(one, str) for one in ids[part]}) > 1:
+            raise ValueError(
+                f"{where}: some ids of {part!r} are numbers and some are text; allowed: one of the two"
             )
 
     for key, part in (("image_id", "images"), ("category_id", "categories")):
@@ -163,30 +207,23 @@ def _check_masks(where: str, content: Dict[str, Any]) -> None:
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     empty, outside, flat = [], [], []
     for annotation in content["annotations"]:
-        box = annotation["bbox"]
-        if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
-            raise ValueError(
-                f"{where}: annotation {annotation['id']} has the box {box}; required: 4 numbers,"
-                " x, y, width, height"
-            )
-        if min(box[2:]) <= 0:
+        if min(annotation["bbox"][2:]) <= 0:
             flat.append(annotation["id"])
         segmentation = annotation.get("segmentation")
         if not segmentation:
             continue
+        place = f"{where}: annotation {annotation['id']}"
         height, width = sizes[annotation["image_id"]]
         if isinstance(segmentation, dict):
-            if segmentation.get("size") != [height, width]:
-                raise ValueError(
-                    f"{where}: annotation {annotation['id']} has an RLE mask of size"
-                    f" {segmentation.get('size')}, but its image is [{height}, {width}] (height, width)"
-                )
-            counts = segmentation["counts"]
-            area = sum(counts[1::2]) if isinstance(counts, list) else mask_util.area(segmentation)
-            if area == 0:
+            if _rle_area(place, segmentation, height, width) == 0:
                 empty.append(annotation["id"])
             continue
-        polygons = [polygon for polygon in segmentation if _polygon_area(polygon) > 0]
+        if not (isinstance(segmentation, list) and all(map(_are_numbers, segmentation))):
+            raise ValueError(
+                f"{place} has the segmentation {reprlib.repr(segmentation)}; allowed: a list of polygons"
+                " [[x, y, x, y, …], …], or RLE {size, counts}"
+            )
+        polygons = [p for p in segmentation if is_polygon(p) and _polygon_area(p) > 0]
         if not polygons:
             empty.append(annotation["id"])
         elif all(
@@ -208,6 +245,28 @@ def _check_masks(where: str, content: Dict[str, Any]) -> None:
     ]
     if parts:
         logger.warning(f"{where}: annotations that cannot be learned: {', '.join(parts)}")
+
+
+def _rle_area(place: str, rle: Dict[str, Any], height: int, width: int) -> int:
+    """Pixels of a mask; fails on one that is not an image's of that size."""
+    if rle.get("size") != [height, width]:
+        raise ValueError(
+            f"{place} has an RLE mask of size {rle.get('size')}, but its image is [{height}, {width}] (height, width)"
+        )
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        return int(mask_util.area(rle))
+    if not (
+        isinstance(counts, list)
+        and set(map(type, counts)) <= {int}
+        and min(counts, default=0) >= 0
+        and sum(counts) <= height * width
+    ):
+        raise ValueError(
+            f"{place} has an RLE mask with counts {reprlib.repr(counts)}; allowed: compressed text, or whole"
+            f" numbers from 0 with at most {height * width} in all"
+        )
+    return sum(counts[1::2])
 
 
 def _polygon_area(polygon: List[float]) -> float:

@@ -10,6 +10,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
+from rpe_d2.coco_annotations import usable_segmentation
+
 from .generated import encoded, serve_pictures
 
 __all__ = ["register_coco_sem_seg"]
@@ -22,7 +24,7 @@ def register_coco_sem_seg(where: str, name: str, classes: List[str]) -> None:
     """Registers `NAME_sem_seg` beside a registered data set: background, then the classes of its instances.
 
     More than 254 classes have no maps. Where masks overlap, the smaller one is in front. Crowd regions are ignored. An
-    annotation without a mask counts as its filled box.
+    annotation without a mask counts as its filled box; one whose polygons all have fewer than 3 corners is left out.
 
     Args:
         where: begins the messages of errors.
@@ -85,13 +87,10 @@ def _paint(content: COCO, image_id: Any) -> np.ndarray:
     label_of = {category: 1 + place for place, category in enumerate(sorted(content.cats))}
     masks = []
     for annotation in content.imgToAnns[image_id]:
-        if not annotation.get("segmentation"):
-            x, y, width, height = annotation["bbox"]
-            right, bottom = x + width, y + height
-            annotation = {
-                **annotation,
-                "segmentation": [[x, y, right, y, right, bottom, x, bottom]],
-            }
+        segmentation = usable_segmentation(annotation)
+        if segmentation is None:
+            continue
+        annotation = {**annotation, "segmentation": segmentation}
         masks.append((annotation, content.annToMask(annotation).astype(bool)))
     # Crowds first: where one overlaps an instance, the instance is the better label.
     masks.sort(key=lambda pair: (not pair[0].get("iscrowd", 0), -pair[1].sum()))

@@ -1,0 +1,79 @@
+"""Names and ids of the classes of a run, beside its configuration: pictures are labelled without the data."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+
+from .files import replacing_file
+from .run_setup import number_of_classes
+
+FILE = "classes.json"
+_NAMES = ("thing_classes", "stuff_classes")
+
+
+def write_classes(cfg: CfgNode) -> None:
+    """Writes ``OUTPUT_DIR/classes.json``: what the data sets of the run know of their classes.
+
+    Its lists, those that are known: "thing_classes" and "stuff_classes", the names, and "category_ids", those of the
+    things in the data, all in the order of the model's classes.
+    """
+    known: Dict[str, Any] = {}
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        found = {kind: metadata.get(kind) for kind in _NAMES}
+        ids = metadata.get("thing_dataset_id_to_contiguous_id")
+        found["category_ids"] = sorted(ids, key=ids.get) if ids else None
+        known = {**{kind: values for kind, values in found.items() if values}, **known}
+    with replacing_file(Path(cfg.OUTPUT_DIR) / FILE) as file:
+        file.write((json.dumps(known, indent=1) + "\n").encode())
+
+
+def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
+    """What :func:`write_classes` wrote beside a configuration; None: nothing.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    path = Path(config_file).with_name(FILE)
+    if not path.exists():
+        return None
+    try:
+        known = json.loads(path.read_text())
+        if not all(isinstance(known.get(key, []), list) for key in (*_NAMES, "category_ids")):
+            raise TypeError("no lists")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no classes of a run ({error}); it may be deleted"
+        ) from error
+    return known
+
+
+def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = None) -> Metadata:
+    """What a model's classes are called, "class 3" where nothing is known of them.
+
+    Args:
+        config_file: of the run, which may have written its classes.
+        dataset: registered, of which pictures are drawn; its own names come first.
+    """
+    known = read_classes(config_file)
+    if dataset or known is None:
+        name = dataset or next(iter(cfg.DATASETS.TEST), "__unused")
+        known = MetadataCatalog.get(name).as_dict()
+    elif "category_ids" in known:
+        ids = {category: index for index, category in enumerate(known.pop("category_ids"))}
+        known["thing_dataset_id_to_contiguous_id"] = ids
+    for kind, count in number_of_classes(cfg).items():
+        names = list(known.get(kind) or [])
+        known[kind] = names + [f"class {index}" for index in range(len(names), count)]
+    return Metadata(**known)
+
+
+def class_names(classes: List[int], metadata: Metadata) -> List[str]:
+    """A name for each class, "" where there is one class alone and nothing to tell apart."""
+    known = metadata.get("thing_classes")
+    if known is not None and len(known) == 1:
+        return [""] * len(classes)
+    return [known[c] if known is not None and c < len(known) else f"class {c}" for c in classes]

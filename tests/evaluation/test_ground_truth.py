@@ -1,0 +1,109 @@
+"""Data that lack what COCOeval needs give the same numbers as complete data."""
+
+import itertools
+
+import pytest
+from detectron2.data import MetadataCatalog
+
+from rpe_d2.evaluation import BoundaryAPEvaluator, InstanceEvaluator, MaskProposalEvaluator
+from tests.evaluation.test_mask_proposal_evaluator import (
+    LARGE,
+    MEDIUM,
+    NOWHERE,
+    SMALL,
+    change_data,
+    dataset,
+    predictions,
+    upper_part,
+)
+
+__all__ = ["dataset"]  # a fixture
+
+LINE = [10, 10, 30, 30]  # two corners
+EVALUATORS = {
+    "instances": lambda name: InstanceEvaluator(name, None, 100, touching_instances=True),
+    "proposals": lambda name: MaskProposalEvaluator(name, distributed=False),
+    "boundaries": lambda name: BoundaryAPEvaluator(name, distributed=False),
+}
+
+
+def corners(box):
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def ids_from_zero(content):
+    for annotation in content["annotations"]:
+        annotation["id"] -= 1
+
+
+def no_iscrowd(content):
+    for annotation in content["annotations"]:
+        if not annotation["iscrowd"]:
+            del annotation["iscrowd"]
+
+
+def no_area(content):
+    for annotation in content["annotations"]:
+        del annotation["area"]
+
+
+def filled_boxes(content):
+    for annotation, box in zip(content["annotations"], (SMALL, LARGE, MEDIUM, LARGE)):
+        x0, y0, x1, y1 = box
+        annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+
+
+def no_masks(content):
+    filled_boxes(content)
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+
+
+def lines_beside_polygons(content):
+    for annotation, box in zip(content["annotations"], (SMALL, LARGE, MEDIUM, LARGE)):
+        annotation["segmentation"] = [LINE, corners(box)]
+
+
+def lines_alone(content):
+    first = content["annotations"][0]
+    content["annotations"].insert(0, {**first, "id": 9, "segmentation": [LINE]})
+
+
+def metrics(evaluator, name):
+    evaluator = EVALUATORS[evaluator](name)
+    evaluator.reset()
+    found = (
+        predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7]),
+        predictions([upper_part(MEDIUM, 0.62), (120, 40, 200, 120)], [0.6, 0.9]),
+    )
+    for image_id, output in enumerate(found, start=1):
+        output["instances"].pred_classes[:] = image_id - 1
+        evaluator.process([{"image_id": image_id}], [output])
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize(
+    "complete, lacking",
+    [
+        (None, ids_from_zero),
+        (None, no_iscrowd),
+        (None, no_area),
+        (filled_boxes, no_masks),
+        (None, lines_beside_polygons),
+        (None, lines_alone),
+    ],
+)
+def test_incomplete_data_give_the_numbers_of_complete_data(dataset, evaluator, complete, lacking):
+    MetadataCatalog.get(dataset).thing_dataset_id_to_contiguous_id = {1: 0, 2: 1}
+    if complete:
+        change_data(dataset, complete)
+    expected = metrics(evaluator, dataset)
+    change_data(dataset, lacking)
+    found = metrics(evaluator, dataset)
+    assert list(found) == list(expected)
+    for name in expected:
+        assert found[name] == pytest.approx(expected[name], nan_ok=True)
+    best = max(itertools.chain(*(scores.values() for scores in found.values())))
+    assert best == pytest.approx(100)
