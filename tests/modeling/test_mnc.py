@@ -230,6 +230,27 @@ def test_masks_are_cut_at_their_threshold():
 
 
 @pytest.mark.parametrize(
+    "generator, stages, refused",
+    [
+        ("MNCRPN", 3, "MODEL.PROPOSAL_GENERATOR.NAME MNCRPN"),
+        ("RPN", 5, "MODEL.MNC.NUM_STAGES 5"),
+        ("RPN", 3, None),
+    ],
+)
+def test_a_loss_scaler_is_refused_where_gradients_are_cut(generator, stages, refused):
+    keys = ("MODEL.PROPOSAL_GENERATOR.NAME", generator, "MODEL.MNC.NUM_STAGES", stages)
+    half = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION")
+    mnc(*keys, *half, "bfloat16")
+    if refused is None:
+        mnc(*keys, *half, "float16")
+        return
+    with pytest.raises(
+        ValueError, match=f"SOLVER.AMP.PRECISION is float16, .*{refused}.*; allowed"
+    ):
+        mnc(*keys, *half, "float16")
+
+
+@pytest.mark.parametrize(
     "key, value, allowed",
     [
         ("NUM_STAGES", 4, "3 or 5"),

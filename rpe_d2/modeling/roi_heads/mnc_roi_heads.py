@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.roi_warp import roi_warp
 
-from ..proposal_generator.mnc_rpn import bounded_gradient
+from ..proposal_generator.mnc_rpn import bounded_gradient, check_precision
 from .mask_voting import MaskVoting, cut_at_half
 from .region_labels import RegionLabels, label_regions, sample_regions
 
@@ -165,6 +165,8 @@ class MNCROIHeads(ROIHeads):
             raise ValueError(f"MODEL.MNC.RESOLUTION is {mnc.RESOLUTION}; allowed: even numbers")
         if not 0 <= mnc.EASY_BACKGROUND <= 1:
             raise ValueError(f"MODEL.MNC.EASY_BACKGROUND is {mnc.EASY_BACKGROUND}; allowed: 0 to 1")
+        if mnc.NUM_STAGES == 5:  # its second round's boxes have gradient
+            check_precision("MODEL.MNC.NUM_STAGES 5", cfg)
         shapes = [input_shape[name] for name in heads.IN_FEATURES]
         arguments = super().from_config(cfg)
         arguments.update(
