@@ -1,5 +1,7 @@
 """Multi-task network cascades: what has gradients, what is a target, who votes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
 from rpe_d2.modeling.roi_heads.mask_voting import cut_at_half, vote_masks
-from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCStages
+from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCPrediction, MNCStages, _mask_iou
 from rpe_d2.modeling.roi_heads.region_labels import label_regions
 from rpe_d2.ops.roi_warp import roi_warp
 from tests.reference import mask_voting as reference
@@ -178,6 +180,34 @@ def test_labels_and_targets_by_hand():
     narrow = label_regions(torch.tensor([[0.0, 0, 20, 20]]), truth, 3)
     assert narrow.masks_in(torch.tensor([[0.0, 0.0, 20.0, 21.6]]), 6)[0].all()
     assert not narrow.masks_in(torch.tensor([[0.0, 0.0, 20.0, 23.0]]), 6)[0, -1].any()
+
+
+def test_overlap_of_masks():
+    one = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[1, 1, 1, 0]]]).bool()
+    other = torch.tensor([[[0, 1, 1, 0]], [[0, 0, 0, 0]], [[1, 1, 1, 0]]]).bool()
+    assert _mask_iou(one, other).tolist() == pytest.approx([1 / 3, 0, 1])
+
+
+def test_a_mask_has_its_objects_class_if_it_covers_half_of_it():
+    heads = mnc().roi_heads
+    truth = square_instances((40, 40), [(0, 0, 28, 28)], [1])
+    # Twice the object, and background.
+    boxes = torch.tensor([[0.0, 0, 28, 28], [0, 0, 28, 28], [30, 30, 40, 40]])
+    masks = torch.full((3, 28, 28), -9.0)
+    masks[0, :14] = masks[1, :13] = 9.0
+    wanted = torch.tensor([1, 3, 3])
+    prediction = MNCPrediction(
+        mask_logits=masks,
+        class_logits=torch.zeros(3, 4),
+        seg_class_logits=60.0 * torch.nn.functional.one_hot(wanted, 4),
+        deltas=torch.zeros(3, 12),
+    )
+    losses = heads._losses(prediction, [boxes], [label_regions(boxes, truth, 3)])
+    assert float(losses["loss_seg_cls"]) < 1e-6
+    assert float(losses["loss_cls"]) == pytest.approx(math.log(4))
+    assert float(losses["loss_box_reg"]) == 0
+    # Of the two foreground masks 29 of 56 rows are wrong, each by 9.
+    assert float(losses["loss_mask"]) == pytest.approx(9 * 29 / 56, abs=1e-3)
 
 
 def test_background_comes_in_bands():
