@@ -198,6 +198,7 @@ def test_the_authors_backbone():
     "overrides, message",
     [
         (("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3"]), "is p2, p3; allowed for FCISROIHeads: one"),
+        (("MODEL.FCIS.VOTE_IOU", -0.1), "MODEL.FCIS.VOTE_IOU is -0.1; allowed: 0 to 1"),
         (("MODEL.FCIS.PARTS", 0), "MODEL.FCIS.PARTS is 0; allowed: 1 or more"),
         (("MODEL.FCIS.MASK_THRESHOLD", 0.0), "MODEL.FCIS.MASK_THRESHOLD is 0.0; allowed: between"),
     ],

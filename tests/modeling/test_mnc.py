@@ -286,9 +286,30 @@ def test_a_loss_scaler_is_refused_where_gradients_are_cut(generator, stages, ref
         ("NUM_STAGES", 4, "3 or 5"),
         ("RESOLUTION", 7, "even numbers"),
         ("EASY_BACKGROUND", 1.5, "0 to 1"),
+        ("MASK_SIZE", 0, "1 or more"),
+        ("MASK_DIM", 0, "1 or more"),
+        ("FC_DIM", 0, "1 or more"),
+        ("VOTE_IOU", 1.5, "0 to 1"),
         ("MASK_THRESHOLD", 1.0, "between 0 and 1"),
     ],
 )
 def test_a_wrong_key_is_one_line(key, value, allowed):
     with pytest.raises(ValueError, match=f"MODEL.MNC.{key} is {value}; allowed: {allowed}"):
         mnc(f"MODEL.MNC.{key}", value)
+
+
+@pytest.mark.parametrize("heads", ["MNCROIHeads", "FCISROIHeads"])
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [("IOU_THRESHOLDS", [0.6], r"\[0.5\]"), ("IOU_LABELS", [1, 0], r"\[0, 1\]")],
+)
+def test_regions_are_matched_at_half(heads, key, value, allowed):
+    keys = ("MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_HEADS.IN_FEATURES", ["p2"])
+    message = rf"MODEL.ROI_HEADS.{key} is .*; allowed with {heads}: {allowed}"
+    with pytest.raises(ValueError, match=message):
+        mnc(*keys, f"MODEL.ROI_HEADS.{key}", value)
+
+
+def test_boxes_are_regressed_by_class():
+    with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG is True; allowed with MNCROIHeads"):
+        mnc("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
