@@ -15,8 +15,9 @@ from detectron2.structures import Boxes, Instances
 class MNCRPN(RPN):
     """Detectron2's RPN whose proposals keep the gradient of their coordinates (Dai et al., CVPR 2016, section 3).
 
-    Which proposals are kept does not depend on it; sides that are clipped at the image's border have none. Pair it with
-    ROI heads that use it: :class:`rpe_d2.modeling.MNCROIHeads`.
+    Which proposals are kept does not depend on it. Sides that are clipped at the image's border have none; the authors'
+    release takes it from all sides of such a box. Pair it with ROI heads that use it:
+    :class:`rpe_d2.modeling.MNCROIHeads`.
     """
 
     @classmethod

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from rpe_d2.ops.position_sensitive import position_sensitive_regions
 
 from ..config_ranges import check_ranges
-from .mask_voting import MaskVoting, cut_at_half
+from ..soft_masks import cut_at_half
+from .mask_voting import MaskVoting
 from .region_labels import RegionLabels, check_matching, sample_regions
 
 

@@ -19,7 +19,8 @@ from rpe_d2.ops.roi_warp import roi_warp
 
 from ..config_ranges import check_ranges
 from ..proposal_generator.mnc_rpn import bounded_gradient, check_precision
-from .mask_voting import MaskVoting, cut_at_half
+from ..soft_masks import cut_at_half
+from .mask_voting import MaskVoting
 from .region_labels import RegionLabels, check_matching, label_regions, sample_regions
 
 # What a predicted mask must cover of the true one to be labelled with its class.
