@@ -65,8 +65,8 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.SOLVER.MAX_NONFINITE_STEPS = 10
     # Evaluations without a better TEST.BEST_METRIC after which training ends; 0: never.
     cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
-    # Several processes: look for parameters without gradient in each step, which costs time and models of this package
-    # do not need.
+    # Several processes: look for parameters without gradient in each step, which costs time. Needed where outputs of the
+    # backbone lead nowhere, as coarse ones of an FPN under DeepMask and InstanceFCN.
     cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
     # Keep the weights that were best in this score in model_best.pth: "segm/AP", "validation/total_loss", ...; with
     # several data sets "NAME/segm/AP". "": keep none.

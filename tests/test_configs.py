@@ -1,11 +1,14 @@
 """Every shipped configuration builds its model, and pairs that are compared differ only in what they compare."""
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from rpe_d2.engine.run_setup import read_config
 from tests.conftest import ROOT
+from tests.modeling.helpers import training_input
 
 CONFIGS = ROOT / "configs"
 LEAVES = sorted(
@@ -29,6 +32,37 @@ def test_it_builds_its_model(name):
     assert outputs.count(cfg.OUTPUT_DIR) == 1
 
 
+@pytest.mark.parametrize("name", [name for name in LEAVES if "voc" in name])
+def test_vgg_sees_what_torchvisions_weights_were_trained_on(name):
+    cfg = read(name)
+    if cfg.MODEL.BACKBONE.NAME != "build_vgg16_backbone":
+        pytest.skip("another backbone")
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in LEAVES
+        # What the VOC ones add to those of COCO is the data, or VGG-16, which leads nowhere but to what is asked for.
+        if name.startswith(("baselines/", "proposals/")) and not name.endswith("_voc.yaml")
+    ],
+)
+def test_parameters_without_gradient_are_looked_for(name):
+    """Else distributed training ends at the second step."""
+    cfg = read(name)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    item = training_input((128, 128), ((4, 4, 64, 64), (64, 64, 124, 124)), (0, 0))
+    with EventStorage():
+        sum(model([item]).values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without or cfg.SOLVER.FIND_UNUSED_PARAMETERS, without
+
+
 def flat(node: CfgNode, prefix: str = "") -> dict:
     values = {}
     for key, value in node.items():
@@ -37,6 +71,59 @@ def flat(node: CfgNode, prefix: str = "") -> dict:
         else:
             values[prefix + key] = value
     return values
+
+
+# What systems may have of their own: their heads, their authors' suppression and share of foreground, ...
+MNC = (
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.MNC.",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+)
+FCIS = (
+    "MODEL.FCIS.",
+    "MODEL.ROI_HEADS.NAME",
+    "MODEL.ROI_HEADS.IN_FEATURES",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+)
+# ... on COCO their number of regions and FCIS's dilated backbone, ...
+TOP_300 = ("MODEL.RPN.", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE")
+ON_RES5 = ("MODEL.BACKBONE.NAME", "MODEL.RESNETS.", "MODEL.ANCHOR_GENERATOR.")
+# ... and their pyramids, whose scales share no statistics, with sizes of the picture to match.
+WINDOWS = (
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.DEEPMASK.",
+    "MODEL.INSTANCE_FCN.",
+    "MODEL.BACKBONE.NAME",
+    "MODEL.GUIDED_BACKBONE.",
+    "MODEL.RESNETS.NORM",
+    "SOLVER.FIND_UNUSED_PARAMETERS",
+)
+WINDOWS_OF_COCO = (
+    *WINDOWS,
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.RESNETS.OUT_FEATURES",
+    "INPUT.MIN_SIZE_",
+    "INPUT.MAX_SIZE_",
+)
+
+
+def test_as_many_regions_of_nuclei_are_sampled():
+    names = ("nuclei/mask_rcnn_R_18", *(f"baselines/{n}_nuclei" for n in ("mnc", "fcis", "sds")))
+    assert {read(f"{n}.yaml").MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE for n in names} == {256}
+
+
+def test_as_many_proposals_of_shapes_are_evaluated():
+    keys = {
+        "proposals/rpn_shapes": "RPN",
+        "baselines/deepmask_shapes": "DEEPMASK",
+        "baselines/sharpmask_shapes": "DEEPMASK",
+        "baselines/instance_fcn_shapes": "INSTANCE_FCN",
+    }
+    counts = [read(f"{n}.yaml").MODEL[key].POST_NMS_TOPK_TEST for n, key in keys.items()]
+    assert counts == [1000] * 4
 
 
 @pytest.mark.parametrize(
@@ -76,6 +163,63 @@ def flat(node: CfgNode, prefix: str = "") -> dict:
             "boundary/bsds_R_18.yaml",
             "boundary/bsds_R_18_cross_entropy.yaml",
             ("MODEL.BOUNDARY.PAIR_LOSS_WEIGHT",),
+        ),
+        *(
+            (f"baselines/{system}_{data}.yaml", detector, allowed)
+            for data, detector in (
+                ("shapes", "proposals/mask_rcnn_rpn_shapes.yaml"),
+                ("nuclei", "nuclei/mask_rcnn_R_18.yaml"),
+                ("coco", "baselines/mask_rcnn_coco.yaml"),
+            )
+            for system, allowed in (
+                ("hypercolumn", ("MODEL.ROI_MASK_HEAD.", "MODEL.HYPERCOLUMN.")),
+                ("mnc", MNC if data != "coco" else (*MNC, *TOP_300, "SOLVER.AMP.PRECISION")),
+                ("fcis", FCIS if data != "coco" else (*FCIS, *TOP_300, *ON_RES5)),
+            )
+        ),
+        *(
+            (one, other, ("MODEL.ROI_HEADS.NAME", "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING"))
+            for one, other in (
+                ("baselines/sds_shapes.yaml", "proposals/mask_rcnn_rpe_shapes.yaml"),
+                ("baselines/sds_coco.yaml", "rpe_rcnn_coco.yaml"),
+            )
+        ),
+        (
+            "baselines/sds_nuclei.yaml",
+            "nuclei/mask_rcnn_R_18.yaml",
+            (
+                "MODEL.ROI_HEADS.NAME",
+                "MODEL.ROI_BOX_HEAD.FC_DIM",
+                "MODEL.ROI_MASK_HEAD.",
+                "MODEL.BACKBONE.NAME",
+                *(
+                    "MODEL.PROPOSAL_GENERATOR.",
+                    "MODEL.RPE.",
+                    "MODEL.RPN.",
+                    "MODEL.ANCHOR_GENERATOR.",
+                ),
+            ),
+        ),
+        *(
+            (f"baselines/{system}_{data}.yaml", f"proposals/rpe_{data}.yaml", WINDOWS)
+            for system in ("deepmask", "instance_fcn")
+            for data in ("shapes", "nuclei")
+        ),
+        *(
+            (f"baselines/{system}_coco.yaml", "rpe_coco.yaml", WINDOWS_OF_COCO)
+            for system in ("deepmask", "instance_fcn")
+        ),
+        *(
+            (
+                f"baselines/sharpmask_{data}.yaml",
+                f"baselines/deepmask_{data}.yaml",
+                (
+                    "MODEL.PROPOSAL_GENERATOR.NAME",
+                    "MODEL.GUIDED_BACKBONE.",
+                    "MODEL.RESNETS.OUT_FEATURES",
+                ),
+            )
+            for data in ("shapes", "nuclei", "coco")
         ),
     ],
 )

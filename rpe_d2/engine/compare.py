@@ -19,7 +19,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
+from torch import nn
 from tqdm import tqdm
 
 from rpe_d2.evaluation.boundary_ap_evaluator import boundary_metrics
@@ -36,7 +38,7 @@ from rpe_d2.visualization.report import comparison_page, comparison_table
 
 from .benchmark_model import inference_flops
 from .checkpoint import ModelCheckpointer
-from .errors import one_line, one_line_errors
+from .errors import USER_ERRORS, one_line, one_line_errors
 from .files import replacing_file
 from .predictor import with_instances
 from .run_record import current_commit, hardware, plain_numbers
@@ -118,7 +120,7 @@ def _load(model: str, args: argparse.Namespace) -> Tuple[Optional[CfgNode], Opti
         if weights:
             cfg.MODEL.WEIGHTS = weights
         return cfg, None
-    except (ValueError, KeyError, OSError, AssertionError) as error:
+    except USER_ERRORS as error:
         return None, one_line(error)
 
 
@@ -248,7 +250,8 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
             seconds.append(time.perf_counter() - start)
             if "instances" in output:
                 has_instances = True
-                instances += instance_results(output, item["image_id"], data.metadata)
+                found = instance_results(output, item["image_id"], data.metadata)
+                instances += _with_masks(found, item)
             if "instances" not in output and "proposals" not in output:
                 raise ValueError("the model finds neither instances nor proposals")
             found, filled = proposal_results(output, item["image_id"])
@@ -258,7 +261,7 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
                 pictures.append(_picture(data, number, with_instances(output)["instances"]))
             if number == 0:
                 first = item
-        gflops = inference_flops(model, [first]) / 1e9
+        gflops = _gflops(name, model, first)
     row: Dict[str, Any] = {
         "name": name,
         "images": count,
@@ -283,6 +286,24 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
 
 # As many as anyone may ask for later: rows are reused.
 _MOST_PICTURES = 24
+
+
+def _gflops(name: str, model: nn.Module, item: Dict[str, Any]) -> Optional[float]:
+    """Of an inference, None where it cannot be traced: what has been measured is not thrown away for it."""
+    try:
+        return inference_flops(model, [item]) / 1e9
+    except Exception as failure:  # a tracer's are of any kind
+        print(f"{name}: GFLOPs could not be counted: {one_line(failure)}", file=sys.stderr)
+        return None
+
+
+def _with_masks(results: List[Dict[str, Any]], item: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The results of an image in COCO's format; the filled box is the mask of those that have none."""
+    if not results or "segmentation" in results[0]:
+        return results
+    boxes = np.array([result["bbox"] for result in results], np.float64)
+    masks = mask_util.frPyObjects(boxes, item["height"], item["width"])
+    return [{**result, "segmentation": mask} for result, mask in zip(results, masks)]
 
 
 def _finite(scores: Dict[str, Any]) -> Dict[str, Any]:

@@ -32,6 +32,17 @@ _RANGES = {
     "DEEPMASK.SHARPMASK_DIM": (1, math.inf),
     "INSTANCE_FCN.PARTS": (1, math.inf),
     "INSTANCE_FCN.MASK_LOSS_WEIGHT": (0, math.inf),
+    "MNC.MASK_SIZE": (1, math.inf),
+    "MNC.MASK_DIM": (1, math.inf),
+    "MNC.FC_DIM": (1, math.inf),
+    "MNC.MASK_LOSS_WEIGHT": (0, math.inf),
+    "MNC.EASY_BACKGROUND": (0, 1),
+    "MNC.VOTE_IOU": (0, 1),
+    "FCIS.CONV_DIM": (1, math.inf),
+    "FCIS.PARTS": (1, math.inf),
+    "FCIS.CELLS": (1, math.inf),
+    "FCIS.MASK_LOSS_WEIGHT": (0, math.inf),
+    "FCIS.VOTE_IOU": (0, 1),
     "RPE.CONV_DIM": (1, math.inf),
     "RPE.NUM_CONVS": (0, math.inf),
     "RPE.NUM_CLASSES": (1, math.inf),
@@ -93,7 +104,7 @@ _RANGES = {
 
 
 def check_ranges(cfg: CfgNode) -> None:
-    """Checks the numbers of MODEL.RPE, SEM_SEG_HEAD, BOUNDARY, SPN, VGG, MEAN_SHIFT, DEEPMASK and INSTANCE_FCN.
+    """Checks the numbers of MODEL.RPE, SEM_SEG_HEAD, BOUNDARY, SPN, VGG, MEAN_SHIFT, DEEPMASK, INSTANCE_FCN, MNC and FCIS.
 
     Raises:
         ValueError: one is out of range; the message names the key, the value and what is allowed.

@@ -294,7 +294,7 @@ def masks_in_boxes(
     Returns:
         (D, m, m) in 0-1, linearly interpolated at the centres of the cells.
     """
-    size = masks.shape[-1]
+    size = int(masks.shape[-1])  # also where a tracer has made a tensor of it
     # In the frame of the mask, in which its cells have side 1.
     sides = (frames[:, 2:] - frames[:, :2]).clamp(min=1e-6) / size
     relative = (boxes - frames[:, :2].repeat(1, 2)) / sides.repeat(1, 2)

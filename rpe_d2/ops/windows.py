@@ -4,6 +4,7 @@ A window of n cells on a map with padding n // 2 on all sides is named by its fi
 are as many as cells, for even n one more each way. On the map itself it begins n // 2 cells earlier.
 """
 
+import math
 from typing import NamedTuple, Sequence, Tuple
 
 import torch
@@ -114,7 +115,7 @@ def assemble_windows(
     Raises:
         ValueError: the number of maps is no square.
     """
-    parts = round(maps.shape[1] ** 0.5)
+    parts = math.isqrt(int(maps.shape[1]))  # also where a tracer has made a tensor of it
     if parts * parts != maps.shape[1]:
         raise ValueError(f"there are {maps.shape[1]} maps; allowed: squares, 9, 25, 49")
     steps = torch.arange(size, device=maps.device)

@@ -75,8 +75,8 @@ def comparison_page(
         f"<p>{_count(len(rows), 'model')}, {_count(num_images, 'image')}.</p>",
         f'<div class="wide">{_html_table(rows, colors)}</div>',
         "<p>AP and AR in percent, COCO's definitions; boundary AP at 2 % of the diagonal (Cheng et al. 2021). AR@n, AUC and "
-        "R50@n are class-agnostic recalls of masks with n proposals an image, for a detector those of its instances; "
-        "a model without masks is measured by its filled boxes. Seconds are medians on one image; GFLOPs count "
+        "R50@n are class-agnostic recalls of masks with n proposals an image, for a detector those of its instances. In all "
+        "of these a model without masks is measured by its filled boxes. Seconds are medians on one image; GFLOPs count "
         "multiply-adds of one inference. Bold: the best of a column.</p>",
     ]
     if done:

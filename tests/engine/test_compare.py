@@ -8,8 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
+from pycocotools import mask as mask_util
 
+from rpe_d2.engine import compare
+from rpe_d2.engine.benchmark_model import inference_flops
 from rpe_d2.engine.compare import main
+from rpe_d2.engine.run_setup import load_config
 from tests.conftest import ROOT
 
 from .helpers import CONFIG, TINY, save_random
@@ -84,6 +89,65 @@ def test_finished_rows_are_reused(compared, weights, capsys):
     assert main([f"{CONFIG}={changed}", *COMMON, "--output", str(output), *OPTS]) == 0
     assert ": from " not in capsys.readouterr().err
     assert len(list((output / "rows").iterdir())) == 3
+
+
+def test_a_detector_of_boxes_has_them_filled(tmp_path):
+    """And a configuration that cannot be read costs nobody else a row."""
+    (tmp_path / "boxes.yaml").write_text(
+        f"_BASE_: {ROOT}/configs/proposals/mask_rcnn_rpn_shapes.yaml\nMODEL:\n  MASK_ON: False\n"
+    )
+    (tmp_path / "broken.yaml").write_text("MODEL: [")
+    boxes, broken = str(tmp_path / "boxes.yaml"), str(tmp_path / "broken.yaml")
+    weights = save_random(boxes, TINY, tmp_path / "boxes.pth")
+    assert main([broken, f"{boxes}={weights}", *COMMON, "--output", str(tmp_path), *OPTS]) == 1
+    failed, row = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert failed["error"].startswith("while parsing")
+    assert row["filled_boxes"] and {"AP", "AR"} <= set(row["segm"]) and "AP" in row["boundary"]
+    assert row["bbox"]["AP"] >= 0 and row["gflops"] > 0.1
+    assert "(masks: filled boxes)" in (tmp_path / "compare.md").read_text()
+
+
+def test_masks_of_boxes_are_filled():
+    results = [{"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [2.0, 1.0, 3.0, 2.0]}]
+    (result,) = compare._with_masks(results, {"height": 5, "width": 6})
+    mask = mask_util.decode(result["segmentation"])
+    assert mask.shape == (5, 6) and mask[1:3, 2:5].all() and mask.sum() == 6
+    assert compare._with_masks([result], {"height": 5, "width": 6}) == [result]
+
+
+def test_a_model_that_cannot_be_traced_keeps_its_row(weights, tmp_path, monkeypatch, capsys):
+    def fails(*arguments):
+        raise TypeError("iteration over a 0-d tensor")
+
+    monkeypatch.setattr(compare, "inference_flops", fails)
+    assert main([f"{CONFIG}={weights[0]}", *COMMON, "--output", str(tmp_path), *OPTS]) == 0
+    (row,) = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert row["gflops"] is None and "AP" in row["segm"]
+    assert "rpe_shapes: GFLOPs could not be counted: iteration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "quickstart/rpe_shapes.yaml",
+        "proposals/rpe_shapes.yaml",
+        "proposals/mask_rcnn_rpn_shapes.yaml",
+        "spn/mask_rcnn_spn_shapes.yaml",
+        "baselines/mnc_shapes.yaml",
+        "baselines/fcis_shapes.yaml",
+        "baselines/sds_shapes.yaml",
+        "baselines/hypercolumn_shapes.yaml",
+        "baselines/deepmask_shapes.yaml",
+        "baselines/sharpmask_shapes.yaml",
+        "baselines/instance_fcn_shapes.yaml",
+    ],
+)
+def test_every_system_can_be_traced(config):
+    cfg = load_config(str(ROOT / "configs" / config), [*TINY, "MODEL.WEIGHTS", ""])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    assert inference_flops(model, [{"image": image, "height": 64, "width": 64}]) > 1e8
 
 
 def test_what_is_wrong_is_one_line(tmp_path, capsys):

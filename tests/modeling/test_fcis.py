@@ -1,5 +1,7 @@
 """FCIS: score maps against their definition, losses, what is found."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import ps_roi_align
 
-from rpe_d2.modeling.roi_heads.fcis_roi_heads import FCISHead
+from rpe_d2.modeling.roi_heads.fcis_roi_heads import FCISHead, FCISPrediction
+from rpe_d2.modeling.roi_heads.region_labels import label_regions
 from rpe_d2.ops.position_sensitive import position_sensitive_regions
 from tests.reference import position_sensitive as reference
 
-from .helpers import plain_backbone, small_cfg, training_input
+from .helpers import plain_backbone, small_cfg, square_instances, training_input
 from .test_mnc import MNC
 
 FCIS = (
@@ -71,6 +74,65 @@ def test_a_region_is_as_likely_as_its_pixels_say():
     outside, inside = found.mask_logits[0]
     expected = torch.maximum(outside, inside).flatten(1).mean(dim=1)
     torch.testing.assert_close(found.class_logits[0], expected)
+
+
+def test_losses_by_hand():
+    heads = fcis().roi_heads
+    truth = square_instances((40, 40), [(0, 0, 30, 30)], [1])
+    boxes = torch.tensor([[0.0, 0, 30, 30], [32, 32, 40, 40]])
+    labels = [label_regions(boxes, truth, 3)]
+    wide = torch.tensor(
+        [[0.0, 0, 60, 30]]
+    )  # twice as wide as the object: a wrong width of log(1 / 2), five times
+
+    def losses(inside, outside, boxes, labels):
+        masks = torch.zeros(len(boxes), 2, 4, 21, 21)
+        masks[:, 0, 1], masks[:, 1, 1] = outside, inside
+        prediction = FCISPrediction(torch.zeros(len(boxes), 4), masks, torch.zeros(len(boxes), 4))
+        return {k: float(v) for k, v in heads._losses(prediction, [boxes], labels).items()}
+
+    # Masks: ten times the mean over the cells of the foreground. Classes: the mean over all regions.
+    found = losses(0.0, 0.0, boxes, labels)
+    assert found["loss_mask"] == pytest.approx(10 * math.log(2))
+    assert found["loss_cls"] == pytest.approx(math.log(4)) and found["loss_box_reg"] == 0
+    assert losses(30.0, 0.0, boxes, labels)["loss_mask"] == pytest.approx(0, abs=1e-6)
+    assert losses(0.0, 30.0, boxes, labels)["loss_mask"] == pytest.approx(300)
+    half = label_regions(wide, truth, 3)
+    assert half.classes.tolist() == [1]
+    # Boxes: smooth L1 of the deltas, here -0.5 widths times ten and log(1 / 2) times five.
+    expected = (10 * 0.25 - 0.5) + (5 * math.log(2) - 0.5)
+    assert losses(0.0, 0.0, wide, [half])["loss_box_reg"] == pytest.approx(expected)
+
+
+def test_proposals_and_their_regressed_boxes_are_scored(monkeypatch):
+    heads = fcis("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.1, "MODEL.FCIS.VOTE_IOU", 1.0).roi_heads
+    proposals = torch.tensor([[10.0, 10, 30, 30], [50, 20, 90, 60], [80, 0, 94, 10]])
+    # By half a width to the right, where the second is clipped, and the third leaves the picture.
+    deltas = torch.zeros(3, 4)
+    deltas[:, 0] = torch.tensor([5.0, 5.0, 50.0])
+    moved = torch.tensor([[20.0, 10, 40, 30], [70, 20, 96, 60]])
+    seen = []
+
+    def forward(maps, boxes):
+        seen.append(torch.cat(boxes))
+        count = len(seen[-1])
+        classes = torch.zeros(count, 4)
+        # In the first call all are background.
+        classes[:, 2 if len(seen) > 1 else 3] = 5.0 + 0.1 * torch.arange(count)
+        masks = torch.zeros(count, 2, 4, 21, 21)
+        masks[:, 1, 2, :, :7] = masks[:, 0, 2, :, 7:] = 9.0
+        return FCISPrediction(classes, masks, deltas[:count])
+
+    monkeypatch.setattr(heads.head, "forward", forward)
+    (found,) = heads._inference(None, [proposals], [(64, 96)])
+    assert torch.equal(seen[0], proposals)
+    torch.testing.assert_close(seen[1], torch.cat([proposals, moved]))
+    # By falling score.
+    torch.testing.assert_close(found.pred_boxes.tensor, seen[1].flip(0))
+    assert found.pred_classes.tolist() == [2] * 5
+    assert (found.pred_masks[:, 0, :, :7] > 0.5).all() and (
+        found.pred_masks[:, 0, :, 7:] < 0.5
+    ).all()
 
 
 def test_losses_reach_everything_and_training_learns():
@@ -136,6 +198,7 @@ def test_the_authors_backbone():
     "overrides, message",
     [
         (("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3"]), "is p2, p3; allowed for FCISROIHeads: one"),
+        (("MODEL.FCIS.VOTE_IOU", -0.1), "MODEL.FCIS.VOTE_IOU is -0.1; allowed: 0 to 1"),
         (("MODEL.FCIS.PARTS", 0), "MODEL.FCIS.PARTS is 0; allowed: 1 or more"),
         (("MODEL.FCIS.MASK_THRESHOLD", 0.0), "MODEL.FCIS.MASK_THRESHOLD is 0.0; allowed: between"),
     ],

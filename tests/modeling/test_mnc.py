@@ -1,5 +1,7 @@
 """Multi-task network cascades: what has gradients, what is a target, who votes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from rpe_d2.modeling.roi_heads.mask_voting import cut_at_half, vote_masks
-from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCStages
+from rpe_d2.modeling.roi_heads.mask_voting import vote_masks
+from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCPrediction, MNCStages, _mask_iou
 from rpe_d2.modeling.roi_heads.region_labels import label_regions
+from rpe_d2.modeling.soft_masks import cut_at_half
 from rpe_d2.ops.roi_warp import roi_warp
 from tests.reference import mask_voting as reference
 
@@ -180,6 +183,34 @@ def test_labels_and_targets_by_hand():
     assert not narrow.masks_in(torch.tensor([[0.0, 0.0, 20.0, 23.0]]), 6)[0, -1].any()
 
 
+def test_overlap_of_masks():
+    one = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[1, 1, 1, 0]]]).bool()
+    other = torch.tensor([[[0, 1, 1, 0]], [[0, 0, 0, 0]], [[1, 1, 1, 0]]]).bool()
+    assert _mask_iou(one, other).tolist() == pytest.approx([1 / 3, 0, 1])
+
+
+def test_a_mask_has_its_objects_class_if_it_covers_half_of_it():
+    heads = mnc().roi_heads
+    truth = square_instances((40, 40), [(0, 0, 28, 28)], [1])
+    # Twice the object, and background.
+    boxes = torch.tensor([[0.0, 0, 28, 28], [0, 0, 28, 28], [30, 30, 40, 40]])
+    masks = torch.full((3, 28, 28), -9.0)
+    masks[0, :14] = masks[1, :13] = 9.0
+    wanted = torch.tensor([1, 3, 3])
+    prediction = MNCPrediction(
+        mask_logits=masks,
+        class_logits=torch.zeros(3, 4),
+        seg_class_logits=60.0 * torch.nn.functional.one_hot(wanted, 4),
+        deltas=torch.zeros(3, 12),
+    )
+    losses = heads._losses(prediction, [boxes], [label_regions(boxes, truth, 3)])
+    assert float(losses["loss_seg_cls"]) < 1e-6
+    assert float(losses["loss_cls"]) == pytest.approx(math.log(4))
+    assert float(losses["loss_box_reg"]) == 0
+    # Of the two foreground masks 29 of 56 rows are wrong, each by 9.
+    assert float(losses["loss_mask"]) == pytest.approx(9 * 29 / 56, abs=1e-3)
+
+
 def test_background_comes_in_bands():
     heads = mnc(
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100, "MODEL.MNC.EASY_BACKGROUND", 0.25
@@ -230,14 +261,56 @@ def test_masks_are_cut_at_their_threshold():
 
 
 @pytest.mark.parametrize(
+    "generator, stages, refused",
+    [
+        ("MNCRPN", 3, "MODEL.PROPOSAL_GENERATOR.NAME MNCRPN"),
+        ("RPN", 5, "MODEL.MNC.NUM_STAGES 5"),
+        ("RPN", 3, None),
+    ],
+)
+def test_a_loss_scaler_is_refused_where_gradients_are_cut(generator, stages, refused):
+    keys = ("MODEL.PROPOSAL_GENERATOR.NAME", generator, "MODEL.MNC.NUM_STAGES", stages)
+    half = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION")
+    mnc(*keys, *half, "bfloat16")
+    if refused is None:
+        mnc(*keys, *half, "float16")
+        return
+    with pytest.raises(
+        ValueError, match=f"SOLVER.AMP.PRECISION is float16, .*{refused}.*; allowed"
+    ):
+        mnc(*keys, *half, "float16")
+
+
+@pytest.mark.parametrize(
     "key, value, allowed",
     [
         ("NUM_STAGES", 4, "3 or 5"),
         ("RESOLUTION", 7, "even numbers"),
         ("EASY_BACKGROUND", 1.5, "0 to 1"),
+        ("MASK_SIZE", 0, "1 or more"),
+        ("MASK_DIM", 0, "1 or more"),
+        ("FC_DIM", 0, "1 or more"),
+        ("VOTE_IOU", 1.5, "0 to 1"),
         ("MASK_THRESHOLD", 1.0, "between 0 and 1"),
     ],
 )
 def test_a_wrong_key_is_one_line(key, value, allowed):
     with pytest.raises(ValueError, match=f"MODEL.MNC.{key} is {value}; allowed: {allowed}"):
         mnc(f"MODEL.MNC.{key}", value)
+
+
+@pytest.mark.parametrize("heads", ["MNCROIHeads", "FCISROIHeads"])
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [("IOU_THRESHOLDS", [0.6], r"\[0.5\]"), ("IOU_LABELS", [1, 0], r"\[0, 1\]")],
+)
+def test_regions_are_matched_at_half(heads, key, value, allowed):
+    keys = ("MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_HEADS.IN_FEATURES", ["p2"])
+    message = rf"MODEL.ROI_HEADS.{key} is .*; allowed with {heads}: {allowed}"
+    with pytest.raises(ValueError, match=message):
+        mnc(*keys, f"MODEL.ROI_HEADS.{key}", value)
+
+
+def test_boxes_are_regressed_by_class():
+    with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG is True; allowed with MNCROIHeads"):
+        mnc("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)

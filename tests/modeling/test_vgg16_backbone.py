@@ -70,6 +70,38 @@ def test_blocks_are_frozen():
     assert fixed == [f"features.{n}.{kind}" for n in (0, 2, 5, 7) for kind in ("weight", "bias")]
 
 
+def test_normalisation_of_frozen_blocks_stays_as_it_is():
+    keys = ("MODEL.VGG.NORM", "BN", "MODEL.VGG.WIDTH", 0.1, "MODEL.VGG.OUT_FEATURES", ["pool5"])
+    backbone = build_backbone(small_cfg(*VGG, *keys, "MODEL.BACKBONE.FREEZE_AT", 2)).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone(torch.randn(2, 3, 64, 64))
+    changed = {
+        int(name.split(".")[1])
+        for name, value in backbone.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    # Blocks 3 to 5; a convolution, its normalisation and a ReLU are three layers.
+    assert sorted(changed) == [15, 18, 21, 25, 28, 31, 35, 38, 41]
+
+
+@pytest.mark.parametrize(
+    "freeze_at, weights, own, warned",
+    [(2, "", "", True), (0, "", "", False), (2, "model.pth", "", False), (2, "", "vgg", False)],
+)
+def test_random_blocks_that_are_frozen_are_told(freeze_at, weights, own, warned, theirs, caplog):
+    own = theirs[1] if own else ""
+    keys = (
+        "MODEL.BACKBONE.FREEZE_AT",
+        freeze_at,
+        "MODEL.WEIGHTS",
+        weights,
+        "MODEL.VGG.WEIGHTS",
+        own,
+    )
+    build_backbone(small_cfg(*VGG, *keys))
+    assert ("MODEL.BACKBONE.FREEZE_AT is 2" in caplog.text) == warned
+
+
 def test_blocks_may_be_narrower():
     backbone = build_backbone(
         small_cfg(*VGG, "MODEL.VGG.WIDTH", 0.25, "MODEL.VGG.OUT_FEATURES", ["pool1", "pool5"])

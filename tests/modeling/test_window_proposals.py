@@ -12,6 +12,7 @@ from rpe_d2.modeling.proposal_generator.sharp_mask import SharpLevel
 from rpe_d2.modeling.proposal_generator.window_proposals import (
     IGNORED,
     NEGATIVE,
+    WindowProposalGenerator,
     Windows,
     object_masks,
     window_grid,
@@ -122,6 +123,11 @@ def test_a_window_is_a_patch_of_the_features():
                     patch[:, i, j] = maps[:, y, x]
         code = head.code.weight.flatten(1) @ patch.flatten() + head.code.bias
         torch.testing.assert_close(dense[:, row, column], code)
+
+
+def test_generators_say_what_windows_are():
+    with pytest.raises(TypeError, match="abstract"):
+        WindowProposalGenerator()
 
 
 def test_windows_lie_around_their_cells():

@@ -31,6 +31,19 @@ def test_a_plane_is_read_where_the_cells_are():
     assert torch.allclose(box.grad[0, [2, 4]], torch.zeros(2), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_of_the_values_alone(dtype):
+    """Far from the origin, where these types have no halves of a cell left."""
+    features = torch.randn(1, 2, 8, 1200).to(dtype)
+    box = torch.tensor([[0.0, 1001.5, 1.0, 1018.0, 6.5]])
+    expected = roi_warp(features.float(), box, 6, 1.0)
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            found = roi_warp(features, box, 6, 1.0)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+
+
 def test_beyond_the_border_the_outermost_values_continue():
     features = torch.full((1, 1, 4, 4), 3.0)
     found = roi_warp(features, torch.tensor([[0.0, -20.0, -20.0, 40.0, 40.0]]), 6, 1.0)

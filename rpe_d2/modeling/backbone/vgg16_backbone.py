@@ -1,5 +1,6 @@
 """VGG-16 (Simonyan & Zisserman, ICLR 2015) as a backbone: torchvision's layers, the fully connected ones as convolutions."""
 
+import logging
 import os
 from typing import Dict, List
 
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
 from ..config_ranges import check_ranges
+
+logger = logging.getLogger(__name__)
 
 VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each block
 _CHANNELS = (64, 128, 256, 512, 512)
@@ -124,15 +127,16 @@ class VGG16(Backbone):
         return 32
 
     def freeze(self, num_blocks: int) -> "VGG16":
-        """Fixes the convolutions of the first blocks."""
+        """Fixes the convolutions, and the statistics of the normalisation, of the first blocks."""
         block = 1
-        for layer in self.features:
+        for index, layer in enumerate(self.features):
             if block > num_blocks:
                 break
             if isinstance(layer, nn.MaxPool2d):
                 block += 1
             for parameter in layer.parameters():
                 parameter.requires_grad = False
+            self.features[index] = FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
         return self
 
     def load_torchvision(self, path: str) -> None:
@@ -176,6 +180,13 @@ def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
             f"VGG-16 takes pictures of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
         )
     backbone = VGG16(list(vgg.OUT_FEATURES), vgg.NORM, vgg.FC_DIM, vgg.DROPOUT, vgg.WIDTH)
+    num_fixed = cfg.MODEL.BACKBONE.FREEZE_AT
     if vgg.WEIGHTS:
         backbone.load_torchvision(vgg.WEIGHTS)
-    return backbone.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    elif num_fixed > 0 and not cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "MODEL.BACKBONE.FREEZE_AT is %d, and the blocks of VGG-16 that it fixes are random: set MODEL.VGG.WEIGHTS, or "
+            "MODEL.WEIGHTS, or FREEZE_AT 0",
+            num_fixed,
+        )
+    return backbone.freeze(num_fixed)

@@ -1,8 +1,10 @@
 """The region proposal network of multi-task network cascades: later stages' losses reach its boxes."""
 
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
@@ -13,9 +15,15 @@ from detectron2.structures import Boxes, Instances
 class MNCRPN(RPN):
     """Detectron2's RPN whose proposals keep the gradient of their coordinates (Dai et al., CVPR 2016, section 3).
 
-    Which proposals are kept does not depend on it; sides that are clipped at the image's border have none. Pair it with
-    ROI heads that use it: :class:`rpe_d2.modeling.MNCROIHeads`.
+    Which proposals are kept does not depend on it. Sides that are clipped at the image's border have none; the authors'
+    release takes it from all sides of such a box. Pair it with ROI heads that use it:
+    :class:`rpe_d2.modeling.MNCROIHeads`.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+        check_precision("MODEL.PROPOSAL_GENERATOR.NAME MNCRPN", cfg)
+        return super().from_config(cfg, input_shape)
 
     def predict_proposals(
         self,
@@ -39,6 +47,20 @@ class MNCRPN(RPN):
 
 # Of each coordinate of a box's deltas, as in the authors' release: the way through the warping is steep.
 _LARGEST_GRADIENT = 1 / 512
+
+
+def check_precision(user: str, cfg: CfgNode) -> None:
+    """Refuses training with a loss scaler: it multiplies the gradient that :func:`bounded_gradient` cuts by up to 2^16.
+
+    Raises:
+        ValueError: in the name of ``user``, a key with its value.
+    """
+    amp = cfg.SOLVER.AMP
+    if amp.ENABLED and amp.PRECISION == "float16":
+        raise ValueError(
+            f"SOLVER.AMP.PRECISION is float16, whose scaled gradients {user} would cut; allowed: bfloat16, or "
+            "SOLVER.AMP.ENABLED False"
+        )
 
 
 def bounded_gradient(deltas: torch.Tensor) -> torch.Tensor:

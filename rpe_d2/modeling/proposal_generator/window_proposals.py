@@ -2,7 +2,7 @@
 
 import logging
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -97,7 +97,7 @@ def by_level(
     return torch.cat(found)[torch.cat(places).argsort()]
 
 
-class WindowProposalGenerator(nn.Module):
+class WindowProposalGenerator(nn.Module, ABC):
     """Scores square windows on every cell of a pyramid of maps, and segments the object in the best of them.
 
     The papers cut patches: canonical ones, moved and resized within tolerances, as positive, others as negative examples,

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.position_sensitive import position_sensitive_regions
 
-from .mask_voting import MaskVoting, cut_at_half
-from .region_labels import RegionLabels, sample_regions
+from ..config_ranges import check_ranges
+from ..soft_masks import cut_at_half
+from .mask_voting import MaskVoting
+from .region_labels import RegionLabels, check_matching, sample_regions
 
 
 class FCISPrediction(NamedTuple):
@@ -96,7 +98,8 @@ class FCISROIHeads(ROIHeads):
 
     The authors' networks have a ResNet-50 or -101 whose last stage is dilated to stride 16 (``MODEL.RESNETS.RES5_DILATION:
     2``), proposals from res4 and regions from res5; a finer level of an FPN serves small pictures. Regressed boxes are
-    scored once more at inference, and masks of similar boxes vote.
+    scored once more at inference, and masks of similar boxes vote. Boxes are regressed for all classes alike, whatever
+    ``MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG`` says.
     """
 
     @configurable
@@ -129,13 +132,12 @@ class FCISROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         fcis, names = cfg.MODEL.FCIS, list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+        check_ranges(cfg)
+        check_matching(cfg)
         if len(names) != 1:
             raise ValueError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {', '.join(names)}; allowed for FCISROIHeads: one map"
             )
-        for key in ("PARTS", "CELLS", "CONV_DIM"):
-            if fcis[key] < 1:
-                raise ValueError(f"MODEL.FCIS.{key} is {fcis[key]}; allowed: 1 or more")
         shape = input_shape[names[0]]
         arguments = super().from_config(cfg)
         arguments.update(

@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.roi_warp import roi_warp
 
-from ..proposal_generator.mnc_rpn import bounded_gradient
-from .mask_voting import MaskVoting, cut_at_half
-from .region_labels import RegionLabels, label_regions, sample_regions
+from ..config_ranges import check_ranges
+from ..proposal_generator.mnc_rpn import bounded_gradient, check_precision
+from ..soft_masks import cut_at_half
+from .mask_voting import MaskVoting
+from .region_labels import RegionLabels, check_matching, label_regions, sample_regions
 
 # What a predicted mask must cover of the true one to be labelled with its class.
 _MASK_IOU = 0.5
@@ -159,12 +161,18 @@ class MNCROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         mnc, heads = cfg.MODEL.MNC, cfg.MODEL.ROI_HEADS
+        check_ranges(cfg)
+        check_matching(cfg)
         if mnc.NUM_STAGES not in (3, 5):
             raise ValueError(f"MODEL.MNC.NUM_STAGES is {mnc.NUM_STAGES}; allowed: 3 or 5")
         if mnc.RESOLUTION < 2 or mnc.RESOLUTION % 2:
             raise ValueError(f"MODEL.MNC.RESOLUTION is {mnc.RESOLUTION}; allowed: even numbers")
-        if not 0 <= mnc.EASY_BACKGROUND <= 1:
-            raise ValueError(f"MODEL.MNC.EASY_BACKGROUND is {mnc.EASY_BACKGROUND}; allowed: 0 to 1")
+        if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is True; allowed with MNCROIHeads: False"
+            )
+        if mnc.NUM_STAGES == 5:  # its second round's boxes have gradient
+            check_precision("MODEL.MNC.NUM_STAGES 5", cfg)
         shapes = [input_shape[name] for name in heads.IN_FEATURES]
         arguments = super().from_config(cfg)
         arguments.update(

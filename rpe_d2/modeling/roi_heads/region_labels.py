@@ -3,6 +3,7 @@
 from typing import Callable, List, NamedTuple, Tuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torchvision.ops import roi_align
@@ -11,6 +12,22 @@ from ..pixel_labels import instance_masks
 
 # Share of a cell that an object covers from which on the cell is part of the target mask (MNC's and FCIS's releases).
 _TARGET_THRESHOLD = 0.4
+# IoU with an object's box from which on a region is its.
+_FOREGROUND_IOU = 0.5
+
+
+def check_matching(cfg: CfgNode) -> None:
+    """Refuses other matches of regions and objects than :func:`label_regions` makes.
+
+    Raises:
+        ValueError: the key at fault, its value and the one allowed.
+    """
+    heads = cfg.MODEL.ROI_HEADS
+    for key, allowed in (("IOU_THRESHOLDS", [_FOREGROUND_IOU]), ("IOU_LABELS", [0, 1])):
+        if list(heads[key]) != allowed:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.{key} is {list(heads[key])}; allowed with {heads.NAME}: {allowed}"
+            )
 
 
 class RegionLabels(NamedTuple):
@@ -48,7 +65,7 @@ class RegionLabels(NamedTuple):
 
 @torch.no_grad()
 def label_regions(boxes: torch.Tensor, truth: Instances, num_classes: int) -> RegionLabels:
-    """Labels of boxes (R, 4); an object is covered from an IoU of 0.5 on."""
+    """Labels of boxes (R, 4); an object is covered from an IoU of 0.5 with its box on."""
     count = len(boxes)
     if len(truth) == 0:
         empty = torch.full((count,), num_classes, dtype=torch.int64, device=boxes.device)
@@ -58,7 +75,7 @@ def label_regions(boxes: torch.Tensor, truth: Instances, num_classes: int) -> Re
             empty, zeros, boxes.detach(), torch.zeros_like(empty), masks, num_classes
         )
     iou, owner = pairwise_iou(truth.gt_boxes, Boxes(boxes.detach())).max(dim=0)
-    classes = torch.where(iou >= 0.5, truth.gt_classes[owner], num_classes)
+    classes = torch.where(iou >= _FOREGROUND_IOU, truth.gt_classes[owner], num_classes)
     return RegionLabels(
         classes, iou, truth.gt_boxes.tensor[owner], owner, instance_masks(truth), num_classes
     )

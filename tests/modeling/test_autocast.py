@@ -1,0 +1,43 @@
+"""The compared systems in half precision."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from rpe_d2.engine.run_setup import read_config
+from tests.conftest import ROOT
+
+from .helpers import training_input
+
+
+@pytest.mark.parametrize(
+    "name", ["mnc", "fcis", "sds", "hypercolumn", "deepmask", "sharpmask", "instance_fcn"]
+)
+def test_autocast_changes_the_losses_by_rounding_only(name):
+    config = str(ROOT / "configs" / "baselines" / f"{name}_shapes.yaml")
+    torch.manual_seed(0)
+    model = build_model(read_config(config, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])).train()
+    item = training_input((128, 128), ((4, 4, 40, 40), (64, 64, 124, 124)))
+    proposals, found = [], []
+
+    def the_first_ones(module, arguments, output):
+        proposals.append(output[0])
+        return proposals[0], output[1]
+
+    # Which regions a random network proposes hangs on its last digits.
+    hook = model.proposal_generator.register_forward_hook(the_first_ones)
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(model([item]))
+    for loss, half in found[1].items():
+        assert half.dtype == torch.float32
+        assert float(half) == pytest.approx(float(found[0][loss]), rel=0.15, abs=0.02), loss
+    hook.remove()
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (output,) = model([item])
+    (instances,) = output.values()
+    scores = instances.get("scores" if "instances" in output else "objectness_logits")
+    assert len(scores) and scores.isfinite().all()
