@@ -5,7 +5,7 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from detectron2.config import get_cfg
 
@@ -139,36 +139,51 @@ def _pairs(record: dict) -> List[Tuple[str, str]]:
 
 
 def proposals_table(folder: Path) -> str:
-    """Markdown table of the run records of proposals in a folder: one row a configuration, mean and range over seeds."""
-    groups: Dict[str, List[dict]] = {}
+    """Markdown tables of the run records of proposals in a folder: of proposals themselves, and of R-CNNs on them.
+
+    One row a configuration, mean and range over its seeds.
+    """
+    proposals: Dict[str, List[dict]] = {}
+    detectors: Dict[str, List[dict]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         title = run_title(record["config"], record["overrides"])
-        groups.setdefault(title, []).append(record)
-    recalls = ["AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60"]
-    names = [f"{kind} {name}" for kind in ("mask", "box") for name in recalls]
-    names += ["R-CNN's mask AP", "R-CNN's box AP"]
+        if any(name.startswith("proposals_") for name in record["metrics"]):
+            if "proposals_segm_of_filled_boxes" in record["metrics"]:
+                title += " (masks: filled boxes)"
+            proposals.setdefault(title, []).append(record)
+        else:
+            detectors.setdefault(title, []).append(record)
+    recalls = ("AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60")
+    tables = [
+        _seeds_table(proposals, recalls, _proposal_scores),
+        _seeds_table(detectors, ("AP", "AP50", "AP75"), lambda run, task: run["metrics"][task]),
+    ]
+    return "\n\n".join(tables)
+
+
+def _seeds_table(
+    groups: Dict[str, List[dict]],
+    names: Tuple[str, ...],
+    scores: Callable[[dict, str], Dict[str, float]],
+) -> str:
+    """Of records by title; ``scores`` gives a record's scores of "segm" or "bbox" by name."""
+    columns = [f"{kind} {name}" for kind in ("mask", "box") for name in names]
     rows = [
-        f"| run | {' | '.join(names)} | seeds | iterations | CPU minutes a run |",
-        "|" + "---|" * (len(names) + 4),
+        f"| run | {' | '.join(columns)} | seeds | iterations | CPU minutes a run |",
+        "|" + "---|" * (len(columns) + 4),
     ]
     for title, records in sorted(groups.items()):
         cells = [
-            _over_seeds([_proposal_scores(record, task).get(name) for record in records])
+            _over_seeds([scores(record, task).get(name) for record in records])
             for task in ("segm", "bbox")
-            for name in recalls
+            for name in names
         ]
-        cells += [
-            _over_seeds([record["metrics"].get(task, {}).get("AP") for record in records])
-            for task in ("segm", "bbox")
-        ]
-        filled = any("proposals_segm_of_filled_boxes" in record["metrics"] for record in records)
         whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
         minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
         rows.append(
-            f"| {title}{' (masks: filled boxes)' if filled else ''} | {' | '.join(cells)} | {seeds} "
-            f"| {records[0]['iterations']} | {minutes} |"
+            f"| {title} | {' | '.join(cells)} | {seeds} | {records[0]['iterations']} | {minutes} |"
         )
     return "\n".join(rows)
 

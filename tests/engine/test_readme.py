@@ -109,11 +109,19 @@ def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):
             "seed": seed,
         }
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
-    _, _, row = proposals_table(tmp_path).splitlines()
+    scores = {"AP": 30.0, "AP50": 50.0, "AP75": 32.0}
+    record["metrics"] = {"segm": scores, "bbox": {**scores, "AP": 28.0}}
+    record["config"] = "configs/proposals/rcnn.yaml"
+    (tmp_path / "rcnn.json").write_text(json.dumps(record))
+    proposals, detectors = proposals_table(tmp_path).split("\n\n")
+    assert detectors.splitlines()[2].startswith(
+        "| proposals/rcnn | 30.0 | 50.0 | 32.0 | 28.0 | 50.0 | 32.0 |"
+    )
+    _, _, row = proposals.splitlines()
     assert row.startswith(
         "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | 50.0 (50.0–50.0) |"
     )
-    assert row.endswith("| – | – | 1, 2, 3 | 5 | 2.0 |")
+    assert row.endswith("| 1, 2, 3 | 5 | 2.0 |")
     assert row.count("42.2 (40.0–44.0)") == 2  # of masks and of boxes
 
 
