@@ -26,9 +26,8 @@ def touching_annotations(truth: COCO, distance: int = TOUCHING_DISTANCE) -> Set[
     for image_id in truth.getImgIds():
         image = truth.loadImgs(image_id)[0]
         annotations = truth.loadAnns(truth.getAnnIds(imgIds=image_id, iscrowd=False))
-        owner = np.zeros(
-            (image["height"], image["width"]), np.int64
-        )  # number in the image, 0: none
+        # The instance of each pixel by its number in the image; 0: none.
+        owner = np.zeros((image["height"], image["width"]), np.int64)
         ids = {}
         for number, annotation in enumerate(annotations, start=1):
             mask = mask_util.decode(truth.annToRLE(annotation)).astype(bool)
