@@ -15,6 +15,8 @@ def check_config_file(config_file: str, cfg: CfgNode) -> None:
     """
 
     class Checked(CfgNode):
+        """Reads files as Detectron2 does, each checked before it is merged into what is based on it."""
+
         @classmethod
         def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
             with cls._open_cfg(filename) as file:

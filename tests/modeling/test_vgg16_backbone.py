@@ -113,9 +113,15 @@ def test_blocks_may_be_narrower():
 
 
 def test_normalised_weights_load_too(tmp_path):
-    torch.save(vgg16_bn(weights=None).state_dict(), tmp_path / "bn.pth")
+    theirs = vgg16_bn(weights=None).state_dict()
+    theirs["features.1.weight"] = torch.rand(64)  # the first normalisation
+    torch.save(theirs, tmp_path / "bn.pth")
     for norm in ("BN", "FrozenBN"):
-        VGG16(["pool5"], norm, 16, 0.0).load_torchvision(str(tmp_path / "bn.pth"))
+        backbone = VGG16(["pool5"], norm, 16, 0.0)
+        backbone.load_torchvision(str(tmp_path / "bn.pth"))
+        loaded = list(backbone.state_dict().values())
+        for name in ("features.0.weight", "features.1.weight"):
+            assert any(torch.equal(theirs[name], tensor) for tensor in loaded), (norm, name)
 
 
 def test_what_is_wrong_is_one_line(theirs, tmp_path):
