@@ -71,7 +71,7 @@ _RANGES = {
     "RPE.PROPOSALS.NMS_THRESH": (0, 1),
     "RPE.PROPOSALS.DUPLICATE_THRESH": (0, 1),
     "RPE.PROPOSALS.PRE_NMS_TOPK": (1, math.inf),
-    "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (1, math.inf),
+    "RPE.PROPOSALS.POST_NMS_TOPK_TRAIN": (0, math.inf),
     "RPE.PROPOSALS.POST_NMS_TOPK_TEST": (1, math.inf),
     "SEM_SEG_HEAD.PAIR_LOSS_WEIGHT": (-1, math.inf),
     "SEM_SEG_HEAD.NUM_CONVS": (0, math.inf),

@@ -11,7 +11,7 @@ from .soft_masks import cut_at_half
 
 
 def mask_overlaps(
-    soft_masks: torch.Tensor, relative_to: str, mask_threshold: float = 0.5
+    soft_masks: torch.Tensor, relative_to: str, mask_threshold: float
 ) -> torch.Tensor:
     """Common areas of masks.
 
@@ -57,7 +57,7 @@ def suppress(overlaps: torch.Tensor, scores: torch.Tensor, threshold: float) -> 
 
 
 def suppress_overlaps(
-    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float
+    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float, mask_threshold: float
 ) -> torch.Tensor:
     """:func:`suppress` of masks that overlap by more than a part of the smaller one.
 
@@ -65,14 +65,15 @@ def suppress_overlaps(
     whole and its smaller part would.
 
     Args:
-        soft_masks: (R, h, w) in 0-1, cut at 0.5.
+        soft_masks: (R, h, w) in 0-1.
         scores: (R,).
         threshold: 0-1; at 1 everything stays.
+        mask_threshold: where the masks are cut.
 
     Returns:
         (K,) indices of what stays, by falling score.
     """
-    return suppress(mask_overlaps(soft_masks, "smaller"), scores, threshold)
+    return suppress(mask_overlaps(soft_masks, "smaller", mask_threshold), scores, threshold)
 
 
 def rank_duplicates_last(

@@ -74,18 +74,19 @@ def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def best_match(
-    soft_masks: torch.Tensor, instance_map: torch.Tensor
+    soft_masks: torch.Tensor, instance_map: torch.Tensor, mask_threshold: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """IoU of each thresholded mask with the best instance of a label map, and which instance that is.
 
     Args:
-        soft_masks: (R, h, w), cut at 0.5.
+        soft_masks: (R, h, w) in 0-1.
         instance_map: (h, w) int64, rows 0..n-1; -1 background; below that: ignored.
+        mask_threshold: where the masks are cut.
 
     Returns:
         (R,) float32 in 0-1, 0 without instances, and (R,) int64.
     """
-    masks = (soft_masks > 0.5).flatten(1).float()  # (R, P)
+    masks = (soft_masks >= mask_threshold).flatten(1).float()  # (R, P)
     labels = instance_map.flatten()
     masks = masks * (labels >= -1)
     num_instances = int(labels.max()) + 1 if labels.numel() else 0
@@ -99,6 +100,8 @@ def best_match(
     return (overlap / union.clamp(min=1)).max(dim=1)
 
 
-def best_iou(soft_masks: torch.Tensor, instance_map: torch.Tensor) -> torch.Tensor:
+def best_iou(
+    soft_masks: torch.Tensor, instance_map: torch.Tensor, mask_threshold: float
+) -> torch.Tensor:
     """The IoUs of :func:`best_match`."""
-    return best_match(soft_masks, instance_map)[0]
+    return best_match(soft_masks, instance_map, mask_threshold)[0]

@@ -75,7 +75,7 @@ def test_suppression_equals_the_obvious_loop(relative_to):
             if not overlaps or max(overlaps) <= threshold:
                 kept.append(index)
         assert 3 < len(kept) < 60
-        found = suppress(mask_overlaps(masks, relative_to), scores, threshold)
+        found = suppress(mask_overlaps(masks, relative_to, 0.5), scores, threshold)
         assert found.tolist() == kept
 
 
@@ -120,8 +120,10 @@ def test_proposals_are_sorted_and_scaled(mask_size):
 @pytest.mark.parametrize("mask_size", [14, None])
 def test_no_masks_at_all(mask_size):
     none, scores = torch.zeros(0, 8, 8), torch.zeros(0)
-    assert suppress_overlaps(none, scores, 0.5).shape == (0,)
-    assert rank_duplicates_last(mask_overlaps(none, "union"), scores, 0.5, 0.9)[0].shape == (0,)
+    assert suppress_overlaps(none, scores, 0.5, 0.5).shape == (0,)
+    assert rank_duplicates_last(mask_overlaps(none, "union", 0.5), scores, 0.5, 0.9)[0].shape == (
+        0,
+    )
     _, boxes = soft_mask_boxes(none, 4, (32, 32), 0.5)
     proposals = soft_masks_to_proposals(none, scores, boxes, 4, (32, 32), (32, 32), 0.5, mask_size)
     assert len(proposals) == 0 and proposals.proposal_boxes.tensor.shape == (0, 4)

@@ -254,11 +254,11 @@ def test_several_bandwidths_find_what_one_misses():
     levels = [levels[0]._replace(embeddings=changed)]
     (ranked,) = generator.rank_groups(levels, [size])
     both = grid.masked_fill(grid == 1, 0)
-    assert best_iou(ranked.soft_masks, both).sort().values[-1] > 0.95
+    assert best_iou(ranked.soft_masks, both, 0.5).sort().values[-1] > 0.95
     for scales, joined in (([0.6], False), ([2.5], True)):
         generator.grouping.scales = tuple(scales)
         masks = generator.rank_groups(levels, [size])[0].soft_masks
-        whole = best_iou(masks, grid.masked_fill(grid > 1, -1)).amax()
+        whole = best_iou(masks, grid.masked_fill(grid > 1, -1), 0.5).amax()
         assert (whole < 0.9) == joined
 
 
@@ -370,6 +370,11 @@ def test_limits_bound_what_is_suppressed_and_what_remains(monkeypatch):
         best = ranked.scores.topk(expected).values
         assert torch.allclose(proposals.objectness_logits.sigmoid(), best, atol=1e-5)
     assert looked_at == [7, 7]
+    # ROI heads may train on the ground truth alone.
+    generator, levels, _, size = generator_and_maps("MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TRAIN", 0)
+    generator.train()
+    ranked = generator.rank_groups(levels, [size])
+    assert len(generator._proposals(ranked, 2, [size])[0]) == 0
 
 
 def test_thousands_of_pixels_of_many_objects():

@@ -31,7 +31,7 @@ def groups_of(*overrides, **options):
 def test_perfect_maps_give_every_instance_with_its_class(overrides):
     groups, grid = groups_of(*overrides)
     assert len(groups.soft_masks) == len(SQUARES)
-    iou = best_iou(groups.soft_masks, grid)
+    iou = best_iou(groups.soft_masks, grid, 0.5)
     assert iou.min() > 0.99
     masks = groups.soft_masks > 0.5
     found = {
@@ -93,7 +93,11 @@ def test_best_iou_by_hand():
     masks = torch.tensor(
         [[[1.0, 1, 1, 0], [0, 0, 0, 1]], [[0, 0, 0, 0], [0, 1, 1, 1]], [[0, 0, 1, 1], [0, 0, 0, 0]]]
     )
-    assert torch.allclose(best_iou(masks, grid), torch.tensor([2 / 3, 2 / 3, 0.0]))
+    assert torch.allclose(best_iou(masks, grid, 0.5), torch.tensor([2 / 3, 2 / 3, 0.0]))
+    soft = masks * 0.6
+    soft[0, 0, 2] = 0.4
+    for threshold, expected in ((0.3, 2 / 3), (0.5, 1.0)):
+        assert float(best_iou(soft[:1], grid, threshold)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_kmeans_is_told_the_number_of_instances(votes):
     grouping, shift = PixelGrouping(cfg), MeanShiftLayer(cfg)
     groups = grouping(maps, 0, size, shift, num_instances=len(SQUARES))
     assert len(groups.soft_masks) == len(SQUARES)
-    assert best_iou(groups.soft_masks, grid).min() > 0.95
+    assert best_iou(groups.soft_masks, grid, 0.5).min() > 0.95
     areas = (groups.soft_masks > 0.5).flatten(1).sum(dim=1).tolist()
     assert areas == sorted(areas, reverse=True)
     assert len(grouping(maps, 0, size, shift, num_instances=2).soft_masks) == 2
@@ -156,7 +160,7 @@ def test_each_scale_groups_anew_and_the_ranking_decides():
         scores = torch.full((9,), 0.5)
         scores[good - 4 : good] = 0.9
         scores[4:9] += 0.1 if good == 9 else 0
-        assert len(suppress_overlaps(both.soft_masks, scores, 0.5)) == expected
+        assert len(suppress_overlaps(both.soft_masks, scores, 0.5, 0.5)) == expected
 
 
 def test_suppression_is_greedy():
@@ -166,10 +170,10 @@ def test_suppression_is_greedy():
         mask[:, x0:x1] = 1
     scores = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.6])
     # 1 overlaps 0 by 0.4 and 2 by 0.4 of its area; 4 lies inside 3 and is the better one.
-    assert suppress_overlaps(masks, scores, 0.3).tolist() == [0, 2, 4]
-    assert suppress_overlaps(masks, scores, 0.5).tolist() == [0, 1, 2, 4]
-    assert suppress_overlaps(masks, scores, 1.0).tolist() == [0, 1, 2, 4, 3]
-    assert suppress_overlaps(masks[:0], scores[:0], 0.5).tolist() == []
+    assert suppress_overlaps(masks, scores, 0.3, 0.5).tolist() == [0, 2, 4]
+    assert suppress_overlaps(masks, scores, 0.5, 0.5).tolist() == [0, 1, 2, 4]
+    assert suppress_overlaps(masks, scores, 1.0, 0.5).tolist() == [0, 1, 2, 4, 3]
+    assert suppress_overlaps(masks[:0], scores[:0], 0.5, 0.5).tolist() == []
     generator = torch.Generator().manual_seed(0)
     many = (torch.rand(60, 6, 6, generator=generator) > 0.6).float()
     ranks = torch.rand(60, generator=generator)
@@ -180,7 +184,7 @@ def test_suppression_is_greedy():
         common = [int((mask & many[kept].bool()).sum()) for kept in expected]
         if all(c <= 0.4 * a for c, a in zip(common, areas)):
             expected.append(index)
-    assert suppress_overlaps(many, ranks, 0.4).tolist() == expected
+    assert suppress_overlaps(many, ranks, 0.4, 0.5).tolist() == expected
 
 
 def test_a_relative_bandwidth_holds_large_instances_together_and_small_ones_apart():

@@ -198,7 +198,9 @@ class PixelEmbeddingNet(PaddedInput):
         groups = self.grouping(maps, index, size, self.mean_shift, item.get("num_instances"))
         scores = self._scores(maps, index, groups)
         if len(self.grouping.scales) > 1:
-            kept = suppress_overlaps(groups.soft_masks, scores.amax(dim=1), self.overlap_threshold)
+            kept = suppress_overlaps(
+                groups.soft_masks, scores.amax(dim=1), self.overlap_threshold, self.mask_threshold
+            )
             groups, scores = PixelGroups(*(part[kept] for part in groups)), scores[kept]
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(groups, scores, maps.stride, size, out_size, gates)}
@@ -291,7 +293,9 @@ class PixelEmbeddingNet(PaddedInput):
         for index in range(count):
             groups = self.grouping(maps, index, sizes[index], self.mean_shift)
             middle = slice(maps.stride // 2, None, maps.stride)
-            iou, instance = best_match(groups.soft_masks, labels[index].instances[middle, middle])
+            iou, instance = best_match(
+                groups.soft_masks, labels[index].instances[middle, middle], self.mask_threshold
+            )
             if self.quality_head is not None:
                 logits = self.quality_head(
                     maps.features[index], groups.soft_masks, groups.agreement, maps.stride

@@ -262,7 +262,8 @@ class MeanShiftProposalGenerator(nn.Module):
         for masks, label in zip(ranked, labels):
             rows, columns = masks.soft_masks.shape[1:]
             instances = label.instances[middle, middle][:rows, :columns]
-            losses.append(quality_loss(masks.quality_logits, best_iou(masks.soft_masks, instances)))
+            iou = best_iou(masks.soft_masks, instances, self.mask_threshold)
+            losses.append(quality_loss(masks.quality_logits, iou))
         # Parameters take part even where nothing was grouped, as distributed training demands.
         unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
         return self.quality_loss_weight * sum(losses) / len(losses) + unused
