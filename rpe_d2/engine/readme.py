@@ -97,7 +97,8 @@ def ablation_table(folder: Path) -> str:
     """Markdown table of the run records of an ablation in a folder: one row a setting, mean and range over its seeds.
 
     A setting is what a run overrides beyond what all runs override. The difference is to the runs that override nothing
-    more; where the ranges over the seeds overlap it is called none.
+    more; where the ranges over the seeds overlap it is called none. Settings of inference alone, which are tried on
+    weights of the same seed, have no difference where its sign depends on the seed.
     """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     shared = set.intersection(*(set(_pairs(record)) for record in records)) if records else set()
@@ -110,13 +111,20 @@ def ablation_table(folder: Path) -> str:
         "| setting | AP | difference | AP50 | touching: AP | seeds | iterations | CPU minutes a run |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    reference = [record["metrics"]["segm"]["AP"] for record in groups.get("", [])]
+    reference = {record["seed"]: record["metrics"]["segm"]["AP"] for record in groups.get("", [])}
     for name, runs in sorted(groups.items()):
         scores = [run["metrics"]["segm"]["AP"] for run in runs]
         difference = "–"
         if name and reference:
-            change = statistics.mean(scores) - statistics.mean(reference)
-            apart = max(scores) < min(reference) or min(scores) > max(reference)
+            if runs[0]["iterations"]:
+                change = statistics.mean(scores) - statistics.mean(reference.values())
+                apart = max(scores) < min(reference.values()) or min(scores) > max(
+                    reference.values()
+                )
+            else:
+                changes = [score - reference[run["seed"]] for score, run in zip(scores, runs)]
+                change = statistics.mean(changes)
+                apart = max(changes) < 0 or min(changes) > 0
             difference = f"{change:+.1f}" if apart else f"none ({change:+.1f})"
         rows.append(
             f"| {name or 'as configured'} | {_over_seeds(scores)} | {difference} "

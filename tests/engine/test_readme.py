@@ -136,16 +136,19 @@ def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):
         }
         (tmp_path / f"{name}_{seed}.json").write_text(json.dumps(record))
 
-    for seed, base, close, far in ((1, 40.0, 41.0, 30.0), (2, 42.0, 45.0, 32.0)):
+    for seed, base, close, far, mixed in ((1, 40.0, 41.0, 39.0, 39.0), (2, 42.0, 45.0, 41.5, 42.5)):
         write("base", seed, base)
         write("close", seed, close, "MODEL.RPE.STRIDE", "4")
+        # Tried on the weights of "base", whose seeds differ more than these settings do.
         write("far", seed, far, "MODEL.RPE.QUALITY", "False", iterations=0)
-    _, _, base, far, close = ablation_table(tmp_path).splitlines()
+        write("mixed", seed, mixed, "MODEL.RPE.SPLIT_COMPONENTS", "True", iterations=0)
+    _, _, base, far, mixed, close = ablation_table(tmp_path).splitlines()
     assert base.startswith("| as configured | 41.0 (40.0–42.0) | – | 60.0 (60.0–60.0) |")
     assert base.endswith("| 1, 2 | 5 | 1.0 |")
     assert far.startswith(
-        "| MODEL.RPE.QUALITY False (at inference only) | 31.0 (30.0–32.0) | -10.0 |"
+        "| MODEL.RPE.QUALITY False (at inference only) | 40.2 (39.0–41.5) | -0.8 |"
     )
+    assert "| 40.8 (39.0–42.5) | none (-0.2) |" in mixed
     assert close.startswith("| MODEL.RPE.STRIDE 4 | 43.0 (41.0–45.0) | none (+2.0) |")
 
 
