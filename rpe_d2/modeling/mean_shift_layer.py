@@ -11,8 +11,8 @@ from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _FAR = 3.0  # a point is far from a key where their kernel is below exp(-this)
-# Elements of one block of kernel values (64 MB in float32).
-_BLOCK_ELEMENTS = 1 << 24
+# Elements of one block of kernel values (4 MB in float32, which a cache holds).
+_BLOCK_ELEMENTS = 1 << 20
 BANDWIDTH_MODES = ("fixed", "learned", "margin")
 
 ShiftedPoints = Tuple[torch.Tensor, torch.Tensor]
@@ -161,18 +161,20 @@ class MeanShiftLayer(nn.Module):
 
     def _largest_kernel(self, x, positions, sizes, keys, key_positions) -> torch.Tensor:
         """(N,) kernel value of each point with the key where it is largest."""
-        logarithms = []
-        for part in torch.arange(len(x), device=x.device).split(
-            max(1, _BLOCK_ELEMENTS // len(keys))
-        ):
-            logarithm = (x[part] @ keys.T - 1) / self.bandwidth**2
-            sigma = self.sigma(sizes[part])
-            if sigma is not None:
-                sigma = torch.as_tensor(sigma, device=x.device).view(-1, 1)
-                distances = squared_distances(positions[part], key_positions)
-                logarithm = logarithm - distances / (2 * sigma**2)
-            logarithms.append(logarithm.amax(dim=1))
-        return torch.cat(logarithms).exp()
+        # The exponent as one product: (x.k - 1) / delta^2 - (|p|^2 - 2 p.q + |q|^2) / (2 sigma^2).
+        points, offset = [x / self.bandwidth**2], -1 / self.bandwidth**2
+        sigma = self.sigma(sizes)
+        if sigma is not None:
+            middle = key_positions.mean(dim=0)  # squares of small numbers lose fewer digits
+            positions, key_positions = positions - middle, key_positions - middle
+            precision = torch.as_tensor(sigma, device=x.device).expand(len(x)).square().reciprocal()
+            points += [positions * precision[:, None], -0.5 * precision[:, None]]
+            keys = torch.cat(
+                [keys, key_positions, key_positions.square().sum(dim=1, keepdim=True)], dim=1
+            )
+            offset = offset - 0.5 * precision * positions.square().sum(dim=1)
+        parts = torch.cat(points, dim=1).split(max(1, _BLOCK_ELEMENTS // len(keys)))
+        return (torch.cat([(part @ keys.T).amax(dim=1) for part in parts]) + offset).exp()
 
     def settle(
         self,

@@ -228,6 +228,28 @@ def test_keys_are_different_and_spread_evenly(count):
         assert len(columns.unique()) == 8
 
 
+@pytest.mark.parametrize("spatial, relative", [(0.0, 0.0), (2.0, 0.0), (2.0, 0.2)])
+def test_largest_kernel_by_hand(spatial, relative):
+    layer = MeanShiftLayer(
+        small_cfg(
+            "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH", spatial,
+            "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", relative,
+            "MODEL.RPE.VOTES", bool(spatial),
+        )
+    )  # fmt: skip
+    x = F.normalize(torch.randn(200, 8), dim=1)
+    # As far from the corner as large pictures reach, where squares have few digits left.
+    positions = 2000 + torch.rand(200, 2) * 60
+    sizes = 5 + torch.rand(200) * 60
+    found = layer._largest_kernel(x, positions, sizes, x[:30], positions[:30])
+    exponents = (x.double() @ x[:30].double().T - 1) / float(layer.bandwidth) ** 2
+    if spatial:
+        sigma = (relative * sizes).clamp(min=spatial).double()
+        distances = torch.cdist(positions.double(), positions[:30].double()).square()
+        exponents = exponents - distances / (2 * sigma[:, None] ** 2)
+    assert torch.allclose(found.double(), exponents.exp().amax(dim=1), rtol=1e-3)
+
+
 def test_keys_are_also_chosen_where_points_are_few():
     """A crowd of points, and a few far away from it that an even choice leaves out."""
     layer = MeanShiftLayer(small_cfg("MODEL.MEAN_SHIFT.MAX_KEYS", 40))
