@@ -85,7 +85,7 @@ def results_table(results: Path, subfolder: str = "", by_file: bool = False) -> 
 
 def _is_resumed(record: dict) -> bool:
     """Whether the record knows the time of the run's last part alone."""
-    return "--resume" in record.get("command", "").split()
+    return record.get("resumed_from", 0) > 0
 
 
 def _scores(record: dict, task: str, names: Tuple[str, ...]) -> List[str]:

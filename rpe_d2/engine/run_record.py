@@ -33,7 +33,12 @@ _PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50
 
 
 def write_run_record(
-    cfg: CfgNode, args: argparse.Namespace, metrics: Dict[str, Any], seconds: float, iterations: int
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    metrics: Dict[str, Any],
+    seconds: float,
+    iterations: int,
+    resumed_from: int,
 ) -> Path:
     """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` … where there is one already.
 
@@ -45,6 +50,7 @@ def write_run_record(
         args: ``config_file``, ``opts``, ``command`` and ``commit`` of the run, taken when it started.
         seconds: wall time of training and evaluation.
         iterations: of the training; 0: none, an evaluation only.
+        resumed_from: how many of them had been done before this command, of whose times the record knows nothing.
 
     Returns:
         Path of the file.
@@ -56,6 +62,7 @@ def write_run_record(
         "command": args.command,
         "seed": cfg.SEED,
         "iterations": iterations,
+        "resumed_from": resumed_from,
         "commit": args.commit,
         "hardware": hardware(cfg.MODEL.DEVICE),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -46,6 +46,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         cfg.SEED = choose_seed(cfg, args.resume)
     check_solver(cfg)
+    if not args.eval_only:
+        check_batch_size(cfg)
     check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
         if not cfg.DATASETS[key]:
@@ -195,6 +197,19 @@ def check_solver(cfg: CfgNode) -> None:
     ):  # fmt: skip
         if not allowed:
             raise ValueError(f"{key} is {value}; allowed: {text}")
+
+
+def check_batch_size(cfg: CfgNode) -> None:
+    """Checks that every process gets images, and as many as the others.
+
+    Raises:
+        ValueError: one line that names the key, the value and what is allowed.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
+    if batch < 1 or batch % processes:
+        allowed = "1 or more" if processes == 1 else f"multiples of the {processes} processes"
+        raise ValueError(f"SOLVER.IMS_PER_BATCH is {batch}; allowed: {allowed}")
 
 
 def check_proposal_files(cfg: CfgNode) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Collection, Dict, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -47,10 +47,17 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
 class StoredPredictions:
     """Predictions of an evaluation, by image."""
 
-    def __init__(self, path: str, metadata: Metadata, min_score: float):
+    def __init__(self, path: str, metadata: Metadata, image_ids: Collection[Any], min_score: float):
         """
+        Args:
+            path: of a file in COCO's results format.
+            metadata: of the data set whose predictions they are.
+            image_ids: of that data set.
+            min_score: predictions below are left out.
+
         Raises:
-            ValueError, OSError: the file is not in COCO's results format with masks.
+            ValueError, OSError: the file is not in COCO's results format with masks, or is of other images or
+                categories.
         """
         self._path = path
         try:
@@ -64,9 +71,25 @@ class StoredPredictions:
             raise ValueError(
                 f"--predictions {path} is not in COCO's results format with masks ({error!r})"
             ) from error
-        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
-        self._class_of = lambda category: ids.get(category, category)
+        numbers = range(len(metadata.get("thing_classes", ())))
+        self._class_of = metadata.get("thing_dataset_id_to_contiguous_id") or dict(
+            zip(numbers, numbers)
+        )
         self._metadata = metadata
+        for what, found, known in (
+            ("image_id", self._of_image, dict.fromkeys(image_ids)),
+            (
+                "category_id",
+                {item[1] for of in self._of_image.values() for item in of},
+                self._class_of,
+            ),
+        ):
+            unknown = [str(number) for number in found if number not in known]
+            if unknown:
+                raise ValueError(
+                    f"--predictions {path} has {what} {unknown[0]}, which the data set does not have; allowed: "
+                    f"{', '.join(map(str, list(known)[:5]))}{', …' if len(known) > 5 else ''}"
+                )
 
     def masks(self, item: Dict[str, Any], size: tuple) -> InstanceMasks:
         """Of an item of the data set; ``size`` is (H, W).
@@ -82,5 +105,5 @@ class StoredPredictions:
             except UnusableMask as error:
                 where = f"--predictions {self._path}: an entry of {item['file_name']}"
                 raise UnusableMask(f"{where}: {error}") from error
-        classes = [self._class_of(category) for _, category in found]
+        classes = [self._class_of[category] for _, category in found]
         return InstanceMasks(masks, class_names(classes, self._metadata))

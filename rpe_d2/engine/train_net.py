@@ -106,8 +106,12 @@ def run(args: argparse.Namespace) -> Optional[dict]:
             # Detectron2 returns the last evaluation only where TEST.EXPECTED_RESULTS is set.
             metrics = getattr(trainer, "_last_eval_results", None)
     if comm.is_main_process() and metrics:
-        iterations = 0 if args.eval_only else min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
-        path = write_run_record(cfg, args, metrics, time.time() - start, iterations)
+        iterations, resumed_from = 0, 0
+        if not args.eval_only:
+            iterations = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
+            resumed_from = trainer.start_iter
+        seconds = time.time() - start
+        path = write_run_record(cfg, args, metrics, seconds, iterations, resumed_from)
         print_table(metrics)
         print(f"run record: {path}")
     return metrics

@@ -190,7 +190,8 @@ def _stored_predictions(
     """Those of ``--predictions``, if there are any.
 
     Raises:
-        ValueError: they are not in COCO's format, or the data set is not of a kind that they belong to.
+        ValueError: they are not in COCO's format or of other images or categories, or the data set is not of a kind
+            that they belong to.
     """
     if not args.predictions:
         return None
@@ -201,7 +202,10 @@ def _stored_predictions(
             f"--dataset {args.dataset} has images without {missing[0]}; allowed with --predictions"
             f"{' --worst' if args.worst else ''}: data sets of instances"
         )
-    return StoredPredictions(args.predictions, _metadata(cfg, args), args.confidence_threshold)
+    image_ids = [item["image_id"] for item in items]
+    return StoredPredictions(
+        args.predictions, _metadata(cfg, args), image_ids, args.confidence_threshold
+    )
 
 
 def _drawer(

@@ -99,6 +99,11 @@ def test_json_missing_malformed_or_empty(content, words, data, tmp_path, capfd):
     assert words in line and "data.json" in line and "DATASETS.COCO_JSONS" in line
 
 
+def test_a_batch_without_images(data, tmp_path, capfd):
+    line = error_line(capfd, data, tmp_path / "out", "SOLVER.IMS_PER_BATCH", "0")
+    assert line == "error: SOLVER.IMS_PER_BATCH is 0; allowed: 1 or more"
+
+
 def test_category_ids_that_do_not_match(data, tmp_path, capfd):
     edited(data, "annotations", 1, category_id=7)
     line = error_line(capfd, data, tmp_path / "out")

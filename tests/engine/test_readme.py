@@ -89,6 +89,9 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
     assert "b.json" not in results_table(tmp_path)
     by_file = results_table(tmp_path, "sub", by_file=True)
     assert by_file.splitlines()[-1].startswith("| b | 12.3 | 50.0 |")
+    # Of a resumed run only the time of its last part is known.
+    (tmp_path / "sub" / "b.json").write_text(json.dumps({**record, "resumed_from": 4}))
+    assert "| 7 | – | – | here |" in results_table(tmp_path, "sub")
 
 
 def test_rows_of_the_search_have_names_of_their_own():

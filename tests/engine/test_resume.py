@@ -104,6 +104,8 @@ def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp
     done = train_net("--config-file", INSTANT, "--resume", *arguments)
     assert done.returncode == 0, done.stderr
     assert f"Starting training from iteration {int(match[1]) + 1}" in done.stdout + done.stderr
+    record = json.loads(sorted(tmp_path.glob("result*.json"))[-1].read_text())
+    assert record["resumed_from"] == int(match[1]) + 1 < record["iterations"]
     assert_same_run(tmp_path, uninterrupted)
 
 

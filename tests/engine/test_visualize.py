@@ -183,6 +183,14 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
     first = {"image_id": 0, "category_id": 0, "score": 0.9}
     for stored, words in (
         ([{"image_id": 0}], "COCO's results format"),
+        (
+            [{**found[0], "score": 0.9, "image_id": 7}],
+            "has image_id 7, which the data set does not have; allowed: 0, 1, 2",
+        ),
+        (
+            [{**found[0], "score": 0.9, "category_id": 9}],
+            "has category_id 9, which the data set does not have",
+        ),
         ([{**first, "segmentation": other_size}], "0.png: its mask has the size 64 x 64, the pict"),
         ([{**first, "segmentation": "text"}], "0.png: its mask does not decode"),
     ):
