@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from rpe_d2.data import load_shapes_panoptic, load_shapes_sem_seg
 from rpe_d2.engine.train_net import main
@@ -110,22 +112,29 @@ def test_two_iterations_on_nuclei(tmp_path, real_data):
     assert len(metrics["sem_seg"]) > 2 and "mIoU" in metrics["sem_seg_boundary_1px"]
 
 
-def draw(folder, dataset: str, count: int, *flags) -> None:
+def draw(folder, dataset: str, count: int, *flags) -> list:
+    """The pictures of ``count`` images, new files each time."""
     arguments = [
         "--config-file", folder / "config.yaml", "--weights", folder / "model_final.pth",
         "--dataset", dataset, "--num-images", count, "--output", folder / "drawn", *flags,
     ]  # fmt: skip
-    before = len(list((folder / "drawn").glob("*.png")))
+    before = set((folder / "drawn").glob("*.png"))
     assert visualize([str(argument) for argument in arguments]) == 0
-    assert len(list((folder / "drawn").glob("*.png"))) == before + count
+    drawn = sorted(set((folder / "drawn").glob("*.png")) - before)
+    assert len(drawn) == count
+    return [np.asarray(Image.open(path).convert("RGB")) for path in drawn]
 
 
 def test_maps_are_drawn(tmp_path):
     options = ["SOLVER.MAX_ITER", 1, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
     metrics_of("fcn_8s_shapes", tmp_path, *data(FOUR), *options)
-    draw(tmp_path, FOUR, 2)
-    draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "annotation")
-    draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "dataloader")
+    predicted = draw(tmp_path, FOUR, 2)
+    annotated = draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "annotation")
+    augmented = draw(tmp_path, f"{FOUR}_noisy", 1, "--source", "dataloader")
+    for picture in (*predicted, *annotated, *augmented):
+        assert picture.std() > 10  # not one colour
+    # Beside the picture and its annotation stands the prediction.
+    assert predicted[0].shape[1] > annotated[0].shape[1]
 
 
 def test_numbers_of_classes_are_checked_before_training(tmp_path, capsys):
