@@ -68,10 +68,12 @@ class ModelCheckpointer(DetectionCheckpointer):
             if is_last:
                 self.tag_last_checkpoint(path.name)
                 self.last_saved = name
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a write fails
+        except (OSError, RuntimeError) as error:
+            # Where a write fails torch raises a RuntimeError about its own position over the system's reason.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             last = self.get_checkpoint_file() if self.has_checkpoint() else "none"
             raise OSError(
-                f"checkpoint {path} could not be written ({one_line_reason(error)}); the last good one: {last}"
+                f"checkpoint {path} could not be written ({one_line_reason(reason)}); the last good one: {last}"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
