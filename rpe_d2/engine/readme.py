@@ -5,7 +5,7 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import get_cfg
 
@@ -14,6 +14,30 @@ from rpe_d2 import config
 from .run_record import UNTITLED, run_title
 
 PAGES = ("README.md", "docs/configuration.md", "docs/experiments.md")
+_FILLED_BOXES = (
+    "_of_filled_boxes"  # what MaskProposalEvaluator calls masks of proposals that have none
+)
+_PROPOSALS = [
+    (f"proposals_{task}", name, f"{kind} {name}")
+    for task, kind in (("segm", "mask"), ("bbox", "box"))
+    for name in ("AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60")
+]
+_DETECTORS = [
+    (task, name, f"{kind} {name}")
+    for task, kind in (("segm", "mask"), ("bbox", "box"))
+    for name in ("AP", "AP50", "AP75")
+]
+_BOUNDARIES = [("boundary", name, name) for name in ("ODS", "OIS", "AP")]
+_PROPAGATION = [
+    ("segm", "AP", "AP"),
+    ("segm_boundary", "AP", "boundary AP"),
+    ("segm_boundary_2px", "AP", "2 px"),
+    ("segm_boundary_1px", "AP", "1 px"),
+    ("bbox", "AP", "box AP"),
+    ("sem_seg", "mIoU", "mIoU"),
+    ("sem_seg_boundary", "mIoU", "boundary mIoU"),
+    ("sem_seg_boundary_1px", "mIoU", "1 px"),
+]
 _ASSIGNMENT = re.compile(r"\s*(cfg(?:\.\w+)*|\w+)\.([A-Z][A-Z_0-9]*) = (?:(\w+) = )?(.*)")
 
 
@@ -146,61 +170,39 @@ def _pairs(record: dict) -> List[Tuple[str, str]]:
     ]
 
 
-def proposals_table(folder: Path) -> str:
-    """Markdown tables of the run records of proposals in a folder: of proposals themselves, and of R-CNNs on them.
+def seeds_table(folder: Path, columns: Sequence[Tuple[str, str, str]]) -> str:
+    """Markdown table of the run records in a folder: one row a setting and length, mean and range over its seeds.
 
-    One row a configuration, mean and range over its seeds.
+    Args:
+        columns: metrics' task, score and heading of each column. Records that have none of them are left out.
     """
-    proposals: Dict[str, List[dict]] = {}
-    detectors: Dict[str, List[dict]] = {}
+    groups: Dict[Tuple[str, int], List[dict]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         title = run_title(record["config"], record["overrides"])
-        if any(name.startswith("proposals_") for name in record["metrics"]):
-            if "proposals_segm_of_filled_boxes" in record["metrics"]:
-                title += " (masks: filled boxes)"
-            proposals.setdefault(title, []).append(record)
-        else:
-            detectors.setdefault(title, []).append(record)
-    recalls = ("AR@10", "AR@100", "AR@1000", "R50@10", "R50@20", "R50@30", "R50@60")
-    tables = [
-        _seeds_table(proposals, recalls, _proposal_scores),
-        _seeds_table(detectors, ("AP", "AP50", "AP75"), lambda run, task: run["metrics"][task]),
-    ]
-    return "\n\n".join(tables)
-
-
-def _seeds_table(
-    groups: Dict[str, List[dict]],
-    names: Tuple[str, ...],
-    scores: Callable[[dict, str], Dict[str, float]],
-) -> str:
-    """Of records by title; ``scores`` gives a record's scores of "segm" or "bbox" by name."""
-    columns = [f"{kind} {name}" for kind in ("mask", "box") for name in names]
+        if any(task.endswith(_FILLED_BOXES) for task in record["metrics"]):
+            title += " (masks: filled boxes)"
+        if any(_score(record, task, name) is not None for task, name, _ in columns):
+            groups.setdefault((title, record["iterations"]), []).append(record)
     rows = [
-        f"| run | {' | '.join(columns)} | seeds | iterations | CPU minutes a run |",
+        f"| run | {' | '.join(heading for _, _, heading in columns)} | seeds | iterations | CPU minutes a run |",
         "|" + "---|" * (len(columns) + 4),
     ]
-    for title, records in sorted(groups.items()):
+    for (title, iterations), records in sorted(groups.items()):
         cells = [
-            _over_seeds([scores(record, task).get(name) for record in records])
-            for task in ("segm", "bbox")
-            for name in names
+            _over_seeds([_score(record, task, name) for record in records])
+            for task, name, _ in columns
         ]
         whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
         minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
-        rows.append(
-            f"| {title} | {' | '.join(cells)} | {seeds} | {records[0]['iterations']} | {minutes} |"
-        )
+        rows.append(f"| {title} | {' | '.join(cells)} | {seeds} | {iterations} | {minutes} |")
     return "\n".join(rows)
 
 
-def _proposal_scores(record: dict, task: str) -> dict:
-    found = [
-        scores for name, scores in record["metrics"].items() if name.startswith(f"proposals_{task}")
-    ]
-    return found[0] if found else {}
+def _score(record: dict, task: str, name: str) -> Optional[float]:
+    metrics = record["metrics"]
+    return metrics.get(task, metrics.get(task + _FILLED_BOXES, {})).get(name)
 
 
 def _over_seeds(values: List[Optional[float]]) -> str:
@@ -209,32 +211,6 @@ def _over_seeds(values: List[Optional[float]]) -> str:
         return "–"
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
-
-
-def refinement_table(folder: Path) -> str:
-    """Markdown table of the run records of spatial propagation in a folder, by file name."""
-    columns = (
-        ("segm", "AP", "AP"),
-        ("segm_boundary", "AP", "boundary AP"),
-        ("segm_boundary_2px", "AP", "2 px"),
-        ("segm_boundary_1px", "AP", "1 px"),
-        ("bbox", "AP", "box AP"),
-        ("sem_seg", "mIoU", "mIoU"),
-        ("sem_seg_boundary", "mIoU", "boundary mIoU"),
-        ("sem_seg_boundary_1px", "mIoU", "1 px"),
-    )
-    rows = [
-        f"| run | {' | '.join(title for _, _, title in columns)} | iterations | CPU minutes | seed | record |",
-        "|" + "---|" * (len(columns) + 5),
-    ]
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        cells = [_scores(record, task, (name,))[0] for task, name, _ in columns]
-        rows.append(
-            f"| {run_title(record['config'], record['overrides'])} | {' | '.join(cells)} | {record['iterations']} "
-            f"| {record['cpu_seconds'] / 60:.0f} | {record['seed']} | [{path.name}](results/{folder.name}/{path.name}) |"
-        )
-    return "\n".join(rows)
 
 
 def propagation_table(path: Path) -> str:
@@ -316,9 +292,10 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "results": results_table(results),
         "search": results_table(results, "search", by_file=True),
         "ablations": ablation_table(results / "ablations"),
-        "proposals": proposals_table(results / "proposals"),
+        "proposals": seeds_table(results / "proposals", _PROPOSALS),
+        "detectors on proposals": seeds_table(results / "proposals", _DETECTORS),
         "benchmarks": benchmark_table(results),
-        "refinement": refinement_table(results / "spn"),
+        "refinement": seeds_table(results / "spn", _PROPAGATION),
         "propagation": propagation_table(results / "benchmark_spn.json"),
         "processes": processes_table(results / "benchmark_processes.json"),
     }

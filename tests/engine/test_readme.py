@@ -12,8 +12,8 @@ from rpe_d2.engine.readme import (
     ablation_table,
     config_table,
     generated_tables,
-    proposals_table,
     results_table,
+    seeds_table,
     update_pages,
 )
 
@@ -99,33 +99,34 @@ def test_rows_of_the_search_have_names_of_their_own():
     assert len(rows) > 1 and len({row.split("|")[1] for row in rows}) == len(rows)
 
 
-def test_proposals_table_has_means_and_ranges_over_seeds(tmp_path):
+def test_seeds_table_has_means_and_ranges_over_seeds(tmp_path):
     for seed, recall in ((1, 40.0), (2, 44.0), (3, 42.6)):
-        masks = {"AR@10": recall, "AR@100": 50.0, "AR@1000": 51.0, "R50@10": 60.0}
-        masks.update({f"R50@{n}": 61.0 for n in (20, 30, 60)})
         record = {
             "config": "configs/proposals/x.yaml",
             "overrides": ["SEED", str(seed), "OUTPUT_DIR", f"out{seed}"],
-            "metrics": {"proposals_segm_of_filled_boxes": masks, "proposals_bbox": masks},
+            "metrics": {
+                "proposals_segm_of_filled_boxes": {"AR@10": recall, "AR@100": 50.0},
+                "proposals_bbox": {"AR@10": 30.0} if seed < 3 else {},
+            },
             "iterations": 5,
             "cpu_seconds": 60 * seed,
             "seed": seed,
         }
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
-    scores = {"AP": 30.0, "AP50": 50.0, "AP75": 32.0}
-    record["metrics"] = {"segm": scores, "bbox": {**scores, "AP": 28.0}}
+    longer = {**record, "iterations": 10, "resumed_from": 5}
+    (tmp_path / "longer.json").write_text(json.dumps(longer))
+    record["metrics"] = {"segm": {"AP": 30.0}}
     record["config"] = "configs/proposals/rcnn.yaml"
     (tmp_path / "rcnn.json").write_text(json.dumps(record))
-    proposals, detectors = proposals_table(tmp_path).split("\n\n")
-    assert detectors.splitlines()[2].startswith(
-        "| proposals/rcnn | 30.0 | 50.0 | 32.0 | 28.0 | 50.0 | 32.0 |"
-    )
-    _, _, row = proposals.splitlines()
-    assert row.startswith(
-        "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | 50.0 (50.0–50.0) |"
-    )
-    assert row.endswith("| 1, 2, 3 | 5 | 2.0 |")
-    assert row.count("42.2 (40.0–44.0)") == 2  # of masks and of boxes
+    masks, boxes = ("proposals_segm", "AR@10", "mask"), ("proposals_bbox", "AR@10", "box")
+    assert seeds_table(tmp_path, [masks, boxes]).splitlines() == [
+        "| run | mask | box | seeds | iterations | CPU minutes a run |",
+        "|---|---|---|---|---|---|",
+        "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | – | 1, 2, 3 | 5 | 2.0 |",
+        "| proposals/x (masks: filled boxes) | 42.6 | – | 3 | 10 | – |",
+    ]
+    _, _, row = seeds_table(tmp_path, [("segm", "AP", "AP")]).splitlines()
+    assert row == "| proposals/rcnn | 30.0 | 3 | 5 | 3.0 |"
 
 
 def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):
