@@ -419,7 +419,7 @@ def add_rpe_config(cfg: CN) -> None:
     boundary.POSITIVE_WEIGHT = 1.0
     boundary.NEGATIVE_WEIGHT = 1.0
     # Pixels per image that enter the pair loss, half of them boundary.
-    boundary.TRAIN_POINTS = 2048
+    boundary.TRAIN_POINTS = 1024
     # At inference boundaries are averaged over these sizes of the picture.
     boundary.TEST_SCALES = [1.0]
     # Thin the boundaries: non-maximum suppression across their direction. Without it the evaluator thins broad bands at
