@@ -4,8 +4,11 @@ from typing import Tuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
-from scipy.spatial import cKDTree
+from scipy.sparse.csgraph import (
+    breadth_first_order,
+    maximum_bipartite_matching,
+    min_weight_full_bipartite_matching,
+)
 
 
 def match_boundaries(
@@ -29,53 +32,95 @@ def match_boundaries(
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"maps of one size are matched, found {predicted.shape} and {truth.shape}")
-    points = [np.flatnonzero(side) for side in (predicted, truth)]
-    rows, columns, distances = _near_pairs(*points, predicted.shape[1], max_distance)
+    first, second, distances = _near_pairs(predicted, truth, max_distance)
     if not distances.size:
-        return rows, columns
+        return first, second
     # Pixels without a partner in reach play no part.
-    rows_of, rows = np.unique(rows, return_inverse=True)
-    columns_of, columns = np.unique(columns, return_inverse=True)
+    rows_of, rows = _numbered(first, predicted.size)
+    columns_of, columns = _numbered(second, predicted.size)
     if len(rows_of) <= len(columns_of):
-        first, second = _assign(rows, columns, distances)
+        rows, columns = _assign(rows, columns, distances)
     else:  # the time grows with the side that is assigned
-        second, first = _assign(columns, rows, distances)
-        order = np.argsort(first)
-        first, second = first[order], second[order]
-    return points[0][rows_of[first]], points[1][columns_of[second]]
+        columns, rows = _assign(columns, rows, distances)
+        order = np.argsort(rows)
+        rows, columns = rows[order], columns[order]
+    return rows_of[rows], columns_of[columns]
 
 
 def _near_pairs(
-    first: np.ndarray, second: np.ndarray, width: int, max_distance: float
+    predicted: np.ndarray, truth: np.ndarray, max_distance: float
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of all pairs within a distance, and their distances; points are positions in a map of that width."""
-    if not (first.size and second.size):
-        empty = np.zeros(0, dtype=np.int64)
-        return empty, empty, np.zeros(0)
-    trees = [cKDTree(np.column_stack(np.divmod(points, width))) for points in (first, second)]
-    pairs = trees[0].sparse_distance_matrix(trees[1], max_distance, output_type="ndarray")
-    return pairs["i"], pairs["j"], pairs["v"]
+    """Positions in the flattened maps of all pairs within a distance, and their distances."""
+    height, width = predicted.shape
+    down, right = (min(int(max_distance), side - 1) for side in (height, width))
+    steps = np.stack(np.mgrid[-down : down + 1, -right : right + 1]).reshape(2, -1)
+    lengths = np.hypot(*steps)
+    steps, lengths = steps[:, lengths <= max_distance], lengths[lengths <= max_distance]
+    padded = np.pad(predicted, ((down, down), (right, right)))
+    padded_width = width + 2 * right
+    second = np.flatnonzero(truth)
+    row, column = np.divmod(second, width)
+    place = (row + down) * padded_width + column + right  # of the true pixels in the padded map
+    near = padded.reshape(-1)[place[:, None] + steps[0] * padded_width + steps[1]]  # (N, steps)
+    which, step = np.nonzero(near)
+    second = second[which]
+    return second + steps[0][step] * width + steps[1][step], second, lengths[step]
+
+
+def _numbered(positions: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """The different ones of positions below ``size``, ascending, and each position's index among them."""
+    occurs = np.zeros(size, dtype=bool)
+    occurs[positions] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[positions]
 
 
 def _assign(
     rows: np.ndarray, columns: np.ndarray, distances: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
     """The matching on indices 0 … of rows and columns that each occur; rows ascending."""
-    num_rows, num_columns = rows.max() + 1, columns.max() + 1
-    # A column of its own for each row to stay alone in makes every row matchable. It costs more than what one more
+    num_columns = columns.max() + 1
+    lonely = _rows_that_may_stay_alone(rows, columns)
+    # A column of its own for each of them to stay alone in makes every row matchable. It costs more than what one more
     # pair may add along any exchange of partners: so the number of pairs comes first, their distances second.
-    alone = (num_rows + 1) * (distances.max() + 1)
+    alone = (rows.max() + 2) * (distances.max() + 1)
     # + 1: the library takes a weight of 0 for no edge; each row pays it once, so it changes nothing.
     graph = csr_array(
         (
-            np.concatenate([distances + 1, np.full(num_rows, alone)]),
+            np.concatenate([distances + 1, np.full(lonely.size, alone)]),
             (
-                np.concatenate([rows, np.arange(num_rows)]),
-                np.concatenate([columns, num_columns + np.arange(num_rows)]),
+                np.concatenate([rows, lonely]),
+                np.concatenate([columns, num_columns + np.arange(lonely.size)]),
             ),
-        ),
-        shape=(num_rows, num_columns + num_rows),
+        )
     )
     matched_rows, matched_columns = min_weight_full_bipartite_matching(graph)
     paired = matched_columns < num_columns
     return matched_rows[paired], matched_columns[paired]
+
+
+def _rows_that_may_stay_alone(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Rows without a partner in some of the matchings with the most pairs: few, and the time grows with them.
+
+    They are the ones that a row without a partner in any one such matching can hand its loneliness to, by taking the
+    partner of another that then takes a third's, and so on (Dulmage and Mendelsohn, 1958).
+    """
+    graph = csr_array((np.ones(rows.size, dtype=bool), (rows, columns)))
+    num_rows, num_columns = graph.shape
+    partners = maximum_bipartite_matching(graph, perm_type="column")  # (num_rows,), -1: none
+    alone = np.flatnonzero(partners < 0)
+    if not alone.size:
+        return alone
+    row_of = np.full(num_columns, -1)
+    row_of[partners[partners >= 0]] = np.flatnonzero(partners >= 0)
+    # From each row to those whose partner it could take, and to all lonely rows from one more, where the walk begins.
+    # No column that a row could take is free: the matching would not be the largest.
+    start = num_rows
+    sources = np.concatenate([rows, np.full(alone.size, start)])
+    targets = np.concatenate([row_of[columns], alone])
+    known = targets >= 0
+    walk = csr_array(
+        (np.ones(known.sum(), dtype=bool), (sources[known], targets[known])),
+        shape=(num_rows + 1, num_rows + 1),
+    )
+    reached = breadth_first_order(walk, start, return_predecessors=False)
+    return np.sort(reached[reached < num_rows])

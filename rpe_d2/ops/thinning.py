@@ -26,19 +26,22 @@ def thin(mask: np.ndarray) -> np.ndarray:
     flat = padded.reshape(-1)  # a view
     steps = np.array([row * (width + 2) + column for row, column in _NEIGHBOURS])
     # A pixel's fate depends on its neighbours alone: after the first round only those are looked at again that have
-    # lost a neighbour since the same subiteration looked at them.
-    changed = [np.flatnonzero(flat)] * 2
+    # lost a neighbour since the same subiteration looked at them, which is in this one or the one before.
+    changed = [flat.copy(), flat.copy()]
     turn = 0
-    while changed[0].size or changed[1].size:
-        candidates = np.union1d(changed[0], changed[1])
-        candidates = candidates[flat[candidates]]
+    while True:
+        candidates = np.flatnonzero((changed[0] | changed[1]) & flat)
+        if not candidates.size:
+            break
         code = np.zeros(candidates.size, dtype=np.uint8)
         for bit, step in enumerate(steps):
             code |= flat[candidates + step].view(np.uint8) << bit
         removed = candidates[_REMOVABLE[turn][code]]
         flat[removed] = False
         # Neighbours of removed pixels lie inside the padding's outer edge, where the map is empty.
-        changed = [changed[1], np.unique(removed[:, None] + steps)]
+        around = np.zeros_like(flat)
+        around[removed[:, None] + steps] = True
+        changed = [changed[1], around]
         turn = 1 - turn
     return padded[1:-1, 1:-1].copy()
 
