@@ -296,6 +296,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "detectors on proposals": seeds_table(results / "proposals", _DETECTORS),
         "benchmarks": benchmark_table(results),
         "refinement": seeds_table(results / "spn", _PROPAGATION),
+        "boundaries": seeds_table(results / "boundary", _BOUNDARIES),
         "propagation": propagation_table(results / "benchmark_spn.json"),
         "processes": processes_table(results / "benchmark_processes.json"),
     }
