@@ -127,7 +127,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     assert done.returncode == 1, done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert re.search(
-        r"model_0000009\.pth could not be written \(File too large\); the last good one: .*0000001\.pth", line
+        r"model_0000009\.pth could not be written \(File too large\); the last good one: .*0000001\.pth",
+        line,
     )
     assert resumed(tmp_path) == (2.0, 1)
     names = sorted(path.name for path in tmp_path.iterdir())
