@@ -18,6 +18,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["rpe_d2", "rpe_d2.*"]),
+    package_data={"rpe_d2.ops": ["*.cpp"]},  # built at its first use, where there is a compiler
     python_requires=">=3.11",
     # torch and torchvision have to be a matching pair, chosen for the machine; Detectron2 is not on
     # PyPI. tools/env.sh installs the three; whoever has them keeps them.

@@ -42,7 +42,7 @@ def add_spn_arguments(parser: argparse.ArgumentParser) -> None:
 def run_spn_benchmark(args: argparse.Namespace) -> dict:
     """Times propagation in all four directions, in turns with the obvious forms, and prints a table.
 
-    The forms: "op"; "unbind", autograd through a Python loop over ``x.unbind()``; "index", over ``x[t]``; on request
+    The forms: "op"; "torch", the same without C++ (CPU); "unbind", autograd through a Python loop over ``x.unbind()``; "index", over ``x[t]``; on request
     "compile", the former compiled. The limit is the time that a copy of the bytes takes which the computation has to read and
     write at least, at the bandwidth of a copy measured in the same run. On a GPU it is the largest of that, of the
     columns' steps, which wait for each other, and of an empty kernel, both measured in the same run, too.
@@ -155,6 +155,8 @@ def _run_shape(
     raw = torch.randn(batch, channels, 12, height, width, generator=generator)
     gates = normalize_gates(raw.to(args.device))
     forms: Dict[str, Callable] = {"op": lambda x, g: spatial_propagation(x, g, "max")}
+    if args.device == "cpu":
+        forms["torch"] = lambda x, g: spatial_propagation(x, g, "max", "torch")
     if x.numel() <= _LARGEST_OBVIOUS and height == width:
         forms["unbind"] = lambda x, g: obvious_propagation(x, g, unbind=True)
         forms["index"] = lambda x, g: obvious_propagation(x, g, unbind=False)
@@ -239,7 +241,7 @@ _TURNS = (
 def _print(results: Dict[str, dict]) -> None:
     forms = [
         form
-        for form in ("op", "unbind", "index", "compile")
+        for form in ("op", "torch", "unbind", "index", "compile")
         if any(f"{form}_milliseconds" in row for row in results.values())
     ]
     rows = [

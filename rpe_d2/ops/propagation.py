@@ -13,11 +13,11 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import propagation_torch
+from . import propagation_cpp, propagation_torch
 
 GATE_MODES = ("softmax", "abs_sum", "clipped")
 MERGES = ("max", "mean", "none")
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "cpp", "triton")
 DIRECTIONS = ("left to right", "right to left", "top down", "down top")
 
 
@@ -70,7 +70,8 @@ def spatial_propagation(
             to left, top down and down top in turn, the gates of the previous (row or column i - 1), the same and the
             next neighbour; with 4 instead of 12, of the same alone. See :func:`normalize_gates`.
         merge: of the directions: "max" at each pixel (the paper's), "mean", "none".
-        backend: "torch" (any device), "triton" (CUDA), "auto": Triton where the tensors are on CUDA.
+        backend: "torch" (any device), "cpp" (CPU, where there is a C++ compiler), "triton" (CUDA), "auto": of these the
+            fastest that there is.
 
     Returns:
         (B, C, H, W) like ``x``; with "none" (4, B, C, H, W) in the order of the gates.
@@ -85,14 +86,24 @@ def spatial_propagation(
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
     _check(x, gates)
+    if backend == "cpp" and x.device.type != "cpu":
+        raise ValueError(f"backend is 'cpp' and x on {x.device}; allowed: on the CPU")
     if backend == "auto":
-        backend = "triton" if x.is_cuda and _triton_fits(x) else "torch"
+        backend = _fastest_backend(x)
     with torch.autocast(device_type=x.device.type, enabled=False):
         dtype = x.dtype
         found = _Propagation.apply(x, gates.to(dtype), backend)
     if merge == "none":
         return found
     return found.amax(dim=0) if merge == "max" else found.mean(dim=0)
+
+
+def _fastest_backend(x: torch.Tensor) -> str:
+    if x.is_cuda and _triton_fits(x):
+        return "triton"
+    if x.device.type == "cpu" and propagation_cpp.available():
+        return "cpp"
+    return "torch"
 
 
 def _triton_fits(x: torch.Tensor) -> bool:
@@ -128,6 +139,12 @@ class _Propagation(torch.autograd.Function):
 def _implementation(backend: str):
     if backend == "torch":
         return propagation_torch
+    if backend == "cpp":
+        try:
+            propagation_cpp.library()
+        except ValueError as error:
+            raise ValueError(f"backend is 'cpp', which is not available: {error}") from error
+        return propagation_cpp
     try:
         from . import propagation_triton
     except ImportError as error:

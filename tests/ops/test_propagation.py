@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from rpe_d2.ops import propagation_cpp
 from rpe_d2.ops.propagation import DIRECTIONS, normalize_gates, spatial_propagation
 from tests.conftest import ROOT
 from tests.reference.propagation import matrix, propagate
@@ -21,7 +22,16 @@ SHAPES = [
     ((2, 3, 5, 5), True, 1),
     ((1, 2, 3, 8), False, 1),
     ((0, 2, 3, 4), True, 3),
+    ((1, 2, 19, 40), True, 3),  # more columns than are worked on at once
 ]
+
+
+@pytest.fixture(params=["torch", "cpp"])
+def backend(request):
+    """Each that runs on any CPU."""
+    if request.param == "cpp" and not propagation_cpp.available():
+        pytest.skip("no C++ compiler")
+    return request.param
 
 
 def inputs(shape, shared=False, connections=3, dtype=torch.float64, mode="softmax", device="cpu"):
@@ -46,9 +56,11 @@ def with_gradients(function, x, gates):
 
 @pytest.mark.parametrize("shape, shared, connections", SHAPES)
 @pytest.mark.parametrize("mode", ["softmax", "abs_sum"])
-def test_it_is_the_definition(shape, shared, connections, mode):
+def test_it_is_the_definition(shape, shared, connections, mode, backend):
     x, gates = inputs(shape, shared, connections, mode=mode)
-    found = with_gradients(lambda x, gates: spatial_propagation(x, gates, "none"), x, gates)
+    found = with_gradients(
+        lambda x, gates: spatial_propagation(x, gates, "none", backend), x, gates
+    )
     expected = with_gradients(propagate, x, gates)
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
@@ -66,18 +78,20 @@ def test_it_is_the_matrix_of_the_paper():
 
 @pytest.mark.parametrize("shape, shared, connections", SHAPES[:6])
 @pytest.mark.parametrize("merge", ["max", "mean", "none"])
-def test_gradients_are_those_of_finite_differences(shape, shared, connections, merge):
+def test_gradients_are_those_of_finite_differences(shape, shared, connections, merge, backend):
     x, gates = inputs(shape, shared, connections)
     x, gates = x.requires_grad_(), gates.detach().requires_grad_()
-    torch.autograd.gradcheck(lambda x, gates: spatial_propagation(x, gates, merge), (x, gates))
+    torch.autograd.gradcheck(
+        lambda x, gates: spatial_propagation(x, gates, merge, backend), (x, gates)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", ["softmax", "abs_sum", "clipped"])
-def test_constants_are_preserved_exactly(dtype, mode):
+def test_constants_are_preserved_exactly(dtype, mode, backend):
     _, gates = inputs((2, 3, 9, 6), dtype=torch.float32, mode=mode)
     x = torch.tensor([0.3, -7.1, 1e4]).view(1, 3, 1, 1).expand(2, 3, 9, 6).to(dtype)
-    found = spatial_propagation(x, gates.to(dtype), "none")
+    found = spatial_propagation(x, gates.to(dtype), "none", backend)
     assert torch.equal(found, x.expand(4, *x.shape)) and found.dtype == dtype
 
 
@@ -163,11 +177,57 @@ def test_gates_are_normalised(connections):
         assert torch.equal(zero, torch.zeros_like(raw))
 
 
-def test_half_precision_is_computed_in_single():
+def test_half_precision_is_computed_in_single(backend):
     x, gates = inputs((1, 2, 8, 9), dtype=torch.float32)
     x, gates = x.bfloat16(), gates.bfloat16()
-    expected = spatial_propagation(x.float(), gates.float()).bfloat16()
-    assert torch.equal(spatial_propagation(x, gates), expected)
+    expected = spatial_propagation(x.float(), gates.float(), backend=backend).bfloat16()
+    assert torch.equal(spatial_propagation(x, gates, backend=backend), expected)
+
+
+def test_threads_change_nothing(backend):
+    x, gates = inputs((2, 3, 65, 70), dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(
+                with_gradients(
+                    lambda x, gates: spatial_propagation(x, gates, "none", backend), x, gates
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+@pytest.mark.parametrize(
+    "compiler, reason",
+    [("no-such-compiler", "no-such-compiler"), ("false", "false"), (None, "no C++ compiler")],
+)
+def test_without_a_compiler_it_runs_in_torch(compiler, reason, tmp_path, monkeypatch, caplog):
+    """Not installed, one that fails, none at all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if compiler:
+        monkeypatch.setenv("CXX", compiler)
+    else:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    x, gates = inputs((1, 2, 5, 6))
+    propagation_cpp.available.cache_clear()
+    propagation_cpp.library.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            found = spatial_propagation(x, gates, "none")
+        assert torch.equal(found, spatial_propagation(x, gates, "none", "torch"))
+        with pytest.raises(ValueError, match="backend is 'cpp', which is not available: ") as error:
+            spatial_propagation(x, gates, backend="cpp")
+    finally:
+        propagation_cpp.available.cache_clear()
+        propagation_cpp.library.cache_clear()
+    assert reason in str(error.value) and "\n" not in str(error.value)
+    assert "runs in plain torch" in caplog.text and reason in caplog.text
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def differences_of_triton(device):
@@ -230,7 +290,7 @@ def test_triton_kernels_agree_with_torch_on_a_gpu():
         ({"gates": torch.zeros(1, 2, 12, 4, 5)}, "gates are"),
         ({"gates": torch.full((1, 2, 12, 4, 4), float("nan"))}, "gates hold NaN"),
         ({"merge": "sum"}, "merge is 'sum'; allowed: max, mean, none"),
-        ({"backend": "jax"}, "backend is 'jax'; allowed: auto, torch, triton"),
+        ({"backend": "jax"}, "backend is 'jax'; allowed: auto, torch, cpp, triton"),
     ],
 )
 def test_errors_are_one_line(change, message):
