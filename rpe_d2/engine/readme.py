@@ -216,8 +216,8 @@ def _over_seeds(values: List[Optional[float]]) -> str:
 def propagation_table(path: Path) -> str:
     """Markdown table of a record of ``tools/benchmark.py spn``."""
     rows = [
-        "| maps | ms | autograd over `unbind()`, ms | autograd over `x[t]`, ms | faster | faster | % of the limit |",
-        "|---|---|---|---|---|---|---|",
+        "| maps | ms | plain torch, ms | autograd over `unbind()`, ms | autograd over `x[t]`, ms | faster | faster | % of the limit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in json.loads(path.read_text())["results"].items():
         if "x" not in name:
@@ -226,6 +226,7 @@ def propagation_table(path: Path) -> str:
             f"{row[key]:.1f}" if key in row else "–"
             for key in (
                 "op_milliseconds",
+                "torch_milliseconds",
                 "unbind_milliseconds",
                 "index_milliseconds",
                 "op_faster_than_unbind",
