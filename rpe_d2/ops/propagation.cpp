@@ -1,12 +1,12 @@
 // The recurrence of spatial propagation on the CPU, built by propagation_cpp.py: no header but the standard ones.
 //
-// A direction, image and gate channel is a task for one thread. It walks over the image in blocks of lines, the columns
-// or rows that the recurrence steps through: a block is copied so that a line's places lie one after the other,
-// whatever the direction, worked on while it is in the cache, and copied back.
+// An image's channel (backward: all that share their gates) is a task for one thread, so that its maps stay in the cache
+// for all directions and their maximum. A direction is walked over in blocks of lines, the columns or rows that the
+// recurrence steps through: a block is copied so that a line's places lie one after the other, whatever the direction,
+// worked on, and copied back.
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 
 namespace {
@@ -40,35 +40,16 @@ struct Walk {
   template <typename T>
   void read(const T* plane, int64_t begin, int64_t count, T* lines, int64_t pitch) const {
     const T* from = plane + first + begin * step;
-    if (place == 1) {
-      for (int64_t t = 0; t < count; ++t) std::memcpy(lines + t * pitch, from + t * step, length * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < length; ++i)
-        for (int64_t t = 0; t < count; ++t) lines[t * pitch + i] = from[i * place + t * step];
-    }
+    each_value(count, [&](int64_t t, int64_t i) { lines[t * pitch + i] = from[t * step + i * place]; });
   }
 
   template <typename T>
-  void write(T* plane, int64_t begin, int64_t count, const T* lines, int64_t pitch) const {
+  void write(T* plane, int64_t begin, int64_t count, const T* lines, int64_t pitch, bool add) const {
     T* to = plane + first + begin * step;
-    if (place == 1) {
-      for (int64_t t = 0; t < count; ++t) std::memcpy(to + t * step, lines + t * pitch, length * sizeof(T));
-    } else {
-      for (int64_t i = 0; i < length; ++i)
-        for (int64_t t = 0; t < count; ++t) to[i * place + t * step] = lines[t * pitch + i];
-    }
-  }
-
-  template <typename T>
-  void add(T* plane, int64_t begin, int64_t count, const T* lines, int64_t pitch) const {
-    T* to = plane + first + begin * step;
-    if (place == 1) {
-      for (int64_t t = 0; t < count; ++t)
-        for (int64_t i = 0; i < length; ++i) to[t * step + i] += lines[t * pitch + i];
-    } else {
-      for (int64_t i = 0; i < length; ++i)
-        for (int64_t t = 0; t < count; ++t) to[i * place + t * step] += lines[t * pitch + i];
-    }
+    if (add)
+      each_value(count, [&](int64_t t, int64_t i) { to[t * step + i * place] += lines[t * pitch + i]; });
+    else
+      each_value(count, [&](int64_t t, int64_t i) { to[t * step + i * place] = lines[t * pitch + i]; });
   }
 
   // The same of gates (K, height, width); those that point out of the image, and all of the first line, are 0.
@@ -82,6 +63,19 @@ struct Walk {
         if (k == 2) own[t * pitch + length - 1] = 0;
       }
       if (begin == 0) std::fill_n(own, length, T(0));
+    }
+  }
+
+ private:
+  // In the order in which values lie in the plane.
+  template <typename Copy>
+  void each_value(int64_t count, Copy copy) const {
+    if (place == 1) {
+      for (int64_t t = 0; t < count; ++t)
+        for (int64_t i = 0; i < length; ++i) copy(t, i);
+    } else {
+      for (int64_t i = 0; i < length; ++i)
+        for (int64_t t = 0; t < count; ++t) copy(t, i);
     }
   }
 };
@@ -110,7 +104,7 @@ void forward_plane(const Walk& walk, const T* x, const T* gates, T* found) {
     for (int64_t t = 0; t < count; ++t)
       forward_line<T, K>(&x_lines[t * pitch], &gate_lines[t * pitch], &h_lines[t * pitch + 1],
                          &h_lines[(t + 1) * pitch + 1], length, plane);
-    walk.write(found, begin, count, &h_lines[pitch + 1], pitch);
+    walk.write(found, begin, count, &h_lines[pitch + 1], pitch, false);
     std::copy_n(&h_lines[count * pitch], pitch, h_lines.get());
   }
 }
@@ -140,10 +134,10 @@ void backward_line(const T* __restrict__ x, const T* __restrict__ gate, const T*
   if (K == 3) of_gate[0] = of_gate[2 * plane + length - 1] = 0;
 }
 
-// Adds to of_gates where `add`: of the channels after the first that share their gates.
+// Adds to of_x and of_gates, or overwrites them.
 template <typename T, int K>
 void backward_plane(const Walk& walk, const T* gradient, const T* x, const T* gates, const T* found, T* of_x,
-                    T* of_gates, bool add) {
+                    bool add_to_x, T* of_gates, bool add_to_gates) {
   const int64_t length = walk.length, pitch = length + 2, plane = kBlock * pitch;
   const auto x_lines = lines_of<T>(plane), gate_lines = lines_of<T>(K * plane), h_lines = lines_of<T>(plane),
              delta_lines = lines_of<T>(plane), of_x_lines = lines_of<T>(plane),
@@ -161,74 +155,101 @@ void backward_plane(const Walk& walk, const T* gradient, const T* x, const T* ga
       backward_line<T, K>(&x_lines[t * pitch], &gate_lines[t * pitch], &h_lines[t * pitch + 1],
                           &delta_lines[t * pitch], flow.get(), &of_x_lines[t * pitch], &of_gate_lines[t * pitch],
                           length, plane);
-    walk.write(of_x, begin, count, of_x_lines.get(), pitch);
+    walk.write(of_x, begin, count, of_x_lines.get(), pitch, add_to_x);
     for (int k = 0; k < K; ++k) {
       T* lines = &of_gate_lines[k * plane];
       if (begin == 0) std::fill_n(lines, length, T(0));  // the first line has no gates
-      if (add)
-        walk.add(of_gates + k * walk.area, begin, count, lines, pitch);
-      else
-        walk.write(of_gates + k * walk.area, begin, count, lines, pitch);
+      walk.write(of_gates + k * walk.area, begin, count, lines, pitch, add_to_gates);
     }
   }
 }
 
-// Sizes of x (images, channels, height, width) and gates (images, gate_channels, 4, K, height, width), contiguous.
+// Of (area) maps that lie `apart` from direction to direction.
+template <typename T>
+void maximum(const T* found, int64_t apart, int64_t area, T* merged) {
+  for (int64_t i = 0; i < area; ++i) {
+    T best = found[i];
+    for (int d = 1; d < 4; ++d) {
+      const T h = found[d * apart + i];
+      best = h > best || h != h ? h : best;  // NaN stays
+    }
+    merged[i] = best;
+  }
+}
+
+// The gradient of the maximum, shared by the directions that reach it, as four maps one after the other.
+template <typename T>
+void maximum_backward(const T* gradient, const T* found, int64_t apart, int64_t area, const T* merged, T* shares) {
+  for (int64_t i = 0; i < area; ++i) {
+    T reached = 0;
+    for (int d = 0; d < 4; ++d) reached += found[d * apart + i] == merged[i];
+    const T share = gradient[i] / reached;
+    for (int d = 0; d < 4; ++d) shares[d * area + i] = found[d * apart + i] == merged[i] ? share : T(0);
+  }
+}
+
+// Of x (images, channels, height, width) and gates (images, gate_channels, 4, K, height, width), contiguous.
 struct Sizes {
   int64_t images, channels, gate_channels, height, width;
+
+  int64_t area() const { return height * width; }
+  int64_t apart() const { return images * channels * area(); }  // of the directions' results
 };
 
-template <typename Function>
-void for_each_task(const Sizes& s, int64_t threads, Function task) {
-  const int64_t tasks = s.images * s.gate_channels * 4;
-  const int64_t useful = 1 + 4 * s.images * s.channels * s.height * s.width / kWorkOfAThread;
+template <typename Task>
+void for_each(int64_t tasks, const Sizes& s, int64_t threads, Task task) {
+  const int64_t useful = 1 + 4 * s.apart() / kWorkOfAThread;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min({threads, tasks, useful})));
 #pragma omp parallel for num_threads(team) schedule(dynamic)
-  for (int64_t number = 0; number < tasks; ++number) {
-    const int64_t direction = number % 4, gate_channel = number / 4 % s.gate_channels;
-    task(number / 4 / s.gate_channels, gate_channel, direction);
-  }
+  for (int64_t number = 0; number < tasks; ++number) task(number);
 }
 
 template <typename T, int K>
-void forward(const T* x, const T* gates, T* found, const Sizes& s, int64_t threads) {
-  for_each_task(s, threads, [&](int64_t image, int64_t gate_channel, int64_t direction) {
-    const Walk walk(direction, s.height, s.width);
-    const T* own = gates + ((image * s.gate_channels + gate_channel) * 4 + direction) * K * walk.area;
-    for (int64_t c = gate_channel; c < s.channels; c += s.gate_channels) {
-      const int64_t plane = image * s.channels + c;
-      forward_plane<T, K>(walk, x + plane * walk.area, own,
-                          found + (direction * s.images * s.channels + plane) * walk.area);
-    }
+void forward(const T* x, const T* gates, T* found, T* merged, const Sizes& s, int64_t threads) {
+  for_each(s.images * s.channels, s, threads, [&](int64_t plane) {
+    const int64_t image = plane / s.channels, gate_channel = plane % s.channels % s.gate_channels;
+    const T* own = gates + (image * s.gate_channels + gate_channel) * 4 * K * s.area();
+    T* here = found + plane * s.area();
+    for (int64_t d = 0; d < 4; ++d)
+      forward_plane<T, K>(Walk(d, s.height, s.width), x + plane * s.area(), own + d * K * s.area(),
+                          here + d * s.apart());
+    if (merged) maximum(here, s.apart(), s.area(), merged + plane * s.area());
   });
 }
 
 template <typename T, int K>
-void backward(const T* gradient, const T* x, const T* gates, const T* found, T* of_x, T* of_gates, const Sizes& s,
-              int64_t threads) {
-  for_each_task(s, threads, [&](int64_t image, int64_t gate_channel, int64_t direction) {
-    const Walk walk(direction, s.height, s.width);
-    const int64_t offset = ((image * s.gate_channels + gate_channel) * 4 + direction) * K * walk.area;
+void backward(const T* gradient, const T* x, const T* gates, const T* found, const T* merged, T* of_x, T* of_gates,
+              const Sizes& s, int64_t threads) {
+  for_each(s.images * s.gate_channels, s, threads, [&](int64_t number) {
+    const int64_t image = number / s.gate_channels, gate_channel = number % s.gate_channels;
+    const int64_t own = number * 4 * K * s.area();
+    const auto shares = lines_of<T>(merged ? 4 * s.area() : 0);
     for (int64_t c = gate_channel; c < s.channels; c += s.gate_channels) {
-      const int64_t plane = image * s.channels + c;
-      const int64_t in_direction = (direction * s.images * s.channels + plane) * walk.area;
-      backward_plane<T, K>(walk, gradient + in_direction, x + plane * walk.area, gates + offset,
-                           found + in_direction, of_x + in_direction, of_gates + offset, c != gate_channel);
+      const int64_t here = (image * s.channels + c) * s.area();
+      if (merged) maximum_backward(gradient + here, found + here, s.apart(), s.area(), merged + here, shares.get());
+      for (int64_t d = 0; d < 4; ++d) {
+        const T* incoming = merged ? &shares[d * s.area()] : gradient + here + d * s.apart();
+        backward_plane<T, K>(Walk(d, s.height, s.width), incoming, x + here, gates + own + d * K * s.area(),
+                             found + here + d * s.apart(), of_x + here, d != 0, of_gates + own + d * K * s.area(),
+                             c != gate_channel);
+      }
     }
   });
 }
 
 }  // namespace
 
-#define RPE_D2_PROPAGATION(T, NAME, K)                                                                              \
-  extern "C" void propagation_forward_##NAME##_##K(const T* x, const T* gates, T* found, const int64_t* sizes,      \
-                                                   int64_t threads) {                                               \
-    forward<T, K>(x, gates, found, {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);                    \
-  }                                                                                                                 \
-  extern "C" void propagation_backward_##NAME##_##K(const T* gradient, const T* x, const T* gates, const T* found,  \
-                                                    T* of_x, T* of_gates, const int64_t* sizes, int64_t threads) {  \
-    backward<T, K>(gradient, x, gates, found, of_x, of_gates,                                                       \
-                   {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);                                    \
+// `merged`: the maximum over the directions, or none; with it the gradient is its own, else that of all directions.
+#define RPE_D2_PROPAGATION(T, NAME, K)                                                                               \
+  extern "C" void propagation_forward_##NAME##_##K(const T* x, const T* gates, T* found, T* merged,                  \
+                                                   const int64_t* sizes, int64_t threads) {                          \
+    forward<T, K>(x, gates, found, merged, {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);             \
+  }                                                                                                                  \
+  extern "C" void propagation_backward_##NAME##_##K(const T* gradient, const T* x, const T* gates, const T* found,   \
+                                                    const T* merged, T* of_x, T* of_gates, const int64_t* sizes,     \
+                                                    int64_t threads) {                                               \
+    backward<T, K>(gradient, x, gates, found, merged, of_x, of_gates,                                                \
+                   {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);                                     \
   }
 
 RPE_D2_PROPAGATION(float, float32, 1)

@@ -91,8 +91,10 @@ def spatial_propagation(
     if backend == "auto":
         backend = _fastest_backend(x)
     with torch.autocast(device_type=x.device.type, enabled=False):
-        dtype = x.dtype
-        found = _Propagation.apply(x, gates.to(dtype), backend)
+        gates = gates.to(x.dtype)
+        if backend == "cpp" and merge == "max":
+            return _MaxPropagation.apply(x, gates)
+        found = _Propagation.apply(x, gates, backend)
     if merge == "none":
         return found
     return found.amax(dim=0) if merge == "max" else found.mean(dim=0)
@@ -119,8 +121,7 @@ class _Propagation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, gates: torch.Tensor, backend: str) -> torch.Tensor:
-        x = x.contiguous()
-        gates = gates.unflatten(2, (4, gates.shape[2] // 4)).contiguous()  # (B, G, 4, K, H, W)
+        x, gates = _contiguous(x, gates)
         found, saved = _implementation(backend).forward(x, gates)
         ctx.backend = backend
         ctx.save_for_backward(x, gates, *saved)
@@ -134,6 +135,29 @@ class _Propagation(torch.autograd.Function):
             gradient.contiguous(), x, gates, tuple(saved)
         )
         return of_x, of_gates.flatten(2, 3), None
+
+
+class _MaxPropagation(torch.autograd.Function):
+    """The directions' maximum (B, C, H, W), in C++: a channel's maps are merged while they are in the cache."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        x, gates = _contiguous(x, gates)
+        merged, saved = _implementation("cpp").forward(x, gates, merge=True)
+        ctx.save_for_backward(x, gates, *saved)
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        x, gates, *saved = ctx.saved_tensors
+        of_x, of_gates = propagation_cpp.backward(gradient.contiguous(), x, gates, tuple(saved))
+        return of_x, of_gates.flatten(2, 3)
+
+
+def _contiguous(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """(B, C, H, W), and (B, G, 4, K, H, W)."""
+    return x.contiguous(), gates.unflatten(2, (4, gates.shape[2] // 4)).contiguous()
 
 
 def _implementation(backend: str):

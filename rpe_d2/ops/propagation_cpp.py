@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 
@@ -34,34 +34,49 @@ def available() -> bool:
     return True
 
 
-def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
-    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W), both contiguous; and that for backward."""
+def forward(
+    x: torch.Tensor, gates: torch.Tensor, merge: bool = False
+) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W), both contiguous; and that for backward.
+
+    With ``merge`` the directions' maximum (B, C, H, W) instead.
+    """
     maps, weights = _precise(x), _precise(gates)
     found = maps.new_empty(4, *x.shape)
-    _call("forward", x, gates, maps, weights, found)
-    return found.to(x.dtype), (found,)
+    merged = torch.empty_like(maps) if merge else None
+    _call("forward", maps, weights, maps, weights, found, merged)
+    saved = (found, merged) if merge else (found,)
+    return saved[-1].to(x.dtype), saved
 
 
 def backward(
     gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Gradients like x and gates, from that of what was found (4, B, C, H, W)."""
+    """Gradients like x and gates, from that of what :func:`forward` returned.
+
+    That of a maximum is shared by the directions that reach it.
+    """
     maps, weights = _precise(x), _precise(gates)
-    of_x, of_gates = maps.new_empty(4, *x.shape), torch.empty_like(weights)
-    _call("backward", x, gates, _precise(gradient), maps, weights, *saved, of_x, of_gates)
-    return of_x.sum(dim=0).to(x.dtype), of_gates.to(gates.dtype)
+    found, merged = saved if len(saved) == 2 else (*saved, None)
+    of_x, of_gates = torch.empty_like(maps), torch.empty_like(weights)
+    incoming = _precise(gradient)
+    _call("backward", maps, weights, incoming, maps, weights, found, merged, of_x, of_gates)
+    return of_x.to(x.dtype), of_gates.to(gates.dtype)
 
 
 def _precise(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _call(direction: str, x: torch.Tensor, gates: torch.Tensor, *tensors: torch.Tensor) -> None:
+def _call(
+    name: str, x: torch.Tensor, gates: torch.Tensor, *tensors: Optional[torch.Tensor]
+) -> None:
+    """Calls a function for the sizes and dtype of x and gates with pointers to tensors, null for None."""
     batch, channels, height, width = x.shape
-    dtype = "float64" if tensors[0].dtype == torch.float64 else "float32"
-    function = getattr(library(), f"propagation_{direction}_{dtype}_{gates.shape[3]}")
+    dtype = "float64" if x.dtype == torch.float64 else "float32"
+    function = getattr(library(), f"propagation_{name}_{dtype}_{gates.shape[3]}")
     sizes = (ctypes.c_int64 * 5)(batch, channels, gates.shape[1], height, width)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    pointers = [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors]
     function(*pointers, sizes, ctypes.c_int64(torch.get_num_threads()))
 
 
