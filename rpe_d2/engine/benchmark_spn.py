@@ -42,10 +42,11 @@ def add_spn_arguments(parser: argparse.ArgumentParser) -> None:
 def run_spn_benchmark(args: argparse.Namespace) -> dict:
     """Times propagation in all four directions, in turns with the obvious forms, and prints a table.
 
-    The forms: "op"; "torch", the same without C++ (CPU); "unbind", autograd through a Python loop over ``x.unbind()``; "index", over ``x[t]``; on request
-    "compile", the former compiled. The limit is the time that a copy of the bytes takes which the computation has to read and
-    write at least, at the bandwidth of a copy measured in the same run. On a GPU it is the largest of that, of the
-    columns' steps, which wait for each other, and of an empty kernel, both measured in the same run, too.
+    The forms: "op"; "torch", the same without C++ (CPU); "unbind", autograd through a Python loop over ``x.unbind()``;
+    "index", over ``x[t]``; on request "compile", the former compiled. The limit is the time that a copy of the bytes takes
+    which the computation has to read and write at least, at the bandwidth of a copy measured in the same run. On a GPU
+    it is the largest of that, of the columns' steps, which wait for each other, and of an empty kernel, both measured in
+    the same run, too.
 
     Returns:
         By shape and pass: median milliseconds of each form, ratios to "op", the limit; and the dense CRF's.

@@ -1,13 +1,15 @@
 // The recurrence of spatial propagation on the CPU, built by propagation_cpp.py: no header but the standard ones.
 //
-// An image's channel (backward: all that share their gates) is a task for one thread, so that its maps stay in the cache
-// for all directions and their maximum. A direction is walked over in blocks of lines, the columns or rows that the
-// recurrence steps through: a block is copied so that a line's places lie one after the other, whatever the direction,
-// worked on, and copied back.
+// An image's channel (backward: all that share their gates) is a task for one thread, so that its maps stay in the
+// cache for all directions and their maximum. A direction is walked over in blocks of lines, the columns or rows that
+// the recurrence steps through: a block is copied so that a line's places lie one after the other, whatever the
+// direction, worked on, and copied back.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 
 namespace {
 
@@ -96,12 +98,14 @@ template <typename T, int K>
 void forward_plane(const Walk& walk, const T* x, const T* gates, T* found) {
   const int64_t length = walk.length, pitch = length + 2, plane = kBlock * pitch;
   const auto x_lines = lines_of<T>(plane), gate_lines = lines_of<T>(K * plane), h_lines = lines_of<T>(plane + pitch);
-  std::fill_n(h_lines.get(), plane + pitch, T(0));  // a place more at either end, and the line before the first
+  std::fill_n(h_lines.get(), plane + pitch, T(0));  // the places more at either end
   for (int64_t begin = 0; begin < walk.steps; begin += kBlock) {
     const int64_t count = std::min(kBlock, walk.steps - begin);
     walk.read(x, begin, count, x_lines.get(), pitch);
     walk.read_gates(gates, K, begin, count, gate_lines.get(), pitch);
-    for (int64_t t = 0; t < count; ++t)
+    const int64_t none = begin == 0;  // lines that no line comes before
+    std::copy_n(x_lines.get(), none * length, &h_lines[pitch + 1]);
+    for (int64_t t = none; t < count; ++t)
       forward_line<T, K>(&x_lines[t * pitch], &gate_lines[t * pitch], &h_lines[t * pitch + 1],
                          &h_lines[(t + 1) * pitch + 1], length, plane);
     walk.write(found, begin, count, &h_lines[pitch + 1], pitch, false);
@@ -177,14 +181,15 @@ void maximum(const T* found, int64_t apart, int64_t area, T* merged) {
   }
 }
 
-// The gradient of the maximum, shared by the directions that reach it, as four maps one after the other.
+// The gradient of the maximum, shared by the directions that reach it, as four maps one after the other. Of NaN it is
+// NaN in all of them.
 template <typename T>
 void maximum_backward(const T* gradient, const T* found, int64_t apart, int64_t area, const T* merged, T* shares) {
   for (int64_t i = 0; i < area; ++i) {
     T reached = 0;
     for (int d = 0; d < 4; ++d) reached += found[d * apart + i] == merged[i];
-    const T share = gradient[i] / reached;
-    for (int d = 0; d < 4; ++d) shares[d * area + i] = found[d * apart + i] == merged[i] ? share : T(0);
+    const T share = gradient[i] / reached, none = merged[i] - merged[i];
+    for (int d = 0; d < 4; ++d) shares[d * area + i] = found[d * apart + i] == merged[i] ? share : none;
   }
 }
 
@@ -196,17 +201,26 @@ struct Sizes {
   int64_t apart() const { return images * channels * area(); }  // of the directions' results
 };
 
+// Whether there was memory for all of them.
 template <typename Task>
-void for_each(int64_t tasks, const Sizes& s, int64_t threads, Task task) {
+bool for_each(int64_t tasks, const Sizes& s, int64_t threads, Task task) {
   const int64_t useful = 1 + 4 * s.apart() / kWorkOfAThread;
   const int team = static_cast<int>(std::max<int64_t>(1, std::min({threads, tasks, useful})));
+  std::atomic<bool> done{true};
 #pragma omp parallel for num_threads(team) schedule(dynamic)
-  for (int64_t number = 0; number < tasks; ++number) task(number);
+  for (int64_t number = 0; number < tasks; ++number) {
+    try {  // what leaves a parallel region ends the process
+      task(number);
+    } catch (const std::bad_alloc&) {
+      done = false;
+    }
+  }
+  return done;
 }
 
 template <typename T, int K>
-void forward(const T* x, const T* gates, T* found, T* merged, const Sizes& s, int64_t threads) {
-  for_each(s.images * s.channels, s, threads, [&](int64_t plane) {
+bool forward(const T* x, const T* gates, T* found, T* merged, const Sizes& s, int64_t threads) {
+  return for_each(s.images * s.channels, s, threads, [&](int64_t plane) {
     const int64_t image = plane / s.channels, gate_channel = plane % s.channels % s.gate_channels;
     const T* own = gates + (image * s.gate_channels + gate_channel) * 4 * K * s.area();
     T* here = found + plane * s.area();
@@ -218,9 +232,9 @@ void forward(const T* x, const T* gates, T* found, T* merged, const Sizes& s, in
 }
 
 template <typename T, int K>
-void backward(const T* gradient, const T* x, const T* gates, const T* found, const T* merged, T* of_x, T* of_gates,
+bool backward(const T* gradient, const T* x, const T* gates, const T* found, const T* merged, T* of_x, T* of_gates,
               const Sizes& s, int64_t threads) {
-  for_each(s.images * s.gate_channels, s, threads, [&](int64_t number) {
+  return for_each(s.images * s.gate_channels, s, threads, [&](int64_t number) {
     const int64_t image = number / s.gate_channels, gate_channel = number % s.gate_channels;
     const int64_t own = number * 4 * K * s.area();
     const auto shares = lines_of<T>(merged ? 4 * s.area() : 0);
@@ -239,17 +253,18 @@ void backward(const T* gradient, const T* x, const T* gates, const T* found, con
 
 }  // namespace
 
-// `merged`: the maximum over the directions, or none; with it the gradient is its own, else that of all directions.
-#define RPE_D2_PROPAGATION(T, NAME, K)                                                                               \
-  extern "C" void propagation_forward_##NAME##_##K(const T* x, const T* gates, T* found, T* merged,                  \
-                                                   const int64_t* sizes, int64_t threads) {                          \
-    forward<T, K>(x, gates, found, merged, {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);             \
-  }                                                                                                                  \
-  extern "C" void propagation_backward_##NAME##_##K(const T* gradient, const T* x, const T* gates, const T* found,   \
-                                                    const T* merged, T* of_x, T* of_gates, const int64_t* sizes,     \
-                                                    int64_t threads) {                                               \
-    backward<T, K>(gradient, x, gates, found, merged, of_x, of_gates,                                                \
-                   {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);                                     \
+// `merged`: the maximum over the directions, or null; with it the gradient is its own, else that of all directions.
+// They return whether there was enough memory.
+#define RPE_D2_PROPAGATION(T, NAME, K)                                                                            \
+  extern "C" int propagation_forward_##NAME##_##K(const T* x, const T* gates, T* found, T* merged,                \
+                                                   const int64_t* sizes, int64_t threads) {                       \
+    return forward<T, K>(x, gates, found, merged, {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);   \
+  }                                                                                                               \
+  extern "C" int propagation_backward_##NAME##_##K(const T* gradient, const T* x, const T* gates, const T* found, \
+                                                    const T* merged, T* of_x, T* of_gates, const int64_t* sizes,  \
+                                                    int64_t threads) {                                            \
+    return backward<T, K>(gradient, x, gates, found, merged, of_x, of_gates,                                      \
+                   {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, threads);                                  \
   }
 
 RPE_D2_PROPAGATION(float, float32, 1)

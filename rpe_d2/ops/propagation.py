@@ -74,7 +74,8 @@ def spatial_propagation(
             fastest that there is.
 
     Returns:
-        (B, C, H, W) like ``x``; with "none" (4, B, C, H, W) in the order of the gates.
+        (B, C, H, W) like ``x``; with "none" (4, B, C, H, W) in the order of the gates. Not to be changed in place where
+        gradients are computed: it may be kept for them.
 
     Raises:
         ValueError: shapes or values do not fit, gates hold NaN, or the backend is not available. NaN is looked for on
@@ -167,7 +168,7 @@ def _implementation(backend: str):
         try:
             propagation_cpp.library()
         except ValueError as error:
-            raise ValueError(f"backend is 'cpp', which is not available: {error}") from error
+            raise ValueError(f"backend is 'cpp': {error}; allowed: torch") from error
         return propagation_cpp
     try:
         from . import propagation_triton

@@ -1,8 +1,8 @@
 """The recurrence of spatial propagation in C++ on the CPU, where there is a compiler.
 
 ``propagation.cpp`` needs no header of torch or Python, so it takes a few seconds to build, once a machine: at the first
-call, into ``~/.cache/rpe_d2`` (or that of ``XDG_CACHE_HOME``). Without a compiler nothing is lost but speed:
-:func:`available` says so, and the plain torch form is used.
+call, into ``~/.cache/rpe_d2`` (or that of ``XDG_CACHE_HOME``), with its checksum. Without a compiler nothing is lost but
+speed: :func:`available` says so, and the plain torch form is used.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from typing import List, Optional, Tuple
 import torch
 
 _SOURCE = Path(__file__).with_name("propagation.cpp")
+_BUILD_SECONDS = 300
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 
 
@@ -58,7 +59,8 @@ def backward(
     """
     maps, weights = _precise(x), _precise(gates)
     found, merged = saved if len(saved) == 2 else (*saved, None)
-    of_x, of_gates = torch.empty_like(maps), torch.empty_like(weights)
+    of_x = torch.empty_like(maps)
+    of_gates = torch.empty_like(weights) if x.numel() else torch.zeros_like(weights)
     incoming = _precise(gradient)
     _call("backward", maps, weights, incoming, maps, weights, found, merged, of_x, of_gates)
     return of_x.to(x.dtype), of_gates.to(gates.dtype)
@@ -77,7 +79,8 @@ def _call(
     function = getattr(library(), f"propagation_{name}_{dtype}_{gates.shape[3]}")
     sizes = (ctypes.c_int64 * 5)(batch, channels, gates.shape[1], height, width)
     pointers = [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors]
-    function(*pointers, sizes, ctypes.c_int64(torch.get_num_threads()))
+    if not function(*pointers, sizes, ctypes.c_int64(torch.get_num_threads())):
+        raise MemoryError(f"spatial propagation of x {tuple(x.shape)} needs more memory")
 
 
 @functools.lru_cache(maxsize=None)
@@ -85,33 +88,22 @@ def library() -> ctypes.CDLL:
     """The functions of ``propagation.cpp``, built before if need be.
 
     Raises:
-        ValueError: there is no compiler, it failed, or the folder cannot be written.
+        ValueError: there is no compiler, it failed or hung, or the folder cannot be used.
     """
     try:
         compiler = _compiler()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        path = cache / "rpe_d2" / f"propagation-{_key(compiler)}.so"
-        if not path.exists():
+        path = _cache() / f"propagation-{_key(compiler)}.so"
+        if not _is_whole(path):
             _build(compiler, path)
         return ctypes.CDLL(str(path))
-    except subprocess.CalledProcessError as error:
-        words = error.stderr.strip().splitlines() or ["no word of why"]
-        raise ValueError(f"its C++ form cannot be built by {compiler[0]}: {words[0]}") from error
-    except OSError as error:
-        raise ValueError(f"its C++ form cannot be built: {error}") from error
-
-
-def _build(compiler: List[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        os.replace(built, path)  # whole or not at all: other processes may build it, too
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ValueError(f"its C++ form cannot be built or loaded: {_reason(error)}") from error
 
 
 def _compiler() -> List[str]:
     named = os.environ.get("CXX", "").split()
+    if named and shutil.which(named[0]) is None:
+        raise FileNotFoundError(f"CXX is {' '.join(named)!r}; allowed: a C++17 compiler")
     if named:
         return named
     for name in ("g++", "c++", "clang++"):
@@ -120,12 +112,62 @@ def _compiler() -> List[str]:
     raise FileNotFoundError("no C++ compiler: neither CXX nor g++, c++, clang++")
 
 
+def _cache() -> Path:
+    """A folder that nobody else can write to: what lies there is run."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not root.is_absolute():
+        raise FileNotFoundError(f"no home for a cache; XDG_CACHE_HOME is {root}; allowed: /…")
+    folder = root / "rpe_d2"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise PermissionError(f"{folder} can be written to by others; allowed: by its owner alone")
+    return folder
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Loading a truncated library would kill the process."""
+    if not path.exists() or not _checksum(path).exists():
+        return False
+    return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _build(compiler: List[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        subprocess.run(
+            [*compiler, *_FLAGS, str(_SOURCE), "-o", str(built)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_BUILD_SECONDS,
+        )
+        if not built.exists():
+            raise FileNotFoundError(f"{compiler[0]} wrote nothing; allowed: a C++17 compiler")
+        _checksum(built).write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+        # Whole or not at all: other processes may build it, too.
+        os.replace(built, path)
+        os.replace(_checksum(built), _checksum(path))
+
+
+def _reason(error: Exception) -> str:
+    """In one line; of what a compiler said, its first error."""
+    lines = (getattr(error, "stderr", None) or "").strip().splitlines()
+    said = [line for line in lines if "error" in line or "fatal" in line] or lines[-1:]
+    return said[0] if said else str(error)
+
+
 def _key(compiler: List[str]) -> str:
-    """Of the source, the compiler and the processor it compiles for: homes are shared by machines that differ."""
-    processor = platform.machine() + platform.processor()
+    """Of the source, the compiler and the machine it compiles for: homes are shared by machines that differ."""
+    machine = " ".join([platform.machine(), platform.processor(), *platform.libc_ver()])
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text(errors="replace").splitlines()
-        processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = [_SOURCE.read_text(encoding="utf-8"), *compiler, *_FLAGS, processor]
+        machine += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    parts = [_SOURCE.read_text(encoding="utf-8"), *compiler, *_FLAGS, machine]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -143,20 +143,22 @@ def test_directions_are_in_the_order_of_their_names():
     assert all(ray.sum() == 3 for ray in rays.values())
 
 
-def test_inputs_need_not_be_contiguous():
+def test_inputs_need_not_be_contiguous(backend):
     x, gates = inputs((2, 4, 6, 10))
-    expected = spatial_propagation(x, gates)
+    expected = spatial_propagation(x, gates, backend=backend)
     strided = torch.randn(2, 10, 4, 6, dtype=torch.float64).permute(0, 2, 3, 1).copy_(x)
     assert not strided.is_contiguous()
     every_second = torch.zeros(2, 4, 12, 6, 20, dtype=torch.float64)[..., ::2].copy_(gates)
-    assert torch.equal(spatial_propagation(strided, every_second), expected)
+    assert torch.equal(spatial_propagation(strided, every_second, backend=backend), expected)
 
 
-def test_merges():
+def test_merges(backend):
     x, gates = inputs((1, 2, 4, 4))
-    found = spatial_propagation(x, gates, "none")
-    assert torch.equal(spatial_propagation(x, gates), found.max(dim=0).values)
-    torch.testing.assert_close(spatial_propagation(x, gates, "mean"), found.mean(dim=0))
+    found = spatial_propagation(x, gates, "none", backend)
+    largest = spatial_propagation(x, gates, backend=backend)
+    assert torch.equal(largest, found.max(dim=0).values)
+    mean = spatial_propagation(x, gates, "mean", backend)
+    torch.testing.assert_close(mean, found.mean(dim=0))
 
 
 @pytest.mark.parametrize("connections", [1, 3])
@@ -184,8 +186,9 @@ def test_half_precision_is_computed_in_single(backend):
     assert torch.equal(spatial_propagation(x, gates, backend=backend), expected)
 
 
-def test_threads_change_nothing(backend):
-    x, gates = inputs((2, 3, 65, 70), dtype=torch.float32)
+@pytest.mark.parametrize("merge", ["max", "none"])
+def test_threads_change_nothing(merge, backend):
+    x, gates = inputs((2, 3, 65, 70))
     threads = torch.get_num_threads()
     try:
         found = []
@@ -193,38 +196,98 @@ def test_threads_change_nothing(backend):
             torch.set_num_threads(count)
             found.append(
                 with_gradients(
-                    lambda x, gates: spatial_propagation(x, gates, "none", backend), x, gates
+                    lambda x, gates: spatial_propagation(x, gates, merge, backend), x, gates
                 )
             )
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found))
+    plain = with_gradients(lambda x, gates: spatial_propagation(x, gates, merge, "torch"), x, gates)
+    for one, other in zip(found[0], plain):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_nan_in_the_maps_is_not_hidden(backend):
+    x, gates = inputs((1, 1, 3, 3))
+    x[0, 0, 1, 1] = float("nan")
+    found, of_x, _ = with_gradients(
+        lambda x, gates: spatial_propagation(x, gates, "max", backend), x, gates
+    )
+    assert found.isnan().all() and of_x.isnan().all()
+
+
+def test_without_channels_gates_have_no_gradient(backend):
+    x, gates = torch.zeros(2, 0, 4, 4), torch.zeros(2, 1, 12, 4, 4)
+    for gradient in with_gradients(
+        lambda x, gates: spatial_propagation(x, gates, "none", backend), x, gates
+    )[1:]:
+        assert not gradient.any()
+
+
+@pytest.fixture
+def fresh_library(tmp_path, monkeypatch):
+    """As in a process that has not loaded the library yet, with an empty cache: its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caches = propagation_cpp.available, propagation_cpp.library
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path / "rpe_d2"
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_a_damaged_library_is_built_again(fresh_library):
+    if not propagation_cpp.available():
+        pytest.skip("no C++ compiler")
+    (path,) = fresh_library.glob("*.so")
+    whole = path.read_bytes()
+    code = "from rpe_d2.ops import propagation_cpp as p; print(p.available())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Not overwritten in place: this process has it loaded.
+    path.unlink()
+    path.write_bytes(whole[: len(whole) // 2])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr
+    assert len(path.read_bytes()) == len(whole)
+
+
+@pytest.mark.parametrize("where", ["a folder for all", "relative"])
+def test_a_library_is_loaded_from_a_folder_of_one_s_own_alone(where, fresh_library, monkeypatch):
+    if where == "relative":
+        monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    else:
+        fresh_library.mkdir()
+        fresh_library.chmod(0o777)
+    assert not propagation_cpp.available()
+    with pytest.raises(ValueError, match="allowed: "):
+        propagation_cpp.library()
 
 
 @pytest.mark.parametrize(
     "compiler, reason",
-    [("no-such-compiler", "no-such-compiler"), ("false", "false"), (None, "no C++ compiler")],
+    [
+        ("no-such-compiler", "CXX is 'no-such-compiler'; allowed: "),
+        ("false", "false"),
+        ("true", "true wrote nothing"),
+        (None, "no C++ compiler"),
+    ],
 )
-def test_without_a_compiler_it_runs_in_torch(compiler, reason, tmp_path, monkeypatch, caplog):
-    """Not installed, one that fails, none at all."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_without_a_compiler_it_runs_in_torch(
+    compiler, reason, fresh_library, tmp_path, monkeypatch, caplog
+):
+    """Not installed, one that fails, one that does nothing, none at all."""
     if compiler:
         monkeypatch.setenv("CXX", compiler)
     else:
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path))
     x, gates = inputs((1, 2, 5, 6))
-    propagation_cpp.available.cache_clear()
-    propagation_cpp.library.cache_clear()
-    try:
-        with caplog.at_level("INFO"):
-            found = spatial_propagation(x, gates, "none")
-        assert torch.equal(found, spatial_propagation(x, gates, "none", "torch"))
-        with pytest.raises(ValueError, match="backend is 'cpp', which is not available: ") as error:
-            spatial_propagation(x, gates, backend="cpp")
-    finally:
-        propagation_cpp.available.cache_clear()
-        propagation_cpp.library.cache_clear()
+    with caplog.at_level("INFO"):
+        found = spatial_propagation(x, gates, "none")
+    assert torch.equal(found, spatial_propagation(x, gates, "none", "torch"))
+    with pytest.raises(ValueError, match="^backend is 'cpp': .*; allowed: torch$") as error:
+        spatial_propagation(x, gates, backend="cpp")
     assert reason in str(error.value) and "\n" not in str(error.value)
     assert "runs in plain torch" in caplog.text and reason in caplog.text
     assert not list(tmp_path.rglob("*.so"))
