@@ -216,8 +216,9 @@ def _over_seeds(values: List[Optional[float]]) -> str:
 def propagation_table(path: Path) -> str:
     """Markdown table of a record of ``tools/benchmark.py spn``."""
     rows = [
-        "| maps | ms | plain torch, ms | autograd over `unbind()`, ms | autograd over `x[t]`, ms | faster | faster | % of the limit |",
-        "|---|---|---|---|---|---|---|---|",
+        "| maps | ms | plain torch, ms | autograd over `unbind()`, ms | compiled, ms | autograd over `x[t]`, ms | "
+        "faster than plain torch | than `unbind()` | than compiled | than `x[t]` | % of the limit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in json.loads(path.read_text())["results"].items():
         if "x" not in name:
@@ -228,8 +229,11 @@ def propagation_table(path: Path) -> str:
                 "op_milliseconds",
                 "torch_milliseconds",
                 "unbind_milliseconds",
+                "compile_milliseconds",
                 "index_milliseconds",
+                "op_faster_than_torch",
                 "op_faster_than_unbind",
+                "op_faster_than_compile",
                 "op_faster_than_index",
             )
         ]
