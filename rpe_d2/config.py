@@ -145,6 +145,8 @@ def add_rpe_config(cfg: CN) -> None:
     spn.RESOLUTION = 0
     # Semantic head whose scores SPNSemSegHead refines.
     spn.SEM_SEG_HEAD = "SemSegFPNHead"
+    # Keep that head (from MODEL.WEIGHTS) as it is and train its refinement alone; the backbone: GUIDED_BACKBONE.FREEZE.
+    spn.FREEZE_HEAD = False
     # Weight of the loss after refinement.
     spn.LOSS_WEIGHT = 1.0
     # SPNRefiner is trained on this many true masks of a picture, each moved by up to JITTER pixels and cut at one of

@@ -5,9 +5,11 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -64,6 +66,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         Exit status: 0, 1 where a model failed, 2 where an argument is at fault, in one line.
     """
     args = _parse(argv)
+    args.command = shlex.join(["tools/compare.py", *(sys.argv[1:] if argv is None else argv)])
     with one_line_errors():
         output = Path(args.output)
         (output / _ROWS).mkdir(parents=True, exist_ok=True)
@@ -270,6 +273,7 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
         "gflops": gflops,
         "hardware": hardware(cfg.MODEL.DEVICE),
         "commit": current_commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "filled_boxes": filled_boxes,
         "proposals": _finite(proposal_metrics(data.proposal_truth, proposals, "segm")),
         "box_proposals": _finite(proposal_metrics(data.proposal_truth, proposals, "bbox")),
@@ -367,7 +371,12 @@ def _write(output: Path, args: argparse.Namespace, data: _Data, rows: List[Dict[
     pictures = [_picture(data, number) for number in range(shown)]
     page = comparison_page(data.name, len(data.items), rows, pictures)
     without_pictures = [{k: v for k, v in row.items() if k != "pictures"} for row in rows]
-    content = {"dataset": data.name, "images": len(data.items), "rows": without_pictures}
+    content = {
+        "dataset": data.name,
+        "images": len(data.items),
+        "command": args.command,
+        "rows": without_pictures,
+    }
     for name, text in (
         ("index.html", page),
         ("compare.json", json.dumps(content, indent=1) + "\n"),

@@ -28,12 +28,14 @@ _DETECTORS = [
     for name in ("AP", "AP50", "AP75")
 ]
 _BOUNDARIES = [("boundary", name, name) for name in ("ODS", "OIS", "AP")]
-_PROPAGATION = [
+_REFINED_MASKS = [
     ("segm", "AP", "AP"),
     ("segm_boundary", "AP", "boundary AP"),
     ("segm_boundary_2px", "AP", "2 px"),
     ("segm_boundary_1px", "AP", "1 px"),
     ("bbox", "AP", "box AP"),
+]
+_SEMANTIC = [
     ("sem_seg", "mIoU", "mIoU"),
     ("sem_seg_boundary", "mIoU", "boundary mIoU"),
     ("sem_seg_boundary_1px", "mIoU", "1 px"),
@@ -300,7 +302,8 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "proposals": seeds_table(results / "proposals", _PROPOSALS),
         "detectors on proposals": seeds_table(results / "proposals", _DETECTORS),
         "benchmarks": benchmark_table(results),
-        "refinement": seeds_table(results / "spn", _PROPAGATION),
+        "refined masks": seeds_table(results / "spn", _REFINED_MASKS),
+        "refined maps": seeds_table(results / "spn", _SEMANTIC),
         "boundaries": seeds_table(results / "boundary", _BOUNDARIES),
         "propagation": propagation_table(results / "benchmark_spn.json"),
         "processes": processes_table(results / "benchmark_processes.json"),

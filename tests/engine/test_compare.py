@@ -49,6 +49,7 @@ def test_rows_page_and_table(compared):
     assert status == 1  # one of them has no weights
     content = json.loads((output / "compare.json").read_text())
     assert content["dataset"] == "shapes_val" and content["images"] == 3
+    assert content["command"].startswith("tools/compare.py ")
     detector, proposals, failed = content["rows"]
     assert {"AP", "AP50", "AR", "precision50"} <= set(detector["segm"])
     assert {"AP", "APl"} <= set(detector["boundary"]) and not detector["filled_boxes"]

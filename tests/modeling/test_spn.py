@@ -362,6 +362,23 @@ def test_semantic_losses_before_and_after():
     )
 
 
+def test_a_frozen_head_stays_as_it_is():
+    frozen = ("MODEL.SPN.FREEZE_HEAD", True, "MODEL.SEM_SEG_HEAD.NORM", "BN")
+    model = build_model(small_cfg(*SEM_SEG, *frozen, "MODEL.GUIDED_BACKBONE.FREEZE", True))
+    refinement = ("sem_seg_head.guidance.", "sem_seg_head.propagation.")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(filter(lambda p: p.requires_grad, model.parameters()), lr=0.1)
+    nn.init.normal_(model.sem_seg_head.propagation.project.weight, std=0.1)
+    for _ in range(2):
+        losses = model.train()([sem_seg_input()])
+        assert set(losses) == {"loss_sem_seg_refined"}
+        losses["loss_sem_seg_refined"].backward()
+        optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert changed and all(name.startswith(refinement) for name in changed)
+    assert changed == {name for name in before if name.startswith(refinement)}
+
+
 def test_only_classes_of_the_coarse_map_win():
     model = build_model(small_cfg(*SEM_SEG)).eval()
     with torch.no_grad():

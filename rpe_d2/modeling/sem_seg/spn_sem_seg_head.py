@@ -9,6 +9,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from ..backbone.guided_backbone import freeze
 from ..layers import adopt_children, enlarge_maps
 from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions, build_guidance
@@ -21,7 +22,8 @@ class SPNSemSegHead(nn.Module):
     That head's parameters keep their names, so that its checkpoints load; this one starts by returning its scores.
     Losses stand before (all of that head's own) and after refinement ("loss_sem_seg_refined"). At inference only
     classes that win somewhere before refinement may win after it, as in the paper. The pair loss of
-    ``MODEL.SEM_SEG_HEAD`` acts on what is propagated.
+    ``MODEL.SEM_SEG_HEAD`` acts on what is propagated. With ``MODEL.SPN.FREEZE_HEAD`` that head stays as it was trained
+    and has no losses.
     """
 
     @configurable
@@ -34,6 +36,7 @@ class SPNSemSegHead(nn.Module):
         ignore_value: int,
         refined_loss_weight: float,
         pair_loss: Optional[SemanticPairLoss] = None,
+        freeze_head: bool = False,
     ):
         """
         Args:
@@ -45,6 +48,7 @@ class SPNSemSegHead(nn.Module):
             ignore_value: label without loss.
             refined_loss_weight: of the loss after refinement.
             pair_loss: on a branch of the propagated maps; None: without.
+            freeze_head: do not train ``head``.
 
         Raises:
             ValueError: the head lacks one of these, or is finer than the guidance.
@@ -69,6 +73,9 @@ class SPNSemSegHead(nn.Module):
         self.embedding = pair_loss and nn.Conv2d(
             propagation.project.in_channels, pair_loss.embedding_dim, 1
         )
+        self.freeze_head = freeze_head
+        if freeze_head:
+            head = freeze(head)
         self._wrapped = adopt_children(self, head)
 
     @classmethod
@@ -93,11 +100,13 @@ class SPNSemSegHead(nn.Module):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "refined_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
             "pair_loss": pair_loss,
+            "freeze_head": cfg.MODEL.SPN.FREEZE_HEAD,
         }
 
     def train(self, mode: bool = True) -> "SPNSemSegHead":
-        self._wrapped[0].training = mode
-        return super().train(mode)
+        super().train(mode)
+        self._wrapped[0].train(mode and not self.freeze_head)  # its children are this module's, too
+        return self
 
     def forward(
         self, features: Dict[str, torch.Tensor], targets: Optional[torch.Tensor] = None
@@ -132,8 +141,10 @@ class SPNSemSegHead(nn.Module):
     def _coarse(
         self, features: Dict[str, torch.Tensor], targets: torch.Tensor
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
-        """Scores and losses of the wrapped head."""
+        """Scores and losses of the wrapped head, frozen scores alone."""
         head = self._wrapped[0]
+        if self.freeze_head:
+            return head.layers(features).detach(), {}
         if hasattr(head, "scores_and_losses"):
             return head.scores_and_losses(features, targets)
         scores = head.layers(features)
