@@ -145,7 +145,8 @@ def add_rpe_config(cfg: CN) -> None:
     spn.RESOLUTION = 0
     # Semantic head whose scores SPNSemSegHead refines.
     spn.SEM_SEG_HEAD = "SemSegFPNHead"
-    # Keep that head (from MODEL.WEIGHTS) as it is and train its refinement alone; the backbone: GUIDED_BACKBONE.FREEZE.
+    # Keep that head, trained before (MODEL.WEIGHTS), as it is and train its refinement alone. The backbone has to stay as it
+    # is, too: GUIDED_BACKBONE.FREEZE.
     spn.FREEZE_HEAD = False
     # Weight of the loss after refinement.
     spn.LOSS_WEIGHT = 1.0

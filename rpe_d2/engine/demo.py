@@ -18,7 +18,7 @@ from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from rpe_d2.data.readable import UNREADABLE
-from rpe_d2.visualization import draw_instances, instance_colors
+from rpe_d2.visualization import draw_classes, draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 from .errors import one_line, one_line_errors
@@ -214,7 +214,8 @@ class _Painter:
         elif found is not None:
             drawn = visualizer.draw_instance_predictions(found)
         else:
-            drawn = visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu())
+            labels = output["sem_seg"].argmax(dim=0)
+            return draw_classes(rgb, labels, self._metadata), None
         return drawn.get_image(), found
 
     def results(

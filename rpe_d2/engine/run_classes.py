@@ -7,6 +7,8 @@ from typing import Any, Dict, List, Optional
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
+from rpe_d2.visualization import class_colors
+
 from .files import replacing_file
 from .run_setup import number_of_classes
 
@@ -52,7 +54,7 @@ def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
 
 
 def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = None) -> Metadata:
-    """What a model's classes are called, "class 3" where nothing is known of them.
+    """What a model's classes are called, "class 3" where nothing is known of them, and the colours of their maps.
 
     Args:
         config_file: of the run, which may have written its classes.
@@ -68,6 +70,9 @@ def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = No
     for kind, count in number_of_classes(cfg).items():
         names = list(known.get(kind) or [])
         known[kind] = names + [f"class {index}" for index in range(len(names), count)]
+    stuff = known.get("stuff_classes", [])
+    if len(known.get("stuff_colors", [])) < len(stuff):  # Detectron2 would take others each time
+        known["stuff_colors"] = class_colors(stuff)
     return Metadata(**known)
 
 

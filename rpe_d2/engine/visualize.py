@@ -27,6 +27,7 @@ from rpe_d2.visualization import (
     Panel,
     annotator_panels,
     boundary_panel,
+    draw_classes,
     draw_figure,
     image_panel,
     instance_panels,
@@ -265,8 +266,8 @@ def _draw_stored(
         heading += f"   panoptic quality {100 * quality:.1f}"
     panels = instance_panels(rgb, predicted, truth, ignored, min_score)
     if truth is None and "sem_seg" in mapped:
-        drawn = Visualizer(rgb, metadata, scale=_scale(rgb)).draw_sem_seg(mapped["sem_seg"])
-        panels.insert(0, image_panel(drawn.get_image(), "ground truth"))
+        drawn = draw_classes(rgb, mapped["sem_seg"], metadata, _scale(rgb))
+        panels.insert(0, image_panel(drawn, "ground truth"))
     row = [image_only, *panels]
     if stored:
         row.append(text_panel("how to read this", [INSTANCE_LEGEND]))
@@ -295,7 +296,10 @@ def _draw(
     predicted = _predicted_masks(output, metadata, min_score)
     ignored = mapped["ignore_mask"].numpy() if "ignore_mask" in mapped else None
     panels = instance_panels(rgb, predicted, truth, ignored, min_score)
-    if truth is None and ("sem_seg_file_name" in item or "pan_seg_file_name" in item):
+    if truth is None and "sem_seg" in mapped and "pan_seg_file_name" not in item:
+        picture = draw_classes(rgb, mapped["sem_seg"], metadata, _scale(rgb))
+        panels.insert(0, image_panel(picture, "ground truth"))
+    elif truth is None and "pan_seg_file_name" in item:
         picture = Visualizer(rgb, metadata, scale=_scale(rgb)).draw_dataset_dict(item).get_image()
         panels.insert(0, image_panel(picture, "ground truth"))
     if predicted is None:
@@ -400,7 +404,7 @@ def _draw_output(
         instances = output["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         return visualizer.draw_instance_predictions(instances).get_image()
-    return visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu()).get_image()
+    return draw_classes(rgb, output["sem_seg"].argmax(dim=0), metadata, _scale(rgb))
 
 
 def _scale(rgb: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from .instances import (
 )
 from .loops import LOOP_LEGEND, loop_panels
 from .precision_recall import precision_recall_plot
+from .semantic import class_colors, draw_classes
 
 __all__ = [
     "BOUNDARY_LEGEND",
@@ -22,6 +23,8 @@ __all__ = [
     "Panel",
     "annotator_panels",
     "boundary_panel",
+    "class_colors",
+    "draw_classes",
     "draw_figure",
     "draw_instances",
     "image_panel",

@@ -314,6 +314,10 @@ def test_one_map_for_all_classes():
             (*SEM_SEG, "MODEL.SPN.SEM_SEG_HEAD", "SPNSemSegHead"),
             "MODEL.SPN.SEM_SEG_HEAD is 'SPNSemSegHead'; allowed",
         ),
+        (
+            (*SEM_SEG, "MODEL.SPN.FREEZE_HEAD", True),
+            "MODEL.SPN.FREEZE_HEAD is True, and the backbone below that head is trained; allowed",
+        ),
         ((*SEM_SEG, "MODEL.SPN.STRIDE", 8), "MODEL.SPN.STRIDE is 8; allowed: at most 4"),
     ],
 )

@@ -166,6 +166,11 @@ def freeze(module: nn.Module) -> nn.Module:
     return FrozenBatchNorm2d.convert_frozen_batchnorm(module)
 
 
+def is_frozen(cfg: CfgNode) -> bool:
+    """Whether training leaves the whole backbone as it is."""
+    return cfg.MODEL.BACKBONE.NAME == "build_guided_backbone" and cfg.MODEL.GUIDED_BACKBONE.FREEZE
+
+
 @BACKBONE_REGISTRY.register()
 def build_guided_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GuidedBackbone:
     """Wraps what the builder named in ``MODEL.GUIDED_BACKBONE.NAME`` builds."""

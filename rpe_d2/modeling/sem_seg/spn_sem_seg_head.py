@@ -9,7 +9,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbone.guided_backbone import freeze
+from ..backbone.guided_backbone import freeze, is_frozen
 from ..layers import adopt_children, enlarge_maps
 from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions, build_guidance
@@ -84,6 +84,11 @@ class SPNSemSegHead(nn.Module):
         if name == cls.__name__ or name not in SEM_SEG_HEADS_REGISTRY:
             raise ValueError(
                 f"MODEL.SPN.SEM_SEG_HEAD is {name!r}; allowed: the name of another registered head, SemSegFPNHead"
+            )
+        if cfg.MODEL.SPN.FREEZE_HEAD and not is_frozen(cfg):
+            raise ValueError(
+                "MODEL.SPN.FREEZE_HEAD is True, and the backbone below that head is trained; allowed: with "
+                "MODEL.BACKBONE.NAME build_guided_backbone and MODEL.GUIDED_BACKBONE.FREEZE True"
             )
         options = PropagationOptions.from_config(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

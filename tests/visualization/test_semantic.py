@@ -1,0 +1,44 @@
+"""A class has one colour in all pictures."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+
+from rpe_d2.engine.run_classes import drawing_metadata
+from rpe_d2.engine.run_setup import load_config
+from rpe_d2.visualization import class_colors, draw_classes
+from tests.conftest import ROOT
+
+CONFIG = str(ROOT / "configs/semantic/embedding_shapes.yaml")
+
+
+def test_classes_have_colors_of_their_own():
+    names = ["background", *(f"class {index}" for index in range(20))]
+    colors = class_colors(names)
+    assert len(set(colors)) == 21 and max(colors[0]) < 60
+    assert class_colors(names[:5]) == colors[:5] and class_colors([]) == []
+
+
+def test_pictures_of_a_run_share_colors():
+    first, second = (drawing_metadata(load_config(CONFIG, []), CONFIG) for _ in range(2))
+    assert len(first.stuff_classes) == 5
+    assert first.stuff_colors == second.stuff_colors == class_colors(first.stuff_classes)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_class_is_painted_where_it_is(scale):
+    metadata = Metadata(stuff_classes=["background", "thing"])
+    metadata.stuff_colors = class_colors(metadata.stuff_classes)
+    rgb = np.full((120, 160, 3), 200, np.uint8)
+    labels = torch.zeros(120, 160, dtype=torch.int64)
+    labels[20:100, 90:140] = 1
+    labels[:, :10] = 255  # no class
+    drawn = draw_classes(rgb, labels, metadata, scale).astype(int)
+    assert drawn.shape == (scale * 120, scale * 160, 3)
+    for (row, column), color in (((30, 130), metadata.stuff_colors[1]), ((112, 20), (40, 40, 40))):
+        expected = 0.8 * np.array(color) + 0.2 * 200
+        assert abs(drawn[scale * row, scale * column] - expected).max() <= 2
+    assert (abs(drawn[:, : scale * 5] - 200) <= 2).all()
+    again = draw_classes(rgb, labels, metadata, scale)
+    assert np.array_equal(drawn, again)
