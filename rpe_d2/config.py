@@ -131,7 +131,8 @@ def add_rpe_config(cfg: CN) -> None:
     # Channels of the guidance network, and normalisation of its convolutions: any of Detectron2's, "" for none.
     spn.CONV_DIM = 64
     spn.NORM = "GN"
-    # Channels that a mask head or semantic head propagates, each with gates of its own.
+    # Channels that a mask head or semantic head propagates, each with gates of its own. SPNSemSegHead also takes 0: the
+    # probabilities of its classes are propagated themselves, all with the same gates.
     spn.CHANNELS = 8
     # Propagations one after the other, with the same gates; 0: none, a control.
     spn.NUM_UNITS = 2

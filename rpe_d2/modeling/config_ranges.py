@@ -85,7 +85,7 @@ _RANGES = {
     "BOUNDARY.NEGATIVE_WEIGHT": (0, math.inf),
     "BOUNDARY.TRAIN_POINTS": (2, math.inf),
     "SPN.CONV_DIM": (1, math.inf),
-    "SPN.CHANNELS": (1, math.inf),
+    "SPN.CHANNELS": (0, math.inf),
     "SPN.NUM_UNITS": (0, math.inf),
     "SPN.RESOLUTION": (0, math.inf),
     "SPN.LOSS_WEIGHT": (0, math.inf),

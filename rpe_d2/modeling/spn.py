@@ -17,6 +17,10 @@ from .layers import chosen_features, enlarge_maps, normalized_conv
 
 # Maps are propagated this many values at a time (float32, four directions: 256 MB).
 _PROPAGATED_VALUES = 1 << 24
+# Logits of gates with which maps hardly change: the input's, 0, then has 0.87 of the weight.
+SMALL_GATES = -3.0
+# A class's, so that its logarithm is finite.
+_LEAST_PROBABILITY = 1e-6
 
 
 class PropagationOptions(NamedTuple):
@@ -43,6 +47,13 @@ class PropagationOptions(NamedTuple):
         if spn.CONNECTIONS not in (1, 3):
             raise ValueError(f"MODEL.SPN.CONNECTIONS is {spn.CONNECTIONS}; allowed: 1 or 3")
         return cls(spn.NUM_UNITS, spn.GATE_MODE, spn.CONNECTIONS)
+
+    def check_softmax(self, where: str) -> None:
+        """Raises ValueError where other gates would take values out of 0-1."""
+        if self.gate_mode != "softmax":
+            raise ValueError(
+                f"MODEL.SPN.GATE_MODE is {self.gate_mode!r}; allowed {where}: softmax, with which values stay in 0-1"
+            )
 
     def gates(self, raw: torch.Tensor) -> torch.Tensor:
         """(B, G, 4 x connections, H, W) for :func:`spatial_propagation` from (B, G x 4 x connections, H, W)."""
@@ -140,10 +151,11 @@ class PropagationHead(nn.Module):
         super().__init__()
         self.options = options
         self.num_gates = channels * 4 * options.connections
+        self.num_features = 2 * channels
         self.embed = nn.Conv2d(num_maps, channels, 3, padding=1)
         c2_msra_fill(self.embed)
-        self.hidden = normalized_conv(channels, 2 * channels, 3, "")
-        self.project = nn.Conv2d(2 * channels, num_maps, 3, padding=1)
+        self.hidden = normalized_conv(channels, self.num_features, 3, "")
+        self.project = nn.Conv2d(self.num_features, num_maps, 3, padding=1)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
@@ -156,12 +168,54 @@ class PropagationHead(nn.Module):
         Returns:
             (B, K, H, W).
         """
-        return maps + self.project(self.features(maps, raw_gates))
+        return self.refined(maps, self.features(maps, raw_gates))
 
     def features(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
-        """(B, 2 x channels, H, W): what the refinement is projected from, after propagation."""
+        """(B, num_features, H, W): what the refinement is projected from, after propagation."""
         x = self.options.propagate(self.embed(maps), self.options.gates(raw_gates), "max")
         return self.hidden(x)
+
+    def refined(self, maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """(B, K, H, W) from the maps and what :meth:`features` made of them."""
+        return maps + self.project(features)
+
+
+class ProbabilityPropagation(nn.Module):
+    """Propagates the probabilities of classes themselves, all with the same gates; starts close to the identity.
+
+    Directions are averaged and gates are a softmax's, so that probabilities still sum to 1. The loss reaches the gates
+    through nothing else, from the first step on: they learn faster than :class:`PropagationHead`'s, whose layers have to
+    find out first what propagated maps are good for.
+    """
+
+    def __init__(self, num_maps: int, options: PropagationOptions):
+        """
+        Args:
+            num_maps: K.
+            options: how.
+        """
+        super().__init__()
+        options.check_softmax("with MODEL.SPN.CHANNELS 0")
+        self.options = options
+        self.num_gates = 4 * options.connections
+        self.num_features = num_maps
+
+    def features(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            maps: (B, K, H, W), logits.
+            raw_gates: (B, num_gates, H, W).
+
+        Returns:
+            (B, K, H, W) logarithms of the propagated probabilities.
+        """
+        gates = self.options.gates(raw_gates.float())
+        found = self.options.propagate(maps.softmax(dim=1), gates, "mean")
+        return found.clamp(min=_LEAST_PROBABILITY).log()
+
+    def refined(self, maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """``features``, which are scores already."""
+        return features
 
 
 class MaskPropagation(nn.Module):
@@ -185,13 +239,9 @@ class MaskPropagation(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> "MaskPropagation":
         options = PropagationOptions.from_config(cfg)
-        if options.gate_mode != "softmax":
-            raise ValueError(
-                f"MODEL.SPN.GATE_MODE is {options.gate_mode!r}; allowed where masks are propagated (SPNRefiner, "
-                "MODEL.RPE.REFINE spn): softmax, with which they stay in 0-1"
-            )
+        options.check_softmax("where masks are propagated (SPNRefiner, MODEL.RPE.REFINE spn)")
         out_channels = 4 * options.connections
-        return cls(build_guidance(cfg, input_shape, out_channels, bias=_SMALL_GATES), options)
+        return cls(build_guidance(cfg, input_shape, out_channels, bias=SMALL_GATES), options)
 
     @property
     def stride(self) -> int:
@@ -221,10 +271,6 @@ class MaskPropagation(nn.Module):
             for part in masks.split(at_once)
         ]
         return torch.cat(parts)
-
-
-# Logits of gates with which masks hardly change: the input's, 0, then has 0.87 of the weight.
-_SMALL_GATES = -3.0
 
 
 def build_guidance(

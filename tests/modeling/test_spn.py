@@ -13,6 +13,7 @@ from rpe_d2.modeling.pixel_labels import pixel_labels
 from rpe_d2.modeling.spn import (
     GuidanceNetwork,
     MaskPropagation,
+    ProbabilityPropagation,
     PropagationHead,
     PropagationOptions,
     propagation_loss,
@@ -266,7 +267,7 @@ def test_one_map_for_all_classes():
         ),
         ((*SPN, "MODEL.SPN.GATE_MODE", "tanh"), "MODEL.SPN.GATE_MODE is 'tanh'; allowed: softmax"),
         ((*SPN, "MODEL.SPN.CONNECTIONS", 2), "MODEL.SPN.CONNECTIONS is 2; allowed: 1 or 3"),
-        ((*SPN, "MODEL.SPN.CHANNELS", 0), "MODEL.SPN.CHANNELS is 0; allowed: 1 or more"),
+        ((*SPN, "MODEL.SPN.CHANNELS", 0), "MODEL.SPN.CHANNELS is 0; allowed for masks: 1 or"),
         ((*SPN, "MODEL.SPN.RESOLUTION", -28), "MODEL.SPN.RESOLUTION is -28; allowed: 0 or more"),
         ((*SPN, "MODEL.SPN.LOSS_WEIGHT", -1.0), "MODEL.SPN.LOSS_WEIGHT is -1.0; allowed: 0 or"),
         ((*SEM_SEG, "MODEL.SPN.CONV_DIM", 0), "MODEL.SPN.CONV_DIM is 0; allowed: 1 or more"),
@@ -313,6 +314,10 @@ def test_one_map_for_all_classes():
         (
             (*SEM_SEG, "MODEL.SPN.SEM_SEG_HEAD", "SPNSemSegHead"),
             "MODEL.SPN.SEM_SEG_HEAD is 'SPNSemSegHead'; allowed",
+        ),
+        (
+            (*SEM_SEG, "MODEL.SPN.CHANNELS", 0, "MODEL.SPN.GATE_MODE", "clipped"),
+            "MODEL.SPN.GATE_MODE is 'clipped'; allowed with MODEL.SPN.CHANNELS 0: softmax",
         ),
         (
             (*SEM_SEG, "MODEL.SPN.FREEZE_HEAD", True),
@@ -364,6 +369,47 @@ def test_semantic_losses_before_and_after():
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in model.sem_seg_head.parameters()
     )
+
+
+def test_propagated_probabilities():
+    torch.manual_seed(0)
+    propagation = ProbabilityPropagation(4, OPTIONS)
+    scores = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    closed = torch.full((2, propagation.num_gates, 9, 7), -40.0, dtype=torch.float64)
+    unchanged = propagation.refined(scores, propagation.features(scores, closed))
+    assert torch.allclose(unchanged, scores.log_softmax(dim=1))
+    found = propagation.features(scores, torch.randn_like(closed))
+    probabilities = scores.softmax(dim=1)
+    assert torch.allclose(found.exp().sum(dim=1), torch.ones(2, 9, 7, dtype=torch.float64))
+    assert (found.exp() >= probabilities.amin(dim=(2, 3), keepdim=True) - 1e-6).all()
+    assert (found.exp() - probabilities).abs().max() > 0.1
+    # The same classes in another order.
+    order = torch.tensor([2, 0, 3, 1])
+    gates = torch.randn_like(closed)
+    assert torch.allclose(
+        propagation.features(scores[:, order], gates),
+        propagation.features(scores, gates)[:, order],
+    )
+
+
+def test_the_semantic_head_with_propagated_probabilities():
+    torch.manual_seed(0)
+    keys = (*SEM_SEG, "MODEL.SPN.CHANNELS", 0, "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", 1.0)
+    model = build_model(small_cfg(*keys))
+    losses = model([sem_seg_input()])
+    assert set(losses) == {"loss_sem_seg", "loss_sem_seg_refined", "loss_sem_seg_pair"}
+    losses["loss_sem_seg_refined"].backward(retain_graph=True)
+    gates = model.sem_seg_head.guidance.parameters()
+    assert all(p.grad.abs().sum() > 0 for p in gates)
+    losses["loss_sem_seg_pair"].backward()
+    assert model.sem_seg_head.embedding.weight.grad.abs().sum() > 0
+    with torch.no_grad():  # close to the scores before refinement, which are at twice the stride
+        found = model.eval()([sem_seg_input()])[0]["sem_seg"].softmax(dim=0)
+        image = (sem_seg_input()["image"] - model.pixel_mean) / model.pixel_std
+        features = model.backbone(image[None])
+        before = model.sem_seg_head._wrapped[0].layers(features)
+        before = F.interpolate(before, scale_factor=4, mode="bilinear")[0].softmax(dim=0)
+    assert (found - before).abs().mean() < 0.05
 
 
 def test_a_frozen_head_stays_as_it_is():

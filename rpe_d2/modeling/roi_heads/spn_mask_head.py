@@ -85,6 +85,8 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
             )
         ratio = resolution // coarse_resolution
         options = PropagationOptions.from_config(cfg)
+        if spn.CHANNELS < 1:
+            raise ValueError(f"MODEL.SPN.CHANNELS is {spn.CHANNELS}; allowed for masks: 1 or more")
         propagation = PropagationHead(1, spn.CHANNELS, options)
         guides = {
             _POOLED: ShapeSpec(channels=pooled.channels, stride=2 * ratio),

@@ -1,6 +1,6 @@
 """A semantic head that refines another one's scores by spatial propagation."""
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple, Union
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,14 +12,24 @@ from torch.nn import functional as F
 from ..backbone.guided_backbone import freeze, is_frozen
 from ..layers import adopt_children, enlarge_maps
 from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
-from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions, build_guidance
+from ..spn import (
+    SMALL_GATES,
+    GuidanceNetwork,
+    ProbabilityPropagation,
+    PropagationHead,
+    PropagationOptions,
+    build_guidance,
+)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SPNSemSegHead(nn.Module):
     """The head named in ``MODEL.SPN.SEM_SEG_HEAD``, and two propagation units on its scores (Liu et al., NIPS 2017).
 
-    That head's parameters keep their names, so that its checkpoints load; this one starts by returning its scores.
+    An embedding of the scores is propagated, as in the paper, and what comes of it added to them: nothing at first. With
+    ``MODEL.SPN.CHANNELS`` 0 it is the classes' probabilities themselves, which hardly change at first. The refined
+    head's parameters keep their names, so that its checkpoints load.
+
     Losses stand before (all of that head's own) and after refinement ("loss_sem_seg_refined"). At inference only
     classes that win somewhere before refinement may win after it, as in the paper. The pair loss of
     ``MODEL.SEM_SEG_HEAD`` acts on what is propagated. With ``MODEL.SPN.FREEZE_HEAD`` that head stays as it was trained
@@ -32,7 +42,7 @@ class SPNSemSegHead(nn.Module):
         *,
         head: nn.Module,
         guidance: GuidanceNetwork,
-        propagation: PropagationHead,
+        propagation: Union[PropagationHead, ProbabilityPropagation],
         ignore_value: int,
         refined_loss_weight: float,
         pair_loss: Optional[SemanticPairLoss] = None,
@@ -71,7 +81,7 @@ class SPNSemSegHead(nn.Module):
         self.refined_loss_weight = refined_loss_weight
         self.pair_loss = pair_loss
         self.embedding = pair_loss and nn.Conv2d(
-            propagation.project.in_channels, pair_loss.embedding_dim, 1
+            propagation.num_features, pair_loss.embedding_dim, 1
         )
         self.freeze_head = freeze_head
         if freeze_head:
@@ -92,7 +102,11 @@ class SPNSemSegHead(nn.Module):
             )
         options = PropagationOptions.from_config(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        propagation = PropagationHead(num_classes, cfg.MODEL.SPN.CHANNELS, options)
+        channels = cfg.MODEL.SPN.CHANNELS
+        if channels:
+            propagation, bias = PropagationHead(num_classes, channels, options), 0.0
+        else:
+            propagation, bias = ProbabilityPropagation(num_classes, options), SMALL_GATES
         head = SEM_SEG_HEADS_REGISTRY.get(name)
         pair_loss = build_semantic_pair_loss(cfg, getattr(head, "usual_pair_weight", 0.0))
         coarse_cfg = cfg.clone()
@@ -100,7 +114,7 @@ class SPNSemSegHead(nn.Module):
         coarse_cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = 0.0  # once is enough
         return {
             "head": head(coarse_cfg, input_shape),
-            "guidance": build_guidance(cfg, input_shape, propagation.num_gates),
+            "guidance": build_guidance(cfg, input_shape, propagation.num_gates, bias),
             "propagation": propagation,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "refined_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
@@ -163,7 +177,7 @@ class SPNSemSegHead(nn.Module):
         ratio = self._wrapped[0].common_stride // self.guidance.stride
         fine = enlarge_maps(coarse, ratio, raw_gates.shape[-2:])
         propagated = self.propagation.features(fine, raw_gates)
-        return propagated, fine + self.propagation.project(propagated)
+        return propagated, self.propagation.refined(fine, propagated)
 
 
 def _only_present(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
