@@ -93,7 +93,7 @@ def add_rpe_config(cfg: CN) -> None:
     guided.PYRAMID = "gaussian"
     # Add the output "stem": a ResNet's first convolution, at stride 2.
     guided.STEM = False
-    # Keep that backbone's parameters, and the statistics of its batch normalisation, as they are.
+    # Keep that backbone's parameters, and the statistics of its batch normalisation, as they are, without dropout.
     guided.FREEZE = False
 
     # ---- VGG-16 (build_vgg16_backbone); BACKBONE.FREEZE_AT counts its blocks
@@ -132,11 +132,12 @@ def add_rpe_config(cfg: CN) -> None:
     spn.CONV_DIM = 64
     spn.NORM = "GN"
     # Channels that a mask head or semantic head propagates, each with gates of its own. SPNSemSegHead also takes 0: the
-    # probabilities of its classes are propagated themselves, all with the same gates.
+    # probabilities of its classes are propagated themselves, all with the same gates (not beside an SPNMaskHead).
     spn.CHANNELS = 8
     # Propagations one after the other, with the same gates; 0: none, a control.
     spn.NUM_UNITS = 2
-    # "softmax", "abs_sum" or "clipped": see rpe_d2.ops.propagation.normalize_gates. SPNRefiner and RPE.REFINE: "softmax".
+    # "softmax", "abs_sum" or "clipped": see rpe_d2.ops.propagation.normalize_gates. SPNRefiner, RPE.REFINE and
+    # CHANNELS 0: "softmax".
     spn.GATE_MODE = "softmax"
     # Gates of a pixel and direction: 3, or 1 (of the same row or column alone).
     spn.CONNECTIONS = 3

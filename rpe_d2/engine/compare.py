@@ -60,7 +60,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     A model is any Detectron2 configuration, with the weights after "=" or in MODEL.WEIGHTS. Finished rows are kept in
     the output folder and reused as long as configuration, weights, data set and number of images are the same. A model
-    that fails has its reason in its row, and the others go on.
+    that fails has its reason in its row, and the others go on. "command" in compare.json is the last call's.
 
     Returns:
         Exit status: 0, 1 where a model failed, 2 where an argument is at fault, in one line.

@@ -207,15 +207,14 @@ class _Painter:
         if "boundaries" in output:
             strength = output["boundaries"].cpu().numpy()[:, :, None]  # (H, W, 1), 0-1
             return (rgb * (1 - strength) + _BOUNDARY_COLOR * strength).astype(np.uint8), None
+        if "sem_seg" in output and "panoptic_seg" not in output and found is None:
+            return draw_classes(rgb, output["sem_seg"].argmax(dim=0), self._metadata), None
         visualizer = Visualizer(rgb, self._metadata)
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
             drawn = visualizer.draw_panoptic_seg_predictions(segments.cpu(), info)
-        elif found is not None:
-            drawn = visualizer.draw_instance_predictions(found)
         else:
-            labels = output["sem_seg"].argmax(dim=0)
-            return draw_classes(rgb, labels, self._metadata), None
+            drawn = visualizer.draw_instance_predictions(found)
         return drawn.get_image(), found
 
     def results(

@@ -14,18 +14,19 @@ from .run_setup import number_of_classes
 
 FILE = "classes.json"
 _NAMES = ("thing_classes", "stuff_classes")
+_LISTS = (*_NAMES, "stuff_colors", "category_ids")
 
 
 def write_classes(cfg: CfgNode) -> None:
     """Writes ``OUTPUT_DIR/classes.json``: what the data sets of the run know of their classes.
 
-    Its lists, those that are known: "thing_classes" and "stuff_classes", the names, and "category_ids", those of the
-    things in the data, all in the order of the model's classes.
+    Its lists, those that are known: "thing_classes" and "stuff_classes", the names, "stuff_colors", RGB in 0-255, and
+    "category_ids", those of the things in the data, all in the order of the model's classes.
     """
     known: Dict[str, Any] = {}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name)
-        found = {kind: metadata.get(kind) for kind in _NAMES}
+        found = {kind: metadata.get(kind) for kind in (*_NAMES, "stuff_colors")}
         ids = metadata.get("thing_dataset_id_to_contiguous_id")
         found["category_ids"] = sorted(ids, key=ids.get) if ids else None
         known = {**{kind: values for kind, values in found.items() if values}, **known}
@@ -44,7 +45,7 @@ def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
         return None
     try:
         known = json.loads(path.read_text())
-        if not all(isinstance(known.get(key, []), list) for key in (*_NAMES, "category_ids")):
+        if not all(isinstance(known.get(key, []), list) for key in _LISTS):
             raise TypeError("no lists")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -70,9 +71,9 @@ def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = No
     for kind, count in number_of_classes(cfg).items():
         names = list(known.get(kind) or [])
         known[kind] = names + [f"class {index}" for index in range(len(names), count)]
-    stuff = known.get("stuff_classes", [])
-    if len(known.get("stuff_colors", [])) < len(stuff):  # Detectron2 would take others each time
-        known["stuff_colors"] = class_colors(stuff)
+    # Detectron2 would take others in each picture where there are none.
+    colors = list(known.get("stuff_colors") or [])
+    known["stuff_colors"] = colors + class_colors(known.get("stuff_classes") or [])[len(colors) :]
     return Metadata(**known)
 
 

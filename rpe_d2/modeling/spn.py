@@ -193,6 +193,9 @@ class ProbabilityPropagation(nn.Module):
         Args:
             num_maps: K.
             options: how.
+
+        Raises:
+            ValueError: gates are not a softmax's.
         """
         super().__init__()
         options.check_softmax("with MODEL.SPN.CHANNELS 0")
@@ -207,11 +210,12 @@ class ProbabilityPropagation(nn.Module):
             raw_gates: (B, num_gates, H, W).
 
         Returns:
-            (B, K, H, W) logarithms of the propagated probabilities.
+            (B, K, H, W) logarithms of the propagated probabilities, none of them below 1e-6.
         """
         gates = self.options.gates(raw_gates.float())
         found = self.options.propagate(maps.softmax(dim=1), gates, "mean")
-        return found.clamp(min=_LEAST_PROBABILITY).log()
+        certain = 1 - _LEAST_PROBABILITY * maps.shape[1]
+        return (found * certain + _LEAST_PROBABILITY).log()
 
     def refined(self, maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """``features``, which are scores already."""

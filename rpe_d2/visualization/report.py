@@ -2,7 +2,7 @@
 
 import html
 import io
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,8 @@ _COLUMNS = (
     ("AR@1000", "proposals AR@1000", ".1f"),
     ("AUC", "proposals AUC", ".1f"),
     ("R50@10", "proposals R50@10", ".1f"),
+    ("box AR@10", "box_proposals AR@10", ".1f"),
+    ("box AR@100", "box_proposals AR@100", ".1f"),
     ("s / image", "-seconds_per_image", ".3f"),
     ("M parameters", "-parameters_million", ".1f"),
     ("GFLOPs", "-gflops", ".1f"),
@@ -43,16 +45,20 @@ td.best { font-weight: 700; } td.failed { text-align: left; color: #a4262c; whit
 
 
 def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
-    """Markdown: a line a model, "-" where a model has no such number; a failed one with its reason."""
+    """Markdown: a line a model, "-" where a model has no such number; a failed one with its reason.
+
+    Columns without any number are left out.
+    """
+    columns = _columns(rows)
     lines = [
-        "| model | " + " | ".join(title for title, _, _ in _COLUMNS) + " |",
-        "|---" * (len(_COLUMNS) + 1) + "|",
+        "| model | " + " | ".join(title for title, _, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
     for row in rows:
         if "error" in row:
-            cells = [f"failed: {row['error']}"] + [""] * (len(_COLUMNS) - 1)
+            cells = [f"failed: {row['error']}"] + [""] * (len(columns) - 1)
         else:
-            cells = [_text(_number(row, where), form) for _, where, form in _COLUMNS]
+            cells = [_text(_number(row, where), form) for _, where, form in columns]
         lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -75,7 +81,8 @@ def comparison_page(
         f"<p>{_count(len(rows), 'model')}, {_count(num_images, 'image')}.</p>",
         f'<div class="wide">{_html_table(rows, colors)}</div>',
         "<p>AP and AR in percent, COCO's definitions; boundary AP at 2 % of the diagonal (Cheng et al. 2021). AR@n, AUC and "
-        "R50@n are class-agnostic recalls of masks with n proposals an image, for a detector those of its instances. In all "
+        "R50@n are class-agnostic recalls of masks, box AR@n of boxes, with n proposals an image, for a detector those of its "
+        "instances. In all "
         "of these a model without masks is measured by its filled boxes. Seconds are medians on one image; GFLOPs count "
         "multiply-adds of one inference. Bold: the best of a column.</p>",
     ]
@@ -94,6 +101,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def _columns(rows: Sequence[Dict[str, Any]]) -> List[Tuple[str, str, str]]:
+    """Those in which a model has a number; all of them where none has any."""
+    found = [
+        column for column in _COLUMNS if any(_number(row, column[1]) is not None for row in rows)
+    ]
+    return found or list(_COLUMNS)
+
+
 def _label(row: Dict[str, Any]) -> str:
     return row["name"] + (" (masks: filled boxes)" if row.get("filled_boxes") else "")
 
@@ -110,23 +125,23 @@ def _text(value: Optional[float], form: str) -> str:
 
 
 def _html_table(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
-    best = {}
-    for title, where, _ in _COLUMNS:
+    columns, best = _columns(rows), {}
+    for title, where, _ in columns:
         values = [v for row in rows if (v := _number(row, where)) is not None]
         if len(values) > 1:
             best[title] = min(values) if where.startswith("-") else max(values)
     lines = ["<table><thead><tr><th>model</th>"]
-    lines += [f"<th>{title}</th>" for title, _, _ in _COLUMNS]
+    lines += [f"<th>{title}</th>" for title, _, _ in columns]
     lines.append("</tr></thead><tbody>")
     for row in rows:
         swatch = f'<span class="swatch" style="background:{colors[id(row)]}"></span>'
         lines.append(f"<tr><td>{swatch}{html.escape(_label(row))}</td>")
         if "error" in row:
             lines.append(
-                f'<td class="failed" colspan="{len(_COLUMNS)}">failed: {html.escape(row["error"])}</td></tr>'
+                f'<td class="failed" colspan="{len(columns)}">failed: {html.escape(row["error"])}</td></tr>'
             )
             continue
-        for title, where, form in _COLUMNS:
+        for title, where, form in columns:
             value = _number(row, where)
             mark = ' class="best"' if value is not None and value == best.get(title) else ""
             lines.append(f"<td{mark}>{_text(value, form)}</td>")

@@ -29,7 +29,7 @@ def draw_classes(
 
     Args:
         rgb: (H, W, 3) uint8.
-        labels: (H, W) integers; what is no class of ``metadata`` is left as it is.
+        labels: (H, W) integers from 0 on; what is no class of ``metadata`` is left as it is.
         metadata: with stuff_classes, and stuff_colors (0-255) where colours shall be the same in all pictures.
         scale: by which the picture is enlarged, so that names do not hide it.
 

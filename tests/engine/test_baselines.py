@@ -148,7 +148,7 @@ def test_instance_fcn_learns_four_images_by_heart(tmp_path):
     # True masks on windows of 15 cells, as the configuration has them for objects of all sizes, would reach 86: these have
     # twice as many for the same windows.
     score = learned_by_heart(
-        "baselines/instance_fcn_shapes.yaml", tmp_path, 28, 300, "SOLVER.IMS_PER_BATCH", 2,
+        "baselines/instance_fcn_shapes.yaml", tmp_path, 28, 450, "SOLVER.IMS_PER_BATCH", 2,
         "MODEL.INSTANCE_FCN.WINDOW", 29, "MODEL.INSTANCE_FCN.NMS_THRESH", 0.6,
         "MODEL.INSTANCE_FCN.IN_FEATURES", ["p2", "p2@1.4142", "p2@2"],
     )  # fmt: skip

@@ -15,6 +15,7 @@ from rpe_d2.engine import compare
 from rpe_d2.engine.benchmark_model import inference_flops
 from rpe_d2.engine.compare import main
 from rpe_d2.engine.run_setup import load_config
+from rpe_d2.visualization.report import comparison_table
 from tests.conftest import ROOT
 
 from .helpers import CONFIG, TINY, save_random
@@ -66,6 +67,8 @@ def test_rows_page_and_table(compared):
     ]  # fmt: skip
     assert failed["error"] == "weights none.pth: no such file"
     table = (output / "compare.md").read_text().splitlines()
+    assert " AP50 " in table[0] and " AP50 " not in comparison_table([proposals])
+    assert " box AR@10 " in comparison_table([proposals, failed])
     assert len(table) == 5 and "filled boxes" in table[3] and "failed: weights none.pth" in table[4]
     page = (output / "index.html").read_text()
     assert page.count("data:image/jpeg") == 2 * 3 and page.count("<svg") == 4

@@ -84,6 +84,17 @@ def test_no_stem_is_one_line():
         build_backbone(small_cfg(*GUIDED, *vgg))
 
 
+def test_a_frozen_backbone_has_no_dropout():
+    vgg = ("MODEL.GUIDED_BACKBONE.NAME", "build_vgg16_backbone", "MODEL.VGG.WIDTH", 0.125)
+    keys = (*vgg, "MODEL.VGG.FC_DIM", 16, "MODEL.VGG.OUT_FEATURES", ["fc7"])
+    image = torch.randn(1, 3, 64, 64)
+    for frozen in (True, False):
+        cfg = small_cfg(*GUIDED, *keys, "MODEL.GUIDED_BACKBONE.FREEZE", frozen)
+        guided = build_backbone(cfg).train()
+        first, second = (guided(image)["fc7"] for _ in range(2))
+        assert torch.equal(first, second) == frozen
+
+
 def test_nothing_changes_a_frozen_backbone():
     guided = build_backbone(small_cfg(*GUIDED, "MODEL.GUIDED_BACKBONE.FREEZE", True)).train()
     assert not any(parameter.requires_grad for parameter in guided.parameters())

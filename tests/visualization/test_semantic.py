@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.data import Metadata
+from detectron2.data import Metadata, MetadataCatalog
 
-from rpe_d2.engine.run_classes import drawing_metadata
+from rpe_d2.engine.run_classes import drawing_metadata, write_classes
 from rpe_d2.engine.run_setup import load_config
 from rpe_d2.visualization import class_colors, draw_classes
 from tests.conftest import ROOT
@@ -24,6 +24,24 @@ def test_pictures_of_a_run_share_colors():
     first, second = (drawing_metadata(load_config(CONFIG, []), CONFIG) for _ in range(2))
     assert len(first.stuff_classes) == 5
     assert first.stuff_colors == second.stuff_colors == class_colors(first.stuff_classes)
+
+
+def test_colors_of_the_data_come_first(tmp_path):
+    metadata = MetadataCatalog.get("two_colors")
+    metadata.set(stuff_classes=["background", "thing"], stuff_colors=[(1, 2, 3), (4, 5, 6)])
+    try:
+        found = drawing_metadata(load_config(CONFIG, []), CONFIG, "two_colors")
+        assert list(map(tuple, found.stuff_colors[:2])) == [(1, 2, 3), (4, 5, 6)]
+        assert found.stuff_colors[2:] == class_colors(found.stuff_classes)[2:]
+        assert len(found.stuff_colors) == 5
+        # A run hands them on to whoever draws without the data.
+        cfg = load_config(CONFIG, ["DATASETS.TEST", "('two_colors',)", "OUTPUT_DIR", str(tmp_path)])
+        write_classes(cfg)
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        handed_on = drawing_metadata(cfg, str(tmp_path / "config.yaml"))
+        assert list(map(tuple, handed_on.stuff_colors[:2])) == [(1, 2, 3), (4, 5, 6)]
+    finally:
+        MetadataCatalog.remove("two_colors")
 
 
 @pytest.mark.parametrize("scale", [1, 2])

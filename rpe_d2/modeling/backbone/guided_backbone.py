@@ -39,6 +39,7 @@ class GuidedBackbone(Backbone):
         scales: Sequence[float] = (1.0,),
         pyramid: str = "gaussian",
         stem: bool = False,
+        frozen: bool = False,
     ):
         """
         Args:
@@ -48,12 +49,16 @@ class GuidedBackbone(Backbone):
             pyramid: what the other backbone sees at each: "gaussian", the resized picture; "laplacian", what it shows
                 beyond the next smaller one, its contrast normalised (Farabet et al., PAMI 2013; scales fall).
             stem: add the output "stem", of a ResNet's first convolution, at stride 2.
+            frozen: training changes nothing of the other backbone, which computes as at inference.
 
         Raises:
             ValueError: the backbone has parameters or buffers outside its submodules, an output "image" or, with
                 ``stem``, "stem", or no such first convolution; the pyramid does not exist.
         """
         super().__init__()
+        self.frozen = frozen
+        if frozen:
+            backbone = freeze(backbone)
         for name in (IMAGE, *([STEM] if stem else [])):
             if name in backbone.output_shape():
                 raise ValueError(f"{type(backbone).__name__} has an output {name!r} already")
@@ -109,8 +114,9 @@ class GuidedBackbone(Backbone):
         return {**maps, STEM: F.relu(kept[0])}
 
     def train(self, mode: bool = True) -> "GuidedBackbone":
-        self._wrapped[0].training = mode
-        return super().train(mode)
+        super().train(mode)
+        self._wrapped[0].train(mode and not self.frozen)  # its children are this module's, too
+        return self
 
     @property
     def size_divisibility(self) -> int:
@@ -160,7 +166,10 @@ def _first_conv(backbone: Backbone) -> nn.Module:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """The module without anything that training changes: parameters, and statistics of batch normalisation."""
+    """The module without anything that training changes: parameters, and statistics of batch normalisation.
+
+    What is random in training, dropout, remains so until ``eval()``.
+    """
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return FrozenBatchNorm2d.convert_frozen_batchnorm(module)
@@ -180,13 +189,11 @@ def build_guided_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GuidedBackbon
             f"MODEL.GUIDED_BACKBONE.NAME is {guided.NAME!r}; allowed: the name of another registered backbone, "
             "build_resnet_fpn_backbone"
         )
-    backbone = BACKBONE_REGISTRY.get(guided.NAME)(cfg, input_shape)
-    if guided.FREEZE:
-        backbone = freeze(backbone)
     return GuidedBackbone(
-        backbone,
+        BACKBONE_REGISTRY.get(guided.NAME)(cfg, input_shape),
         input_shape.channels,
         scales=guided.SCALES,
         pyramid=guided.PYRAMID,
         stem=guided.STEM,
+        frozen=guided.FREEZE,
     )

@@ -1,5 +1,6 @@
 """A semantic head that refines another one's scores by spatial propagation."""
 
+import logging
 from typing import Dict, Optional, Tuple, Union
 
 import torch
@@ -21,14 +22,16 @@ from ..spn import (
     build_guidance,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SPNSemSegHead(nn.Module):
     """The head named in ``MODEL.SPN.SEM_SEG_HEAD``, and two propagation units on its scores (Liu et al., NIPS 2017).
 
     An embedding of the scores is propagated, as in the paper, and what comes of it added to them: nothing at first. With
-    ``MODEL.SPN.CHANNELS`` 0 it is the classes' probabilities themselves, which hardly change at first. The refined
-    head's parameters keep their names, so that its checkpoints load.
+    ``MODEL.SPN.CHANNELS`` 0 it is the classes' probabilities themselves, which hardly change at first; scores are then
+    their logarithms. The refined head's parameters keep their names, so that its checkpoints load.
 
     Losses stand before (all of that head's own) and after refinement ("loss_sem_seg_refined"). At inference only
     classes that win somewhere before refinement may win after it, as in the paper. The pair loss of
@@ -99,6 +102,10 @@ class SPNSemSegHead(nn.Module):
             raise ValueError(
                 "MODEL.SPN.FREEZE_HEAD is True, and the backbone below that head is trained; allowed: with "
                 "MODEL.BACKBONE.NAME build_guided_backbone and MODEL.GUIDED_BACKBONE.FREEZE True"
+            )
+        if cfg.MODEL.SPN.FREEZE_HEAD and not cfg.MODEL.WEIGHTS:
+            logger.warning(
+                "MODEL.SPN.FREEZE_HEAD is True, and the head is random: set MODEL.WEIGHTS"
             )
         options = PropagationOptions.from_config(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
