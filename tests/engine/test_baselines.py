@@ -138,7 +138,7 @@ def test_deepmask_and_sharpmask_learn_four_images_by_heart(tmp_path):
     deep = learned_by_heart("baselines/deepmask_shapes.yaml", tmp_path / "deep", 20, 300, *once)
     weights = ("MODEL.WEIGHTS", tmp_path / "deep" / "model_final.pth")
     sharp = learned_by_heart(
-        "baselines/sharpmask_shapes.yaml", tmp_path / "sharp", 20, 300, *once, *weights
+        "baselines/sharpmask_shapes.yaml", tmp_path / "sharp", 20, 500, *once, *weights
     )
     assert min(deep, sharp) >= 90, (deep, sharp)
 
