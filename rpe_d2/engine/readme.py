@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from detectron2.config import get_cfg
 
 from rpe_d2 import config
+from rpe_d2.visualization.report import comparison_table
 
 from .run_record import UNTITLED, run_title
 
@@ -215,6 +216,11 @@ def _over_seeds(values: List[Optional[float]]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
 
 
+def compared(path: Path) -> str:
+    """Markdown table of the models in a ``compare.json`` of tools/compare.py."""
+    return comparison_table(json.loads(path.read_text())["rows"])
+
+
 def propagation_table(path: Path) -> str:
     """Markdown table of a record of ``tools/benchmark.py spn``."""
     rows = [
@@ -305,6 +311,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "refined masks": seeds_table(results / "spn", _REFINED_MASKS),
         "refined maps": seeds_table(results / "spn", _SEMANTIC),
         "boundaries": seeds_table(results / "boundary", _BOUNDARIES),
+        "mask proposals": compared(results / "compare_proposals_shapes.json"),
         "propagation": propagation_table(results / "benchmark_spn.json"),
         "processes": processes_table(results / "benchmark_processes.json"),
     }
