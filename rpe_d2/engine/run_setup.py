@@ -58,6 +58,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError(
             "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
         )
+    if cfg.MODEL.SPN.FREEZE_HEAD and not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head, name its checkpoint"
+        )
     check_datasets(cfg)
     check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
     if args.eval_only:

@@ -396,15 +396,15 @@ def _draw_output(
     rgb: np.ndarray, output: Dict[str, Any], metadata: Metadata, min_score: float
 ) -> np.ndarray:
     """Boxes, keypoints, panoptic and semantic maps as Detectron2 draws them; (H, W, 3) uint8."""
+    if "sem_seg" in output and not {"panoptic_seg", "instances"} & set(output):
+        return draw_classes(rgb, output["sem_seg"].argmax(dim=0), metadata, _scale(rgb))
     visualizer = Visualizer(rgb, metadata, scale=_scale(rgb))
     if "panoptic_seg" in output:
         segments, info = output["panoptic_seg"]
         return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()
-    if "instances" in output:
-        instances = output["instances"].to("cpu")
-        instances = instances[instances.scores >= min_score]
-        return visualizer.draw_instance_predictions(instances).get_image()
-    return draw_classes(rgb, output["sem_seg"].argmax(dim=0), metadata, _scale(rgb))
+    instances = output["instances"].to("cpu")
+    instances = instances[instances.scores >= min_score]
+    return visualizer.draw_instance_predictions(instances).get_image()
 
 
 def _scale(rgb: np.ndarray) -> float:

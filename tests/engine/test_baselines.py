@@ -89,6 +89,15 @@ def test_sharpmask_without_deepmask_is_one_line(tmp_path, capsys):
     assert "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask" in capsys.readouterr().err
 
 
+def test_a_frozen_head_without_weights_is_one_line(tmp_path, capsys):
+    config = str(ROOT / "configs" / "spn" / "sem_seg_spn_shapes.yaml")
+    opts = ["OUTPUT_DIR", str(tmp_path), "MODEL.SPN.FREEZE_HEAD", "True"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config-file", config, *opts])
+    message = "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head"
+    assert message in capsys.readouterr().err
+
+
 def test_two_iterations_of_semantic_segmentation(tmp_path, capsys):
     metrics = metrics_of(
         "spn/sem_seg_spn_shapes.yaml", tmp_path, *INSTANT, "DATASETS.TEST", "('shapes_val_sem_seg',)"

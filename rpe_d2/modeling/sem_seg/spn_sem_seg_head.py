@@ -1,6 +1,5 @@
 """A semantic head that refines another one's scores by spatial propagation."""
 
-import logging
 from typing import Dict, Optional, Tuple, Union
 
 import torch
@@ -21,8 +20,6 @@ from ..spn import (
     PropagationOptions,
     build_guidance,
 )
-
-logger = logging.getLogger(__name__)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -102,10 +99,6 @@ class SPNSemSegHead(nn.Module):
             raise ValueError(
                 "MODEL.SPN.FREEZE_HEAD is True, and the backbone below that head is trained; allowed: with "
                 "MODEL.BACKBONE.NAME build_guided_backbone and MODEL.GUIDED_BACKBONE.FREEZE True"
-            )
-        if cfg.MODEL.SPN.FREEZE_HEAD and not cfg.MODEL.WEIGHTS:
-            logger.warning(
-                "MODEL.SPN.FREEZE_HEAD is True, and the head is random: set MODEL.WEIGHTS"
             )
         options = PropagationOptions.from_config(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
