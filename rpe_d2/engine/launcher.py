@@ -1,5 +1,6 @@
 """Processes of a run: started by Detectron2's flags, torchrun or srun; one way for all of them to work together."""
 
+import gc
 import os
 import re
 import signal
@@ -181,9 +182,24 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
     )
     comm.create_local_process_group(process.local_size)
     comm.synchronize()
+    stopped = None
     try:
         run(*args)
         comm.synchronize()
+    except SystemExit as stop:
+        stopped = (
+            stop.code
+        )  # without the frames of its traceback, which hold models, and these the process groups
     finally:
-        # Without this, threads of gloo may outlive the interpreter and abort it.
-        dist.destroy_process_group()
+        _end_process_groups()
+    if stopped is not None:
+        sys.exit(stopped)
+
+
+def _end_process_groups() -> None:
+    """Ends them with their threads: one of gloo's that outlives the interpreter now and then aborts the process."""
+    dist.destroy_process_group()
+    # Threads end with the last reference to their group.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()

@@ -1,9 +1,11 @@
 """Several processes: started in any way they are one run, and they compute what one process computes."""
 
+import atexit
 import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,38 @@ def training_processes(parent: int) -> list:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
     return sorted(pid for pid, command in commands.items() if "spawn_main" in command)
+
+
+def note_threads_at_exit(folder: str, status: int) -> None:
+    """Trains a little with all that holds process groups, and ends with a status."""
+    path = Path(folder) / str(comm.get_rank())
+    atexit.register(lambda: path.write_text("\n".join(threads())))
+    model = distributed(torch.nn.Linear(3, 3), find_unused_parameters=False)
+    model(torch.ones(2, 3)).sum().backward()
+    comm.all_gather(0)
+    assert "pt_gloo_runloop" in threads()
+    if status:
+        try:
+            raise RuntimeError("stopped")
+        except RuntimeError:
+            sys.exit(status)
+
+
+def threads() -> list:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+@pytest.mark.parametrize("status", [0, 143])
+def test_no_thread_of_a_process_group_outlives_its_run(status, tmp_path):
+    """One that does aborts the interpreter now and then, which ends with another status."""
+    if status:
+        with pytest.raises(SystemExit, match=str(status)):
+            launch(note_threads_at_exit, str(tmp_path), status, device="cpu", processes=2)
+    else:
+        launch(note_threads_at_exit, str(tmp_path), status, device="cpu", processes=2)
+    for rank in "01":
+        left = (tmp_path / rank).read_text()
+        assert "gloo" not in left and "tcpstore" not in left, left
 
 
 def test_two_processes_that_diverge_stop_together_with_a_checkpoint(options, tmp_path):
