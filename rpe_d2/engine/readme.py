@@ -203,6 +203,57 @@ def seeds_table(folder: Path, columns: Sequence[Tuple[str, str, str]]) -> str:
     return "\n".join(rows)
 
 
+def pair_loss_table(folders: Dict[str, Path]) -> str:
+    """Markdown table of semantic heads with the pair loss against the same without it: means over the seeds of both.
+
+    The spread beside a difference is the larger of the two ranges over the seeds; a difference beyond it is bold.
+
+    Args:
+        folders: by the name of the labels trained on: run records that set ``PAIR_LOSS_WEIGHT``.
+    """
+    columns = [("sem_seg", "mIoU"), ("sem_seg_boundary", "boundary mIoU")]
+    headings = [
+        cell for _, name in columns for cell in (name, "with pair loss", "difference (spread)")
+    ]
+    rows = [
+        f"| labels | configuration | {' | '.join(headings)} | seeds | iterations | CPU minutes a run, without and with |",
+        "|" + "---|" * (len(headings) + 5),
+    ]
+    for labels, folder in folders.items():
+        heads: Dict[str, Tuple[List[dict], List[dict]]] = {}  # runs without and with it
+        for path in sorted(folder.glob("*.json")):
+            record = json.loads(path.read_text())
+            overrides = dict(zip(record["overrides"][::2], record["overrides"][1::2]))
+            weight = float(overrides["MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT"])
+            heads.setdefault(Path(record["config"]).stem, ([], []))[weight > 0].append(record)
+        for name, pair in sorted(heads.items()):
+            seeds, others = (
+                sorted((run["seed"], run["iterations"]) for run in runs) for runs in pair
+            )
+            if seeds != others:
+                raise ValueError(
+                    f"{folder / name}: runs with and without the pair loss do not match"
+                )
+            cells = []
+            for task, _ in columns:
+                scores = [[run["metrics"][task]["mIoU"] for run in runs] for runs in pair]
+                cells += [*map(_over_seeds, scores), _difference(*scores)]
+            minutes = [statistics.mean(run["cpu_seconds"] for run in runs) / 60 for runs in pair]
+            rows.append(
+                f"| {labels} | {name} | {' | '.join(cells)} | {', '.join(str(seed) for seed, _ in seeds)} "
+                f"| {seeds[0][1]} | {minutes[0]:.1f} and {minutes[1]:.1f} |"
+            )
+    return "\n".join(rows)
+
+
+def _difference(one: List[float], other: List[float]) -> str:
+    """Of two means, and the larger of the two ranges; bold where it is larger than that."""
+    change = statistics.mean(other) - statistics.mean(one)
+    spread = max(max(values) - min(values) for values in (one, other))
+    bold = "**" if abs(change) > spread and len(one) > 1 else ""
+    return f"{bold}{change:+.1f}{bold} ({spread:.1f})"
+
+
 def _score(record: dict, task: str, name: str) -> Optional[float]:
     metrics = record["metrics"]
     return metrics.get(task, metrics.get(task + _FILLED_BOXES, {})).get(name)

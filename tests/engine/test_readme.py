@@ -12,6 +12,7 @@ from rpe_d2.engine.readme import (
     ablation_table,
     config_table,
     generated_tables,
+    pair_loss_table,
     results_table,
     seeds_table,
     update_pages,
@@ -154,6 +155,31 @@ def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):
     )
     assert "| 40.8 (39.0–42.5) | none (-0.2) |" in mixed
     assert close.startswith("| MODEL.RPE.STRIDE 4 | 43.0 (41.0–45.0) | none (+2.0) |")
+
+
+def test_pair_loss_table_marks_differences_beyond_the_spread_over_seeds(tmp_path):
+    def write(weight, seed, mean, boundary):
+        record = {
+            "config": "configs/semantic/fcn_8s_shapes.yaml",
+            "overrides": ["SEED", str(seed), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", weight],
+            "metrics": {"sem_seg": {"mIoU": mean}, "sem_seg_boundary": {"mIoU": boundary}},
+            "iterations": 300,
+            "cpu_seconds": 120 if weight == "0.0" else 150,
+            "seed": seed,
+        }
+        (tmp_path / f"{weight}_{seed}.json").write_text(json.dumps(record))
+
+    for seed, without, with_loss in ((1, 40.0, 44.0), (2, 42.0, 45.0)):
+        write("0.0", seed, without, without - 20)
+        write("1.0", seed, with_loss, without - 21)
+    *_, row = pair_loss_table({"noisy": tmp_path}).splitlines()
+    assert row == (
+        "| noisy | fcn_8s_shapes | 41.0 (40.0–42.0) | 44.5 (44.0–45.0) | **+3.5** (2.0) "
+        "| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 1, 2 | 300 | 2.0 and 2.5 |"
+    )
+    write("0.0", 3, 41.0, 20.0)
+    with pytest.raises(ValueError, match="fcn_8s_shapes: runs with and without .* do not match"):
+        pair_loss_table({"noisy": tmp_path})
 
 
 def test_every_recorded_result_is_complete():

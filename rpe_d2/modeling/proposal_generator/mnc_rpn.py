@@ -34,7 +34,9 @@ class MNCRPN(RPN):
     ) -> List[Instances]:
         """As the RPN's, with gradient from ``proposal_boxes`` to ``pred_anchor_deltas``."""
         return find_top_rpn_proposals(
-            self._decode_proposals(anchors, [bounded_gradient(d) for d in pred_anchor_deltas]),
+            self._decode_proposals(
+                anchors, [bounded_gradient(d, len(image_sizes)) for d in pred_anchor_deltas]
+            ),
             [logits.detach() for logits in pred_objectness_logits],
             image_sizes,
             self.nms_thresh,
@@ -45,7 +47,8 @@ class MNCRPN(RPN):
         )
 
 
-# Of each coordinate of a box's deltas, as in the authors' release: the way through the warping is steep.
+# Of each coordinate of a box's deltas in a batch of one image, as in the authors' release: the way through the warping is
+# steep.
 _LARGEST_GRADIENT = 1 / 512
 
 
@@ -63,10 +66,14 @@ def check_precision(user: str, cfg: CfgNode) -> None:
         )
 
 
-def bounded_gradient(deltas: torch.Tensor) -> torch.Tensor:
-    """The same values; the gradient that comes back is cut at +- 1 / 512."""
+def bounded_gradient(deltas: torch.Tensor, num_images: int) -> torch.Tensor:
+    """The same values; the gradient that comes back is cut at +- 1 / (512 images), as losses are means over a batch.
+
+    Cut at the same value in any batch, it outweighs the boxes' own loss and drives boxes away from objects.
+    """
     if not deltas.requires_grad:
         return deltas
+    largest = _LARGEST_GRADIENT / max(num_images, 1)
     deltas = deltas.clone()  # the cut does not apply to other uses
-    deltas.register_hook(lambda gradient: gradient.clamp(-_LARGEST_GRADIENT, _LARGEST_GRADIENT))
+    deltas.register_hook(lambda gradient: gradient.clamp(-largest, largest))
     return deltas

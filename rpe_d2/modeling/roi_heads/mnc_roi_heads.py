@@ -290,7 +290,7 @@ class MNCROIHeads(ROIHeads):
             classes = torch.where(true < self.num_classes, true, classes)
         deltas = prediction.deltas.unflatten(1, (self.num_classes, 4))
         deltas = bounded_gradient(
-            deltas[torch.arange(len(classes), device=classes.device), classes]
+            deltas[torch.arange(len(classes), device=classes.device), classes], len(boxes)
         )
         moved = self.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
         return [
