@@ -187,9 +187,8 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
         run(*args)
         comm.synchronize()
     except SystemExit as stop:
-        stopped = (
-            stop.code
-        )  # without the frames of its traceback, which hold models, and these the process groups
+        # Not the exception itself: the frames of its traceback hold models, and these the process groups.
+        stopped = stop.code
     finally:
         _end_process_groups()
     if stopped is not None:

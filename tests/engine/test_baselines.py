@@ -108,24 +108,24 @@ def test_two_iterations_of_semantic_segmentation(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config, iterations, opts",
+    "config",
     [
-        ("baselines/mnc_shapes.yaml", 300, ()),
-        ("baselines/mnc_shapes.yaml", 300, ("MODEL.MNC.NUM_STAGES", 3)),
-        ("baselines/fcis_shapes.yaml", 300, ()),
-        ("baselines/sds_shapes.yaml", 300, ()),
-        ("baselines/hypercolumn_shapes.yaml", 300, ()),
-        ("proposals/mask_rcnn_rpn_shapes.yaml", 300, ()),
-        ("quickstart/rpe_shapes.yaml", 300, ()),
+        "baselines/mnc_shapes.yaml",
+        "baselines/mnc_three_stages_shapes.yaml",
+        "baselines/fcis_shapes.yaml",
+        "baselines/sds_shapes.yaml",
+        "baselines/hypercolumn_shapes.yaml",
+        "proposals/mask_rcnn_rpn_shapes.yaml",
+        "quickstart/rpe_shapes.yaml",
     ],
     ids=["mnc", "mnc_three_stages", "fcis", "sds", "hypercolumn", "mask_rcnn", "rpe"],
 )
-def test_four_images_are_learned_by_heart(config, iterations, opts, tmp_path):
+def test_four_images_are_learned_by_heart(config, tmp_path):
     data = f"('{FOUR}',)"
     metrics = metrics_of(
         config, tmp_path, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", data, "DATASETS.TEST", data,
-        "SOLVER.MAX_ITER", iterations, "INPUT.RANDOM_FLIP", "none", "SOLVER.BASE_LR", 0.002,
-        "SOLVER.WARMUP_ITERS", 20, "DATALOADER.NUM_WORKERS", 0, *opts,
+        "SOLVER.MAX_ITER", 300, "INPUT.RANDOM_FLIP", "none", "SOLVER.BASE_LR", 0.002,
+        "SOLVER.WARMUP_ITERS", 20, "DATALOADER.NUM_WORKERS", 0,
     )  # fmt: skip
     assert metrics["segm"]["AP50"] >= 90
 
