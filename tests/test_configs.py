@@ -165,6 +165,14 @@ def test_as_many_proposals_of_shapes_are_evaluated():
             ("MODEL.BOUNDARY.PAIR_LOSS_WEIGHT",),
         ),
         *(
+            (
+                f"baselines/mnc_three_stages_{data}.yaml",
+                f"baselines/mnc_{data}.yaml",
+                ("MODEL.MNC.NUM_STAGES",),
+            )
+            for data in ("shapes", "nuclei")
+        ),
+        *(
             (f"baselines/{system}_{data}.yaml", detector, allowed)
             for data, detector in (
                 ("shapes", "proposals/mask_rcnn_rpn_shapes.yaml"),

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import sys
+import traceback
 import zlib
 from dataclasses import dataclass
 from typing import Callable, Mapping, Optional
@@ -182,23 +183,24 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
     )
     comm.create_local_process_group(process.local_size)
     comm.synchronize()
-    stopped = None
     try:
         run(*args)
         comm.synchronize()
-    except SystemExit as stop:
-        # Not the exception itself: the frames of its traceback hold models, and these the process groups.
-        stopped = stop.code
+    except BaseException as error:
+        # The frames that it came through hold models, and these the process groups.
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        raise
     finally:
         _end_process_groups()
-    if stopped is not None:
-        sys.exit(stopped)
 
 
 def _end_process_groups() -> None:
-    """Ends them with their threads: one of gloo's that outlives the interpreter now and then aborts the process."""
+    """Ends them and their threads: one of gloo's that outlives the interpreter aborts the process now and then."""
     dist.destroy_process_group()
-    # Threads end with the last reference to their group.
+    # Threads end with the last reference to their group; comm keeps two.
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
+    comm.create_local_process_group.cache_clear()  # a later run in this process makes its own
     gc.collect()

@@ -54,6 +54,7 @@ def metrics_of(config: str, folder, *opts) -> dict:
     "config, tasks",
     [
         ("baselines/mnc_shapes.yaml", ["bbox", "segm"]),
+        ("baselines/mnc_three_stages_shapes.yaml", ["bbox", "segm"]),
         ("baselines/fcis_shapes.yaml", ["bbox", "segm"]),
         ("baselines/sds_shapes.yaml", ["bbox", "segm"]),
         ("baselines/hypercolumn_shapes.yaml", ["bbox", "segm"]),

@@ -316,3 +316,16 @@ def test_regions_are_matched_at_half(heads, key, value, allowed):
 def test_boxes_are_regressed_by_class():
     with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG is True; allowed with MNCROIHeads"):
         mnc("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
+
+
+@pytest.mark.parametrize("images, steps", [(1, 1), (3, 1), (1, 2)])
+def test_gradients_into_boxes_are_cut_in_shares_of_a_step(images, steps):
+    model = mnc("SOLVER.ACCUMULATE_STEPS", steps)
+    assert model.proposal_generator.accumulate_steps == steps
+    deltas = torch.zeros(images, 12, requires_grad=True)
+    prediction = MNCPrediction(None, torch.eye(4)[:1].repeat(images, 1), None, deltas)
+    boxes = [torch.tensor([[20.0, 20.0, 40.0, 40.0]])] * images
+    moved = model.roi_heads._regressed(prediction, boxes, [(64, 64)] * images)
+    (1e9 * torch.cat(moved).sum()).backward()
+    largest = deltas.grad.abs().amax(dim=1)
+    torch.testing.assert_close(largest, torch.full((images,), 1 / (512 * images * steps)))

@@ -3,7 +3,7 @@
 from typing import Dict, List, Tuple
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
@@ -20,10 +20,21 @@ class MNCRPN(RPN):
     :class:`rpe_d2.modeling.MNCROIHeads`.
     """
 
+    @configurable
+    def __init__(self, *, accumulate_steps: int = 1, **kwargs):
+        """
+        Args:
+            accumulate_steps: batches whose gradients are averaged for one step.
+            kwargs: of RPN.
+        """
+        super().__init__(**kwargs)
+        self.accumulate_steps = accumulate_steps
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         check_precision("MODEL.PROPOSAL_GENERATOR.NAME MNCRPN", cfg)
-        return super().from_config(cfg, input_shape)
+        arguments = super().from_config(cfg, input_shape)
+        return {**arguments, "accumulate_steps": cfg.SOLVER.ACCUMULATE_STEPS}
 
     def predict_proposals(
         self,
@@ -33,10 +44,10 @@ class MNCRPN(RPN):
         image_sizes: List[Tuple[int, int]],
     ) -> List[Instances]:
         """As the RPN's, with gradient from ``proposal_boxes`` to ``pred_anchor_deltas``."""
+        images = len(image_sizes) * self.accumulate_steps
+        deltas = [bounded_gradient(d, images) for d in pred_anchor_deltas]
         return find_top_rpn_proposals(
-            self._decode_proposals(
-                anchors, [bounded_gradient(d, len(image_sizes)) for d in pred_anchor_deltas]
-            ),
+            self._decode_proposals(anchors, deltas),
             [logits.detach() for logits in pred_objectness_logits],
             image_sizes,
             self.nms_thresh,
@@ -47,8 +58,8 @@ class MNCRPN(RPN):
         )
 
 
-# Of each coordinate of a box's deltas in a batch of one image, as in the authors' release: the way through the warping is
-# steep.
+# Of each coordinate of a box's deltas, as in the authors' release, whose batches have one image: the way through the
+# warping is steep.
 _LARGEST_GRADIENT = 1 / 512
 
 
@@ -67,13 +78,14 @@ def check_precision(user: str, cfg: CfgNode) -> None:
 
 
 def bounded_gradient(deltas: torch.Tensor, num_images: int) -> torch.Tensor:
-    """The same values; the gradient that comes back is cut at +- 1 / (512 images), as losses are means over a batch.
+    """The same values; the gradient that comes back is cut at +- 1 / (512 * num_images).
 
-    Cut at the same value in any batch, it outweighs the boxes' own loss and drives boxes away from objects.
+    As losses are means over the images of a step, the cut is shared by them, too: the RPN's own loss pulls a coordinate
+    by at most 1 / (256 * images), less than 1 / 512 from three images on, and boxes would leave their objects.
     """
     if not deltas.requires_grad:
         return deltas
-    largest = _LARGEST_GRADIENT / max(num_images, 1)
+    largest = _LARGEST_GRADIENT / num_images
     deltas = deltas.clone()  # the cut does not apply to other uses
     deltas.register_hook(lambda gradient: gradient.clamp(-largest, largest))
     return deltas

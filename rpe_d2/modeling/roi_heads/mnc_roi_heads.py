@@ -133,6 +133,7 @@ class MNCROIHeads(ROIHeads):
         mask_loss_weight: float,
         easy_background: float,
         voting: MaskVoting,
+        accumulate_steps: int = 1,
         **kwargs,
     ):
         """
@@ -145,6 +146,7 @@ class MNCROIHeads(ROIHeads):
             mask_loss_weight: factor of the masks' loss.
             easy_background: share of the background regions sampled with an IoU below 0.1 with all objects.
             voting: from all regions of an image to its instances.
+            accumulate_steps: batches whose gradients are averaged for one step.
             kwargs: of ROIHeads.
         """
         super().__init__(**kwargs)
@@ -157,6 +159,7 @@ class MNCROIHeads(ROIHeads):
         self.mask_loss_weight = mask_loss_weight
         self.easy_background = easy_background
         self.voting = voting
+        self.accumulate_steps = accumulate_steps
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
@@ -192,6 +195,7 @@ class MNCROIHeads(ROIHeads):
             mask_loss_weight=mnc.MASK_LOSS_WEIGHT,
             easy_background=mnc.EASY_BACKGROUND,
             voting=MaskVoting.from_config(cfg, "MODEL.MNC", mnc),
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
         )
         return arguments
 
@@ -290,7 +294,8 @@ class MNCROIHeads(ROIHeads):
             classes = torch.where(true < self.num_classes, true, classes)
         deltas = prediction.deltas.unflatten(1, (self.num_classes, 4))
         deltas = bounded_gradient(
-            deltas[torch.arange(len(classes), device=classes.device), classes], len(boxes)
+            deltas[torch.arange(len(classes), device=classes.device), classes],
+            len(boxes) * self.accumulate_steps,
         )
         moved = self.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
         return [
