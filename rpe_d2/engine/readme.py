@@ -196,20 +196,23 @@ def seeds_table(folder: Path, columns: Sequence[Tuple[str, str, str]]) -> str:
             _over_seeds([_score(record, task, name) for record in records])
             for task, name, _ in columns
         ]
-        whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
-        minutes = f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
         seeds = ", ".join(sorted(str(record["seed"]) for record in records))
-        rows.append(f"| {title} | {' | '.join(cells)} | {seeds} | {iterations} | {minutes} |")
+        rows.append(
+            f"| {title} | {' | '.join(cells)} | {seeds} | {iterations} | {_minutes(records)} |"
+        )
     return "\n".join(rows)
 
 
 def pair_loss_table(folders: Dict[str, Path]) -> str:
     """Markdown table of semantic heads with the pair loss against the same without it: means over the seeds of both.
 
-    The spread beside a difference is the larger of the two ranges over the seeds; a difference beyond it is bold.
+    Beside a difference of means stands the larger of the two ranges over the seeds; bold: the difference is larger.
 
     Args:
         folders: by the name of the labels trained on: run records that set ``PAIR_LOSS_WEIGHT``.
+
+    Raises:
+        ValueError: runs with and without it differ in more than that.
     """
     columns = [("sem_seg", "mIoU"), ("sem_seg_boundary", "boundary mIoU")]
     headings = [
@@ -223,27 +226,37 @@ def pair_loss_table(folders: Dict[str, Path]) -> str:
         heads: Dict[str, Tuple[List[dict], List[dict]]] = {}  # runs without and with it
         for path in sorted(folder.glob("*.json")):
             record = json.loads(path.read_text())
-            overrides = dict(zip(record["overrides"][::2], record["overrides"][1::2]))
-            weight = float(overrides["MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT"])
+            weight = float(dict(_pairs(record))[_PAIR_WEIGHT])
             heads.setdefault(Path(record["config"]).stem, ([], []))[weight > 0].append(record)
         for name, pair in sorted(heads.items()):
-            seeds, others = (
-                sorted((run["seed"], run["iterations"]) for run in runs) for runs in pair
-            )
-            if seeds != others:
-                raise ValueError(
-                    f"{folder / name}: runs with and without the pair loss do not match"
-                )
+            without, with_loss = (sorted(map(_apart_from_pair_weight, runs)) for runs in pair)
+            if without != with_loss or len({(count, rest) for _, count, rest in without}) != 1:
+                raise ValueError(f"{folder / name}: runs differ in more than {_PAIR_WEIGHT}")
             cells = []
             for task, _ in columns:
                 scores = [[run["metrics"][task]["mIoU"] for run in runs] for runs in pair]
                 cells += [*map(_over_seeds, scores), _difference(*scores)]
-            minutes = [statistics.mean(run["cpu_seconds"] for run in runs) / 60 for runs in pair]
+            seeds = ", ".join(str(seed) for seed, _, _ in without)
             rows.append(
-                f"| {labels} | {name} | {' | '.join(cells)} | {', '.join(str(seed) for seed, _ in seeds)} "
-                f"| {seeds[0][1]} | {minutes[0]:.1f} and {minutes[1]:.1f} |"
+                f"| {labels} | {name} | {' | '.join(cells)} | {seeds} | {without[0][1]} "
+                f"| {_minutes(pair[0])} and {_minutes(pair[1])} |"
             )
     return "\n".join(rows)
+
+
+_PAIR_WEIGHT = "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT"
+
+
+def _apart_from_pair_weight(record: dict) -> tuple:
+    """Seed, iterations and the other overrides of a run."""
+    others = sorted((key, value) for key, value in _pairs(record) if key != _PAIR_WEIGHT)
+    return record["seed"], record["iterations"], tuple(others)
+
+
+def _minutes(records: List[dict]) -> str:
+    """Mean CPU minutes of the runs whose time is known as a whole."""
+    whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
+    return f"{statistics.mean(whole) / 60:.1f}" if whole else "–"
 
 
 def _difference(one: List[float], other: List[float]) -> str:
@@ -361,8 +374,13 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "benchmarks": benchmark_table(results),
         "refined masks": seeds_table(results / "spn", _REFINED_MASKS),
         "refined maps": seeds_table(results / "spn", _SEMANTIC),
+        "pair loss": pair_loss_table(
+            {name: results / "semantic" / name for name in ("clean", "noisy")}
+        ),
         "boundaries": seeds_table(results / "boundary", _BOUNDARIES),
         "mask proposals": compared(results / "compare_proposals_shapes.json"),
+        "systems on shapes": compared(results / "compare_shapes.json"),
+        "systems on nuclei": compared(results / "compare_nuclei.json"),
         "propagation": propagation_table(results / "benchmark_spn.json"),
         "processes": processes_table(results / "benchmark_processes.json"),
     }

@@ -158,10 +158,12 @@ def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):
 
 
 def test_pair_loss_table_marks_differences_beyond_the_spread_over_seeds(tmp_path):
-    def write(weight, seed, mean, boundary):
+    def write(weight, seed, mean, boundary, *more):
         record = {
             "config": "configs/semantic/fcn_8s_shapes.yaml",
-            "overrides": ["SEED", str(seed), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", weight],
+            "overrides": [
+                "SEED", str(seed), "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", weight, *more
+            ],  # fmt: skip
             "metrics": {"sem_seg": {"mIoU": mean}, "sem_seg_boundary": {"mIoU": boundary}},
             "iterations": 300,
             "cpu_seconds": 120 if weight == "0.0" else 150,
@@ -178,7 +180,10 @@ def test_pair_loss_table_marks_differences_beyond_the_spread_over_seeds(tmp_path
         "| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 1, 2 | 300 | 2.0 and 2.5 |"
     )
     write("0.0", 3, 41.0, 20.0)
-    with pytest.raises(ValueError, match="fcn_8s_shapes: runs with and without .* do not match"):
+    with pytest.raises(ValueError, match="fcn_8s_shapes: runs differ in more than .*WEIGHT"):
+        pair_loss_table({"noisy": tmp_path})
+    write("1.0", 3, 41.0, 20.0, "SOLVER.BASE_LR", "1.0")
+    with pytest.raises(ValueError, match="fcn_8s_shapes: runs differ"):
         pair_loss_table({"noisy": tmp_path})
 
 
