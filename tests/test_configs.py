@@ -48,7 +48,8 @@ def test_vgg_sees_what_torchvisions_weights_were_trained_on(name):
         name
         for name in LEAVES
         # What the VOC ones add to those of COCO is the data, or VGG-16, which leads nowhere but to what is asked for.
-        if name.startswith(("baselines/", "proposals/")) and not name.endswith("_voc.yaml")
+        if name.startswith(("baselines/", "proposals/", "semantic/"))
+        and not name.endswith("_voc.yaml")
     ],
 )
 def test_parameters_without_gradient_are_looked_for(name):
@@ -57,6 +58,8 @@ def test_parameters_without_gradient_are_looked_for(name):
     torch.manual_seed(0)
     model = build_model(cfg).train()
     item = training_input((128, 128), ((4, 4, 64, 64), (64, 64, 124, 124)), (0, 0))
+    item["sem_seg"] = torch.zeros(128, 128, dtype=torch.int64)
+    item["sem_seg"][4:64, 4:64] = 1
     with EventStorage():
         sum(model([item]).values()).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -14,11 +14,14 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import check_voc_files
+from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead
+from rpe_d2.modeling.sem_seg.spn_sem_seg_head import SPNSemSegHead
 from rpe_d2.ops.sphere import min_margin
 
 from .config_checks import check_config_file, check_overrides
@@ -63,6 +66,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head, name its checkpoint"
         )
     check_datasets(cfg)
+    check_semantic_head(cfg)
     check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
     if args.eval_only:
         cfg.OUTPUT_DIR = evaluation_folder(cfg.OUTPUT_DIR)
@@ -323,6 +327,26 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
                 raise ValueError(
                     f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes"
                 )
+            ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+            label = MetadataCatalog.get(name).get("ignore_label", ignored)
+            if kind == "stuff" and label != ignored:
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignored}; the unlabelled pixels of {name} are {label}"
+                )
+
+
+def check_semantic_head(cfg: CfgNode) -> None:
+    """Checks that the semantic head has the pair loss, where the configuration asks for that."""
+    name, weight = cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT
+    if cfg.MODEL.META_ARCHITECTURE not in ("SemanticSegmentor", "PanopticFPN") or weight <= 0:
+        return
+    if name in SEM_SEG_HEADS_REGISTRY and not issubclass(
+        SEM_SEG_HEADS_REGISTRY.get(name), (SemSegHead, SPNSemSegHead)
+    ):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is {weight:g}; {name} has no pair loss, allowed: "
+            "EmbeddingSemSegHead on the same features, SPNSemSegHead around it, or the weight 0"
+        )
 
 
 def _listed(names: List[str], limit: int = 5) -> str:

@@ -287,9 +287,13 @@ class Trainer(DefaultTrainer):
         evaluators = []
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if evaluator_type in ("sem_seg", "panoptic"):
-            evaluators.append(
-                SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
+            semantic = SemSegEvaluator(
+                dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map
             )
+            # It erodes the map of labels, of which two classes are the most: a 3 beside a 1 has the boundary "2".
+            # BoundaryAPEvaluator takes the classes one by one.
+            semantic._compute_boundary_iou = False
+            evaluators.append(semantic)
             if MetadataCatalog.get(dataset_name).get("part_classes"):
                 evaluators.append(PartFScoreEvaluator(dataset_name))
         if evaluator_type != "sem_seg" and not only_proposals:

@@ -264,10 +264,8 @@ def _draw_stored(
     if truth and predicted:
         quality = panoptic_quality(predicted.masks, truth.masks)
         heading += f"   panoptic quality {100 * quality:.1f}"
-    panels = instance_panels(rgb, predicted, truth, ignored, min_score)
-    if truth is None and "sem_seg" in mapped:
-        drawn = draw_classes(rgb, mapped["sem_seg"], metadata, _scale(rgb))
-        panels.insert(0, image_panel(drawn, "ground truth"))
+    panels = _truth_panels(rgb, mapped, metadata)
+    panels += instance_panels(rgb, predicted, truth, ignored, min_score)
     row = [image_only, *panels]
     if stored:
         row.append(text_panel("how to read this", [INSTANCE_LEGEND]))
@@ -295,15 +293,12 @@ def _draw(
     truth = _ground_truth(mapped, metadata)
     predicted = _predicted_masks(output, metadata, min_score)
     ignored = mapped["ignore_mask"].numpy() if "ignore_mask" in mapped else None
-    panels = instance_panels(rgb, predicted, truth, ignored, min_score)
-    if truth is None and "sem_seg" in mapped and "pan_seg_file_name" not in item:
-        picture = draw_classes(rgb, mapped["sem_seg"], metadata, _scale(rgb))
-        panels.insert(0, image_panel(picture, "ground truth"))
-    elif truth is None and "pan_seg_file_name" in item:
-        picture = Visualizer(rgb, metadata, scale=_scale(rgb)).draw_dataset_dict(item).get_image()
-        panels.insert(0, image_panel(picture, "ground truth"))
-    if predicted is None:
-        panels.append(image_panel(_draw_output(rgb, output, metadata, min_score), "prediction"))
+    panels = _truth_panels(rgb, mapped, metadata, item.get("pan_seg_file_name") and item)
+    if predicted is None or "panoptic_seg" in output:
+        picture = _draw_output(rgb, output, metadata, min_score)
+        kind = "panoptic prediction" if "panoptic_seg" in output else "prediction"
+        panels.append(image_panel(picture, kind))
+    panels += instance_panels(rgb, predicted, truth, ignored, min_score)
     rows = [[image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels"), *panels]]
     legend = [INSTANCE_LEGEND] if predicted is not None else []
     if isinstance(predictor.model, PixelEmbeddingNet):
@@ -370,6 +365,25 @@ def _with_embeddings(
     )
     rows = [rows[0] + spheres]
     return rows + [colors[i : i + _LOOPS_PER_ROW] for i in range(0, len(colors), _LOOPS_PER_ROW)]
+
+
+def _truth_panels(
+    rgb: np.ndarray,
+    mapped: Dict[str, Any],
+    metadata: Metadata,
+    panoptic_item: Optional[Dict[str, Any]] = None,
+) -> List[Panel]:
+    """The annotation of whole pictures, where there is one: panoptic, or a map of classes."""
+    if panoptic_item:
+        visualizer = Visualizer(rgb, metadata, scale=_scale(rgb))
+        drawn = visualizer.draw_dataset_dict(panoptic_item).get_image()
+        return [image_panel(drawn, "panoptic ground truth")]
+    if "sem_seg" in mapped:
+        drawn = draw_classes(rgb, mapped["sem_seg"], metadata, _scale(rgb))
+        return [
+            image_panel(drawn, "classes, ground truth" if "instances" in mapped else "ground truth")
+        ]
+    return []
 
 
 def _ground_truth(mapped: Dict[str, Any], metadata: Metadata) -> Optional[InstanceMasks]:

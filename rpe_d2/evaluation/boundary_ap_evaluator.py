@@ -31,8 +31,8 @@ class BoundaryAPEvaluator(DatasetEvaluator):
 
     Results, in percent: for data with annotations "segm_boundary", "segm_boundary_2px" and "segm_boundary_1px", each with ``AP``,
     ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``; for data with semantic maps "sem_seg_boundary" and so on, each with
-    ``mIoU`` and the ``IoU`` of every class: intersections and unions of boundaries, summed over the data set. NaN where there is
-    no such ground truth.
+    ``mIoU`` and the ``IoU`` of every class: intersections and unions of boundaries, summed over the data set. NaN where
+    there is no such ground truth: the mean is over the classes that occur, as Detectron2's ``SemSegEvaluator`` has it.
     """
 
     def __init__(
@@ -48,7 +48,9 @@ class BoundaryAPEvaluator(DatasetEvaluator):
         self._detections_per_image = max(100, detections_per_image)
         self._distributed = distributed
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._semantic = self._metadata.get("evaluator_type") == "sem_seg"
+        kind = self._metadata.get("evaluator_type")
+        self._semantic = kind in ("sem_seg", "panoptic")
+        self._has_instances = kind != "sem_seg"
         self._map_of_image = {}
         if self._semantic:
             self._map_of_image = {
@@ -59,15 +61,15 @@ class BoundaryAPEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._results: List[Dict[str, Any]] = []
-        # (widths, intersection or union, classes)
+        # (widths, intersection, union or ground truth, classes)
         count = len(self._metadata.stuff_classes) if self._semantic else 0
-        self._areas = np.zeros((len(_WIDTHS), 2, count), np.int64)
+        self._areas = np.zeros((len(_WIDTHS), 3, count), np.int64)
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: with ``image_id``, or with ``file_name`` for semantic maps.
-            outputs: with "instances", or "sem_seg" scores (K, H, W).
+            inputs: with ``image_id`` for instances and ``file_name`` for semantic maps.
+            outputs: with "instances" and "sem_seg" scores (K, H, W), as the data set has annotations and maps.
         """
         for item, output in zip(inputs, outputs):
             if self._semantic:
@@ -76,7 +78,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
                 self._areas += boundary_areas(
                     found, truth, self._areas.shape[2], self._metadata.get("ignore_label", 255)
                 )
-            else:
+            if self._has_instances:
                 self._results += instance_results(output, item["image_id"], self._metadata)
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
@@ -89,20 +91,18 @@ class BoundaryAPEvaluator(DatasetEvaluator):
                 return None
             results = list(itertools.chain(*(part for part, _ in gathered)))
             areas = sum(part for _, part in gathered)
+        metrics = OrderedDict()
         if self._semantic:
             names = self._metadata.stuff_classes
-            return OrderedDict(
-                (f"sem_seg_boundary{suffix}", _semantic_metrics(part, names))
-                for suffix, part in zip(_WIDTHS, areas)
-            )
-        truth = coco_ground_truth(self._dataset_name)
-        return OrderedDict(
-            (
-                f"segm_boundary{suffix}",
-                boundary_metrics(truth, results, self._detections_per_image, width),
-            )
-            for suffix, width in _WIDTHS.items()
-        )
+            for suffix, part in zip(_WIDTHS, areas):
+                metrics[f"sem_seg_boundary{suffix}"] = _semantic_metrics(part, names)
+        if self._has_instances:
+            truth = coco_ground_truth(self._dataset_name)
+            for suffix, width in _WIDTHS.items():
+                metrics[f"segm_boundary{suffix}"] = boundary_metrics(
+                    truth, results, self._detections_per_image, width
+                )
+        return metrics
 
 
 class BoundaryCOCOeval(COCOeval):
@@ -172,25 +172,27 @@ def boundary_areas(
         found: (H, W) integer.
         truth: (H, W) integer; pixels with ``ignore_label`` are no class's, in both maps.
         num_classes: K.
-        ignore_label: outside of 0 to K - 1.
+        ignore_label: if it is one of 0 to K - 1, that is no class.
 
     Returns:
-        (widths, 2, K) int64: for each width of boundaries intersection and union.
+        (widths, 3, K) int64: for each width of boundaries intersection, union and ground truth.
     """
     found = np.where(truth == ignore_label, ignore_label, found)
-    areas = np.zeros((len(_WIDTHS), 2, num_classes), np.int64)
+    areas = np.zeros((len(_WIDTHS), 3, num_classes), np.int64)
     present = np.union1d(found, truth)
-    for label in present[(present >= 0) & (present < num_classes)]:
+    present = present[(present >= 0) & (present < num_classes) & (present != ignore_label)]
+    for label in present:
         for number, width in enumerate(_WIDTHS.values()):
             width = width or boundary_width(truth.shape)
             one, other = (mask_boundary(labels == label, width) for labels in (found, truth))
-            areas[number, :, label] = (one & other).sum(), (one | other).sum()
+            areas[number, :, label] = (one & other).sum(), (one | other).sum(), other.sum()
     return areas
 
 
 def _semantic_metrics(areas: np.ndarray, names: List[str]) -> Dict[str, float]:
-    """From (2, K) intersections and unions."""
+    """From (3, K) intersections, unions and ground truth."""
+    common, united, truth = areas
     with np.errstate(invalid="ignore"):
-        iou = 100 * areas[0] / areas[1]  # NaN without any
+        iou = np.where(truth > 0, 100 * common / united, np.nan)
     mean = float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
     return {"mIoU": mean, **{f"IoU-{name}": float(value) for name, value in zip(names, iou)}}

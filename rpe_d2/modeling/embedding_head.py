@@ -162,6 +162,10 @@ class EmbeddingHead(nn.Module):
         """
         return self.levels(features, 1)[0]
 
+    def class_logits(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of :class:`EmbeddingMaps` the logits alone."""
+        return self.classifier(self._trunk_features(features)).float()
+
     def levels(self, features: Dict[str, torch.Tensor], num_levels: int) -> List[EmbeddingMaps]:
         """Predictions at ``stride``, twice that, four times that, …: the same predictors on features pooled 2 x 2."""
         trunk = self._trunk_features(features)
@@ -215,6 +219,12 @@ def check_grid(
     Raises:
         ValueError: they do not allow one.
     """
+    broken = [name for name in names if input_shape[name].stride % 1]
+    if broken:
+        raise ValueError(
+            f"{features_key} is {', '.join(names)}; {broken[0]} has the stride {input_shape[broken[0]].stride:g}, "
+            "allowed are whole pixels"
+        )
     if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in names):
         raise ValueError(
             f"{features_key} is {', '.join(names)}; at least one of stride "

@@ -57,11 +57,19 @@ def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def enlarge_maps(maps: torch.Tensor, ratio: int, size: Sequence[int]) -> torch.Tensor:
     """Maps ``ratio`` times as large, cut to a size: cells stay where they are in the picture.
 
-    A coarse map may end beyond finer ones, where the picture is no multiple of its stride.
+    A coarse map may end beyond finer ones, where the picture is no multiple of its stride; or before them, one of a
+    smaller picture that was rounded down: its last cells are then repeated.
     """
     if ratio > 1:
         maps = F.interpolate(maps, scale_factor=ratio, mode="bilinear", align_corners=False)
-    return resize_maps(maps[..., : size[0], : size[1]], size)
+    maps = maps[..., : size[0], : size[1]]
+    if list(maps.shape[-2:]) == list(size):
+        return maps
+    rows, columns = (
+        torch.arange(side, device=maps.device).clamp(max=own - 1)
+        for side, own in zip(size, maps.shape[-2:])
+    )
+    return maps[..., rows[:, None], columns]
 
 
 def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:

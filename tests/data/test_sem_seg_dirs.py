@@ -114,6 +114,26 @@ def test_what_does_not_fit(folder):
     assert "'shapes_train_sem_seg' is taken by another data set" in taken
 
 
+def test_photographs_are_turned_as_their_camera_was(folder):
+    picture = Image.open(folder / "images/a.jpg")
+    labels = np.asarray(Image.open(folder / "labels/a.png"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    picture.save(folder / "images/a.jpg", exif=exif)
+    assert "48 x 40; allowed: the same" in error_of(folder, UnreadableImage)
+    save_labels(folder, "a", np.rot90(labels, -1))
+    register_sem_seg_dirs([entry(folder)], 3, 255)
+    record = DatasetCatalog.get("mine")[0]
+    assert (record["height"], record["width"]) == SIZE[::-1]
+    mapper = DatasetMapper(True, augmentations=[T.NoOpTransform()], image_format="BGR")
+    assert mapper(record)["image"].shape[1:] == SIZE[::-1]
+
+
+def test_pictures_far_too_large(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 48 // 2 - 1)
+    assert "a.jpg" in error_of(folder, UnreadableImage)
+
+
 def test_labels_are_checked_whenever_they_are_read(folder):
     register_sem_seg_dirs([entry(folder)], 3, 255)
     record = DatasetCatalog.get("mine")[1]
@@ -126,10 +146,12 @@ def test_labels_are_checked_whenever_they_are_read(folder):
         DatasetCatalog.get("mine")
 
 
-def test_training_and_evaluation(folder, tmp_path):
+@pytest.mark.parametrize("config", ["embedding_shapes", "embedding_ade"])
+def test_training_and_evaluation(config, folder, tmp_path):
     output = tmp_path / "out"
     arguments = [
-        "--config-file", str(ROOT / "configs/semantic/embedding_shapes.yaml"),
+        "--config-file", str(ROOT / f"configs/semantic/{config}.yaml"), "MODEL.WEIGHTS", "",
+        "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "TEST.BOUNDARIES", "True",
         "DATASETS.SEM_SEG_DIRS", json.dumps([entry(folder, rest=f":{folder}/classes.txt")]),
         "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)",
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output),

@@ -68,6 +68,7 @@ def test_two_iterations(config, tmp_path, capsys):
         "SOLVER.MAX_ITER", 2, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
     )  # fmt: skip
     assert list(metrics)[:2] == ["sem_seg", "sem_seg_boundary"] and metrics["sem_seg"]["mIoU"] >= 0
+    assert not any("B-I" in name or "Boundary" in name for name in metrics["sem_seg"])
     assert "mIoU" in capsys.readouterr().out
     losses = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert any("loss_sem_seg_pair" in line for line in losses)
@@ -79,9 +80,15 @@ def test_two_iterations_of_a_panoptic_fpn(tmp_path):
         "panoptic_shapes", tmp_path, *data(panoptic, panoptic), "SOLVER.MAX_ITER", 2,
         "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64,
         "MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST", 10, "TEST.DETECTIONS_PER_IMAGE", 5,
+        "TEST.BOUNDARIES", True,
     )  # fmt: skip
-    assert list(metrics) == ["sem_seg", "bbox", "segm"]
-    draw(tmp_path, panoptic, 1)
+    assert [name for name in metrics if "px" not in name] == [
+        "sem_seg", "bbox", "segm", "sem_seg_boundary", "segm_boundary"
+    ]  # fmt: skip
+    (whole,) = draw(tmp_path, panoptic, 1)
+    (annotated,) = draw(tmp_path, panoptic, 1, "--source", "annotation")
+    # Picture, classes and instances as annotated; the same as predicted, and how to read it.
+    assert whole.shape[1] > 1.6 * annotated.shape[1]
 
 
 @pytest.mark.parametrize("config", ["embedding_voc", "fcn_8s_voc", "deconvnet_voc"])
@@ -135,6 +142,21 @@ def test_maps_are_drawn(tmp_path):
         assert picture.std() > 10  # not one colour
     # Beside the picture and its annotation stands the prediction.
     assert predicted[0].shape[1] > annotated[0].shape[1]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0),
+         f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 0; the unlabelled pixels of {FOUR} are 255"),
+        (("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", 0.5),
+         "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is 0.5; SemSegFPNHead has no pair loss, allowed: EmbeddingSemSegHead"),
+    ],
+)  # fmt: skip
+def test_what_would_do_nothing_or_fail_later(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        metrics_of("embedding_shapes", tmp_path, *data(FOUR), *options)
+    assert message in capsys.readouterr().err
 
 
 def test_numbers_of_classes_are_checked_before_training(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
+from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
@@ -18,6 +19,7 @@ from pycocotools.coco import COCO
 from rpe_d2.evaluation import BoundaryAPEvaluator
 from rpe_d2.evaluation.boundaries import boundary_rle, boundary_width, mask_boundary
 from rpe_d2.evaluation.boundary_ap_evaluator import BoundaryCOCOeval, boundary_areas
+from rpe_d2.evaluation.ground_truth import read_label_map
 from tests.reference import boundaries as reference
 
 SIZE = (60, 80)
@@ -192,7 +194,14 @@ def test_semantic_areas_are_the_definition():
         for label in range(4):
             one = reference.mask_boundary(seen == label, width)
             other = reference.mask_boundary(truth == label, width)
-            assert areas[number, :, label].tolist() == [(one & other).sum(), (one | other).sum()]
+            expected = [(one & other).sum(), (one | other).sum(), other.sum()]
+            assert areas[number, :, label].tolist() == expected
+
+
+def test_an_ignored_label_among_the_classes_is_no_class():
+    truth = np.kron([[0, 1], [2, 0]], np.ones((10, 10), int))
+    areas = boundary_areas(np.ones_like(truth), truth, 3, 0)
+    assert not areas[:, :, 0].any() and (areas[:, 2, 1:] > 0).all()
 
 
 @pytest.fixture
@@ -222,6 +231,23 @@ def test_semantic_maps(semantic_data):
     assert evaluator.evaluate()["sem_seg_boundary_1px"]["IoU-square"] < 80
     evaluator.reset()
     assert np.isnan(evaluator.evaluate()["sem_seg_boundary"]["mIoU"])
+
+
+def test_a_class_that_does_not_occur_is_not_in_the_mean(semantic_data):
+    name, truth = semantic_data
+    scores = torch.zeros(3, *SIZE)
+    scores[1] = torch.from_numpy((truth == 1).astype(np.float32)) * 2 - 1
+    scores[2, 30:, 60:] = 1
+    boundaries = BoundaryAPEvaluator(name)
+    semantic = SemSegEvaluator(name, sem_seg_loading_fn=read_label_map)
+    for evaluator in (boundaries, semantic):
+        evaluator.reset()
+        evaluator.process([{"file_name": "picture.png"}], [{"sem_seg": scores}])
+    values = boundaries.evaluate()["sem_seg_boundary"]
+    assert np.isnan(values["IoU-never"]) and values["IoU-background"] < 100
+    assert values["mIoU"] == (values["IoU-background"] + values["IoU-square"]) / 2
+    found = semantic.evaluate()["sem_seg"]
+    assert found["mIoU"] == (found["IoU-background"] + found["IoU-square"]) / 2
 
 
 def _evaluate_on_rank(json_file, map_file, out):

@@ -1,4 +1,4 @@
-"""The compared systems in half precision."""
+"""The compared systems and the semantic heads in half precision."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from tests.conftest import ROOT
 
 from .helpers import training_input
 
+FULL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+
 
 @pytest.mark.parametrize(
     "name", ["mnc", "fcis", "sds", "hypercolumn", "deepmask", "sharpmask", "instance_fcn"]
@@ -17,7 +19,7 @@ from .helpers import training_input
 def test_autocast_changes_the_losses_by_rounding_only(name):
     config = str(ROOT / "configs" / "baselines" / f"{name}_shapes.yaml")
     torch.manual_seed(0)
-    model = build_model(read_config(config, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])).train()
+    model = build_model(read_config(config, FULL)).train()
     item = training_input((128, 128), ((4, 4, 40, 40), (64, 64, 124, 124)))
     proposals, found = [], []
 
@@ -41,3 +43,25 @@ def test_autocast_changes_the_losses_by_rounding_only(name):
     (instances,) = output.values()
     scores = instances.get("scores" if "instances" in output else "objectness_logits")
     assert len(scores) and scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["embedding", "fcn_8s", "deconvnet", "multi_scale", "recurrent"])
+def test_autocast_changes_semantic_losses_by_rounding_only(name):
+    config = str(ROOT / "configs" / "semantic" / f"{name}_shapes.yaml")
+    torch.manual_seed(0)
+    model = build_model(
+        read_config(config, [*FULL, "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", "1.0"])
+    ).train()
+    item = training_input((128, 128), ((4, 4, 40, 40), (64, 64, 124, 124)))
+    item["sem_seg"] = torch.zeros(128, 128, dtype=torch.int64)
+    item["sem_seg"][4:40, 4:40], item["sem_seg"][64:124, 64:124] = 1, 4
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(model([item]))
+    for loss, half in found[1].items():
+        assert half.dtype == torch.float32
+        assert float(half) == pytest.approx(float(found[0][loss]), rel=0.15, abs=0.02), loss
+    sum(found[1].values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_backbone
+from torch.nn import functional as F
 
 from rpe_d2.modeling import EmbeddingHead
 from rpe_d2.modeling.embedding_head import cell_centers
@@ -80,3 +81,20 @@ def test_coarse_maps_stay_where_they_are_in_the_picture():
     assert torch.allclose(
         aligned[0, 0, 5, 4:], expected[4:]
     )  # before the first centre the first value continues
+
+
+def test_maps_that_end_before_the_picture_are_continued():
+    maps = torch.arange(12.0).reshape(1, 1, 3, 4)
+    found = enlarge_maps(maps, 2, [7, 9])
+    same = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+    assert torch.equal(found[..., :6, :8], same)
+    assert torch.equal(found, F.pad(same, (0, 1, 0, 1), mode="replicate"))
+
+
+def test_class_scores_alone_are_the_same():
+    cfg = small_cfg()
+    backbone = build_backbone(cfg).eval()
+    head = EmbeddingHead(cfg, backbone.output_shape()).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, 64, 96))
+        torch.testing.assert_close(head.class_logits(features), head(features).logits)

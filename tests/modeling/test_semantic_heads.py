@@ -21,6 +21,7 @@ SEMANTIC = (
     "MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
 )  # fmt: skip
+FPN = (*SEMANTIC, "MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead")  # Detectron2's
 EMBEDDING = (*SEMANTIC, "MODEL.SEM_SEG_HEAD.NAME", "EmbeddingSemSegHead")
 FCN = (
     *SEMANTIC, *plain_backbone("res3", "res4", "res5"), "MODEL.SEM_SEG_HEAD.NAME", "FCNHead",
@@ -146,10 +147,9 @@ def with_propagation(overrides, *more):
     """The head of a configuration, refined."""
     name = overrides[overrides.index("MODEL.SEM_SEG_HEAD.NAME") + 1]
     stride = 1 if name == "DeconvNetHead" else 2
-    maps = {"embedding": ["p2"], "fcn": ["res3"], "deconvnet": ["fc7"]}
-    fine = next(
-        (maps[key] for key, value in HEADS.items() if value is overrides and key in maps), ["image"]
-    )
+    fine = {
+        "EmbeddingSemSegHead": ["p2"], "SemSegFPNHead": ["p2"], "FCNHead": ["res3"], "DeconvNetHead": ["fc7"]
+    }.get(name, ["image"])  # fmt: skip
     model = model_of(
         *overrides, *weight(1.0), "MODEL.SEM_SEG_HEAD.NAME", "SPNSemSegHead",
         "MODEL.SPN.SEM_SEG_HEAD", name, "MODEL.SPN.STRIDE", stride, "MODEL.SPN.IN_FEATURES", fine,
@@ -178,7 +178,7 @@ def test_spn_takes_any_of_them(overrides, size):
         assert model([semantic_input(size)])[0]["sem_seg"].shape == (4, *size)
 
 
-@pytest.mark.parametrize("overrides", [FCN, RECURRENT], ids=["fcn", "recurrent"])
+@pytest.mark.parametrize("overrides", [FCN, RECURRENT, FPN], ids=["fcn", "recurrent", "fpn"])
 def test_spn_learns_nothing_where_all_is_ignored(overrides):
     model = with_propagation(overrides)
     item = semantic_input((64, 64))
@@ -487,6 +487,11 @@ def test_panoptic_fpn_with_mean_shift_proposals():
 
 # ---- Keys
 
+BROKEN = (
+    *plain_backbone("res3"), "MODEL.BACKBONE.NAME", "build_guided_backbone",
+    "MODEL.GUIDED_BACKBONE.NAME", "build_resnet_backbone", "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.3],
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(
     "overrides, message",
@@ -495,7 +500,10 @@ def test_panoptic_fpn_with_mean_shift_proposals():
         ((*EMBEDDING, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 3), "MODEL.SEM_SEG_HEAD.COMMON_STRIDE is 3; allowed: 1, 2"),
         ((*EMBEDDING, "MODEL.RPE.PAIR_LOSS_FORM", "cubic"), "MODEL.RPE.PAIR_LOSS_FORM is 'cubic'; allowed: linear"),
         ((*EMBEDDING, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p9"]), "IN_FEATURES names p9; the backbone has"),
-        ((*FCN, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3", "res5"]), "strides 8, 32; FCNHead allows each to be twice"),
+        ((*FCN, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3", "res5"]), "strides 8, 32; FCNHead allows whole pixels, each twice"),
+        ((*FCN, *BROKEN, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3@0.3"]), "strides 26.6667; FCNHead allows whole"),
+        ((*EMBEDDING, *BROKEN, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res3", "res3@0.3"]),
+         "res3, res3@0.3; res3@0.3 has the stride 26.6667, allowed are whole pixels"),
         ((*DECONVNET, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["fc7"]), "is fc7; DeconvNetHead allows one map"),
         ((*DECONVNET, "MODEL.SEM_SEG_HEAD.IN_FEATURES", VGG[:3]), "fc7 has the stride 32, pool2_indices 4"),
         ((*MULTI_SCALE, "MODEL.GUIDED_BACKBONE.SCALES", [1.0, 0.3], "MODEL.SEM_SEG_HEAD.IN_FEATURES",

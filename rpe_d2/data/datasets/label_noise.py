@@ -7,7 +7,9 @@ __all__ = ["corrupt_labels"]
 
 _CELL = 4  # pixels between independent displacements of a border
 _RAGGED = 2.5  # their standard deviation in pixels
-_HOLE_SHARE = 0.12  # of the foreground that holes cover, about
+_HOLE_SHARE = (
+    0.12  # of the foreground: a tenth is covered, since holes overlap and end with objects
+)
 _HOLE_RADIUS = (1.5, 5.0)  # pixels
 
 
@@ -17,7 +19,7 @@ def corrupt_labels(
     """A semantic map as a careless annotator would draw it.
 
     Borders are ragged: every pixel takes the label of a place displaced by smooth noise, about 2.5 pixels away. Then
-    round holes of background, of radius 1.5 to 5 pixels, are cut into about an eighth of the foreground.
+    round holes of background, of radius 1.5 to 5 pixels, are cut into about a tenth of the foreground.
 
     Args:
         labels: (H, W) uint8; unchanged.

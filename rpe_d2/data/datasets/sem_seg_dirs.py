@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rpe_d2.data.readable import UnreadableImage
+from rpe_d2.data.readable import UNREADABLE, UnreadableImage
 
 from .generated import encoded, serve_pictures
 
@@ -19,6 +19,7 @@ _PREFIX = "sem_seg_dir://"
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _LABEL_MODES = ("L", "P")  # of PNG files with one number of 8 bits a pixel
 _NUM_CHECKED_IMAGES = 10
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 class _Folders(NamedTuple):
@@ -116,13 +117,17 @@ def _pairs(where: str, images: str, labels: str) -> List[Tuple[Path, Path]]:
 
 
 def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
-    """Width and height of a picture, which its label map has, too; reads no more than the headers."""
+    """Width and height of a picture, which its label map has, too; reads no more than the headers.
+
+    Of photographs that say how the camera was held: of the upright picture, as Detectron2 reads it.
+    """
     sizes = []
     for path in (image, label):
         try:
             with Image.open(path) as opened:
-                sizes.append(opened.size)
-        except (OSError, SyntaxError) as error:
+                turned = path == image and opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+                sizes.append(opened.size[::-1] if turned else opened.size)
+        except UNREADABLE as error:
             raise UnreadableImage(f"{where}: {path}: {error}") from error
     if sizes[0] != sizes[1]:
         found = [f"{width} x {height}" for width, height in sizes]
@@ -157,7 +162,7 @@ def _read(path: Path, num_classes: int, ignore_value: int, where: str = _KEY) ->
     try:
         with Image.open(path) as image:
             mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UnreadableImage(f"{where}: {path}: {error}") from error
     if mode not in _LABEL_MODES:
         raise UnreadableImage(

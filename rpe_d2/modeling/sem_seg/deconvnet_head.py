@@ -26,8 +26,10 @@ class DeconvNetHead(SemSegHead):
     unpooling, which puts every value where the largest one was, and as many 3x3 deconvolutions as the block has
     convolutions. Scores are one to a pixel.
 
-    One departure: no ReLU stands between the last deconvolution and the scores. With few channels, as narrow networks
-    have there, what it cuts off is what tells rare classes apart, and they are never learned.
+    The network sees whole pictures: fc6 and its mirror image keep the map's size, where the authors' crops become a
+    single cell, and there is no second stage on object proposals. And no ReLU stands between the last deconvolution and
+    the scores: with few channels, as narrow networks have there, what it cuts off is what tells rare classes apart, and
+    they are never learned.
     """
 
     @configurable

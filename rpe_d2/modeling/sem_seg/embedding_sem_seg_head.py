@@ -69,5 +69,8 @@ class EmbeddingSemSegHead(SemSegHead):
         return {"embedding_head": network, **options}
 
     def predict(self, features: Dict[str, torch.Tensor]) -> SemSegMaps:
+        if not self.training:
+            logits = self.embedding_head.class_logits(features)
+            return SemSegMaps(logits, None, self.common_stride)
         maps = self.embedding_head(features)
         return SemSegMaps(maps.logits, maps.embeddings, maps.stride)

@@ -56,9 +56,10 @@ class FCNHead(SemSegHead):
         key = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
         names = chosen_features(key, cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, input_shape)
         strides = sorted(input_shape[name].stride for name in names)
-        if any(stride != 2 * finer for finer, stride in zip(strides, strides[1:])):
+        if strides[0] % 1 or any(s != 2 * finer for finer, s in zip(strides, strides[1:])):
             raise ValueError(
-                f"{key} has the strides {', '.join(map(str, strides))}; FCNHead allows each to be twice the one before"
+                f"{key} has the strides {', '.join(f'{s:g}' for s in strides)}; FCNHead allows whole pixels, each twice "
+                "the one before"
             )
         return {
             "input_shape": {name: input_shape[name] for name in names},

@@ -167,7 +167,10 @@ class SPNSemSegHead(nn.Module):
         if hasattr(head, "scores_and_losses"):
             return head.scores_and_losses(features, targets)
         scores = head.layers(features)
-        return scores, head.losses(scores, targets)
+        losses = head.losses(scores, targets)
+        if (targets == self.ignore_value).all():  # Detectron2's mean over no pixel is NaN
+            losses = {name: scores.sum() * 0.0 for name in losses}
+        return scores, losses
 
     def _refine(
         self, coarse: torch.Tensor, features: Dict[str, torch.Tensor]
