@@ -206,51 +206,71 @@ def seeds_table(folder: Path, columns: Sequence[Tuple[str, str, str]]) -> str:
 def pair_loss_table(folders: Dict[str, Path]) -> str:
     """Markdown table of semantic heads with the pair loss against the same without it: means over the seeds of both.
 
-    Beside a difference of means stands the larger of the two ranges over the seeds; bold: the difference is larger.
+    A row for each head, number of iterations and pair loss (its weight, and keys that only it reads). Beside a
+    difference of means stands the larger of the two ranges over the seeds; bold: the difference is larger. Then, how
+    many seeds have a higher score with it: runs of a seed start from the same weights and see the same batches.
 
     Args:
         folders: by the name of the labels trained on: run records that set ``PAIR_LOSS_WEIGHT``.
 
     Raises:
-        ValueError: runs with and without it differ in more than that.
+        ValueError: a run with it has none that differs in nothing else, or the other way round.
     """
     columns = [("sem_seg", "mIoU"), ("sem_seg_boundary", "boundary mIoU")]
     headings = [
-        cell for _, name in columns for cell in (name, "with pair loss", "difference (spread)")
+        cell
+        for _, name in columns
+        for cell in (name, "with pair loss", "difference (spread)", "higher")
     ]
     rows = [
-        f"| labels | configuration | {' | '.join(headings)} | seeds | iterations | CPU minutes a run, without and with |",
-        "|" + "---|" * (len(headings) + 5),
+        f"| labels | configuration | pair loss | {' | '.join(headings)} | seeds | iterations "
+        "| CPU minutes a run, without and with |",
+        "|" + "---|" * (len(headings) + 6),
     ]
     for labels, folder in folders.items():
-        heads: Dict[str, Tuple[List[dict], List[dict]]] = {}  # runs without and with it
+        without: Dict[tuple, dict] = {}  # by all that it is apart from the pair loss
+        variants: Dict[tuple, Dict[tuple, dict]] = {}  # with it, by what a row shows
         for path in sorted(folder.glob("*.json")):
             record = json.loads(path.read_text())
-            weight = float(dict(_pairs(record))[_PAIR_WEIGHT])
-            heads.setdefault(Path(record["config"]).stem, ([], []))[weight > 0].append(record)
-        for name, pair in sorted(heads.items()):
-            without, with_loss = (sorted(map(_apart_from_pair_weight, runs)) for runs in pair)
-            if without != with_loss or len({(count, rest) for _, count, rest in without}) != 1:
-                raise ValueError(f"{folder / name}: runs differ in more than {_PAIR_WEIGHT}")
-            cells = []
+            weight, others, run = _split_pair_loss(record)
+            if weight == 0:
+                without[run] = record
+            else:
+                shown = (Path(record["config"]).stem, record["iterations"], weight, others)
+                variants.setdefault(shown, {})[run] = record
+        alone = set(without) ^ {run for runs in variants.values() for run in runs}
+        if alone:
+            config, seed, *_ = min(alone)
+            raise ValueError(
+                f"{folder}: {config} with SEED {seed} has no run that differs in nothing but {_PAIR_WEIGHT}"
+            )
+        for (name, iterations, weight, others), runs in sorted(variants.items()):
+            pair = [[without[run] for run in sorted(runs)], [runs[run] for run in sorted(runs)]]
+            cells = [" ".join([f"{weight:g}", *(value for _, value in others)])]
             for task, _ in columns:
-                scores = [[run["metrics"][task]["mIoU"] for run in runs] for runs in pair]
+                scores = [[run["metrics"][task]["mIoU"] for run in records] for records in pair]
+                higher = sum(one < other for one, other in zip(*scores))
                 cells += [*map(_over_seeds, scores), _difference(*scores)]
-            seeds = ", ".join(str(seed) for seed, _, _ in without)
+                cells.append(f"{higher} of {len(runs)}")
+            seeds = ", ".join(str(record["seed"]) for record in pair[0])
             rows.append(
-                f"| {labels} | {name} | {' | '.join(cells)} | {seeds} | {without[0][1]} "
+                f"| {labels} | {name} | {' | '.join(cells)} | {seeds} | {iterations} "
                 f"| {_minutes(pair[0])} and {_minutes(pair[1])} |"
             )
     return "\n".join(rows)
 
 
 _PAIR_WEIGHT = "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT"
+_OF_PAIR_LOSS = ("MODEL.RPE.PAIR_LOSS_FORM",)  # read by nothing else
 
 
-def _apart_from_pair_weight(record: dict) -> tuple:
-    """Seed, iterations and the other overrides of a run."""
-    others = sorted((key, value) for key, value in _pairs(record) if key != _PAIR_WEIGHT)
-    return record["seed"], record["iterations"], tuple(others)
+def _split_pair_loss(record: dict) -> Tuple[float, tuple, tuple]:
+    """Weight of the pair loss, other keys of it, and what the run is apart from both: configuration, seed, ..."""
+    pairs = sorted(_pairs(record))
+    others = tuple(pair for pair in pairs if pair[0] in _OF_PAIR_LOSS)
+    rest = tuple(pair for pair in pairs if pair[0] not in (_PAIR_WEIGHT, *_OF_PAIR_LOSS))
+    run = (Path(record["config"]).stem, record["seed"], record["iterations"], rest)
+    return float(dict(pairs)[_PAIR_WEIGHT]), others, run
 
 
 def _minutes(records: List[dict]) -> str:

@@ -174,16 +174,22 @@ def test_pair_loss_table_marks_differences_beyond_the_spread_over_seeds(tmp_path
     for seed, without, with_loss in ((1, 40.0, 44.0), (2, 42.0, 45.0)):
         write("0.0", seed, without, without - 20)
         write("1.0", seed, with_loss, without - 21)
-    *_, row = pair_loss_table({"noisy": tmp_path}).splitlines()
+    write("0.3", 2, 41.0, 23.0, "MODEL.RPE.PAIR_LOSS_FORM", "squared_hinge")
+    *_, hinge, row = pair_loss_table({"noisy": tmp_path}).splitlines()
     assert row == (
-        "| noisy | fcn_8s_shapes | 41.0 (40.0–42.0) | 44.5 (44.0–45.0) | **+3.5** (2.0) "
-        "| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 1, 2 | 300 | 2.0 and 2.5 |"
+        "| noisy | fcn_8s_shapes | 1 | 41.0 (40.0–42.0) | 44.5 (44.0–45.0) | **+3.5** (2.0) | 2 of 2 "
+        "| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 0 of 2 | 1, 2 | 300 | 2.0 and 2.5 |"
+    )
+    assert hinge == (
+        "| noisy | fcn_8s_shapes | 0.3 squared_hinge | 42.0 | 41.0 | -1.0 (0.0) | 0 of 1 "
+        "| 22.0 | 23.0 | +1.0 (0.0) | 1 of 1 | 2 | 300 | 2.0 and 2.5 |"
     )
     write("0.0", 3, 41.0, 20.0)
-    with pytest.raises(ValueError, match="fcn_8s_shapes: runs differ in more than .*WEIGHT"):
+    alone = "fcn_8s_shapes with SEED 3 has no run that differs in nothing but .*WEIGHT"
+    with pytest.raises(ValueError, match=alone):
         pair_loss_table({"noisy": tmp_path})
     write("1.0", 3, 41.0, 20.0, "SOLVER.BASE_LR", "1.0")
-    with pytest.raises(ValueError, match="fcn_8s_shapes: runs differ"):
+    with pytest.raises(ValueError, match=alone):
         pair_loss_table({"noisy": tmp_path})
 
 
