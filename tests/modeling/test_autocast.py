@@ -10,7 +10,20 @@ from tests.conftest import ROOT
 
 from .helpers import training_input
 
-FULL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+ON_CPU = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+
+
+def losses_in_half_precision(model, item):
+    """A model's losses, which differ from those in full precision by rounding only."""
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(model([item]))
+    for loss, half in found[1].items():
+        assert half.dtype == torch.float32
+        assert float(half) == pytest.approx(float(found[0][loss]), rel=0.15, abs=0.02), loss
+    return found[1]
 
 
 @pytest.mark.parametrize(
@@ -19,9 +32,9 @@ FULL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 def test_autocast_changes_the_losses_by_rounding_only(name):
     config = str(ROOT / "configs" / "baselines" / f"{name}_shapes.yaml")
     torch.manual_seed(0)
-    model = build_model(read_config(config, FULL)).train()
+    model = build_model(read_config(config, ON_CPU)).train()
     item = training_input((128, 128), ((4, 4, 40, 40), (64, 64, 124, 124)))
-    proposals, found = [], []
+    proposals = []
 
     def the_first_ones(module, arguments, output):
         proposals.append(output[0])
@@ -29,13 +42,7 @@ def test_autocast_changes_the_losses_by_rounding_only(name):
 
     # Which regions a random network proposes hangs on its last digits.
     hook = model.proposal_generator.register_forward_hook(the_first_ones)
-    for enabled in (False, True):
-        torch.manual_seed(1)
-        with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append(model([item]))
-    for loss, half in found[1].items():
-        assert half.dtype == torch.float32
-        assert float(half) == pytest.approx(float(found[0][loss]), rel=0.15, abs=0.02), loss
+    losses_in_half_precision(model, item)
     hook.remove()
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -50,18 +57,11 @@ def test_autocast_changes_semantic_losses_by_rounding_only(name):
     config = str(ROOT / "configs" / "semantic" / f"{name}_shapes.yaml")
     torch.manual_seed(0)
     model = build_model(
-        read_config(config, [*FULL, "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", "1.0"])
+        read_config(config, [*ON_CPU, "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", "1.0"])
     ).train()
     item = training_input((128, 128), ((4, 4, 40, 40), (64, 64, 124, 124)))
     item["sem_seg"] = torch.zeros(128, 128, dtype=torch.int64)
     item["sem_seg"][4:40, 4:40], item["sem_seg"][64:124, 64:124] = 1, 4
-    found = []
-    for enabled in (False, True):
-        torch.manual_seed(1)
-        with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append(model([item]))
-    for loss, half in found[1].items():
-        assert half.dtype == torch.float32
-        assert float(half) == pytest.approx(float(found[0][loss]), rel=0.15, abs=0.02), loss
-    sum(found[1].values()).backward()
+    losses = losses_in_half_precision(model, item)
+    sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
