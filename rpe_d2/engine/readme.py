@@ -280,10 +280,12 @@ def _minutes(records: List[dict]) -> str:
 
 
 def _difference(one: List[float], other: List[float]) -> str:
-    """Of two means, and the larger of the two ranges; bold where it is larger than that."""
+    """Of two means, and the larger of the two ranges; bold where it is larger than that; one seed has no range."""
     change = statistics.mean(other) - statistics.mean(one)
+    if len(one) == 1:
+        return f"{change:+.1f} (–)"
     spread = max(max(values) - min(values) for values in (one, other))
-    bold = "**" if abs(change) > spread and len(one) > 1 else ""
+    bold = "**" if abs(change) > spread else ""
     return f"{bold}{change:+.1f}{bold} ({spread:.1f})"
 
 

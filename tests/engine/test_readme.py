@@ -181,8 +181,8 @@ def test_pair_loss_table_marks_differences_beyond_the_spread_over_seeds(tmp_path
         "| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 0 of 2 | 1, 2 | 300 | 2.0 and 2.5 |"
     )
     assert hinge == (
-        "| noisy | fcn_8s_shapes | 0.3 squared_hinge | 42.0 | 41.0 | -1.0 (0.0) | 0 of 1 "
-        "| 22.0 | 23.0 | +1.0 (0.0) | 1 of 1 | 2 | 300 | 2.0 and 2.5 |"
+        "| noisy | fcn_8s_shapes | 0.3 squared_hinge | 42.0 | 41.0 | -1.0 (–) | 0 of 1 "
+        "| 22.0 | 23.0 | +1.0 (–) | 1 of 1 | 2 | 300 | 2.0 and 2.5 |"
     )
     write("0.0", 3, 41.0, 20.0)
     alone = "fcn_8s_shapes with SEED 3 has no run that differs in nothing but .*WEIGHT"
