@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to results: the environment, a training on the embedded shapes with its evaluation, a table and pictures.
-# usage: bash tools/quickstart.sh [KEY VALUE ...]        pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100
+# usage: bash tools/quickstart.sh [KEY VALUE ...]        pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100 SOLVER.WARMUP_ITERS 20
 set -euo pipefail
 case "${1:-}" in -h | --help)
   sed -n "2,3s/^# //p" "$0"

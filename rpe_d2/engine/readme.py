@@ -282,11 +282,12 @@ def _minutes(records: List[dict]) -> str:
 def _difference(one: List[float], other: List[float]) -> str:
     """Of two means, and the larger of the two ranges; bold where it is larger than that; one seed has no range."""
     change = statistics.mean(other) - statistics.mean(one)
+    text = f"{round(change, 1) + 0.0:+.1f}"  # no "-0.0"
     if len(one) == 1:
-        return f"{change:+.1f} (–)"
+        return f"{text} (–)"
     spread = max(max(values) - min(values) for values in (one, other))
     bold = "**" if abs(change) > spread else ""
-    return f"{bold}{change:+.1f}{bold} ({spread:.1f})"
+    return f"{bold}{text}{bold} ({spread:.1f})"
 
 
 def _score(record: dict, task: str, name: str) -> Optional[float]:
