@@ -7,9 +7,7 @@ __all__ = ["corrupt_labels"]
 
 _CELL = 4  # pixels between independent displacements of a border
 _RAGGED = 2.5  # their standard deviation in pixels
-_HOLE_SHARE = (
-    0.12  # of the foreground: a tenth is covered, since holes overlap and end with objects
-)
+_HOLE_SHARE = 0.12  # of the foreground; holes overlap, a tenth is covered
 _HOLE_RADIUS = (1.5, 5.0)  # pixels
 
 
