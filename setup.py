@@ -42,5 +42,5 @@ setup(
         "crf": ["pydensecrf2"],  # tools/benchmark.py spn compares with a dense CRF; compiles C++
         "wandb": ["wandb"],  # WANDB_PROJECT: the curves of a run, where many look at them
     },
-    entry_points={"console_scripts": ["rpe-d2-train = rpe_d2.engine:main"]},
+    entry_points={"console_scripts": ["rpe-d2-train = rpe_d2.cli.train_net:main"]},
 )

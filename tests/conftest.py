@@ -1,10 +1,12 @@
-"""What all tests share: where real data lies."""
+"""What all tests share: where real data lies, and loggers that no test leaves behind."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from detectron2.utils.logger import setup_logger
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "RPE_D2_TEST_DATA"
@@ -28,3 +30,13 @@ def real_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """Detectron2's loggers hold on to the streams of the run that set them up."""
+    yield
+    for name in ("detectron2", "fvcore", "rpe_d2"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    setup_logger.cache_clear()

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import get_cfg
 
-from rpe_d2 import add_rpe_config
-from rpe_d2.engine.readme import (
+from dev.docs_tables import (
     PAGES,
     ablation_table,
     config_table,
@@ -17,8 +16,9 @@ from rpe_d2.engine.readme import (
     seeds_table,
     update_pages,
 )
+from rpe_d2 import add_rpe_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def flat_keys(node, prefix=""):
@@ -31,7 +31,7 @@ def flat_keys(node, prefix=""):
 
 def test_tables_are_up_to_date():
     for page, text in update_pages(ROOT).items():
-        assert page.read_text() == text, "run tools/update_readme.py"
+        assert page.read_text() == text, "run dev/update_docs.py"
 
 
 def test_a_table_without_a_place_is_named(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = [name for name in ("rpe_d2", "tools", "tests", "setup.py") if (ROOT / name).exists()]
+CODE = [name for name in ("rpe_d2", "dev", "tools", "tests", "setup.py") if (ROOT / name).exists()]
 LARGEST_FILE = 1_000_000  # bytes
 
 

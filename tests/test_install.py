@@ -279,7 +279,7 @@ def test_console_scripts_exist(declared: dict) -> None:
         pytest.importorskip(name)
     for entry in declared["entry_points"]["console_scripts"]:
         module, function = entry.split("=")[1].strip().split(":")
-        assert module.startswith("rpe_d2.engine")
+        assert module.startswith("rpe_d2.cli")
         assert callable(getattr(importlib.import_module(module), function))
 
 

@@ -6,7 +6,7 @@ python tools/benchmark.py mean-shift --points 4096 --dim 32 --loops 5 --threads 
 
 import sys
 
-from rpe_d2.engine.benchmark import main
+from rpe_d2.cli.benchmark.operators import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ python tools/compare.py configs/nuclei/rpe_R_18.yaml=output/rpe/model_final.pth 
 
 import sys
 
-from rpe_d2.engine.compare import main
+from rpe_d2.cli.compare import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ python tools/demo.py --config-file output/mine/config.yaml --weights output/mine
 
 import sys
 
-from rpe_d2.engine.demo import main
+from rpe_d2.cli.demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ python tools/eval_bsds.py --pred output/boundaries --gt BSDS500/groundTruth/test
 
 import sys
 
-from rpe_d2.engine.eval_bsds import main
+from rpe_d2.cli.eval_bsds import main
 
 if __name__ == "__main__":
     sys.exit(main())

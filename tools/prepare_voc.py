@@ -8,7 +8,7 @@ Downloads nothing. The folder is then the value of DATASETS.VOC.
 
 import sys
 
-from rpe_d2.engine.prepare_voc import main
+from rpe_d2.cli.prepare_voc import main
 
 if __name__ == "__main__":
     sys.exit(main())

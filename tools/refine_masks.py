@@ -8,7 +8,7 @@ python tools/refine_masks.py --config-file output/refiner_shapes/config.yaml \
 
 import sys
 
-from rpe_d2.engine.refine_masks import main
+from rpe_d2.cli.refine_masks import main
 
 if __name__ == "__main__":
     sys.exit(main())

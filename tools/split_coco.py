@@ -10,7 +10,7 @@ python tools/split_coco.py annotations/instances_val2014.json --first 5000 --out
 
 import sys
 
-from rpe_d2.engine.split_coco import main
+from rpe_d2.cli.split_coco import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ python tools/train_net.py --config-file configs/rpe_coco.yaml --num-gpus 8
 
 import sys
 
-from rpe_d2.engine import main
+from rpe_d2.cli.train_net import main
 
 if __name__ == "__main__":
     sys.exit(main())

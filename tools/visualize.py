@@ -7,7 +7,7 @@ python tools/visualize.py --config-file configs/quickstart/rpe_shapes.yaml \
 
 import sys
 
-from rpe_d2.engine.visualize import main
+from rpe_d2.cli.visualize import main
 
 if __name__ == "__main__":
     sys.exit(main())

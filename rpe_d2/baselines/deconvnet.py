@@ -9,10 +9,11 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbone.vgg16_backbone import VGG16_CONVOLUTIONS
-from ..layers import chosen_features
-from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
+from rpe_d2.modeling.embedding.pixel_losses import SemanticPairLoss
+from rpe_d2.modeling.layers import chosen_features
+from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
+
+from .vgg16 import VGG16_CONVOLUTIONS
 
 _INDICES = "_indices"
 _FIRST_KERNEL = 7

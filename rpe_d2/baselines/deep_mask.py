@@ -10,10 +10,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.ops.window_loss import window_losses
-from rpe_d2.ops.windows import crop_windows
-
+from .window_loss import window_losses
 from .window_proposals import WindowProposalGenerator, Windows, by_level
+from .windows import crop_windows
 
 
 class DeepMaskHead(nn.Module):

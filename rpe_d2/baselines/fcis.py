@@ -14,12 +14,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.ops.position_sensitive import position_sensitive_regions
+from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.modeling.soft_masks import cut_at_half
 
-from ..config_ranges import check_ranges
-from ..soft_masks import cut_at_half
 from .mask_voting import MaskVoting
-from .region_labels import RegionLabels, check_matching, sample_regions
+from .position_sensitive import position_sensitive_regions
+from .regions import RegionLabels, check_matching, sample_regions
 
 
 class FCISPrediction(NamedTuple):

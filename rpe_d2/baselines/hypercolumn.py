@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.ops.classifier_grid import grid_weights, mix_classifiers
+from .classifier_grid import grid_weights, mix_classifiers
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

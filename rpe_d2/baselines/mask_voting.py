@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import batched_nms, nonzero_tuple
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
-from ..mask_proposals import masks_in_boxes
-from ..soft_masks import cut_at_half
+from rpe_d2.modeling.masks import masks_in_boxes
+from rpe_d2.modeling.soft_masks import cut_at_half
 
 
 class MaskVoting(NamedTuple):

@@ -15,13 +15,13 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.modeling.soft_masks import cut_at_half
 from rpe_d2.ops.roi_warp import roi_warp
 
-from ..config_ranges import check_ranges
-from ..proposal_generator.mnc_rpn import bounded_gradient, check_precision
-from ..soft_masks import cut_at_half
 from .mask_voting import MaskVoting
-from .region_labels import RegionLabels, check_matching, label_regions, sample_regions
+from .mnc_rpn import bounded_gradient, check_precision
+from .regions import RegionLabels, check_matching, label_regions, sample_regions
 
 # What a predicted mask must cover of the true one to be labelled with its class.
 _MASK_IOU = 0.5

@@ -7,9 +7,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from ..layers import chosen_features, enlarge_maps, normalized_conv
-from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
+from rpe_d2.modeling.embedding.pixel_losses import SemanticPairLoss
+from rpe_d2.modeling.layers import chosen_features, enlarge_maps, normalized_conv
+from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

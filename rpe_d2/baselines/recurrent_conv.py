@@ -10,9 +10,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers import chosen_features, normalized_conv, resize_maps
-from ..pixel_losses import SemanticPairLoss
-from .sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
+from rpe_d2.modeling.embedding.pixel_losses import SemanticPairLoss
+from rpe_d2.modeling.layers import chosen_features, normalized_conv, resize_maps
+from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 _STRIDE = 2  # of a pass, in pixels of its rescaled picture
 _FIRST_KERNEL = 5

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torchvision.ops import roi_align
 
-from ..pixel_labels import instance_masks
+from rpe_d2.modeling.embedding.labels import instance_masks
 
 # Share of a cell that an object covers from which on the cell is part of the target mask (MNC's and FCIS's releases).
 _TARGET_THRESHOLD = 0.4

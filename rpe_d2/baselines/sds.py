@@ -16,8 +16,8 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ..layers import resize_maps
-from ..mask_proposals import masks_in_boxes
+from rpe_d2.modeling.layers import resize_maps
+from rpe_d2.modeling.masks import masks_in_boxes
 
 
 class RegionRefinement(nn.Module):

@@ -9,11 +9,10 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.ops.window_loss import window_losses
-from rpe_d2.ops.windows import crop_windows
-
 from .deep_mask import DeepMask
+from .window_loss import window_losses
 from .window_proposals import Windows, by_level
+from .windows import crop_windows
 
 
 class MaskRefinement(nn.Module):

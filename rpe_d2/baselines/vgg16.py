@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
-from ..config_ranges import check_ranges
+from rpe_d2.modeling.config_ranges import check_ranges
 
 logger = logging.getLogger(__name__)
 

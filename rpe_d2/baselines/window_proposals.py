@@ -12,18 +12,18 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torchvision.ops import roi_align
 
-from rpe_d2.ops.windows import (
+from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.modeling.embedding.labels import instance_masks
+from rpe_d2.modeling.layers import chosen_features
+from rpe_d2.modeling.masks import windows_to_proposals
+
+from .windows import (
     IGNORED,
     NEGATIVE,
     WindowTolerances,
     label_windows,
     window_counts,
 )
-
-from ..config_ranges import check_ranges
-from ..layers import chosen_features
-from ..mask_proposals import windows_to_proposals
-from ..pixel_labels import instance_masks
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ class WindowProposalGenerator(nn.Module, ABC):
         positive: torch.Tensor,
         targets: torch.Tensor,
     ) -> Dict[str, torch.Tensor]:
-        """Losses by name; arguments as of :func:`rpe_d2.ops.window_loss.window_losses`, targets in 0-1."""
+        """Losses by name; arguments as of :func:`rpe_d2.baselines.window_loss.window_losses`, targets in 0-1."""
 
     def sampled_codes(self, pyramid: List, windows: Windows) -> torch.Tensor:
         """Codes (N, D) of some windows: as :meth:`window_codes` has them, for less."""

@@ -26,6 +26,10 @@ from pycocotools.coco import COCO
 from torch import nn
 from tqdm import tqdm
 
+from rpe_d2.engine.checkpoint import ModelCheckpointer
+from rpe_d2.engine.run_record import current_commit, hardware, plain_numbers
+from rpe_d2.engine.setup import check_datasets, load_config
+from rpe_d2.engine.trainer import Trainer
 from rpe_d2.evaluation.boundary_ap_evaluator import boundary_metrics
 from rpe_d2.evaluation.coco_scores import instance_scores, recall_curves
 from rpe_d2.evaluation.ground_truth import coco_ground_truth, instance_results
@@ -34,18 +38,14 @@ from rpe_d2.evaluation.mask_proposal_evaluator import (
     proposal_metrics,
     proposal_results,
 )
+from rpe_d2.inference.predictor import with_instances
+from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
+from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 from rpe_d2.visualization.report import comparison_page, comparison_table
 
-from .benchmark_model import inference_flops
-from .checkpoint import ModelCheckpointer
-from .errors import USER_ERRORS, one_line, one_line_errors
-from .files import replacing_file
-from .predictor import with_instances
-from .run_record import current_commit, hardware, plain_numbers
-from .run_setup import check_datasets, load_config
-from .trainer import Trainer
+from .benchmark.model import inference_flops
 
 # Rows of an older version are not taken for this one's.
 _VERSION = 1

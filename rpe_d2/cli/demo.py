@@ -17,13 +17,8 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from rpe_d2.data.readable import UNREADABLE
-from rpe_d2.visualization import draw_classes, draw_instances, instance_colors
-from rpe_d2.visualization.instances import mask_iou, match_by_iou
-
-from .errors import one_line, one_line_errors
-from .files import free_path, make_writable_folder, write_new_file
-from .predictor import (
+from rpe_d2.engine.run_classes import drawing_metadata
+from rpe_d2.inference.predictor import (
     add_predictor_arguments,
     build_predictor,
     check_needs_only_pictures,
@@ -31,7 +26,11 @@ from .predictor import (
     predictor_config,
     with_instances,
 )
-from .run_classes import drawing_metadata
+from rpe_d2.utils.errors import one_line, one_line_errors
+from rpe_d2.utils.files import free_path, make_writable_folder, write_new_file
+from rpe_d2.utils.readable import UNREADABLE
+from rpe_d2.visualization import draw_classes, draw_instances, instance_colors
+from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 RESULTS = "coco_instances_results.json"
 # More names than this would hide the picture.

@@ -17,6 +17,15 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
+from rpe_d2.engine.run_record import current_commit
+from rpe_d2.evaluation.bsds_counts import (
+    BoundaryImage,
+    CountStore,
+    ImageCounts,
+    count_images,
+    find_boundary_images,
+    usable_cores,
+)
 from rpe_d2.evaluation.bsds_files import BOUNDARY_MAP_SUFFIXES
 from rpe_d2.ops.boundary_scores import (
     COUNTS,
@@ -26,20 +35,10 @@ from rpe_d2.ops.boundary_scores import (
     boundary_scores,
     operating_point,
 )
+from rpe_d2.utils.errors import one_line, one_line_errors
+from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import precision_recall_plot
 from rpe_d2.visualization.precision_recall import SOFTWARE
-
-from .boundary_counts import (
-    BoundaryImage,
-    CountStore,
-    ImageCounts,
-    count_images,
-    find_boundary_images,
-    usable_cores,
-)
-from .errors import one_line, one_line_errors
-from .files import replacing_file
-from .run_record import current_commit
 
 BENCHMARK = "bsds_boundaries"
 _INTERRUPTED = 130

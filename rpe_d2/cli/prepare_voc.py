@@ -8,8 +8,7 @@ from typing import Any, Dict, List, Optional
 from tqdm import tqdm
 
 from rpe_d2.data import VOCSplit, find_voc_splits
-
-from .errors import one_line_errors
+from rpe_d2.utils.errors import one_line_errors
 
 _KINDS = {"images": "images", "object_maps": "object maps", "class_maps": "class maps"}
 

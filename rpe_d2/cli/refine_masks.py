@@ -17,14 +17,14 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from rpe_d2.data.readable import UNREADABLE
+from rpe_d2.engine.setup import read_config, use_available_device
+from rpe_d2.inference.predictor import IMAGE_SUFFIXES, build_predictor
+from rpe_d2.utils.errors import one_line, one_line_errors
+from rpe_d2.utils.files import replacing_file, write_new_file
+from rpe_d2.utils.readable import UNREADABLE
 from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.figure import Panel, draw_figure, image_panel
 
-from .errors import one_line, one_line_errors
-from .files import replacing_file, write_new_file
-from .predictor import IMAGE_SUFFIXES, build_predictor
-from .run_setup import read_config, use_available_device
 from .stored_predictions import UnusableMask, decode_mask
 
 # Of a label map: pixels without a label.

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Set
 
 from rpe_d2.data.datasets.coco_jsons import read_coco_json
-
-from .errors import one_line_errors
+from rpe_d2.utils.errors import one_line_errors
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -9,10 +9,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 
+from rpe_d2.engine.run_classes import class_names
+from rpe_d2.utils.errors import one_line
 from rpe_d2.visualization import InstanceMasks
-
-from .errors import one_line
-from .run_classes import class_names
 
 
 class UnusableMask(ValueError):

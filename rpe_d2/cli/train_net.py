@@ -13,16 +13,15 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from rpe_d2.data import DeadWorker, UnreadableImage
-
-from .checkpoint import ModelCheckpointer
-from .errors import one_line_errors
-from .hooks import TrainingStopped
-from .launcher import check_meeting_point, launch, process_of_cluster
-from .run_classes import write_classes
-from .run_record import current_commit, print_table, write_run_record
-from .run_setup import read_config, setup
-from .train_step import NonFinite
-from .trainer import Trainer
+from rpe_d2.engine.checkpoint import ModelCheckpointer
+from rpe_d2.engine.hooks import TrainingStopped
+from rpe_d2.engine.launcher import check_meeting_point, launch, process_of_cluster
+from rpe_d2.engine.run_classes import write_classes
+from rpe_d2.engine.run_record import current_commit, print_table, write_run_record
+from rpe_d2.engine.setup import read_config, setup
+from rpe_d2.engine.train_step import NonFinite
+from rpe_d2.engine.trainer import Trainer
+from rpe_d2.utils.errors import one_line_errors
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -16,9 +16,21 @@ from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from rpe_d2.data import BoundaryMapper, NameUnreadable, PixelLabelMapper, UnreadableImage
+from rpe_d2.engine.run_classes import class_names, drawing_metadata
+from rpe_d2.engine.setup import check_datasets
+from rpe_d2.inference.predictor import (
+    add_predictor_arguments,
+    build_predictor,
+    check_needs_only_pictures,
+    find_images,
+    predictor_config,
+    with_instances,
+)
 from rpe_d2.modeling.meta_arch.boundary_embedding_net import BoundaryEmbeddingNet
 from rpe_d2.modeling.meta_arch.pixel_embedding_net import PixelEmbeddingNet
 from rpe_d2.ops.color import METHODS
+from rpe_d2.utils.errors import one_line_errors
+from rpe_d2.utils.files import make_writable_folder, write_new_file
 from rpe_d2.visualization import (
     BOUNDARY_LEGEND,
     INSTANCE_LEGEND,
@@ -38,18 +50,6 @@ from rpe_d2.visualization import (
     text_panel,
 )
 
-from .errors import one_line_errors
-from .files import make_writable_folder, write_new_file
-from .predictor import (
-    add_predictor_arguments,
-    build_predictor,
-    check_needs_only_pictures,
-    find_images,
-    predictor_config,
-    with_instances,
-)
-from .run_classes import class_names, drawing_metadata
-from .run_setup import check_datasets
 from .stored_predictions import StoredPredictions, UnusableMask
 
 _LOOPS_PER_ROW = 6

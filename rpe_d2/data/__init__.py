@@ -1,5 +1,7 @@
 """Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
 
+from rpe_d2.utils.readable import NameUnreadable, UnreadableImage
+
 from .augmentation import additional_augmentations
 from .boundary_mapper import BoundaryMapper, transform_boundaries
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
@@ -24,7 +26,6 @@ from .datasets import (
     register_voc,
     render_shapes,
 )
-from .readable import NameUnreadable, UnreadableImage
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [

@@ -8,11 +8,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
-from rpe_d2.mat_files import read_boundary_annotations, size_text
 from rpe_d2.ops.thinning import thin
+from rpe_d2.utils.mat_files import read_boundary_annotations, size_text
+from rpe_d2.utils.readable import UnreadableImage
 
 from .augmentation import additional_augmentations
-from .readable import UnreadableImage
 
 __all__ = ["BoundaryMapper", "transform_boundaries"]
 

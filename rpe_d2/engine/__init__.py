@@ -1,7 +1,6 @@
 """Training and evaluation: composes the packages below it."""
 
-from .run_setup import setup
-from .train_net import main
+from .setup import setup
 from .trainer import Trainer, build_optimizer
 
-__all__ = ["Trainer", "build_optimizer", "main", "setup"]
+__all__ = ["Trainer", "build_optimizer", "setup"]

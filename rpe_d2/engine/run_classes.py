@@ -7,10 +7,10 @@ from typing import Any, Dict, List, Optional
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
+from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import class_colors
 
-from .files import replacing_file
-from .run_setup import number_of_classes
+from .setup import number_of_classes
 
 FILE = "classes.json"
 _NAMES = ("thing_classes", "stuff_classes")

@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from .files import write_new_file
+from rpe_d2.utils.files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 UNTITLED = (

@@ -23,11 +23,11 @@ from rpe_d2.data import check_voc_files
 from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead
 from rpe_d2.modeling.sem_seg.spn_sem_seg_head import SPNSemSegHead
 from rpe_d2.ops.sphere import min_margin
+from rpe_d2.utils.files import make_new_folder, make_writable_folder
+from rpe_d2.utils.safe_pickle import load_arrays
 
 from .config_checks import check_config_file, check_overrides
 from .datasets import register_datasets
-from .files import make_new_folder, make_writable_folder
-from .safe_pickle import load_arrays
 from .train_step import PRECISIONS
 
 logger = logging.getLogger("rpe_d2")

@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.data import ResumableLoader, UnreadableImage, seed_all
-from rpe_d2.data.readable import unreadable_reason
 from rpe_d2.data.train_loader import SKIPPED, unreadable_message
+from rpe_d2.utils.readable import unreadable_reason
 
 logger = logging.getLogger(__name__)
 

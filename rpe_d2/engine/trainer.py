@@ -71,7 +71,7 @@ class Trainer(DefaultTrainer):
         """
         Args:
             cfg: a ``SEED`` below 0 is replaced by a random one, with which a later resume goes on only where
-                :func:`rpe_d2.engine.run_setup.setup` reads it from the checkpoint.
+                :func:`rpe_d2.engine.setup.setup` reads it from the checkpoint.
         """
         # Instead of DefaultTrainer's: its distributed model fails on CPUs, and its loader cannot resume.
         TrainerBase.__init__(self)

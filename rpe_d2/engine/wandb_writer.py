@@ -5,7 +5,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from .files import replacing_file
+from rpe_d2.utils.files import replacing_file
 
 
 class WandbWriter(EventWriter):

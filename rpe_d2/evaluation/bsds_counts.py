@@ -14,11 +14,11 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from rpe_d2.evaluation.bsds_files import check_sizes, read_boundary_annotations, read_boundary_map
 from rpe_d2.ops.boundary_scores import TOLERANCE, count_boundary_matches, count_human_matches
+from rpe_d2.utils.errors import one_line
+from rpe_d2.utils.files import replacing_file
 
-from .errors import one_line
-from .files import replacing_file
+from .bsds_files import check_sizes, read_boundary_annotations, read_boundary_map
 
 _KIND = "bsds_boundary_counts"
 # To be raised when the same files give other counts.

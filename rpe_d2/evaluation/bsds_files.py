@@ -6,7 +6,7 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-from rpe_d2.mat_files import read_boundary_annotations, read_field, size_text
+from rpe_d2.utils.mat_files import read_boundary_annotations, read_field, size_text
 
 __all__ = [
     "BOUNDARY_MAP_SUFFIXES",

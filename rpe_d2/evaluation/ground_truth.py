@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rpe_d2.coco_annotations import usable_segmentation
+from rpe_d2.utils.coco_annotations import usable_segmentation
 
 
 def coco_ground_truth(dataset_name: str) -> COCO:

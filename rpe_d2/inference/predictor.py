@@ -13,10 +13,10 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
-from .checkpoint import ModelCheckpointer
-from .datasets import register_present_datasets
-from .run_classes import read_classes
-from .run_setup import read_config, use_available_device
+from rpe_d2.engine.checkpoint import ModelCheckpointer
+from rpe_d2.engine.datasets import register_present_datasets
+from rpe_d2.engine.run_classes import read_classes
+from rpe_d2.engine.setup import read_config, use_available_device
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 

@@ -1,38 +1,21 @@
-"""Registered components and the parts they share."""
+"""This project's own registered components and the parts they share."""
 
 from .backbone import GuidedBackbone
 from .boundary_head import BoundaryHead, BoundaryMaps
 from .boundary_loss import BoundaryLoss, BoundaryTarget
-from .embedding_head import EmbeddingHead, EmbeddingMaps
-from .embedding_loss import EmbeddingLoss
-from .mean_shift_layer import MeanShiftLayer
+from .embedding import (
+    EmbeddingHead,
+    EmbeddingLoss,
+    EmbeddingMaps,
+    MeanShiftLayer,
+    PixelGrouping,
+    PixelGroups,
+    QualityHead,
+)
 from .meta_arch import BoundaryEmbeddingNet, PixelEmbeddingNet, SPNRefiner
-from .pixel_grouping import PixelGrouping, PixelGroups
-from .proposal_generator import (
-    MNCRPN,
-    DeepMask,
-    InstanceFCN,
-    MeanShiftProposalGenerator,
-    SharpMask,
-)
-from .quality_head import QualityHead
-from .roi_heads import (
-    FCISROIHeads,
-    GuidedCascadeROIHeads,
-    GuidedROIHeads,
-    HypercolumnMaskHead,
-    MNCROIHeads,
-    SDSROIHeads,
-    SPNMaskHead,
-)
-from .sem_seg import (
-    DeconvNetHead,
-    EmbeddingSemSegHead,
-    FCNHead,
-    MultiScaleSemSegHead,
-    RecurrentConvSemSegHead,
-    SPNSemSegHead,
-)
+from .proposal_generator import MeanShiftProposalGenerator
+from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
+from .sem_seg import EmbeddingSemSegHead, SPNSemSegHead
 
 __all__ = [
     "BoundaryEmbeddingNet",
@@ -40,32 +23,20 @@ __all__ = [
     "BoundaryLoss",
     "BoundaryMaps",
     "BoundaryTarget",
-    "DeepMask",
-    "DeconvNetHead",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
     "EmbeddingSemSegHead",
-    "FCISROIHeads",
-    "FCNHead",
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
-    "InstanceFCN",
-    "HypercolumnMaskHead",
-    "MNCROIHeads",
-    "MNCRPN",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",
-    "MultiScaleSemSegHead",
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
-    "SDSROIHeads",
-    "RecurrentConvSemSegHead",
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",
-    "SharpMask",
 ]

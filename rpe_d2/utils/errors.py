@@ -9,7 +9,8 @@ from typing import Iterator, Tuple, Type
 import yaml
 
 from rpe_d2.data import UnreadableImage
-from rpe_d2.data.readable import unreadable_reason
+
+from .readable import unreadable_reason
 
 # What a wrong key, value or file raises while a run is set up.
 USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)

@@ -46,7 +46,7 @@ def _end_with_parent() -> None:
 def unreadable_reason(error: BaseException) -> str:
     """The line of an :class:`UnreadableImage`, which a data-loading process passes on inside its traceback."""
     return (
-        str(error).strip().splitlines()[-1].removeprefix("rpe_d2.data.readable.UnreadableImage: ")
+        str(error).strip().splitlines()[-1].removeprefix("rpe_d2.utils.readable.UnreadableImage: ")
     )
 
 

@@ -10,13 +10,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import ps_roi_align
 
-from rpe_d2.modeling.roi_heads.fcis_roi_heads import FCISHead, FCISPrediction
-from rpe_d2.modeling.roi_heads.region_labels import label_regions
-from rpe_d2.ops.position_sensitive import position_sensitive_regions
+from rpe_d2.baselines.fcis import FCISHead, FCISPrediction
+from rpe_d2.baselines.position_sensitive import position_sensitive_regions
+from rpe_d2.baselines.regions import label_regions
+from tests.baselines.test_mnc import MNC
+from tests.helpers.models import plain_backbone, small_cfg, square_instances, training_input
 from tests.reference import position_sensitive as reference
-
-from .helpers import plain_backbone, small_cfg, square_instances, training_input
-from .test_mnc import MNC
 
 FCIS = (
     *MNC,

@@ -9,12 +9,11 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rpe_d2.modeling import HypercolumnMaskHead
-from rpe_d2.ops.classifier_grid import grid_weights, mix_classifiers
+from rpe_d2.baselines import HypercolumnMaskHead
+from rpe_d2.baselines.classifier_grid import grid_weights, mix_classifiers
+from tests.helpers.models import small_cfg, training_input
+from tests.modeling.test_spn import MASK_RCNN
 from tests.reference import hypercolumns as reference
-
-from .helpers import small_cfg, training_input
-from .test_spn import MASK_RCNN
 
 HYPERCOLUMNS = (
     *MASK_RCNN,

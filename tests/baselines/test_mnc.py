@@ -9,14 +9,13 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from rpe_d2.modeling.roi_heads.mask_voting import vote_masks
-from rpe_d2.modeling.roi_heads.mnc_roi_heads import MNCPrediction, MNCStages, _mask_iou
-from rpe_d2.modeling.roi_heads.region_labels import label_regions
+from rpe_d2.baselines.mask_voting import vote_masks
+from rpe_d2.baselines.mnc import MNCPrediction, MNCStages, _mask_iou
+from rpe_d2.baselines.regions import label_regions
 from rpe_d2.modeling.soft_masks import cut_at_half
 from rpe_d2.ops.roi_warp import roi_warp
+from tests.helpers.models import small_cfg, square_instances, training_input
 from tests.reference import mask_voting as reference
-
-from .helpers import small_cfg, square_instances, training_input
 
 MNC = (
     "MODEL.META_ARCHITECTURE",

@@ -9,12 +9,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.baselines.sds import RegionRefinement
 from rpe_d2.data import PixelLabelMapper, load_shapes
-from rpe_d2.modeling.mask_proposals import masks_in_boxes
-from rpe_d2.modeling.roi_heads.sds_roi_heads import RegionRefinement
-
-from .helpers import small_cfg, square_instances, training_input
-from .test_spn import MASK_RCNN
+from rpe_d2.modeling.masks import masks_in_boxes
+from tests.helpers.models import small_cfg, square_instances, training_input
+from tests.modeling.test_spn import MASK_RCNN
 
 BOXES = (*MASK_RCNN, "MODEL.ROI_HEADS.NAME", "SDSROIHeads")
 MASKS = (

@@ -6,9 +6,8 @@ from detectron2.modeling import build_backbone
 from torch.nn import functional as F
 from torchvision.models import vgg16, vgg16_bn
 
-from rpe_d2.modeling.backbone.vgg16_backbone import VGG16, vgg16_features
-
-from .helpers import small_cfg
+from rpe_d2.baselines.vgg16 import VGG16, vgg16_features
+from tests.helpers.models import small_cfg
 
 VGG = ("MODEL.BACKBONE.NAME", "build_vgg16_backbone")
 

@@ -8,8 +8,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling.proposal_generator.sharp_mask import SharpLevel
-from rpe_d2.modeling.proposal_generator.window_proposals import (
+from rpe_d2.baselines.sharp_mask import SharpLevel
+from rpe_d2.baselines.window_proposals import (
     IGNORED,
     NEGATIVE,
     WindowProposalGenerator,
@@ -17,8 +17,7 @@ from rpe_d2.modeling.proposal_generator.window_proposals import (
     object_masks,
     window_grid,
 )
-
-from .helpers import small_cfg, square_instances, training_input
+from tests.helpers.models import small_cfg, square_instances, training_input
 
 COMMON = (
     "MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.MASK_ON", True,

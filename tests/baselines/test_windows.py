@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rpe_d2.ops.window_loss import window_losses
-from rpe_d2.ops.windows import (
+from rpe_d2.baselines.window_loss import window_losses
+from rpe_d2.baselines.windows import (
     IGNORED,
     NEGATIVE,
     WindowTolerances,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import render_shapes
-from rpe_d2.engine.train_net import main
 from tests.conftest import ROOT
 
 INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")

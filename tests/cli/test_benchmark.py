@@ -10,11 +10,11 @@ import torch
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
-from rpe_d2.engine.benchmark import BENCHMARKS, main
-from rpe_d2.engine.benchmark_model import attention_flops
-from rpe_d2.engine.benchmark_processes import predicted_seconds
-from rpe_d2.engine.benchmark_spn import _launch_seconds, _Limits, _step_seconds
-from rpe_d2.engine.run_setup import load_config
+from rpe_d2.cli.benchmark.model import attention_flops
+from rpe_d2.cli.benchmark.operators import BENCHMARKS, main
+from rpe_d2.cli.benchmark.processes import predicted_seconds
+from rpe_d2.cli.benchmark.spn import _launch_seconds, _Limits, _step_seconds
+from rpe_d2.engine.setup import load_config
 from tests.conftest import ROOT
 
 

@@ -11,14 +11,13 @@ import torch
 from detectron2.modeling import build_model
 from pycocotools import mask as mask_util
 
-from rpe_d2.engine import compare
-from rpe_d2.engine.benchmark_model import inference_flops
-from rpe_d2.engine.compare import main
-from rpe_d2.engine.run_setup import load_config
+from rpe_d2.cli import compare
+from rpe_d2.cli.benchmark.model import inference_flops
+from rpe_d2.cli.compare import main
+from rpe_d2.engine.setup import load_config
 from rpe_d2.visualization.report import comparison_table
 from tests.conftest import ROOT
-
-from .helpers import CONFIG, TINY, save_random
+from tests.helpers.runs import CONFIG, TINY, save_random
 
 PROPOSALS = str(ROOT / "configs/proposals/rpn_shapes.yaml")
 COMMON = ["--dataset", "shapes_val", "--num-images", "3", "--pictures", "2"]

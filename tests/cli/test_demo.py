@@ -12,11 +12,10 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from rpe_d2.cli.demo import RESULTS, main
 from rpe_d2.data import render_shapes
-from rpe_d2.engine.demo import RESULTS, main
 from tests.conftest import ROOT
-
-from .helpers import CONFIG, INSTANT, TINY, few_images, save_random, train_net
+from tests.helpers.runs import CONFIG, INSTANT, TINY, few_images, save_random, train_net
 
 RETINANET = (
     "MODEL: {META_ARCHITECTURE: RetinaNet, DEVICE: cpu, BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}, "
@@ -109,7 +108,7 @@ def test_video(weights, tmp_path):
 def test_an_instance_keeps_its_colour_through_a_video():
     from detectron2.data import Metadata
 
-    from rpe_d2.engine.demo import _Painter
+    from rpe_d2.cli.demo import _Painter
 
     painter = _Painter(Metadata(), 0.0)
 
@@ -175,7 +174,7 @@ def test_what_was_found_before_a_bug_is_kept_and_the_bug_has_its_traceback(
             raise KeyError("a bug")
         return {"instances": Instances(bgr.shape[:2], **no_instances(bgr))}
 
-    monkeypatch.setattr("rpe_d2.engine.demo.build_predictor", lambda cfg: fail_on_the_second)
+    monkeypatch.setattr("rpe_d2.cli.demo.build_predictor", lambda cfg: fail_on_the_second)
     with pytest.raises(KeyError, match="a bug"):
         run(tmp_path / "out", "--weights", weights, "--input", str(pictures / "[01].png"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", RESULTS]

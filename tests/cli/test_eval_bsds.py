@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpe_d2.engine import eval_bsds
-from rpe_d2.engine.boundary_counts import count_images
-from rpe_d2.engine.eval_bsds import main
+from rpe_d2.cli import eval_bsds
+from rpe_d2.cli.eval_bsds import main
+from rpe_d2.evaluation.bsds_counts import count_images
 from rpe_d2.ops.boundary_scores import boundary_thresholds
 from tests.conftest import ROOT
-from tests.evaluation.helpers import save_annotations
-
-from .helpers import Running
+from tests.helpers.annotations import save_annotations
+from tests.helpers.runs import Running
 
 # Threshold, recall, precision and F of ODS; recall, precision and F of OIS; AP: of bench/png at 5 thresholds.
 OFFICIAL_PNG = "0.166667 0.60236 0.848723 0.704628 0.580822 0.908779 0.708698 0.307627"

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from rpe_d2.engine.prepare_voc import main
-from tests import voc_tree
+from rpe_d2.cli.prepare_voc import main
 from tests.conftest import ROOT
+from tests.helpers import voc_tree
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"

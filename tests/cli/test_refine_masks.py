@@ -15,12 +15,11 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 
+from rpe_d2.cli.refine_masks import main
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.data.datasets.shapes import _sem_seg
-from rpe_d2.engine.refine_masks import main
 from tests.conftest import ROOT
-
-from .helpers import save_random
+from tests.helpers.runs import save_random
 
 CONFIG = str(ROOT / "configs/spn/refiner_shapes.yaml")
 SMALL = "MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 128 MODEL.FPN.OUT_CHANNELS 32".split()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rpe_d2.engine.split_coco import main
+from rpe_d2.cli.split_coco import main
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.engine.helpers import INSTANT, train_net
+from tests.helpers.runs import INSTANT, train_net
 
 
 def test_instant_config_trains_evaluates_and_resumes(tmp_path):

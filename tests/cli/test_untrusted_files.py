@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from rpe_d2.engine import visualize
-from rpe_d2.engine.train_net import main
+from rpe_d2.cli import visualize
+from rpe_d2.cli.train_net import main
 from tests.conftest import ROOT
-from tests.engine.helpers import train_net
 from tests.engine.test_checkpoint import Payload
+from tests.helpers.runs import train_net
 
 INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")
 

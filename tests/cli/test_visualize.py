@@ -9,12 +9,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from rpe_d2.cli.visualize import main
 from rpe_d2.data import load_shapes, render_shapes
-from rpe_d2.engine.visualize import main
-from tests.boundary_tree import make_tree
 from tests.conftest import ROOT
-
-from .helpers import CONFIG, TINY, save_random
+from tests.helpers.boundary_tree import make_tree
+from tests.helpers.runs import CONFIG, TINY, save_random
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import BoundaryMapper, UnreadableImage, register_bsds, transform_boundaries
 from rpe_d2.data.augmentation import QuarterTurnTransform
-from rpe_d2.engine.train_net import main
-from rpe_d2.mat_files import read_boundary_annotations
-from tests.boundary_tree import half_and_half, make_tree
+from rpe_d2.utils.mat_files import read_boundary_annotations
 from tests.conftest import ROOT
+from tests.helpers.boundary_tree import half_and_half, make_tree
 
 
 @pytest.fixture

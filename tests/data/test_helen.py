@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import HELEN_CLASSES, HELEN_PARTS, register_helen
-from rpe_d2.engine.train_net import main
 from rpe_d2.evaluation import PartFScoreEvaluator
 from tests.conftest import ROOT
 

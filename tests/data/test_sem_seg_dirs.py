@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import NameUnreadable, UnreadableImage, register_sem_seg_dirs
-from rpe_d2.engine.train_net import main
 from rpe_d2.evaluation.ground_truth import read_label_map
 from tests.conftest import ROOT
 

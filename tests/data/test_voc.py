@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from PIL import Image
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import (
     VOC_CLASSES,
     PixelLabelMapper,
@@ -18,10 +19,9 @@ from rpe_d2.data import (
     check_voc_files,
     register_voc,
 )
-from rpe_d2.engine.train_net import main
 from rpe_d2.evaluation.ground_truth import read_label_map
-from tests import voc_tree
 from tests.conftest import ROOT
+from tests.helpers import voc_tree
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import SHAPES_CLASSES, load_shapes
-from rpe_d2.engine.train_net import main
 from tests.conftest import ROOT
 
 INSTANT = [

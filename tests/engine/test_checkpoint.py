@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from rpe_d2.engine.checkpoint import ModelCheckpointer, UnreadableCheckpoint
-from rpe_d2.engine.files import replacing_file
 from rpe_d2.engine.hooks import averaged_copy
-from rpe_d2.engine.safe_pickle import load_arrays
+from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.safe_pickle import load_arrays
 from tests.conftest import ROOT
 
 

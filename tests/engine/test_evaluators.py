@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rpe_d2.engine.train_net import main
+from rpe_d2.cli.train_net import main
 from tests.conftest import ROOT
 
 INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")

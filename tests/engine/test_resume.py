@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rpe_d2.engine.hooks import StopOnSignal
-from tests.engine.helpers import INSTANT, few_images, start_train_net, train_net
+from tests.helpers.runs import INSTANT, few_images, start_train_net, train_net
 
 STEPS = 24
 OPTIONS = [

@@ -7,11 +7,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from rpe_d2.cli.train_net import main
+from rpe_d2.cli.visualize import main as visualize
 from rpe_d2.data import load_shapes_panoptic, load_shapes_sem_seg
-from rpe_d2.engine.train_net import main
-from rpe_d2.engine.visualize import main as visualize
-from tests import voc_tree
 from tests.conftest import ROOT
+from tests.helpers import voc_tree
 
 FOUR = "semantic_four"
 CONFIGS = [

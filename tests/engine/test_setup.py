@@ -8,8 +8,7 @@ from detectron2.modeling import build_model
 
 from rpe_d2 import add_rpe_config
 from rpe_d2.engine import build_optimizer
-from rpe_d2.engine.errors import USER_ERRORS, one_line, one_line_errors
-from rpe_d2.engine.run_setup import (
+from rpe_d2.engine.setup import (
     check_margin,
     load_config,
     most_instances,
@@ -17,7 +16,8 @@ from rpe_d2.engine.run_setup import (
     reject_swallowed_flags,
 )
 from rpe_d2.ops.sphere import min_margin
-from tests.modeling.helpers import small_cfg
+from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
+from tests.helpers.models import small_cfg
 
 
 def shapes_cfg(*overrides):

@@ -14,8 +14,7 @@ from detectron2.utils import comm
 
 from rpe_d2.evaluation import BSDSBoundaryEvaluator
 from rpe_d2.ops.boundary_scores import boundary_scores, count_boundary_matches
-
-from .helpers import save_annotations
+from tests.helpers.annotations import save_annotations
 
 SIZE = (60, 80)  # tolerance: .75 of a pixel
 NUM_THRESHOLDS = 9

@@ -13,8 +13,7 @@ from rpe_d2.evaluation.bsds_files import (
     read_boundary_annotations,
     read_boundary_map,
 )
-
-from .helpers import save_annotations
+from tests.helpers.annotations import save_annotations
 
 MAP = np.random.default_rng(0).integers(0, 256, (12, 17)).astype(np.uint8)
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from rpe_d2.data import register_voc
 from rpe_d2.evaluation import InstanceEvaluator, VOCInstanceEvaluator
-from tests import voc_tree
+from tests.helpers import voc_tree
 from tests.reference import voc_ap as reference
 from tests.reference.voc_ap import Detection, Truth
 

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, Dict
 
-import rpe_d2  # noqa: F401  registers everything
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
@@ -17,6 +16,8 @@ from detectron2.modeling import (
     ROI_MASK_HEAD_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
 )
+
+import rpe_d2  # noqa: F401  registers everything
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("configs.json")

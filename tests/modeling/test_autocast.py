@@ -5,10 +5,9 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from rpe_d2.engine.run_setup import read_config
+from rpe_d2.engine.setup import read_config
 from tests.conftest import ROOT
-
-from .helpers import training_input
+from tests.helpers.models import training_input
 
 ON_CPU = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 

@@ -19,9 +19,8 @@ from rpe_d2.modeling.boundary_loss import (
 )
 from rpe_d2.ops.boundary_scores import boundary_scores, count_boundary_matches
 from rpe_d2.ops.edge_nms import edge_nms
-from tests.boundary_tree import half_and_half
-
-from .helpers import plain_backbone, small_cfg
+from tests.helpers.boundary_tree import half_and_half
+from tests.helpers.models import plain_backbone, small_cfg
 
 RES = ("res2", "res3", "res4", "res5")
 BOUNDARIES = ("MODEL.META_ARCHITECTURE", "BoundaryEmbeddingNet")

@@ -7,8 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from rpe_d2.ops.pyramid import gaussian_pyramid, laplacian_pyramid, normalize_contrast
-
-from .helpers import plain_backbone, small_cfg, training_input
+from tests.helpers.models import plain_backbone, small_cfg, training_input
 
 GUIDED = ("MODEL.BACKBONE.NAME", "build_guided_backbone")
 

@@ -6,7 +6,7 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
-from rpe_d2.modeling.mask_proposals import (
+from rpe_d2.modeling.masks import (
     mask_overlaps,
     rank_duplicates_last,
     soft_mask_boxes,

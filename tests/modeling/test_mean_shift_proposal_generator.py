@@ -14,12 +14,11 @@ from detectron2.utils.events import EventStorage
 
 from rpe_d2.evaluation import MaskProposalEvaluator
 from rpe_d2.modeling import EmbeddingHead, EmbeddingMaps, MeanShiftProposalGenerator
-from rpe_d2.modeling.embedding_head import cell_centers
-from rpe_d2.modeling.mask_proposals import rank_duplicates_last
+from rpe_d2.modeling.embedding.head import cell_centers
+from rpe_d2.modeling.embedding.quality_head import best_iou
+from rpe_d2.modeling.masks import rank_duplicates_last
 from rpe_d2.modeling.proposal_generator import mean_shift_proposal_generator
-from rpe_d2.modeling.quality_head import best_iou
-
-from .helpers import SQUARES, perfect_maps, small_cfg, square_instances, training_input
+from tests.helpers.models import SQUARES, perfect_maps, small_cfg, square_instances, training_input
 
 SWAP = ("MODEL.PROPOSAL_GENERATOR.NAME", "MeanShiftProposalGenerator")
 

@@ -12,8 +12,7 @@ from detectron2.utils.events import EventStorage
 from torchvision.ops import box_iou
 
 from rpe_d2.modeling.soft_masks import upsample_masks
-
-from .helpers import plain_backbone, small_cfg, training_input
+from tests.helpers.models import plain_backbone, small_cfg, training_input
 
 
 def losses_of(model, batch):

@@ -9,12 +9,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling import DeconvNetHead, FCNHead, MultiScaleSemSegHead, RecurrentConvSemSegHead
-from rpe_d2.modeling.pixel_losses import SemanticPairLoss, mean_cross_entropy
+from rpe_d2.baselines import DeconvNetHead, FCNHead, MultiScaleSemSegHead, RecurrentConvSemSegHead
+from rpe_d2.modeling.embedding.pixel_losses import SemanticPairLoss, mean_cross_entropy
+from tests.helpers.models import plain_backbone, small_cfg, training_input
 from tests.reference import semantic_heads as slow
 from tests.reference.pair_loss import dense_pair_loss
-
-from .helpers import plain_backbone, small_cfg, training_input
 
 IGNORED = 255
 SEMANTIC = (

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling.pixel_labels import pixel_labels
+from rpe_d2.modeling.embedding.labels import pixel_labels
 from rpe_d2.modeling.spn import (
     GuidanceNetwork,
     MaskPropagation,
@@ -18,8 +18,7 @@ from rpe_d2.modeling.spn import (
     PropagationOptions,
     propagation_loss,
 )
-
-from .helpers import small_cfg, square_instances, training_input
+from tests.helpers.models import small_cfg, square_instances, training_input
 
 MASK_RCNN = (
     "MODEL.META_ARCHITECTURE",

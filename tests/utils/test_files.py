@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from rpe_d2.engine.files import write_new_file
+from rpe_d2.utils.files import write_new_file
 
 
 def test_existing_files_stay_and_new_ones_are_numbered(tmp_path: Path) -> None:

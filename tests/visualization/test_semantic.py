@@ -6,7 +6,7 @@ import torch
 from detectron2.data import Metadata, MetadataCatalog
 
 from rpe_d2.engine.run_classes import drawing_metadata, write_classes
-from rpe_d2.engine.run_setup import load_config
+from rpe_d2.engine.setup import load_config
 from rpe_d2.visualization import class_colors, draw_classes
 from tests.conftest import ROOT
 

@@ -16,11 +16,12 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
 
-from .checkpoint import ModelCheckpointer
+from rpe_d2.engine.checkpoint import ModelCheckpointer
+from rpe_d2.engine.run_record import plain_numbers
+from rpe_d2.engine.setup import check_datasets, load_config
+from rpe_d2.engine.trainer import Trainer
+
 from .memory import measure_in_new_process, peak_memory_mb
-from .run_record import plain_numbers
-from .run_setup import check_datasets, load_config
-from .trainer import Trainer
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

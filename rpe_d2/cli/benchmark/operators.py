@@ -17,19 +17,19 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
+from rpe_d2.engine.run_record import current_commit, hardware, plain_numbers
+from rpe_d2.engine.setup import check_device
 from rpe_d2.ops.clustering import cluster_embeddings
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 from rpe_d2.ops.pair_loss import spherical_pair_loss
+from rpe_d2.utils.errors import one_line_errors
+from rpe_d2.utils.files import make_writable_folder
 
-from .benchmark_model import add_model_arguments, run_model_benchmark
-from .benchmark_processes import add_process_arguments, run_process_benchmark
-from .benchmark_proposals import add_proposal_arguments, run_proposal_benchmark
-from .benchmark_spn import add_spn_arguments, run_spn_benchmark
-from .errors import one_line_errors
-from .files import make_writable_folder
 from .memory import measure_in_new_process, peak_memory_mb
-from .run_record import current_commit, hardware, plain_numbers
-from .run_setup import check_device
+from .model import add_model_arguments, run_model_benchmark
+from .processes import add_process_arguments, run_process_benchmark
+from .proposals import add_proposal_arguments, run_proposal_benchmark
+from .spn import add_spn_arguments, run_spn_benchmark
 
 _MARGIN = 0.5
 _MERGE_COSINE = 0.9

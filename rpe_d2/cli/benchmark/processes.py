@@ -18,13 +18,13 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 
 from rpe_d2.data import seed_all
+from rpe_d2.engine.launcher import launch
+from rpe_d2.engine.run_record import plain_numbers
+from rpe_d2.engine.setup import load_config
+from rpe_d2.engine.train_step import TrainStep
+from rpe_d2.engine.trainer import Trainer, distributed
 
-from .benchmark_model import random_input
-from .launcher import launch
-from .run_record import plain_numbers
-from .run_setup import load_config
-from .train_step import TrainStep
-from .trainer import Trainer, distributed
+from .model import random_input
 
 _PREDICTED = (4, 8, 16, 64)
 

@@ -12,12 +12,12 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
 
+from rpe_d2.engine.run_record import plain_numbers
+from rpe_d2.engine.setup import load_config
+from rpe_d2.engine.trainer import Trainer
 from rpe_d2.modeling import MeanShiftProposalGenerator
 
-from .benchmark_model import random_input, timed
-from .run_record import plain_numbers
-from .run_setup import load_config
-from .trainer import Trainer
+from .model import random_input, timed
 
 _ALL_FOREGROUND = "all foreground"
 

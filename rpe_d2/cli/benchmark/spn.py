@@ -10,11 +10,11 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
+from rpe_d2.engine.run_record import plain_numbers
 from rpe_d2.evaluation import DenseCRF
 from rpe_d2.ops.propagation import normalize_gates, spatial_propagation
 
-from .benchmark_model import timed
-from .run_record import plain_numbers
+from .model import timed
 
 # (B, C, H, W): masks of a hundred regions, a semantic head's maps, large maps.
 _SHAPES = ((100, 1, 28, 28), (1, 32, 64, 64), (1, 32, 256, 256))

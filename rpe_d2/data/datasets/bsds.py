@@ -20,7 +20,7 @@ def register_bsds(root: str) -> None:
     """Registers `bsds_train`, `bsds_val` and `bsds_test`, those of them whose pictures are there.
 
     Each dict has `file_name`, `height`, `width`, `image_id` and `boundary_file_name`, the path of what all annotators
-    drew (:func:`rpe_d2.mat_files.read_boundary_annotations`).
+    drew (:func:`rpe_d2.utils.mat_files.read_boundary_annotations`).
 
     Args:
         root: folder with `images/SPLIT/NAME.jpg` and `groundTruth/SPLIT/NAME.mat`, or the one in which the archive was

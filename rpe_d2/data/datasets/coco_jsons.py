@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
-from rpe_d2.coco_annotations import is_polygon
+from rpe_d2.utils.coco_annotations import is_polygon
 
 from .coco_sem_seg import register_coco_sem_seg
 

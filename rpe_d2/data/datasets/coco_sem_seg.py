@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
-from rpe_d2.coco_annotations import usable_segmentation
+from rpe_d2.utils.coco_annotations import usable_segmentation
 
 from .generated import encoded, serve_pictures
 

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rpe_d2.data.readable import UNREADABLE, UnreadableImage
+from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
 
 from .generated import encoded, serve_pictures
 

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from rpe_d2.data.readable import UnreadableImage
+from rpe_d2.utils.readable import UnreadableImage
 
 from .voc_files import (
     CLASS_MAP_PREFIX,

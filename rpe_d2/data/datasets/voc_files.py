@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from rpe_d2.data.readable import UnreadableImage
+from rpe_d2.utils.readable import UnreadableImage
 
 from .generated import encoded, serve_pictures
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.clustering import cluster_embeddings, split_components
 
-from .embedding_head import EmbeddingMaps
+from .head import EmbeddingMaps
 from .mean_shift_layer import MeanShiftLayer, squared_distances
 
 GROUPINGS = ("mean_shift", "components", "kmeans")

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
+from ..layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
 # Shared convolutions do not run on finer maps than this: there a kernel sees little and costs much.

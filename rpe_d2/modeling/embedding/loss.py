@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.pair_loss import spherical_pair_loss
 
-from .embedding_head import EmbeddingMaps, cell_centers
+from .head import EmbeddingMaps, cell_centers
+from .labels import BACKGROUND, IGNORED, PixelLabels, pad_points, sample_pixels
 from .mean_shift_layer import MeanShiftLayer
-from .pixel_labels import BACKGROUND, IGNORED, PixelLabels, pad_points, sample_pixels
 from .pixel_losses import mean_cross_entropy, pair_loss_options, read_maps
 
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 
-from .config_ranges import check_ranges
-from .pixel_labels import pad_points, sample_pixels
+from ..config_ranges import check_ranges
+from .labels import pad_points, sample_pixels
 
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignored: int) -> torch.Tensor:

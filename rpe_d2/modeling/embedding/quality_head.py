@@ -38,7 +38,7 @@ class QualityHead(nn.Module):
         Args:
             features: (C, h, w) of one image.
             soft_masks: (R, h, w) in 0-1.
-            agreement: (R,) in 0-1, see :class:`rpe_d2.modeling.pixel_grouping.PixelGroups`.
+            agreement: (R,) in 0-1, see :class:`rpe_d2.modeling.embedding.grouping.PixelGroups`.
             stride: pixels per cell.
 
         Returns:

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.color import embedding_to_rgb
 
-from .embedding_head import EmbeddingMaps
+from .grouping import PixelGroups
+from .head import EmbeddingMaps
+from .labels import PixelLabels
 from .mean_shift_layer import MeanShiftLayer
-from .pixel_grouping import PixelGroups
-from .pixel_labels import PixelLabels
 
 
 def loop_embeddings(

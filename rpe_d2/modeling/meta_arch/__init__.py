@@ -1,3 +1,5 @@
+"""Meta-architectures."""
+
 from .boundary_embedding_net import BoundaryEmbeddingNet
 from .pixel_embedding_net import PixelEmbeddingNet
 from .spn_refiner import SPNRefiner

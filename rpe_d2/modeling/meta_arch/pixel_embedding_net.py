@@ -12,17 +12,17 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from ..config_ranges import check_ranges
-from ..embedding_head import EmbeddingHead, EmbeddingMaps
-from ..embedding_loss import EmbeddingLoss
+from ..embedding.grouping import PixelGrouping, PixelGroups
+from ..embedding.head import EmbeddingHead, EmbeddingMaps
+from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
+from ..embedding.loss import EmbeddingLoss
+from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.quality_head import QualityHead, best_match, quality_loss
+from ..embedding.training_pictures import loop_embeddings, training_picture
 from ..layers import resize_maps
-from ..mask_proposals import soft_mask_boxes, soft_masks_to_proposals, suppress_overlaps
-from ..mean_shift_layer import MeanShiftLayer
-from ..pixel_grouping import PixelGrouping, PixelGroups
-from ..pixel_labels import IGNORED, PixelLabels, pixel_labels
-from ..quality_head import QualityHead, best_match, quality_loss
+from ..masks import soft_mask_boxes, soft_masks_to_proposals, suppress_overlaps
 from ..soft_masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
-from ..training_pictures import loop_embeddings, training_picture
 from .padded_input import PaddedInput
 
 REFINEMENTS = ("", "spn")
@@ -80,7 +80,7 @@ class PixelEmbeddingNet(PaddedInput):
             mask_threshold: where soft masks are cut.
             min_area: smallest mask in pixels of the image.
             overlap_threshold: of groups of several scales, see
-                :func:`rpe_d2.modeling.mask_proposals.suppress_overlaps`.
+                :func:`rpe_d2.modeling.masks.suppress_overlaps`.
             return_proposals, proposal_mask_size, return_sem_seg: additional outputs.
             pixel_mean, pixel_std: per channel.
             input_format: channel order of the images, for pictures.

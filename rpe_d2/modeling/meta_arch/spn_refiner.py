@@ -11,8 +11,8 @@ from scipy.ndimage import distance_transform_edt
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
+from ..embedding.labels import instance_masks
 from ..layers import resize_maps
-from ..pixel_labels import instance_masks
 from ..soft_masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
 from .padded_input import PaddedInput

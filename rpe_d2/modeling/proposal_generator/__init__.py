@@ -1,7 +1,5 @@
-from .deep_mask import DeepMask
-from .instance_fcn import InstanceFCN
-from .mean_shift_proposal_generator import MeanShiftProposalGenerator
-from .mnc_rpn import MNCRPN
-from .sharp_mask import SharpMask
+"""Proposal generators."""
 
-__all__ = ["DeepMask", "InstanceFCN", "MNCRPN", "MeanShiftProposalGenerator", "SharpMask"]
+from .mean_shift_proposal_generator import MeanShiftProposalGenerator
+
+__all__ = ["MeanShiftProposalGenerator"]

@@ -12,18 +12,18 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from ..config_ranges import check_ranges
-from ..embedding_head import STRIDES, EmbeddingHead, EmbeddingMaps
-from ..embedding_loss import EmbeddingLoss
-from ..mask_proposals import (
+from ..embedding.grouping import PixelGrouping
+from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
+from ..embedding.labels import PixelLabels, pixel_labels
+from ..embedding.loss import EmbeddingLoss
+from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.quality_head import QualityHead, best_iou, quality_loss
+from ..masks import (
     mask_overlaps,
     rank_duplicates_last,
     soft_mask_boxes,
     soft_masks_to_proposals,
 )
-from ..mean_shift_layer import MeanShiftLayer
-from ..pixel_grouping import PixelGrouping
-from ..pixel_labels import PixelLabels, pixel_labels
-from ..quality_head import QualityHead, best_iou, quality_loss
 
 NMS_TYPES = ("mask", "box")
 

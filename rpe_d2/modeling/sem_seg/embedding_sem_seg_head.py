@@ -7,9 +7,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from ..embedding_head import EmbeddingHead, check_grid
+from ..embedding.head import EmbeddingHead, check_grid
+from ..embedding.pixel_losses import SemanticPairLoss
 from ..layers import chosen_features
-from ..pixel_losses import SemanticPairLoss
 from .sem_seg_head import SemSegHead, SemSegMaps
 
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
-from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..embedding.pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 
 
 class SemSegMaps(NamedTuple):

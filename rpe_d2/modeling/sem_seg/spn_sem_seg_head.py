@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbone.guided_backbone import freeze, is_frozen
+from ..embedding.pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 from ..layers import adopt_children, enlarge_maps
-from ..pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 from ..spn import (
     SMALL_GATES,
     GuidanceNetwork,

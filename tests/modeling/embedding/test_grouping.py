@@ -3,12 +3,11 @@ import torch
 from torch.nn import functional as F
 
 from rpe_d2.modeling import EmbeddingMaps, MeanShiftLayer, PixelGrouping
-from rpe_d2.modeling.mask_proposals import suppress_overlaps
-from rpe_d2.modeling.mean_shift_layer import evenly
-from rpe_d2.modeling.pixel_labels import pixel_labels
-from rpe_d2.modeling.quality_head import best_iou
-
-from .helpers import CLASSES, SQUARES, perfect_maps, small_cfg, square_instances
+from rpe_d2.modeling.embedding.labels import pixel_labels
+from rpe_d2.modeling.embedding.mean_shift_layer import evenly
+from rpe_d2.modeling.embedding.quality_head import best_iou
+from rpe_d2.modeling.masks import suppress_overlaps
+from tests.helpers.models import CLASSES, SQUARES, perfect_maps, small_cfg, square_instances
 
 
 def groups_of(*overrides, **options):

@@ -4,11 +4,10 @@ from detectron2.modeling import build_backbone
 from torch.nn import functional as F
 
 from rpe_d2.modeling import EmbeddingHead
-from rpe_d2.modeling.embedding_head import cell_centers
-from rpe_d2.modeling.embedding_loss import sample_maps
+from rpe_d2.modeling.embedding.head import cell_centers
+from rpe_d2.modeling.embedding.loss import sample_maps
 from rpe_d2.modeling.layers import enlarge_maps
-
-from .helpers import plain_backbone, small_cfg
+from tests.helpers.models import plain_backbone, small_cfg
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])

@@ -2,9 +2,8 @@ import numpy as np
 import torch
 from detectron2.structures import PolygonMasks
 
-from rpe_d2.modeling.pixel_labels import BACKGROUND, IGNORED, pixel_labels, sample_pixels
-
-from .helpers import square_instances
+from rpe_d2.modeling.embedding.labels import BACKGROUND, IGNORED, pixel_labels, sample_pixels
+from tests.helpers.models import square_instances
 
 
 def test_the_smaller_of_two_overlapping_instances_is_in_front():

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from rpe_d2 import add_rpe_config
 from rpe_d2.modeling import EmbeddingMaps
-from rpe_d2.modeling.embedding_head import cell_centers
-from rpe_d2.modeling.pixel_labels import pixel_labels
+from rpe_d2.modeling.embedding.head import cell_centers
+from rpe_d2.modeling.embedding.labels import pixel_labels
 
 SQUARES = [(0, 0, 40, 40), (40, 0, 80, 40), (8, 48, 40, 80), (56, 56, 64, 64)]
 CLASSES = [0, 0, 1, 2]

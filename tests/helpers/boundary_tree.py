@@ -6,7 +6,7 @@ from typing import List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from .evaluation.helpers import save_annotations
+from tests.helpers.annotations import save_annotations
 
 SIZES = ((48, 72), (72, 48))
 

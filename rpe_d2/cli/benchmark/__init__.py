@@ -1,0 +1,1 @@
+"""``tools/benchmark.py``: time and memory of operators, models, proposals and processes."""

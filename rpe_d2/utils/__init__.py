@@ -1,0 +1,1 @@
+"""Errors, files, safe loading, and the readers that data and evaluation share."""
