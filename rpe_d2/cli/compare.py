@@ -58,9 +58,10 @@ _TIMED_IMAGES = 50
 def main(argv: Optional[List[str]] = None) -> int:
     """Evaluates models on one data set and writes ``index.html``, ``compare.json`` and ``compare.md``.
 
-    A model is any Detectron2 configuration, with the weights after "=" or in MODEL.WEIGHTS. Finished rows are kept in
-    the output folder and reused as long as configuration, weights, data set and number of images are the same. A model
-    that fails has its reason in its row, and the others go on. "command" in compare.json is the last call's.
+    A model is any Detectron2 configuration, with the weights after "=" or in MODEL.WEIGHTS.
+    Finished rows are kept in the output folder and reused as long as configuration, weights, data
+    set and number of images are the same. A model that fails has its reason in its row, and the
+    others go on. "command" in compare.json is the last call's.
 
     Returns:
         Exit status: 0, 1 where a model failed, 2 where an argument is at fault, in one line.

@@ -44,14 +44,16 @@ _TRACKING_IOU = 0.3
 def main(argv: Optional[List[str]] = None) -> int:
     """Runs the model of any Detectron2 configuration on images or a video.
 
-    Into ``--output`` go a PNG an image (or one MP4), and ``coco_instances_results.json`` in COCO's results format:
-    image_id is 1, 2, … in the order of the files (frames), and every entry also has their file_name; category_id is
-    that of the data of the configuration's run where it is known, else the class's index. Nothing is overwritten:
-    ``NAME-2.png`` and so on. A file that cannot be read is reported and skipped; where one ends the run, the results of
-    those before are written.
+    Into ``--output`` go a PNG an image (or one MP4), and ``coco_instances_results.json`` in COCO's
+    results format:
+    image_id is 1, 2, … in the order of the files (frames), and every entry also has their
+    file_name; category_id is that of the data of the configuration's run where it is known, else
+    the class's index. Nothing is overwritten: ``NAME-2.png`` and so on. A file that cannot be read
+    is reported and skipped; where one ends the run, the results of those before are written.
 
     Returns:
-        Exit status: 0, 1 where nothing could be read, 2 where a key or a file is at fault, in one line.
+        Exit status: 0, 1 where nothing could be read, 2 where a key or a file is at fault, in one
+            line.
     """
     args = _parse(argv)
     with one_line_errors():

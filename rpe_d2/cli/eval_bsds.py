@@ -58,17 +58,20 @@ class _Counted(NamedTuple):
 def main(argv: Optional[List[str]] = None) -> int:
     """Evaluates a folder of boundary maps against BSDS500's human boundaries.
 
-    Prints a table of the images and the scores, 0-1 as the benchmark states them. With ``--json FILE`` they also go
-    into that file, and the counts of each image into the folder ``NAME_counts`` beside it as soon as they are there:
-    called again, also after it was killed, the tool counts only what is missing or has changed. ``--json`` and
-    ``--plot`` replace files of this tool only. An image whose files are missing or at fault is left out, with a line
-    that says why, and the report says how many were used.
+    Prints a table of the images and the scores, 0-1 as the benchmark states them. With ``--json
+    FILE`` they also go into that file, and the counts of each image into the folder ``NAME_counts``
+    beside it as soon as they are there: called again, also after it was killed, the tool counts
+    only what is missing or has changed. ``--json`` and ``--plot`` replace files of this tool only.
+    An image whose files are missing or at fault is left out, with a line that says why, and the
+    report says how many were used.
 
-    The human point is computed from the annotators of the same images: each one's boundaries, thinned, are taken as a
+    The human point is computed from the annotators of the same images: each one's boundaries,
+        thinned, are taken as a
     prediction and matched with all the others'.
 
     Returns:
-        Exit status: 0, 1 where no image could be used, 2 where an argument is at fault, in one line, 130 after Ctrl-C.
+        Exit status: 0, 1 where no image could be used, 2 where an argument is at fault, in one
+            line, 130 after Ctrl-C.
     """
     args = _parse(argv)
     arguments = sys.argv[1:] if argv is None else argv

@@ -55,8 +55,8 @@ class StoredPredictions:
             min_score: predictions below are left out.
 
         Raises:
-            ValueError, OSError: the file is not in COCO's results format with masks, or is of other images or
-                categories.
+            ValueError, OSError: the file is not in COCO's results format with masks, or is of other
+                images or categories.
         """
         self._path = path
         try:

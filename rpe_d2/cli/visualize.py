@@ -60,16 +60,18 @@ _SOURCES = ("model", "annotation", "dataloader")
 def main(argv: Optional[List[str]] = None) -> int:
     """Draws pictures of a data set, or from disk.
 
-    By default each PNG shows the image, its ground truth where there is one and what the configuration's model
-    predicts; for a ``PixelEmbeddingNet`` also its embeddings as colours before the first and after each mean-shift
-    loop, and on the unit sphere; for a ``BoundaryEmbeddingNet`` the embeddings and outputs of its levels. ``--source
-    annotation`` draws a data set without a model, ``--source dataloader`` as training gets it, augmented;
-    ``--predictions`` the stored predictions of an evaluation, with ``--worst`` the images in which they are worst.
-    Existing files stay: the new one is called ``NAME-2.png`` and so on. A picture that cannot be read is reported and
-    skipped.
+    By default each PNG shows the image, its ground truth where there is one and what the
+    configuration's model predicts; for a ``PixelEmbeddingNet`` also its embeddings as colours
+    before the first and after each mean-shift loop, and on the unit sphere; for a
+    ``BoundaryEmbeddingNet`` the embeddings and outputs of its levels. ``--source annotation`` draws
+    a data set without a model, ``--source dataloader`` as training gets it, augmented;
+    ``--predictions`` the stored predictions of an evaluation, with ``--worst`` the images in which
+    they are worst. Existing files stay: the new one is called ``NAME-2.png`` and so on. A picture
+    that cannot be read is reported and skipped.
 
     Returns:
-        Exit status: 0, 1 where no picture could be read, 2 where a key or a file is at fault, in one line.
+        Exit status: 0, 1 where no picture could be read, 2 where a key or a file is at fault, in
+            one line.
     """
     args = _parse(argv)
     with one_line_errors():
@@ -85,7 +87,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         stored = _stored_predictions(cfg, args, items)
         draw = _drawer(cfg, args, stored)
         augmentations = {} if args.source == "dataloader" else {"augmentations": []}
-        # As in training, unresized unless asked for: the mapper that delivers masks whatever form annotations have.
+        # As in training, unresized unless asked for: the mapper that delivers masks whatever form
+        # annotations have.
         kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
         mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
 
@@ -191,8 +194,8 @@ def _stored_predictions(
     """Those of ``--predictions``, if there are any.
 
     Raises:
-        ValueError: they are not in COCO's format or of other images or categories, or the data set is not of a kind
-            that they belong to.
+        ValueError: they are not in COCO's format or of other images or categories, or the data set
+            is not of a kind that they belong to.
     """
     if not args.predictions:
         return None

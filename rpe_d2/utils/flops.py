@@ -26,7 +26,7 @@ def inference_flops(model: nn.Module, images: List[Dict[str, Any]]) -> float:
 
 
 def attention_flops(inputs: List[Any], outputs: List[Any]) -> float:
-    """Counts the multiply-adds of the two products of softmax(Q K^T) V; an operator handle of fvcore.
+    """Counts the multiply-adds of softmax(Q K^T) V; an operator handle for fvcore.
 
     Args:
         inputs: traced Q (..., N, D), K (..., M, D) and V (..., M, E).

@@ -12,9 +12,9 @@ from detectron2.modeling import build_model
 from pycocotools import mask as mask_util
 
 from rpe_d2.cli import compare
-from rpe_d2.cli.benchmark.model import inference_flops
 from rpe_d2.cli.compare import main
 from rpe_d2.engine.setup import load_config
+from rpe_d2.utils.flops import inference_flops
 from rpe_d2.visualization.report import comparison_table
 from tests.conftest import ROOT
 from tests.helpers.runs import CONFIG, TINY, save_random

@@ -54,7 +54,7 @@ def test_without_a_command_the_usage_is_an_error(capsys) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_exists_and_documents_its_result(name) -> None:
+def test_every_command_documents_its_exit_status(name) -> None:
     source = importlib.util.find_spec(COMMANDS[name].module).origin
     with open(source, encoding="utf-8") as file:
         functions = {

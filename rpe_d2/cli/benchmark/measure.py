@@ -20,7 +20,7 @@ def synchronize(device: str) -> None:
 
 
 def timed(run: Callable[[], object], device: str) -> float:
-    """Runs something and returns the seconds that it takes, including work that it queues on a GPU."""
+    """Runs something and returns its seconds, including the work that it queues on a GPU."""
     start = time.perf_counter()
     run()
     synchronize(device)
@@ -30,12 +30,12 @@ def timed(run: Callable[[], object], device: str) -> float:
 def peak_memory_mb(run: Callable[[], object], device: str) -> float:
     """Runs something and returns how far the memory in use rises at its peak, in MB.
 
-    On CUDA this is the allocator's count. On a CPU it is the resident memory of the process, which is
-    exact only in a process that has not freed much before.
+    On CUDA this is the allocator's count. On a CPU it is the resident memory of the process, which
+    is exact only in a process that has not freed much before.
 
     Returns:
-        The peak above what was in use before, or NaN where the system does not report it (any system
-        other than Linux).
+        The peak above what was in use before, or NaN where the system does not report it (any
+        system other than Linux).
     """
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -60,8 +60,8 @@ def measure_in_new_process(measure: Callable[..., float], *args: object, device:
     Returns:
         What ``measure`` returns, or NaN if the process ran out of memory.
     """
-    # The fork server imports torch once and computes nothing, so each process that it forks is fresh.
-    # CUDA does not survive a fork.
+    # The fork server imports torch once and computes nothing, so each process that it forks is
+    # fresh. CUDA does not survive a fork.
     context = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
     context.set_forkserver_preload([measure.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
