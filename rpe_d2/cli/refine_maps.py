@@ -109,8 +109,8 @@ class LabelMaps:
         existing = [output for _, _, output in self.work if output.exists()]
         if existing:
             raise ValueError(
-                f"--output {self.output} has {existing[0].name} and no {_HEADER}, which describes its "
-                "origin; allowed: a new folder, or that of an interrupted run"
+                f"--output {self.output} has {existing[0].name} and no {_HEADER}, which describes "
+                "its origin; allowed: a new folder, or that of an interrupted run"
             )
         self.output.mkdir(parents=True, exist_ok=True)
         with replacing_file(path) as file:

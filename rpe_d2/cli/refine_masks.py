@@ -84,8 +84,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--keep",
         type=int,
         metavar="N",
-        help="with --sparse: use only N random labels of complete maps and print the accuracy on the "
-        "other labels",
+        help="with --sparse: use only N random labels of complete maps and print the accuracy on "
+        "the other labels",
     )
     parser.add_argument(
         "--pictures",

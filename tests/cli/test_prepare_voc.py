@@ -64,8 +64,8 @@ def test_what_is_missing_is_counted_and_named(root, tmp_path, capsys):
     assert f"2 object maps missing or empty, first {first}" in text
     assert f"sbd_train: there is no list {root / SBD / 'train.txt'}" in text
     report = json.loads(output.read_text())
-    # SBD's masks need no class maps, and VOC's semantic maps no object maps. Both need the image that
-    # is empty here.
+    # SBD's masks need no class maps, and VOC's semantic maps no object maps. Both need the image,
+    # which is empty here.
     assert report["available"] == ["voc_2012_train_sem_seg", "sbd_val"]
     assert f"DATASETS.VOC {root} provides: voc_2012_train_sem_seg, sbd_val\n" in text
     assert report["splits"]["voc_2012_train"]["object_maps"] == {
