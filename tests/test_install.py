@@ -92,6 +92,14 @@ def test_old_python_is_named(clone: Path, commands: Path) -> None:
     assert "3.10, 3.11, 3.12 or 3.13" in error and "found: Python 3.9.18; install" in error
 
 
+def test_the_base_python_can_be_chosen(clone: Path, commands: Path) -> None:
+    add_python_without_packages(commands)
+    answer = run(clone, commands, RPE_D2_PYTHON="python3.99")
+    assert "found: none; install" in error_line(answer)
+    answer = run(clone, commands, RPE_D2_PYTHON="python3", RPE_D2_DISK_GB="1000000")
+    assert "needs 1000000: free some space" in error_line(answer)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_full_disk_stops_before_anything_is_created(
     clone: Path, commands: Path, script: str

@@ -7,6 +7,7 @@
 # .venv is complete once it holds the marker, which is written last. .venv.lock is held meanwhile
 # and says "unfinished" until then. Progress and errors go to stderr. An error is one line.
 #   RPE_D2_DISK_GB   free space that the first installation asks for, in GB
+#   RPE_D2_PYTHON    the Python that .venv is created with, e.g. python3.10
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
@@ -45,7 +46,8 @@ base_python() {
   local name version found=none usable
   usable="import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))"
   [ -n "$uv" ] || usable="import ensurepip; $usable" # a package of its own on Debian
-  for name in python3.13 python3.12 python3.11 python3.10 python3 python; do
+  local names="python3.13 python3.12 python3.11 python3.10 python3 python"
+  for name in ${RPE_D2_PYTHON:-$names}; do
     if "$name" -c "$usable" >/dev/null 2>&1; then
       command -v "$name"
       return
