@@ -23,7 +23,7 @@ MODEL.DEVICE cpu SOLVER.MAX_ITER 2 OUTPUT_DIR output
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Runs a command that has to succeed, without the repository on the path; returns its output."""
+    """Runs a command that has to succeed, without PYTHONPATH, and returns its output."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(part) for part in command],
@@ -42,10 +42,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and with the wheel that is built from the sdist."""
     pytest.importorskip("build")
     source = tmp_path_factory.mktemp("source") / "rpe_d2"
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv*", "output", "build", "*.egg-info", "__pycache__"
-    )
-    shutil.copytree(ROOT, source, ignore=ignored)
+    ignored = ".git", ".venv*", "output", "build", "*.egg-info", "__pycache__"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*ignored))
     folder = tmp_path_factory.mktemp("packages")
     # Without isolation, because an isolated build downloads setuptools.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source, cwd=folder)
@@ -54,13 +52,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a new environment with the wheel, and with torch and Detectron2 of this one."""
+    """The bin folder of a new environment with the wheel, which borrows torch and Detectron2."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     site = run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip()
-    # A path file lends the packages of this environment. Path files in lent folders are not read, so
-    # an editable installation of rpe_d2 there has no effect.
+    # A path file lends the packages of this environment. Path files in lent folders are not read,
+    # so an editable installation of rpe_d2 there has no effect.
     lent = dict.fromkeys(path for path in sys.path if Path(path).name.endswith("-packages"))
     (Path(site) / "lent.pth").write_text("\n".join(lent))
     (wheel,) = packages.glob("*.whl")
