@@ -11,6 +11,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from rpe_d2.config import find_config_file
 from rpe_d2.data import DeadWorker, UnreadableImage
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.hooks import TrainingStopped
@@ -81,7 +82,9 @@ def run(args: argparse.Namespace) -> Optional[dict]:
         The metrics of the last evaluation, or None if there was none.
     """
     with one_line_errors():
-        cfg = setup(args)
+        # Detectron2's set-up opens the file. The record of the run keeps the name that was given.
+        path = find_config_file(args.config_file)
+        cfg = setup(argparse.Namespace(**{**vars(args), "config_file": path}))
         if comm.is_main_process():
             write_classes(cfg)
         if args.eval_only:
