@@ -25,6 +25,7 @@ from rpe_d2 import config
 
 _ASSIGNMENT = re.compile(r"\s*(cfg(?:\.\w+)*|\w+)\.([A-Z][A-Z_0-9]*) = (?:(\w+) = )?(.*)")
 
+
 def config_table() -> str:
     """Markdown table of every key of ``add_rpe_config`` with its default and the comment above it."""
     cfg = get_cfg()
@@ -72,13 +73,9 @@ PAGES = (
 _QUICKSTART = ("quickstart/rpe_shapes_[0-9].json", "shapes_quickstart.json")
 _MODELS = (
     Model("PixelEmbeddingNet", "shapes", _QUICKSTART),
-    Model(
-        "the same weights, connected components", "shapes", ("shapes_quickstart_control.json",)
-    ),
+    Model("the same weights, connected components", "shapes", ("shapes_quickstart_control.json",)),
     Model("Mask R-CNN", "shapes", ("proposals/mask_rcnn_rpn_shapes_*.json",)),
-    Model(
-        "Mask R-CNN, mean-shift proposals", "shapes", ("proposals/mask_rcnn_rpe_shapes_*.json",)
-    ),
+    Model("Mask R-CNN, mean-shift proposals", "shapes", ("proposals/mask_rcnn_rpe_shapes_*.json",)),
     Model("PixelEmbeddingNet", "nuclei", ("nuclei_rpe_R_18.json",)),
     Model("class map, connected components", "nuclei", ("nuclei_semantic_control.json",)),
     Model("Mask R-CNN", "nuclei", ("nuclei_mask_rcnn_R_18.json",)),
