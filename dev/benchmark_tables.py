@@ -44,7 +44,7 @@ def benchmark_table(folder: Path) -> str:
                     row.append(f"{result[form][field]:.0f}" if form in result else NO_VALUE)
             speedup = f"{result['speedup']:.1f}" if "speedup" in result else NO_VALUE
             row.insert(3, speedup)
-            rows.append([*row, str(settings["threads"]), f"[{path.name}](results/{path.name})"])
+            rows.append([*row, str(settings["threads"]), f"[record](results/{path.name})"])
     headings = ["operator, points x dimensions", "ms", "dense form, ms", "faster"]
     headings += ["peak MB", "dense form, MB", "threads", "record"]
     return markdown_table(headings, rows)

@@ -32,5 +32,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drops Sphinx's roles in front of names, as in ``:func:`name```."""
-    return re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
+    """Drops Sphinx's roles before names, and lets long names in tables break after "." and "_"."""
+    html = re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
+    return re.sub(r"<td.*?</td>", lambda cell: _breakable(cell[0]), html, flags=re.DOTALL)
+
+
+def _breakable(cell: str) -> str:
+    text = re.compile(r">([^<]+)<")
+    return text.sub(lambda m: ">" + re.sub(r"(\w[._:/]+)(?=\w)", r"\1<wbr>", m[1]) + "<", cell)

@@ -103,7 +103,7 @@ def scores_table(results: Path, subfolder: str = "", by_file: bool = False) -> s
     for path, record in _instance_records(results / subfolder):
         scores = [_score(record, "segm", name) for name in ("AP", "AP50", "AP75", "AR")]
         scores += [_score(record, "segm_touching", name) for name in ("AP", "AP50")]
-        link = f"[{path.name}](results/{path.relative_to(results)})"
+        link = f"[record](results/{path.relative_to(results)})"
         rows.append([_run_name(path, record, by_file), *map(_number, scores), link])
     headings = ["run", "AP", "AP50", "AP75", "AR", "touching: AP", "touching: AP50", "record"]
     return markdown_table(headings, rows)
