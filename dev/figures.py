@@ -7,7 +7,6 @@ usage: python dev/figures.py
 import math
 import sys
 from pathlib import Path
-from typing import Tuple
 
 import matplotlib
 
@@ -48,7 +47,7 @@ def draw_pair_loss() -> plt.Figure:
     hinge = np.maximum(similarity - 0.5, 0)
     left.plot(similarity, hinge, color=RED, label="different: max(0, s − margin)")
     left.axvline(0.5, color="grey", linestyle=":", label="margin 0.5")
-    left.set(xlabel="similarity s = (1 + cosine) / 2", ylabel="loss of the pair")
+    left.set(xlabel="similarity s = (1 + cosine) / 2", ylabel="loss of the pair", ylim=(-0.03, 1.5))
     left.legend(frameon=False, fontsize=9)
 
     generator = torch.Generator().manual_seed(0)
@@ -188,14 +187,12 @@ def _edge_gates(picture: torch.Tensor) -> torch.Tensor:
     return torch.stack(gates)[None, None]
 
 
-def _draw_circle(
-    axes: plt.Axes, vectors: torch.Tensor, colors: np.ndarray, title: str, radius: float = 1
-) -> None:
-    ring: Tuple[np.ndarray, ...] = (np.linspace(0, 2 * math.pi, 100),)
-    axes.plot(np.cos(ring[0]), np.sin(ring[0]), color="#c5cad3", lw=1)
+def _draw_circle(axes: plt.Axes, vectors: torch.Tensor, colors: np.ndarray, title: str) -> None:
+    ring = np.linspace(0, 2 * math.pi, 100)
+    axes.plot(np.cos(ring), np.sin(ring), color="#c5cad3", lw=1)
     # Points that coincide are spread a little along the radius.
     spread = 1 + 0.06 * np.random.default_rng(0).standard_normal(len(vectors))
-    points = vectors.numpy() * spread[:, None] * radius
+    points = vectors.numpy() * spread[:, None]
     axes.scatter(points[:, 0], points[:, 1], s=9, c=colors, alpha=0.8, linewidths=0)
     axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
     axes.set_title(title, fontsize=10)

@@ -32,11 +32,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drops Sphinx's roles before names, and lets long names in tables break after "." and "_"."""
+    """Drops Sphinx's roles before names, and sets where the text of table cells may break."""
     html = re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
-    return re.sub(r"<td.*?</td>", lambda cell: _breakable(cell[0]), html, flags=re.DOTALL)
+    return re.sub(r"<td.*?</td>", lambda cell: _set_breaks(cell[0]), html, flags=re.DOTALL)
 
 
-def _breakable(cell: str) -> str:
-    text = re.compile(r">([^<]+)<")
-    return text.sub(lambda m: ">" + re.sub(r"(\w[._:/]+)(?=\w)", r"\1<wbr>", m[1]) + "<", cell)
+def _set_breaks(cell: str) -> str:
+    """Lets long names break after "." and "_", and keeps ranges of numbers on one line."""
+
+    def in_text(match: re.Match) -> str:
+        text = re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", match[1])
+        return f">{re.sub(r'[A-Za-z][A-Za-z0-9_.:/]{20,}', in_name, text)}<"
+
+    def in_name(match: re.Match) -> str:
+        return re.sub(r"([._:/]+)(?=[A-Za-z])", r"\1<wbr>", match[0])
+
+    return re.sub(r">([^<]+)<", in_text, cell)
