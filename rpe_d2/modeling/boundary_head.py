@@ -159,7 +159,7 @@ def _unit(maps: torch.Tensor) -> torch.Tensor:
 class GroupCenters(nn.Module):
     """Running means of the embeddings of boundary and other pixels at every level.
 
-    They allow to score pixels without the logistic stage, which the pair loss does not train.
+    They score pixels where the logistic stage is not trained, with the pair loss alone.
     """
 
     def __init__(self, num_levels: int, dim: int):
@@ -169,7 +169,8 @@ class GroupCenters(nn.Module):
             dim: dimension D of the embeddings.
         """
         super().__init__()
-        # Only their directions are used. They are shorter than 1, the more the group scatters.
+        # Only the directions are used. The lengths depend on the number of updates and on how much
+        # a group scatters.
         self.register_buffer("means", torch.zeros(num_levels, 2, dim))
 
     @torch.no_grad()

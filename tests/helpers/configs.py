@@ -3,6 +3,8 @@
 import yaml
 from detectron2.config import CfgNode
 
+from tests.helpers.models import small_cfg
+
 MASK_RCNN = """
 MODEL:
   META_ARCHITECTURE: GeneralizedRCNN
@@ -35,3 +37,8 @@ def merge_yaml(cfg: CfgNode, *texts: str) -> CfgNode:
     for text in texts:
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
     return cfg
+
+
+def small_cfg_with(*texts: str) -> CfgNode:
+    """Returns the small configuration of :func:`small_cfg` with YAML texts merged into it."""
+    return merge_yaml(small_cfg(), *texts)
