@@ -192,3 +192,11 @@ def test_wrong_scales_are_one_line(overrides, message):
     with pytest.raises(ValueError, match=message) as error:
         build_backbone(small_cfg(*GUIDED, *overrides))
     assert "\n" not in str(error.value)
+
+
+def test_a_directly_constructed_guided_backbone_equals_the_configured_one():
+    configured = build_backbone(small_cfg_with(GUIDED))
+    direct = GuidedBackbone(build_backbone(small_cfg_with()))
+    assert_same_state_dict(direct, configured)
+    assert direct.output_shape() == configured.output_shape()
+    assert (direct.scales, direct.pyramid, direct.frozen) == ((1.0,), "gaussian", False)
