@@ -111,7 +111,6 @@ class BoundaryHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         boundary = cfg.MODEL.BOUNDARY
-        check_choice("MODEL.BOUNDARY.STRIDE", boundary.STRIDE, STRIDES)
         return {
             "input_shape": input_shape,
             "in_features": chosen_features(

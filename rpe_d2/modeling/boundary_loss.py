@@ -112,7 +112,6 @@ class BoundaryLoss(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode):
         boundary = cfg.MODEL.BOUNDARY
-        check_choice("MODEL.BOUNDARY.CONSENSUS", boundary.CONSENSUS, CONSENSUS)
         if not boundary.PAIR_LOSS_WEIGHT and not boundary.LOGISTIC_LOSS_WEIGHT:
             raise ValueError(
                 "MODEL.BOUNDARY.PAIR_LOSS_WEIGHT and MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT are 0; "

@@ -13,13 +13,12 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
 from .argument_checks import check_choice, check_power_of_two, check_range
-from .config_ranges import check_ranges
 from .layers import chosen_features, enlarge_maps, normalized_conv, zero_loss
 
-CONNECTIONS = (1, 3)
 # Masks are propagated in chunks of this many values (float32, four directions: 256 MB).
 _VALUES_PER_CHUNK = 1 << 24
 # Initial gate logits for a propagation close to the identity: with softmax gates the logit of the
@@ -46,7 +45,7 @@ class PropagationUnits:
     def __post_init__(self) -> None:
         check_range("num_units", self.num_units, 0)
         check_choice("gate_mode", self.gate_mode, GATE_MODES)
-        check_choice("connections", self.connections, CONNECTIONS)
+        check_choice("connections", self.connections, (1, 3))
 
     @property
     def gates_per_channel(self) -> int:
@@ -339,10 +338,8 @@ class MaskPropagation(nn.Module):
 
 def unit_arguments(cfg: CfgNode) -> Dict[str, Any]:
     """Reads the arguments of :class:`PropagationUnits` from ``MODEL.SPN``."""
-    check_ranges(cfg)
+    check_config(cfg, "MODEL.SPN")
     spn = cfg.MODEL.SPN
-    check_choice("MODEL.SPN.GATE_MODE", spn.GATE_MODE, GATE_MODES)
-    check_choice("MODEL.SPN.CONNECTIONS", spn.CONNECTIONS, CONNECTIONS)
     return {
         "num_units": spn.NUM_UNITS,
         "gate_mode": spn.GATE_MODE,
@@ -354,7 +351,6 @@ def guidance_arguments(cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[
     """Reads the arguments of a :class:`GuidanceNetwork` on the backbone from ``MODEL.SPN``."""
     spn = cfg.MODEL.SPN
     names = chosen_features("MODEL.SPN.IN_FEATURES", spn.IN_FEATURES, input_shape)
-    check_power_of_two("MODEL.SPN.STRIDE", spn.STRIDE)
     return {
         "input_shape": {name: input_shape[name] for name in names},
         "stride": spn.STRIDE,

@@ -169,7 +169,7 @@ MODEL:
         ),
         (
             [SPN, "MODEL: {SPN: {CONNECTIONS: 2}}"],
-            "MODEL.SPN.CONNECTIONS is 2; allowed: 1, 3",
+            "MODEL.SPN.CONNECTIONS is 2; allowed: 1 or 3",
         ),
         (
             [SPN, "MODEL: {SPN: {CHANNELS: 0}}"],

@@ -9,12 +9,12 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.color import embedding_to_rgb
 from rpe_d2.ops.edge_nms import edge_nms
 
 from ..boundary_head import BoundaryHead, BoundaryMaps
 from ..boundary_loss import BoundaryLoss, BoundaryTarget
-from ..config_ranges import check_ranges
 from ..layers import resize_maps
 from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
 
@@ -80,7 +80,7 @@ class BoundaryEmbeddingNet(PaddedInput):
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.BOUNDARY")
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
