@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rpe_d2.modeling import EmbeddingSemSegHead
+from rpe_d2.modeling import EmbeddingSemSegHead, SPNSemSegHead
 from rpe_d2.modeling.embedding.pixel_losses import SemanticPairLoss, mean_cross_entropy
 from tests.helpers.configs import small_cfg_with
 from tests.helpers.models import training_input
@@ -265,6 +268,15 @@ def test_a_directly_constructed_head_equals_the_configured_one():
     ]
     assert torch.equal(*losses)
     assert EmbeddingSemSegHead(input_shape, num_classes=4, pair_loss_weight=0).pair_loss is None
+
+
+def test_a_lazy_config_builds_the_heads():
+    input_shape = {"p2": ShapeSpec(channels=32, stride=4), "p3": ShapeSpec(channels=32, stride=8)}
+    head = L(EmbeddingSemSegHead)(input_shape=input_shape, num_classes=4, pair_loss_weight=0.0)
+    config = L(SPNSemSegHead)(input_shape=input_shape, head=head, num_classes=4)
+    refined = instantiate(config)
+    assert refined.guidance.in_features == ["p3", "p2"]
+    assert refined.embedding_head.in_features == ["p2", "p3"]
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,9 @@ class EmbeddingSemSegHead(SemSegHead):
             loss_weight=loss_weight,
             pair_loss=pair_loss,
         )
+        # By keyword: @configurable takes a positional DictConfig for a configuration.
         self.embedding_head = EmbeddingHead(
-            input_shape,
+            input_shape=input_shape,
             in_features=in_features,
             stride=stride,
             conv_dim=conv_dim,
