@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.config import check_config
 from rpe_d2.modeling.soft_masks import cut_at_half
 
 from .mask_voting import MaskVoting
@@ -132,7 +132,7 @@ class FCISROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         fcis, names = cfg.MODEL.FCIS, list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.FCIS")
         check_matching(cfg)
         if len(names) != 1:
             raise ValueError(

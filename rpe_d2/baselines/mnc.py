@@ -15,7 +15,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.config import check_config
 from rpe_d2.modeling.soft_masks import cut_at_half
 from rpe_d2.ops.roi_warp import roi_warp
 
@@ -164,7 +164,7 @@ class MNCROIHeads(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         mnc, heads = cfg.MODEL.MNC, cfg.MODEL.ROI_HEADS
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.MNC")
         check_matching(cfg)
         if mnc.NUM_STAGES not in (3, 5):
             raise ValueError(f"MODEL.MNC.NUM_STAGES is {mnc.NUM_STAGES}; allowed: 3 or 5")

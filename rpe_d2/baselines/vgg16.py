@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
-from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.config import check_config
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class VGG16(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
     """VGG-16 as ``MODEL.VGG`` says, the first ``MODEL.BACKBONE.FREEZE_AT`` blocks fixed."""
-    check_ranges(cfg)
+    check_config(cfg, "MODEL.VGG")
     vgg = cfg.MODEL.VGG
     if input_shape.channels != 3:
         raise ValueError(

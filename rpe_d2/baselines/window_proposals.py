@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 from torchvision.ops import roi_align
 
-from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.config import check_config
 from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.modeling.masks import windows_to_proposals
@@ -161,7 +161,7 @@ class WindowProposalGenerator(nn.Module, ABC):
     @staticmethod
     def window_arguments(cfg: CfgNode, key: str, input_shape: Dict[str, ShapeSpec]) -> dict:
         """Arguments of this class, from the keys of a node ``MODEL.{key}``."""
-        check_ranges(cfg)
+        check_config(cfg, f"MODEL.{key}", "MODEL.RPE")
         node = cfg.MODEL[key]
         if not node.IN_FEATURES:
             raise ValueError(f"MODEL.{key}.IN_FEATURES is []; allowed: one or more maps")

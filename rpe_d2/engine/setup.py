@@ -18,7 +18,13 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from rpe_d2.config import add_rpe_config
+from rpe_d2.config import (
+    add_rpe_config,
+    check_config,
+    check_config_file,
+    check_overrides,
+    find_config_file,
+)
 from rpe_d2.data import check_voc_files
 from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead
 from rpe_d2.modeling.sem_seg.spn_sem_seg_head import SPNSemSegHead
@@ -26,9 +32,7 @@ from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.files import make_new_folder, make_writable_folder
 from rpe_d2.utils.safe_pickle import load_arrays
 
-from .config_checks import check_config_file, check_overrides
 from .datasets import register_datasets
-from .train_step import PRECISIONS
 
 logger = logging.getLogger("rpe_d2")
 
@@ -96,6 +100,7 @@ def read_config(config_file: str, opts: List[str]) -> CfgNode:
     reject_swallowed_flags(opts)
     cfg = get_cfg()
     add_rpe_config(cfg)
+    config_file = find_config_file(config_file)
     check_config_file(config_file, cfg)
     check_overrides(opts, cfg)
     cfg.merge_from_file(config_file, allow_unsafe=False)  # YAML could build any Python object
@@ -177,34 +182,22 @@ def use_deterministic_algorithms() -> None:
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Checks the keys of training.
+    """Checks the keys of rpe_d2, and of training those that depend on others.
 
     Raises:
         ValueError: one line that names the key, the value and what is allowed.
     """
-    solver = cfg.SOLVER
-    for key, value, allowed, text in (
-        ("SOLVER.ACCUMULATE_STEPS", solver.ACCUMULATE_STEPS, solver.ACCUMULATE_STEPS >= 1, "1 or more"),
-        (
-            "TEST.DENSE_CRF.ENABLED",
-            cfg.TEST.DENSE_CRF.ENABLED,
-            not cfg.TEST.DENSE_CRF.ENABLED or importlib.util.find_spec("pydensecrf") is not None,
-            "False, or True after pip install -e '.[crf]'",
-        ),
-        ("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, solver.AMP.PRECISION in PRECISIONS, ", ".join(PRECISIONS)),
-        ("SOLVER.EMA.DECAY", solver.EMA.DECAY, 0 < solver.EMA.DECAY < 1, "above 0 and below 1"),
-        ("SOLVER.MAX_NONFINITE_STEPS", solver.MAX_NONFINITE_STEPS, solver.MAX_NONFINITE_STEPS >= 0, "0 or more"),
-        ("DATALOADER.MAX_UNREADABLE", cfg.DATALOADER.MAX_UNREADABLE, cfg.DATALOADER.MAX_UNREADABLE >= 0, "0 or more"),
-        (
-            "SOLVER.EARLY_STOPPING_PATIENCE",
-            solver.EARLY_STOPPING_PATIENCE,
-            solver.EARLY_STOPPING_PATIENCE == 0
-            or (solver.EARLY_STOPPING_PATIENCE > 0 and cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0),
-            "0, or more with TEST.BEST_METRIC and TEST.EVAL_PERIOD",
-        ),
-    ):  # fmt: skip
-        if not allowed:
-            raise ValueError(f"{key} is {value}; allowed: {text}")
+    check_config(cfg)
+    if cfg.TEST.DENSE_CRF.ENABLED and importlib.util.find_spec("pydensecrf") is None:
+        raise ValueError(
+            "TEST.DENSE_CRF.ENABLED is True; allowed: False, or True after pip install -e '.[crf]'"
+        )
+    patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
+    if patience > 0 and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0):
+        raise ValueError(
+            f"SOLVER.EARLY_STOPPING_PATIENCE is {patience}; allowed: 0, or more with "
+            "TEST.BEST_METRIC and TEST.EVAL_PERIOD"
+        )
 
 
 def check_batch_size(cfg: CfgNode) -> None:

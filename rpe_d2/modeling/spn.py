@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
-from .config_ranges import check_ranges
+from rpe_d2.config import check_config
 from .layers import chosen_features, enlarge_maps, normalized_conv
 
 # Maps are propagated this many values at a time (float32, four directions: 256 MB).
@@ -38,7 +38,7 @@ class PropagationOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "PropagationOptions":
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.SPN")
         spn = cfg.MODEL.SPN
         if spn.GATE_MODE not in GATE_MODES:
             raise ValueError(

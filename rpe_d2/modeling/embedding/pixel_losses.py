@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 
-from ..config_ranges import check_ranges
+from rpe_d2.config import check_config
 from .labels import pad_points, sample_pixels
 
 
@@ -125,7 +125,7 @@ def build_semantic_pair_loss(cfg: CfgNode, usual_weight: float) -> Optional[Sema
     Args:
         usual_weight: of the head, where the key leaves it to that.
     """
-    check_ranges(cfg)
+    check_config(cfg, "MODEL.RPE", "MODEL.SEM_SEG_HEAD")
     rpe, head = cfg.MODEL.RPE, cfg.MODEL.SEM_SEG_HEAD
     weight = usual_weight if head.PAIR_LOSS_WEIGHT < 0 else head.PAIR_LOSS_WEIGHT
     if weight == 0:

@@ -14,7 +14,7 @@ from rpe_d2.ops.edge_nms import edge_nms
 
 from ..boundary_head import BoundaryHead, BoundaryMaps
 from ..boundary_loss import BoundaryLoss, BoundaryTarget
-from ..config_ranges import check_ranges
+from rpe_d2.config import check_config
 from ..layers import resize_maps
 from .padded_input import PaddedInput
 
@@ -68,7 +68,7 @@ class BoundaryEmbeddingNet(PaddedInput):
 
     @classmethod
     def from_config(cls, cfg):
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.BOUNDARY")
         backbone = build_backbone(cfg)
         boundary = cfg.MODEL.BOUNDARY
         return {

@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
-from ..config_ranges import check_ranges
+from rpe_d2.config import check_config
 from ..embedding.grouping import PixelGrouping, PixelGroups
 from ..embedding.head import EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
@@ -112,7 +112,7 @@ class PixelEmbeddingNet(PaddedInput):
 
     @classmethod
     def from_config(cls, cfg):
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.RPE", "MODEL.MEAN_SHIFT")
         rpe = cfg.MODEL.RPE
         backbone = build_backbone(cfg)
         head = EmbeddingHead(cfg, backbone.output_shape())

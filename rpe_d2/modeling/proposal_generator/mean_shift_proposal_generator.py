@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from ..config_ranges import check_ranges
+from rpe_d2.config import check_config
 from ..embedding.grouping import PixelGrouping
 from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
@@ -140,7 +140,7 @@ class MeanShiftProposalGenerator(nn.Module):
                 "MODEL.RPE.GROUPING is 'kmeans', which needs the true number of objects; allowed with "
                 "MeanShiftProposalGenerator: mean_shift, components"
             )
-        check_ranges(cfg)
+        check_config(cfg, "MODEL.RPE", "MODEL.MEAN_SHIFT")
         cfg = _class_agnostic(cfg)
         head = EmbeddingHead(cfg, input_shape)
         return {

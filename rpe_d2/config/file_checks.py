@@ -1,4 +1,7 @@
-"""Checks of configuration files and KEY VALUE pairs before they are merged: yacs fails on some without naming them."""
+"""Checks of configuration files and KEY VALUE pairs before they are merged.
+
+yacs fails on some mistakes without naming the file, the key or the value.
+"""
 
 from typing import Any, Dict, List
 
@@ -7,15 +10,15 @@ from detectron2.config import CfgNode
 
 
 def check_config_file(config_file: str, cfg: CfgNode) -> None:
-    """Checks that a file and those it is based on hold keys where ``cfg`` has keys.
+    """Checks that a file and its bases have values for keys of ``cfg`` and nodes for its nodes.
 
     Raises:
-        ValueError: one line that names the file, the key, the value and what is allowed.
+        ValueError: one line that names the file, the key, its value and what is allowed.
         OSError, yaml.YAMLError: a file cannot be read.
     """
 
     class Checked(CfgNode):
-        """Reads files as Detectron2 does, each checked before it is merged into what is based on it."""
+        """Reads files as Detectron2 does and checks each before it is merged into its bases."""
 
         @classmethod
         def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
@@ -23,7 +26,7 @@ def check_config_file(config_file: str, cfg: CfgNode) -> None:
                 try:
                     content = yaml.safe_load(file)
                 except UnicodeDecodeError as error:
-                    raise ValueError(f"{filename} is no text: {error}") from error
+                    raise ValueError(f"{filename} is not a text file: {error}") from error
             _check_content(filename, content, cfg)
             return super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
 
@@ -34,7 +37,7 @@ def check_config_file(config_file: str, cfg: CfgNode) -> None:
 
 
 def check_overrides(opts: List[str], cfg: CfgNode) -> None:
-    """Checks that KEY VALUE pairs give values to keys, not to groups of keys.
+    """Checks that KEY VALUE pairs give values to keys, not to nodes.
 
     Raises:
         ValueError: one line that names the key.
@@ -53,8 +56,9 @@ def check_overrides(opts: List[str], cfg: CfgNode) -> None:
 
 def _check_content(filename: str, content: Any, cfg: CfgNode) -> None:
     if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds the {type(content).__name__} {content!r}"
-        raise ValueError(f"{filename} {found}; allowed: keys of a configuration, 'MODEL: {{…}}'")
+        kind = type(content).__name__
+        problem = "is empty" if content is None else f"holds the {kind} {content!r}"
+        raise ValueError(f"{filename} {problem}; allowed: keys of a configuration, 'MODEL: {{…}}'")
     bases = content.get("_BASE_", [])
     if not all(isinstance(base, str) for base in (bases if isinstance(bases, list) else [bases])):
         raise ValueError(f"{filename}: _BASE_ is {bases!r}; allowed: a file, or a list of files")
@@ -65,7 +69,7 @@ def _check_nodes(filename: str, content: Dict[Any, Any], cfg: CfgNode, prefix: s
     for key, value in content.items():
         name = f"{prefix}{key}"
         if not isinstance(key, str):
-            raise ValueError(f"{filename}: the key {name} is no text; allowed: MODEL, SOLVER …")
+            raise ValueError(f"{filename}: the key {name} is not text; allowed: MODEL, SOLVER …")
         node = cfg.get(key)
         if not isinstance(node, CfgNode):
             continue
