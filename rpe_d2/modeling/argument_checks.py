@@ -17,6 +17,12 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
         raise ValueError(f"{name} is {value}; allowed: {allowed}")
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raises a ValueError that names the argument or key if the value is not above 0 and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; allowed: numbers above 0")
+
+
 def check_power_of_two(name: str, value: int) -> None:
     """Raises a ValueError that names the argument or key if the value is not 1, 2, 4, 8 …"""
     if value < 1 or math.log2(value) % 1:

@@ -122,7 +122,7 @@ class PixelEmbeddingNet(PaddedInput):
             )
         refinement = None
         if rpe.REFINE == "spn":
-            refinement = MaskPropagation.from_config(cfg, backbone.output_shape())
+            refinement = MaskPropagation(cfg, backbone.output_shape())
         return {
             "backbone": backbone,
             "embedding_head": head,
