@@ -26,6 +26,9 @@ def add_rpe_config(cfg: CN) -> None:
     cfg.INPUT.QUARTER_TURNS = False
     # In training scale contrast, brightness and saturation by random factors of 1 +- this; 0: none.
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Registered name of the mapper of training; "": the one that the model's classes declare, else PixelLabelMapper with
+    # MODEL.MASK_ON and Detectron2's DatasetMapper without.
+    cfg.INPUT.DATASET_MAPPER_NAME = ""
     # Also evaluate class-agnostic proposals: average recall at 1 to 1,000 and more (MaskProposalEvaluator). A
     # ProposalNetwork always is.
     cfg.TEST.PROPOSALS = False
