@@ -51,7 +51,7 @@ def register_present_datasets(cfg: CfgNode, required: Optional[str] = None) -> N
     if missing and required and required not in DatasetCatalog:
         raise FileNotFoundError(f"{required} is not there; {'; '.join(missing)}")
     for reason in missing:
-        logger.warning("skipping a data set: %s", reason)
+        logger.warning("data set left out: %s", reason)
 
 
 def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
