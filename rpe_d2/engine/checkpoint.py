@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.utils.files import TEMPORARY, replacing_file
-from rpe_d2.utils.safe_pickle import load_arrays
+from rpe_d2.utils.safe_loading import load_arrays
 
 __all__ = ["ModelCheckpointer", "UnreadableCheckpoint"]
 

@@ -17,7 +17,7 @@ from torch import nn
 from rpe_d2.engine.checkpoint import ModelCheckpointer, UnreadableCheckpoint
 from rpe_d2.engine.hooks import averaged_copy
 from rpe_d2.utils.files import replacing_file
-from rpe_d2.utils.safe_pickle import load_arrays
+from rpe_d2.utils.safe_loading import load_arrays
 from tests.conftest import ROOT
 
 

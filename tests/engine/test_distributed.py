@@ -111,7 +111,7 @@ def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(
         os.kill(training_processes(process.pid)[1], signal.SIGTERM)
     stopped = process.finish(120)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    path = re.search(r"; saved (\S+), go on with --resume", stopped.stderr)[1]
+    path = re.search(r"; saved (\S+), continue with --resume", stopped.stderr)[1]
     torch.load(path, weights_only=True)
     if receiver != "second process":
         return  # what follows is the same

@@ -7,14 +7,10 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.data import most_instances
 from rpe_d2.engine import build_optimizer
-from rpe_d2.engine.setup import (
-    check_margin,
-    load_config,
-    most_instances,
-    read_config,
-    reject_swallowed_flags,
-)
+from rpe_d2.engine.host_models import check_training_data
+from rpe_d2.engine.setup import load_config, read_config, reject_swallowed_flags
 from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from tests.helpers.models import small_cfg
@@ -38,7 +34,7 @@ def test_most_instances_counts_the_fullest_image():
 def test_infeasible_margins_are_reported_and_the_advice_fits(dim, margin, caplog):
     cfg = shapes_cfg("MODEL.RPE.MARGIN", margin, "MODEL.RPE.EMBEDDING_DIM", dim)
     with caplog.at_level(logging.WARNING, logger="rpe_d2"):
-        check_margin(cfg, training=True)
+        check_training_data(cfg)
     feasible = min_margin(12, dim)[0] <= margin
     assert bool(caplog.records) != feasible
     if caplog.records:
@@ -49,9 +45,9 @@ def test_infeasible_margins_are_reported_and_the_advice_fits(dim, margin, caplog
 
 def test_a_radius_makes_every_margin_feasible_but_needs_something_to_tell_instances_apart(caplog):
     options = ["MODEL.RPE.MARGIN", 0.1, "MODEL.RPE.NEGATIVE_RADIUS", 20.0]
-    check_margin(shapes_cfg(*options), training=True)
+    check_training_data(shapes_cfg(*options))
     assert not caplog.records
-    check_margin(shapes_cfg(*options, "MODEL.RPE.VOTES", False), training=True)
+    check_training_data(shapes_cfg(*options, "MODEL.RPE.VOTES", False))
     assert "SPLIT_COMPONENTS" in caplog.text
 
 
