@@ -19,6 +19,7 @@ from rpe_d2.engine.hooks import averaged_copy
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.safe_loading import load_arrays
 from tests.conftest import ROOT
+from tests.helpers.payload import Payload
 
 
 class Iterations:
@@ -31,16 +32,6 @@ class Iterations:
 
     def load_state_dict(self, state):
         self.iteration = state["iteration"]
-
-
-class Payload:
-    """Leaves a file behind when it is unpickled carelessly."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def model(value=0.0):
