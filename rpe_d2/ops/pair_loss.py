@@ -27,13 +27,11 @@ def spherical_pair_loss(
     similarity is ``s = (1 + cos) / 2`` in 0 to 1. Every ordered pair of pixels i, j, including
     i = j, contributes its term times ``w_i w_j``, where ``w = 1 / (size of the pixel's group)``:
 
-    ==================  =====================  ==========================
-    ``form``            same group             different groups
-    ==================  =====================  ==========================
-    ``linear``          ``1 - s``              ``max(s - margin, 0)``
-    ``squared_hinge``   ``(1 - s)^2 / 2``      ``max(s - margin, 0)^2 / 2``
-    ``released``        ``(1 - s^2) / 2``      ``max(s - margin, 0)^2 / 2``
-    ==================  =====================  ==========================
+    | ``form``          | same group        | different groups             |
+    |-------------------|-------------------|------------------------------|
+    | ``linear``        | ``1 - s``         | ``max(s - margin, 0)``       |
+    | ``squared_hinge`` | ``(1 - s)^2 / 2`` | ``max(s - margin, 0)^2 / 2`` |
+    | ``released``      | ``(1 - s^2) / 2`` | ``max(s - margin, 0)^2 / 2`` |
 
     ``linear`` is the published loss. ``released`` is the loss whose gradient the authors' code
     applies. ``squared_hinge`` has its largest gradients at the hardest pairs.

@@ -54,7 +54,6 @@ def metrics_of(config: str, folder, *opts) -> dict:
     "config, tasks",
     [
         ("baselines/mnc_shapes.yaml", ["bbox", "segm"]),
-        ("baselines/mnc_three_stages_shapes.yaml", ["bbox", "segm"]),
         ("baselines/fcis_shapes.yaml", ["bbox", "segm"]),
         ("baselines/sds_shapes.yaml", ["bbox", "segm"]),
         ("baselines/hypercolumn_shapes.yaml", ["bbox", "segm"]),
@@ -68,6 +67,12 @@ def test_two_iterations(config, tasks, tmp_path):
     assert list(metrics)[: len(tasks)] == tasks
     if config == "spn/refiner_shapes.yaml":  # as good as the masks that it is given
         assert metrics["segm"]["AP50"] > 50
+
+
+def test_two_iterations_of_a_cascade_of_three_stages(tmp_path):
+    data = f"('{FOUR}',)"
+    opts = [*INSTANT, "MODEL.MNC.NUM_STAGES", 3, "DATASETS.TRAIN", data, "DATASETS.TEST", data]
+    assert list(metrics_of("baselines/mnc_shapes.yaml", tmp_path, *opts)) == ["bbox", "segm"]
 
 
 def test_two_iterations_of_proposals(tmp_path):
@@ -112,7 +117,7 @@ def test_two_iterations_of_semantic_segmentation(tmp_path, capsys):
     "config",
     [
         "baselines/mnc_shapes.yaml",
-        "baselines/mnc_three_stages_shapes.yaml",
+        "baselines/mnc_shapes.yaml MODEL.MNC.NUM_STAGES 3",
         "baselines/fcis_shapes.yaml",
         "baselines/sds_shapes.yaml",
         "baselines/hypercolumn_shapes.yaml",
@@ -123,8 +128,9 @@ def test_two_iterations_of_semantic_segmentation(tmp_path, capsys):
 )
 def test_four_images_are_learned_by_heart(config, tmp_path):
     data = f"('{FOUR}',)"
+    name, *overrides = config.split()
     metrics = metrics_of(
-        config, tmp_path, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", data, "DATASETS.TEST", data,
+        name, tmp_path, *overrides, "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", data, "DATASETS.TEST", data,
         "SOLVER.MAX_ITER", 300, "INPUT.RANDOM_FLIP", "none", "SOLVER.BASE_LR", 0.002,
         "SOLVER.WARMUP_ITERS", 20, "DATALOADER.NUM_WORKERS", 0,
     )  # fmt: skip

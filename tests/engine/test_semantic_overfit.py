@@ -17,8 +17,8 @@ FOUR = "semantic_four"
 CONFIGS = [
     "embedding_shapes",
     "fcn_8s_shapes",
-    "fcn_16s_shapes",
-    "fcn_32s_shapes",
+    "fcn_8s_shapes MODEL.SEM_SEG_HEAD.IN_FEATURES ['res4','res5']",
+    "fcn_8s_shapes MODEL.SEM_SEG_HEAD.IN_FEATURES ['res5']",
     "fcn_8s_vgg16_shapes",
     "deconvnet_shapes",
     "multi_scale_shapes",
@@ -48,9 +48,10 @@ def four_images():
 
 
 def metrics_of(config: str, folder, *opts) -> dict:
-    path = str(ROOT / "configs" / "semantic" / f"{config}.yaml")
+    name, *overrides = config.split()
+    path = str(ROOT / "configs" / "semantic" / f"{name}.yaml")
     arguments = [
-        "--config-file", path, "OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0,
+        "--config-file", path, *overrides, "OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0,
         "SOLVER.IMS_PER_BATCH", 2, *opts,
     ]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
