@@ -131,8 +131,9 @@ void forward_plane(const Walk& walk, const T* x, const T* gates, T* result) {
 // next line on input, and of this line on output.
 template <typename T, int K>
 void backward_line(const T* __restrict__ x, const T* __restrict__ gate,
-                   const T* __restrict__ before, T* __restrict__ delta, T* __restrict__ flow, T* __restrict__ grad_x,
-                   T* __restrict__ grad_gate, int64_t length, int64_t plane) {
+                   const T* __restrict__ before, T* __restrict__ delta, T* __restrict__ flow,
+                   T* __restrict__ grad_x, T* __restrict__ grad_gate, int64_t length,
+                   int64_t plane) {
   const int64_t pitch = length + 2;
   for (int64_t i = 0; i < length; ++i) {
     T sum = delta[i];
