@@ -18,8 +18,7 @@ from torchvision.ops import roi_align
 
 from rpe_d2.modeling.argument_checks import check_range
 from rpe_d2.modeling.embedding.labels import instance_masks
-from rpe_d2.modeling.masks import masks_in_boxes
-from rpe_d2.modeling.soft_masks import cut_at_half
+from rpe_d2.modeling.masks import masks_in_boxes, rescale_to_half
 
 # A cell of a target mask is foreground if the object covers this fraction of it, as in the releases
 # of MNC and FCIS.
@@ -253,7 +252,7 @@ class RegionROIHeads(ROIHeads, ABC):
         for part, own in zip(instances, masks.split([len(b) for b in boxes])):
             if own.dim() == 4:
                 own = select_class(own, part.pred_classes)
-            part.pred_masks = cut_at_half(own, self.mask_threshold)
+            part.pred_masks = rescale_to_half(own, self.mask_threshold)
         return instances
 
     # ---- Training
@@ -321,7 +320,7 @@ class RegionROIHeads(ROIHeads, ABC):
             pred_boxes=Boxes(boxes[row]),
             scores=scores[row, classes],
             pred_classes=classes,
-            pred_masks=cut_at_half(voted, self.mask_threshold),
+            pred_masks=rescale_to_half(voted, self.mask_threshold),
         )
 
 

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
 
-from ..arguments import check_choice, check_positive, check_range
+from ..argument_checks import check_choice, check_positive, check_range
 from ..layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)

@@ -14,7 +14,7 @@ from rpe_d2.ops.coarsen import coarsen_masks
 from ..argument_checks import check_range
 from ..embedding.labels import instance_masks
 from ..layers import resize_maps, zero_loss
-from ..soft_masks import masks_on_grid, upsample_masks
+from ..masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
 from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
 
