@@ -1,15 +1,11 @@
 """The generated parts of the documentation: the table of configuration keys and the tables of results."""
 
-import inspect
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from detectron2.config import get_cfg
-
-from rpe_d2 import config
+from dev.config_tables import config_table
 from rpe_d2.engine.run_record import UNTITLED, run_title
 from rpe_d2.visualization.report import comparison_table
 
@@ -40,43 +36,6 @@ _SEMANTIC = [
     ("sem_seg_boundary", "mIoU", "boundary mIoU"),
     ("sem_seg_boundary_1px", "mIoU", "1 px"),
 ]
-_ASSIGNMENT = re.compile(r"\s*(cfg(?:\.\w+)*|\w+)\.([A-Z][A-Z_0-9]*) = (?:(\w+) = )?(.*)")
-
-
-def config_table() -> str:
-    """Markdown table of every key of ``add_rpe_config`` with its default and the comment above it."""
-    cfg = get_cfg()
-    config.add_rpe_config(cfg)
-    aliases = {"cfg": ""}
-    comment: List[str] = []
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    fresh = True  # the next comment line starts a new text
-    for line in inspect.getsource(config.add_rpe_config).splitlines():
-        text = line.strip()
-        if text.startswith("#"):
-            if fresh:
-                comment = []
-            fresh = False
-            if not text.startswith("# ----"):
-                comment.append(text.lstrip("# "))
-            continue
-        fresh = True
-        match = _ASSIGNMENT.match(line)
-        if not match:
-            continue
-        base, name, alias, _ = match.groups()
-        root, _, rest = base.partition(".")
-        key = ".".join(part for part in (aliases[root], rest, name) if part)
-        if alias:  # a node
-            aliases[alias] = key
-            continue
-        default = cfg
-        for part in key.split("."):
-            default = default[part]
-        default = f'"{default}"' if isinstance(default, str) else default
-        meaning = " ".join(comment).replace("|", "\\|")
-        rows.append(f"| `{key}` | `{default}` | {meaning} |")
-    return "\n".join(rows)
 
 
 def results_table(results: Path, subfolder: str = "", by_file: bool = False) -> str:

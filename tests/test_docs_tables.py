@@ -17,6 +17,7 @@ from dev.docs_tables import (
     update_pages,
 )
 from rpe_d2 import add_rpe_config
+from rpe_d2.config import all_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,9 +55,12 @@ def test_every_added_key_is_in_the_table_with_a_meaning():
     cfg = get_cfg()
     before = set(flat_keys(cfg))
     add_rpe_config(cfg)
-    rows = [row.split("|") for row in config_table().splitlines()[2:]]
-    assert {row[1].strip().strip("`") for row in rows} == set(flat_keys(cfg)) - before
-    assert all(len(row[3].strip()) > 10 for row in rows)
+    lines = config_table().splitlines()
+    rows = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("| `")]
+    assert sorted(row[1].strip(" `") for row in rows) == sorted(set(flat_keys(cfg)) - before)
+    assert all(len(row) == 6 and len(row[4].strip()) > 10 for row in rows)
+    titles = [line for line in lines if line.startswith("## ")]
+    assert titles[0] == "## Top level" and len(titles) == len(set(titles)) == len(all_keys())
 
 
 def test_results_table_holds_the_numbers_of_the_records(tmp_path):
