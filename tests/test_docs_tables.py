@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
 from dev.docs_tables import (
     PAGES,
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def flat_keys(node, prefix=""):
     for key, value in node.items():
-        if isinstance(value, type(node)):
+        if isinstance(value, CfgNode):
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
