@@ -351,7 +351,7 @@ def test_triton_kernels_agree_with_torch_on_a_gpu():
         ({"gates": torch.zeros(1, 2, 6, 4, 4)}, "gates are torch.float32 of shape"),
         ({"gates": torch.zeros(1, 3, 12, 4, 4)}, "1 or 2, 12 or 4, 4, 4"),
         ({"gates": torch.zeros(1, 2, 12, 4, 5)}, "gates are"),
-        ({"gates": torch.full((1, 2, 12, 4, 4), float("nan"))}, "gates hold NaN"),
+        ({"gates": torch.full((1, 2, 12, 4, 4), float("nan"))}, "gates contain NaN"),
         ({"merge": "sum"}, "merge is 'sum'; allowed: max, mean, none"),
         ({"backend": "jax"}, "backend is 'jax'; allowed: auto, torch, cpp, triton"),
     ],
