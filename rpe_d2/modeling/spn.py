@@ -10,9 +10,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
-from rpe_d2.config import check_config
 from .layers import chosen_features, enlarge_maps, normalized_conv
 
 # Maps are propagated this many values at a time (float32, four directions: 256 MB).

@@ -7,9 +7,9 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 
-from rpe_d2.config import check_config
 from .labels import pad_points, sample_pixels
 
 

@@ -9,12 +9,12 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.color import embedding_to_rgb
 from rpe_d2.ops.edge_nms import edge_nms
 
 from ..boundary_head import BoundaryHead, BoundaryMaps
 from ..boundary_loss import BoundaryLoss, BoundaryTarget
-from rpe_d2.config import check_config
 from ..layers import resize_maps
 from .padded_input import PaddedInput
 

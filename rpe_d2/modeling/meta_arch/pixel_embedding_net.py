@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from rpe_d2.config import check_config
+
 from ..embedding.grouping import PixelGrouping, PixelGroups
 from ..embedding.head import EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels

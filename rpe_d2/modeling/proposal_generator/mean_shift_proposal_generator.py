@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from rpe_d2.config import check_config
+
 from ..embedding.grouping import PixelGrouping
 from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
