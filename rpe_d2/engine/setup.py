@@ -19,7 +19,7 @@ from rpe_d2.config import (
     add_rpe_config,
     check_config,
     check_config_file,
-    check_overrides,
+    check_registered_names,
     find_config_file,
 )
 from rpe_d2.utils.files import make_new_folder, make_writable_folder
@@ -47,6 +47,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
         cfg.SEED = choose_seed(cfg, args.resume)
+    check_registered_names(cfg)
     check_solver(cfg)
     if not args.eval_only:
         check_batch_size(cfg)
@@ -103,7 +104,6 @@ def read_config(config_file: str, opts: List[str]) -> CfgNode:
     add_rpe_config(cfg)
     config_file = find_config_file(config_file)
     check_config_file(config_file, cfg)
-    check_overrides(opts, cfg)
     # Unsafe YAML can build any Python object.
     cfg.merge_from_file(config_file, allow_unsafe=False)
     cfg.merge_from_list(opts)

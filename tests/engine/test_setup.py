@@ -85,13 +85,13 @@ def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
         ("MODEL:", "{file}: MODEL is None; allowed: its keys, MODEL."),
         ("MODEL: 3", "{file}: MODEL is 3; allowed: its keys, MODEL."),
         ("MODEL: {RPE: [1]}", "{file}: MODEL.RPE is [1]; allowed: its keys, MODEL.RPE."),
-        ("MODEL: {3: 4}", "{file}: the key MODEL.3 is no text"),
+        ("MODEL: {3: 4}", "{file}: the key MODEL.3 is not text"),
         ("_BASE_: 3", "{file}: _BASE_ is 3; allowed: a file"),
         ("_BASE_: [base.yaml, 3]", "{file}: _BASE_ is ['base.yaml', 3]; allowed: a file"),
         ("_BASE_: wrong.yaml", "wrong.yaml: SOLVER is None; allowed: its keys, SOLVER."),
         ("_BASE_: absent.yaml", "absent.yaml"),
         ("_BASE_: config.yaml", "{file}: _BASE_ leads from a file back to itself"),
-        (b"\x89PNG\r\n\xff", "{file} is no text"),
+        (b"\x89PNG\r\n\xff", "{file} is not a text file"),
         (
             "MODEL: {DEVICE: foo}",
             "MODEL.DEVICE is foo; this machine has 2 GPUs, allowed: cpu, cuda",
@@ -124,8 +124,8 @@ def test_files_are_merged_with_their_bases(base, tmp_path: Path):
     [
         (["MODEL", "None"], "MODEL is None; allowed: values of its keys, MODEL."),
         (["MODEL.RPE", "3"], "MODEL.RPE is 3; allowed: values of its keys, MODEL.RPE."),
-        (["SOLVER.BASE_LR.X", "3"], "Non-existent key: SOLVER.BASE_LR.X"),
-        (["SOLVER.ABSENT", "3"], "Non-existent key: SOLVER.ABSENT"),
+        (["SOLVER.BASE_LR.X", "3"], "Non-existent config key: SOLVER.BASE_LR.X"),
+        (["SOLVER.ABSENT", "3"], "Non-existent config key: SOLVER.ABSENT"),
     ],
 )
 def test_wrong_overrides_are_one_line(opts, message, tmp_path: Path):
