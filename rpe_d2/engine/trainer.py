@@ -36,12 +36,12 @@ from rpe_d2.evaluation import (
     BSDSBoundaryEvaluator,
     DenseCRF,
     DenseCRFEvaluator,
-    InstanceEvaluator,
+    InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
     VOCInstanceEvaluator,
 )
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 
 from .checkpoint import AVERAGED, ModelCheckpointer
 from .hooks import (
@@ -298,7 +298,7 @@ class Trainer(DefaultTrainer):
                 evaluators.append(PartFScoreEvaluator(dataset_name))
         if evaluator_type != "sem_seg" and not only_proposals:
             evaluators.append(
-                InstanceEvaluator(
+                InstanceSegmentationEvaluator(
                     dataset_name,
                     folder,
                     cfg.TEST.DETECTIONS_PER_IMAGE,
