@@ -54,7 +54,7 @@ from .hooks import (
     mean_losses,
 )
 from .host_models import inference_inputs, only_proposals, training_mapper_name
-from .train_step import PRECISIONS, NonFinite, SpoiltStatistics, TooManyUnreadable, TrainStep
+from .train_step import PRECISIONS, NonFinite, NonFiniteStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Trainer(DefaultTrainer):
         self._trainer.iter = self.iter
         try:
             self._trainer.run_step()
-        except SpoiltStatistics:
+        except NonFiniteStatistics:
             raise
         except (TooManyUnreadable, NonFinite):
             # All processes raise this together, with the weights of the previous iteration.

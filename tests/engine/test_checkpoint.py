@@ -80,7 +80,7 @@ def test_an_unreadable_checkpoint_is_named_and_the_one_before_taken(damage, tmp_
     damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}
     last.unlink() if damage == "gone" else last.write_bytes(damaged[damage])
     assert resumed(tmp_path) == (2.0, 1)
-    assert "model_0000002.pth" in caplog.text and "trying the one before" in caplog.text
+    assert "model_0000002.pth" in caplog.text and "trying the previous one" in caplog.text
 
 
 def test_every_truncation_is_noticed(tmp_path):
@@ -242,7 +242,7 @@ def reduced(function: bytes, arguments: bytes) -> bytes:
     "code, message",
     [
         # numpy.ndarray((1,), "O", b"A" * 8): an array of pointers into memory of the attacker's choice
-        (reduced(b"numpy\nndarray\n", b"(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt"), "broken"),
+        (reduced(b"numpy\nndarray\n", b"(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt"), "damaged"),
         (reduced(b"numpy\ndtype\n", b"X\x02\x00\x00\x00O8\x85"), "type O8"),
         (reduced(b"numpy\ndtype\n", b"X\x05\x00\x00\x00i4,O8\x85"), "type i4,O8"),
         (reduced(b"_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86"), "encoding zip"),
@@ -265,7 +265,7 @@ def test_an_array_larger_than_its_data_is_refused():
     assert load_arrays(io.BytesIO(whole)).tolist() == [[0, 1, 2], [3, 4, 5]]
     state = whole.replace(b"K\x02K\x03\x86", b"K\x63K\x63\x86")  # of shape (99, 99)
     assert state != whole
-    with pytest.raises(pickle.UnpicklingError, match="broken"):
+    with pytest.raises(pickle.UnpicklingError, match="damaged"):
         load_arrays(io.BytesIO(state))
 
 

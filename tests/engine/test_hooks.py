@@ -129,7 +129,7 @@ def test_of_losses_the_smallest_is_the_best(metric, tmp_path):
 def test_a_broken_best_model_is_named_and_replaced(content, tmp_path, caplog):
     (tmp_path / "model_best.pth").write_bytes(content)
     hook = best_model(tmp_path, start_iter=3)
-    assert "model_best.pth is not read" in caplog.text
+    assert "model_best.pth cannot be read" in caplog.text
     assert evaluated(hook, 1.0)
 
 

@@ -96,7 +96,7 @@ def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp
     error = stopped.stderr
     assert stopped.returncode == 128 + number, error
     line = error.strip().splitlines()[-1]
-    match = re.match(rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), go on", line)
+    match = re.match(rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), continue", line)
     assert match and Path(match[2]).name == f"model_{int(match[1]):07d}.pth", error
     assert "Traceback" not in error
     if everywhere or number == signal.SIGINT:
@@ -195,7 +195,7 @@ def test_averaged_and_best_weights_evaluate(data, uninterrupted, tmp_path):
             "MODEL.WEIGHTS", uninterrupted / name,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "Taking the averaged weights" in done.stdout + done.stderr
+        assert "Loading the averaged weights" in done.stdout + done.stderr
     run = json.loads((uninterrupted / "result.json").read_text())
     final = json.loads((tmp_path / "result.json").read_text())
     assert final["metrics"] == run["metrics"]

@@ -8,7 +8,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rpe_d2.engine.train_step import NonFinite, SpoiltStatistics, TrainStep
+from rpe_d2.engine.train_step import NonFinite, NonFiniteStatistics, TrainStep
 
 
 class Regression(nn.Module):
@@ -99,7 +99,7 @@ def test_bad_gradients_of_good_losses_are_skipped_and_named(caplog):
 
 def test_spoilt_running_statistics_end_training():
     images = items(4, at={2: {"x": torch.full((3,), float("inf"), dtype=torch.float64)}})
-    with pytest.raises(SpoiltStatistics, match="norm.running_mean are spoilt"):
+    with pytest.raises(NonFiniteStatistics, match="norm.running_mean are not finite"):
         trained(2, 1, images=images, norm=True, max_nonfinite_steps=9)
 
 
