@@ -24,12 +24,12 @@ class UnreadableCheckpoint(ValueError):
 class ModelCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with safe saving, loading and resuming.
 
-    * A file is written under a temporary name, synced and renamed, so that a file with its final name
-      is complete.
+    * A file is written under a temporary name, synced and renamed, so that a file with its final
+      name is complete.
     * Loading runs no code from the file.
     * Resuming skips unreadable checkpoints with a warning and takes the newest readable one.
-    * Weights of another architecture are refused. Detectron2 logs the missing ones and continues with
-      random values.
+    * Weights of another architecture are refused. Detectron2 logs the missing ones and continues
+      with random values.
     * A model that does not resume training gets the averaged weights where a checkpoint has them.
     """
 
@@ -37,8 +37,9 @@ class ModelCheckpointer(DetectionCheckpointer):
         """
         Args:
             model, save_dir, checkpointables: as in Detectron2.
-            complete: whether a file must hold every tensor of the model, as for inference. Otherwise
-                one tensor is enough, as when training starts from the weights of a backbone.
+            complete: whether a file must hold every tensor of the model, as for inference.
+                Otherwise one tensor is enough, as when training starts from the weights of a
+                backbone.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete

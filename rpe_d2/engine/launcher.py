@@ -59,7 +59,7 @@ def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
         return (
             Process(rank, world_size, local_rank, local_size, "env://") if world_size > 1 else None
         )
-    # Only a step of srun counts. A batch script has similar variables, but is no process of the run.
+    # Only a step of srun counts. A batch script has similar variables, but does not train.
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks == 1 or "SLURM_PROCID" not in environment:
         return None

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from rpe_d2.utils.files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# Overrides that are no part of a run's title: tables of results show them in columns, or not at all.
+# Overrides that a run's title leaves out: tables show them in columns of their own, or not at all.
 UNTITLED = (
     "OUTPUT_DIR",
     "SEED",

@@ -37,7 +37,8 @@ class TrainStep(SimpleTrainer):
     """Detectron2's training step with gradient accumulation and mixed precision.
 
     A step whose losses or gradients are not finite is skipped. All randomness of an iteration is
-    seeded by the run's seed, the process and the iteration, so that a resumed run repeats it exactly.
+    seeded by the run's seed, the process and the iteration, so that a resumed run repeats it
+    exactly.
     """
 
     def __init__(
@@ -190,8 +191,8 @@ class TrainStep(SimpleTrainer):
         nonfinite = sum(comm.all_gather(nonfinite), [])
         if nonfinite:
             raise NonFiniteStatistics(
-                f"{message}; the running statistics {nonfinite[0]} are not finite, continue from the "
-                "last checkpoint with --resume and a lower SOLVER.BASE_LR"
+                f"{message}; the running statistics {nonfinite[0]} are not finite, "
+                "continue from the last checkpoint with --resume and a lower SOLVER.BASE_LR"
             )
         if self.nonfinite_steps >= self.max_nonfinite_steps:
             raise NonFinite(
