@@ -55,8 +55,9 @@ class AverageWeights(HookBase):
 def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
     """Copies a model; the copy keeps an exponential moving average of the model's weights.
 
-    Each step it becomes ``decay * average + (1 - decay) * weights``. At step n the decay is at most (1 + n) / (10 + n), so that the random initial weights are soon
-    forgotten. Buffers, as running statistics, are averaged as well.
+    Each step it becomes ``decay * average + (1 - decay) * weights``. At step n the decay is at most
+    (1 + n) / (10 + n), so that the random initial weights are soon forgotten. Buffers, as running
+    statistics, are averaged as well.
 
     Args:
         model: the model in training.

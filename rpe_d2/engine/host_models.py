@@ -75,7 +75,7 @@ _PROPOSALS_FROM_FILES = "PrecomputedProposals"
 
 
 def model_classes(cfg: CfgNode) -> List[type]:
-    """The registered classes of a model, its meta-architecture first, then the parts that it builds.
+    """The registered classes of a model: its meta-architecture, then the parts that it builds.
 
     Names that are not registered are left out; building the model reports them.
     """
@@ -135,10 +135,12 @@ def check_run(cfg: CfgNode, has_weights: bool) -> None:
     head = _model_parts(cfg).get("sem_seg_head")
     weight = cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT
     if head is not None and weight > 0 and not _declared(head, "has_pair_loss", False):
+        others = [
+            k for k, entry in SEM_SEG_HEADS_REGISTRY if _declared(entry, "has_pair_loss", False)
+        ]
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is {weight:g}; {head.__name__} has no pair loss, "
-            "allowed: EmbeddingSemSegHead on the same features, SPNSemSegHead around it, or the "
-            "weight 0"
+            f"allowed: 0, or a head that has it, {', '.join(sorted(others))}"
         )
 
 
@@ -179,7 +181,7 @@ def _first_declared(cfg: CfgNode, name: str, default: Any) -> Any:
 
 
 def _declared(entry: Any, name: str, default: Any) -> Any:
-    """The nearest declaration in a class, its bases, or ``HOST_MODELS`` under one of their names."""
+    """The nearest declaration of a class or its bases, in the class itself or in HOST_MODELS."""
     for base in getattr(entry, "__mro__", ()):
         if name in vars(base):
             return getattr(base, name)

@@ -24,8 +24,14 @@ from rpe_d2.engine.launcher import launch
 from rpe_d2.engine.train_step import TrainStep
 from rpe_d2.engine.trainer import distributed
 from tests.conftest import ROOT
-from tests.engine.test_resume import assert_same_run
-from tests.helpers.runs import INSTANT, few_images, start_train_net, train_net
+from tests.helpers.runs import (
+    INSTANT,
+    assert_same_run,
+    few_images,
+    overrides,
+    start_train_net,
+    train_net,
+)
 
 OPTIONS = [
     "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "SEED", "5", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "3",

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from rpe_d2.engine.hooks import StopOnSignal
-from tests.helpers.runs import INSTANT, few_images, start_train_net, train_net
+from tests.helpers.runs import (
+    INSTANT,
+    assert_same_run,
+    few_images,
+    overrides,
+    start_train_net,
+    train_net,
+)
 
 STEPS = 24
 OPTIONS = [
@@ -36,27 +43,6 @@ def uninterrupted(data, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert list(output.glob("events.out.tfevents.*"))  # TensorBoard
     return output
-
-
-def assert_same_run(output: Path, expected: Path) -> None:
-    """Weights, optimizer, averages and best score are equal bit for bit."""
-    for name in ("model_final.pth", "model_best.pth"):
-        found, wanted = (
-            torch.load(folder / name, weights_only=True) for folder in (output, expected)
-        )
-        for key in ("best", "metric", "iteration"):
-            assert found.get(key) == wanted.get(key), (name, key)
-        for part in ("model", "ema"):
-            assert found[part].keys() == wanted[part].keys()
-            for tensor in found[part]:
-                assert torch.equal(found[part][tensor], wanted[part][tensor]), (name, part, tensor)
-        trainers = found["trainer"]["_trainer"], wanted["trainer"]["_trainer"]
-        states = [trainer["optimizer"]["state"] for trainer in trainers]
-        for index, state in states[1].items():
-            assert all(torch.equal(value, states[0][index][key]) for key, value in state.items())
-        assert trainers[0]["images_seen"] == trainers[1]["images_seen"]
-    last = (output / "last_checkpoint").read_text()
-    assert last == "model_final.pth"
 
 
 def test_killed_at_random_moments_and_resumed_it_is_the_same_run(data, uninterrupted, tmp_path):
@@ -96,7 +82,9 @@ def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp
     error = stopped.stderr
     assert stopped.returncode == 128 + number, error
     line = error.strip().splitlines()[-1]
-    match = re.match(rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), continue", line)
+    match = re.match(
+        rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), continue", line
+    )
     assert match and Path(match[2]).name == f"model_{int(match[1]):07d}.pth", error
     assert "Traceback" not in error
     if everywhere or number == signal.SIGINT:

@@ -151,7 +151,7 @@ def test_maps_are_drawn(tmp_path):
         (("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0),
          f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 0; the unlabelled pixels of {FOUR} are 255"),
         (("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", 0.5),
-         "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is 0.5; SemSegFPNHead has no pair loss, allowed: EmbeddingSemSegHead"),
+         "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is 0.5; SemSegFPNHead has no pair loss, allowed: 0, or a head that has it, DeconvNetHead, EmbeddingSemSegHead, FCNHead"),
     ],
 )  # fmt: skip
 def test_what_would_do_nothing_or_fail_later(options, message, tmp_path, capsys):
