@@ -239,7 +239,7 @@ def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by
 
 
 def gradients(images: range, device: str, accumulate: int = 1) -> dict:
-    """The gradients of PixelEmbeddingNet in a step, in which each process takes its share of images."""
+    """The gradients of PixelEmbeddingNet; each process takes its share of the images."""
     torch.backends.cudnn.allow_tf32 = False
     cfg = get_cfg()
     add_rpe_config(cfg)
