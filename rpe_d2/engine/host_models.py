@@ -6,11 +6,13 @@ The classes that a configuration names declare it themselves, as class attribute
 * ``num_classes_keys``: by kind, "thing" or "stuff", the key that holds its number of classes.
 * ``default_confidence_threshold``: the score below which demo and visualize leave instances out.
 * ``only_proposals``: whether it predicts proposals and nothing else.
-* ``inference_inputs(cfg)``: what it needs at inference beside images: "num_instances", "coarse_masks"
-  or "proposals".
+* ``inference_inputs(cfg)``: what it needs at inference beside images: "num_instances",
+  "coarse_masks" or "proposals".
 * ``check_run(cfg, has_weights)``: raises a ValueError of one line where a run cannot start.
-* ``check_training_data(cfg, max_instances)``: logs warnings about settings that cannot fit the data.
-* ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture builds.
+* ``check_training_data(cfg, max_instances)``: logs warnings about settings that cannot fit the
+  data.
+* ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture
+  builds.
 * ``has_pair_loss``: whether a semantic head has the pair loss.
 
 All of them are optional. Detectron2's own classes cannot declare anything; ``HOST_MODELS`` does it
@@ -67,12 +69,13 @@ HOST_MODELS: Dict[str, Dict[str, Any]] = {
         "num_classes_keys": {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
     },
 }
-# Detectron2's name for "no proposal generator": proposals come from files, DATASETS.PROPOSAL_FILES_TEST.
+# Detectron2's name for "no proposal generator": proposals come from files,
+# DATASETS.PROPOSAL_FILES_TEST.
 _PROPOSALS_FROM_FILES = "PrecomputedProposals"
 
 
 def model_classes(cfg: CfgNode) -> List[type]:
-    """The registered classes of a model: its meta-architecture, then the parts that this one builds.
+    """The registered classes of a model: its meta-architecture, then the parts that it builds.
 
     Names that are not registered are left out; building the model reports them.
     """
@@ -80,12 +83,12 @@ def model_classes(cfg: CfgNode) -> List[type]:
 
 
 def num_classes_keys(cfg: CfgNode) -> Dict[str, str]:
-    """By kind, "thing" or "stuff", the key of the model's number of classes; {} where none is known."""
+    """The keys of the model's numbers of classes, by "thing" or "stuff", as far as declared."""
     return _first_declared(cfg, "num_classes_keys", {})
 
 
 def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
-    """What the model needs at inference beside images: "num_instances", "coarse_masks", "proposals"."""
+    """What the model needs at inference beside images, see the top of this file."""
     inputs: Dict[str, None] = {}  # in this order, each once
     for entry in model_classes(cfg):
         if hasattr(entry, "inference_inputs"):
@@ -109,8 +112,8 @@ def only_proposals(cfg: CfgNode) -> bool:
 def training_mapper_name(cfg: CfgNode) -> str:
     """The registered name of the mapper of training.
 
-    It is ``INPUT.DATASET_MAPPER_NAME`` where that is set, else what the model's classes declare, else
-    PixelLabelMapper with ``MODEL.MASK_ON`` and Detectron2's own DatasetMapper without.
+    It is ``INPUT.DATASET_MAPPER_NAME`` where that is set, else what the model's classes declare,
+    else PixelLabelMapper with ``MODEL.MASK_ON`` and Detectron2's own DatasetMapper without.
     """
     usual = "PixelLabelMapper" if cfg.MODEL.MASK_ON else "DatasetMapper"
     return cfg.INPUT.DATASET_MAPPER_NAME or _first_declared(cfg, "dataset_mapper_name", usual)
@@ -132,10 +135,12 @@ def check_run(cfg: CfgNode, has_weights: bool) -> None:
     head = _model_parts(cfg).get("sem_seg_head")
     weight = cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT
     if head is not None and weight > 0 and not _declared(head, "has_pair_loss", False):
+        others = [
+            k for k, entry in SEM_SEG_HEADS_REGISTRY if _declared(entry, "has_pair_loss", False)
+        ]
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is {weight:g}; {head.__name__} has no pair loss, "
-            "allowed: EmbeddingSemSegHead on the same features, SPNSemSegHead around it, or the "
-            "weight 0"
+            f"allowed: 0, or a head that has it, {', '.join(sorted(others))}"
         )
 
 
@@ -166,7 +171,7 @@ def _model_parts(cfg: CfgNode) -> Dict[str, type]:
 
 
 def _first_declared(cfg: CfgNode, name: str, default: Any) -> Any:
-    """What the first of the model's classes that declares ``name`` says of it."""
+    """The declaration ``name`` of the first of the model's classes that has it."""
     missing = object()
     for entry in model_classes(cfg):
         value = _declared(entry, name, missing)
@@ -176,7 +181,7 @@ def _first_declared(cfg: CfgNode, name: str, default: Any) -> Any:
 
 
 def _declared(entry: Any, name: str, default: Any) -> Any:
-    """A class's own declaration, an inherited one, or that of ``HOST_MODELS``: the nearest of them."""
+    """The nearest declaration of a class or its bases, in the class itself or in HOST_MODELS."""
     for base in getattr(entry, "__mro__", ()):
         if name in vars(base):
             return getattr(base, name)

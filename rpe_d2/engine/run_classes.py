@@ -24,8 +24,8 @@ def write_classes(cfg: CfgNode) -> None:
     """Writes ``OUTPUT_DIR/classes.json``, what the data sets of a run tell about their classes.
 
     The file holds those of these lists that are known, all in the order of the model's classes:
-    "thing_classes" and "stuff_classes", the names; "stuff_colors", RGB in 0-255; and "category_ids",
-    the ids of the things in the data.
+    "thing_classes" and "stuff_classes", the names; "stuff_colors", RGB in 0-255; and
+    "category_ids", the ids of the things in the data.
     """
     known: Dict[str, Any] = {}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):

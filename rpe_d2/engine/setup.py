@@ -161,7 +161,8 @@ def check_device(key: str, name: str) -> None:
 def choose_seed(cfg: CfgNode, resume: bool) -> int:
     """Chooses the seed of a training, the same in all processes.
 
-    A resumed run keeps its seed. A new one takes ``SEED``, or a random seed where ``SEED`` is negative.
+    A resumed run keeps its seed. A new one takes ``SEED``, or a random seed where ``SEED`` is
+    negative.
     """
     seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")

@@ -54,7 +54,7 @@ from .hooks import (
     mean_losses,
 )
 from .host_models import inference_inputs, only_proposals, training_mapper_name
-from .train_step import PRECISIONS, NonFinite, SpoiltStatistics, TooManyUnreadable, TrainStep
+from .train_step import PRECISIONS, NonFinite, NonFiniteStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Trainer(DefaultTrainer):
         self._trainer.iter = self.iter
         try:
             self._trainer.run_step()
-        except SpoiltStatistics:
+        except NonFiniteStatistics:
             raise
         except (TooManyUnreadable, NonFinite):
             # All processes raise this together, with the weights of the previous iteration.
@@ -214,7 +214,7 @@ class Trainer(DefaultTrainer):
             raise
 
     def after_train(self) -> None:
-        # Detectron2 also evaluates where the last iteration failed, which may be in one process alone.
+        # Detectron2 also evaluates where the last iteration failed, perhaps in one process alone.
         finished = self.iter >= self.max_iter
         self.storage.iter = self.iter
         for hook in self._hooks:
@@ -318,8 +318,8 @@ class Trainer(DefaultTrainer):
 def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:
     evaluator = SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
     # Detectron2's boundary IoU erodes the map of labels as a whole, which is right for two classes
-    # alone: class 3 beside class 1 gets a boundary of class 2. BoundaryAPEvaluator takes the classes
-    # one by one.
+    # alone: class 3 beside class 1 gets a boundary of class 2. BoundaryAPEvaluator takes the
+    # classes one by one.
     evaluator._compute_boundary_iou = False
     return evaluator
 

@@ -124,8 +124,8 @@ def check_needs_only_pictures(cfg: CfgNode) -> None:
 def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
     """Adds "instances" to a model's output for one image where it has proposals alone.
 
-    They are proposals as instances of the first class. Their scores are the sigmoid of the objectness
-    logits; soft masks, where the proposals have them, are pasted into the image.
+    They are proposals as instances of the first class. Their scores are the sigmoid of the
+    objectness logits; soft masks, where the proposals have them, are pasted into the image.
 
     Args:
         output: a model's output for one image.

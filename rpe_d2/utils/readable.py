@@ -21,8 +21,8 @@ class UnreadableImage(ValueError):
 def unreadable_reason(error: BaseException) -> str:
     """Returns the message of an :class:`UnreadableImage`.
 
-    A data-loading process re-raises its errors with the whole traceback as the message, of which the
-    last line is "module.Class: message".
+    A data-loading process re-raises its errors with the whole traceback as the message, of which
+    the last line is "module.Class: message".
     """
     class_name = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}"
     return str(error).strip().splitlines()[-1].removeprefix(f"{class_name}: ")

@@ -95,8 +95,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 def load_arrays(file: BinaryIO) -> Any:
     """Unpickles NumPy arrays, numbers, strings, lists, tuples and dicts.
 
-    Files of Detectron2's model zoo hold nothing else. Strings from Python 2 are read as latin-1, as in
-    Detectron2.
+    Files of Detectron2's model zoo hold nothing else. Strings from Python 2 are read as latin-1, as
+    in Detectron2.
 
     Args:
         file: opened for reading bytes.

@@ -1,3 +1,5 @@
+"""Configurations: reading, checks and one-line errors."""
+
 import logging
 from pathlib import Path
 
@@ -14,18 +16,19 @@ from rpe_d2.engine.setup import load_config, read_config, reject_swallowed_flags
 from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from tests.helpers.models import small_cfg
+from tests.helpers.runs import overrides
 
 
-def shapes_cfg(*overrides):
+def shapes_cfg(*opts):
     cfg = get_cfg()
     add_rpe_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "PixelEmbeddingNet"
     cfg.DATASETS.TRAIN = ("shapes_train",)
-    cfg.merge_from_list(list(overrides))
+    cfg.merge_from_list(list(opts))
     return cfg
 
 
-def test_most_instances_counts_the_fullest_image():
+def test_most_instances_counts_those_of_the_image_with_most():
     assert most_instances("shapes_train") == 12
 
 
@@ -44,7 +47,7 @@ def test_infeasible_margins_are_reported_and_the_advice_fits(dim, margin, caplog
 
 
 def test_a_radius_makes_every_margin_feasible_but_needs_something_to_tell_instances_apart(caplog):
-    options = ["MODEL.RPE.MARGIN", 0.1, "MODEL.RPE.NEGATIVE_RADIUS", 20.0]
+    options = overrides("MODEL: {RPE: {MARGIN: 0.1, NEGATIVE_RADIUS: 20.0}}")
     check_training_data(shapes_cfg(*options))
     assert not caplog.records
     check_training_data(shapes_cfg(*options, "MODEL.RPE.VOTES", False))
@@ -58,11 +61,15 @@ def test_swallowed_flags_are_rejected():
 
 @pytest.mark.parametrize("name", ["SGD", "ADAMW"])
 def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
-    cfg = small_cfg("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned", "SOLVER.OPTIMIZER", name)
-    cfg.merge_from_list(
-        ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"]
+    options = overrides(
+        """
+        MODEL: {MEAN_SHIFT: {BANDWIDTH_MODE: learned}}
+        SOLVER:
+          CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: norm, CLIP_VALUE: 0.5}
+          WEIGHT_DECAY: 0.1
+        """
     )
-    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5, "SOLVER.WEIGHT_DECAY", 0.1])
+    cfg = small_cfg(*options, "SOLVER.OPTIMIZER", name)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     decay = {
@@ -136,16 +143,16 @@ def test_wrong_overrides_are_one_line(opts, message, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "overrides, words",
+    "options, words",
     [
         (["MODEL.FPN.FUSE_TYPE", "x"], ["AssertionError", "fpn.py", "fuse_type"]),
         (["MODEL.RESNETS.DEPTH", "17"], ["KeyError: 17", "resnet.py", "num_blocks_per_stage"]),
         (["MODEL.FPN.IN_FEATURES", "['p9']"], ["KeyError: p9", "fpn.py", "input_shapes"]),
     ],
 )
-def test_an_error_that_says_nothing_comes_with_its_source_line(overrides, words, capsys):
+def test_an_error_without_a_message_comes_with_its_source_line(options, words, capsys):
     cfg = small_cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
-    cfg.merge_from_list(overrides)
+    cfg.merge_from_list(options)
     with pytest.raises(SystemExit), one_line_errors():
         build_model(cfg)
     (line,) = capsys.readouterr().err.splitlines()
