@@ -56,7 +56,7 @@ def test_detections_have_the_format_of_detectron2(system):
     assert found.pred_masks.shape == (len(found), 128, 192)
     assert found.pred_masks.dtype == torch.bool
     assert (found.scores[:-1] >= found.scores[1:]).all() and found.pred_classes.max() < 3
-    strict = "MODEL: {ROI_HEADS: {SCORE_THRESH_TEST: 0.999}}"
+    strict = "MODEL: {ROI_HEADS: {SCORE_THRESH_TEST: 1.0}}"
     none = seeded_model(*ROI_HEADS[system], strict).eval()([{"image": image}])[0]["instances"]
     assert len(none) == 0 and none.pred_masks.shape == (0, 64, 96)
 
