@@ -93,7 +93,7 @@ def test_assembled_windows_equal_the_reference(parts, size):
 
 
 def test_neighboring_windows_share_values():
-    """Local coherence: a cell that is in the same part of two windows has the same value in both."""
+    """Local coherence: two windows share the values of a cell that is in the same part of both."""
     maps = torch.randn(1, 9, 12, 12)
     zero = torch.zeros(1, dtype=torch.int64)
     one = assemble_windows(maps, zero, zero + 1, zero + 1, 9)[0]
