@@ -136,7 +136,6 @@ class RegionROIHeads(ROIHeads, ABC):
             mask_threshold: probability from which a pixel belongs to a voted mask.
         """
         check_range("num_classes", num_classes, 1)
-        check_range("mask_size", mask_size, 1)
         check_range("mask_loss_weight", mask_loss_weight, 0)
         check_range("vote_iou", vote_iou, 0, 1)
         if not 0 < mask_threshold < 1:

@@ -160,7 +160,8 @@ def by_level(
     """Applies a function to the windows of each level and joins the results.
 
     Args:
-        function: called with a level, ``image``, ``row`` and ``column`` of its windows, and options.
+        function: called with a level, ``image``, ``row`` and ``column`` of its windows, and the
+            options.
         levels: what the function reads, for each level of the pyramid.
         windows: N windows of any levels.
         options: more arguments of the function.

@@ -16,8 +16,7 @@ from tests.reference import semantic_heads as slow
 
 def small_head(kind, shapes, **options):
     torch.manual_seed(0)
-    common = {"num_classes": 3, "ignore_value": IGNORED, "loss_weight": 1.0, "pair_loss": None}
-    head = kind(shapes, **common, **options).double()
+    head = kind(shapes, num_classes=3, **options).double()
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.5)
     return head
@@ -66,10 +65,7 @@ def test_deconvnet_unpools_by_stored_indices():
         "pool1_indices": ShapeSpec(channels=2, stride=2),
         "pool2_indices": ShapeSpec(channels=3, stride=4),
     }
-    head = small_head(
-        DeconvNetHead, shapes, in_feature="fc7",
-        poolings=["pool1_indices", "pool2_indices"], norm="",
-    )  # fmt: skip
+    head = small_head(DeconvNetHead, shapes, norm="")
     rng = np.random.default_rng(0)
     _, first = slow.max_pool(rng.standard_normal((2, 8, 12)))
     _, second = slow.max_pool(rng.standard_normal((3, 4, 6)))
@@ -101,10 +97,7 @@ def test_deconvnet_keeps_the_initial_variance_of_its_input():
         "pool1_indices": ShapeSpec(channels=32, stride=2),
     }
     torch.manual_seed(0)
-    head = DeconvNetHead(
-        shapes, in_feature="fc7", poolings=["pool1_indices"], norm="", num_classes=3,
-        ignore_value=IGNORED, loss_weight=1.0, pair_loss=None,
-    )  # fmt: skip
+    head = DeconvNetHead(shapes, num_classes=3, norm="")
     x = torch.randn(2, 256, 16, 16).relu()
     with torch.no_grad():
         output = head.first(x)[..., 3:-3, 3:-3]

@@ -331,11 +331,11 @@ def head_options(options):
         ),
         (
             [FCN, head_options("{IN_FEATURES: [res3, res5]}")],
-            "strides 8, 32; FCNHead allows whole pixels, each twice",
+            "strides 8, 32; allowed with FCNHead: integers, each twice",
         ),
         (
             [FCN, BROKEN_SCALE, head_options("{IN_FEATURES: [res3@0.3]}")],
-            "strides 26.6667; FCNHead allows whole",
+            "strides 26.6667; allowed with FCNHead: integers",
         ),
         (
             [EMBEDDING, BROKEN_SCALE, head_options("{IN_FEATURES: [res3, res3@0.3]}")],
@@ -343,7 +343,7 @@ def head_options(options):
         ),
         (
             [DECONVNET, head_options("{IN_FEATURES: [fc7]}")],
-            "is fc7; DeconvNetHead allows one map",
+            "is fc7; allowed with DeconvNetHead: one map",
         ),
         (
             [DECONVNET, head_options("{IN_FEATURES: [fc7, pool1_indices, pool2_indices]}")],
@@ -355,7 +355,7 @@ def head_options(options):
                 "MODEL: {GUIDED_BACKBONE: {SCALES: [1.0, 0.3]}}",
                 head_options("{IN_FEATURES: [res2, res2@0.3]}"),
             ],
-            "strides 4, 13.3333; MultiScaleSemSegHead allows multiples",
+            "strides 4, 13.3333; allowed with MultiScaleSemSegHead: multiples",
         ),
         (
             [RECURRENT, head_options("{RECURRENT_SCALES: [0.3]}")],
@@ -367,7 +367,7 @@ def head_options(options):
                 "MODEL: {GUIDED_BACKBONE: {SCALES: [1.0, 0.3]}}",
                 head_options("{IN_FEATURES: [image, res3@0.3]}"),
             ],
-            "res3@0.3 has the stride 26.6667; RecurrentConvSemSegHead allows whole",
+            "res3@0.3 has the stride 26.6667; allowed with RecurrentConvSemSegHead: int",
         ),
         (
             [RECURRENT, head_options("{NUM_CONVS: -1}")],
