@@ -41,7 +41,9 @@ def output_of(image_id, boxes, scores):
 
 
 def evaluate(dataset, outputs, detections_per_image=100, touching_instances=False):
-    evaluator = InstanceSegmentationEvaluator(dataset, None, detections_per_image, touching_instances)
+    evaluator = InstanceSegmentationEvaluator(
+        dataset, None, detections_per_image, touching_instances
+    )
     evaluator.reset()
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [output])
