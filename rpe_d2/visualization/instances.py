@@ -79,7 +79,7 @@ def match_by_iou(iou: np.ndarray, min_iou: float = _MATCH_IOU) -> np.ndarray:
 
 
 def panoptic_quality(pred: np.ndarray, truth: np.ndarray) -> float:
-    """Computes class-agnostic panoptic quality of one image (Kirillov et al., CVPR 2019, section 4).
+    """Computes class-agnostic panoptic quality for one image (Kirillov et al., CVPR 2019, sec. 4).
 
     Args:
         pred: (P, H, W) bool.

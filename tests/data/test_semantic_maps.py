@@ -38,7 +38,7 @@ def test_maps_of_masks(folder):
     with_objects, without = DatasetCatalog.get("mine_sem_seg")
     assert "annotations" not in with_objects and with_objects["image_id"] == 5
     assert with_objects["file_name"] == str(folder / "images/a.png")
-    found = read_label_map(with_objects["sem_seg_file_name"])
+    result = read_label_map(with_objects["sem_seg_file_name"])
     expected = np.zeros((16, 20), int)
     expected[:8] = 255
     expected[1:7, 1:9] = 1
@@ -46,7 +46,7 @@ def test_maps_of_masks(folder):
     expected[4:6, 4:6] = 2
     expected[10:14, 12:15] = 2
     expected[12:14, 17:19] = 1
-    assert np.array_equal(found, expected)
+    assert np.array_equal(result, expected)
     assert not read_label_map(without["sem_seg_file_name"]).any()
 
 
@@ -75,9 +75,9 @@ def test_nuclei_foreground(real_data):
         register_coco_jsons([f"nuclei_test={root}/val.json"])
         instances = DatasetCatalog.get("nuclei_test")[0]
         record = DatasetCatalog.get("nuclei_test_sem_seg")[0]
-        found = read_label_map(record["sem_seg_file_name"])
-        assert found.shape == (instances["height"], instances["width"])
-        assert set(np.unique(found)) == {0, 1} and len(instances["annotations"]) > 0
+        result = read_label_map(record["sem_seg_file_name"])
+        assert result.shape == (instances["height"], instances["width"])
+        assert set(np.unique(result)) == {0, 1} and len(instances["annotations"]) > 0
     finally:
         for name in set(DatasetCatalog.list()) - before:
             DatasetCatalog.remove(name)
@@ -99,13 +99,13 @@ def test_noise_is_in_the_maps_and_nothing_else(split):
     wrong = lost = added = foreground = 0
     for one, other in list(zip(clean, noisy))[:4]:
         true = read_label_map(one["sem_seg_file_name"])
-        found = read_label_map(other["sem_seg_file_name"])
+        result = read_label_map(other["sem_seg_file_name"])
         again = load_shapes_sem_seg(split, noisy=True)[one["image_id"]]["sem_seg_file_name"]
-        assert np.array_equal(found, read_label_map(again))
-        assert set(np.unique(found)) <= set(np.unique(true)) | {0}
-        wrong += (found != true).mean() / 4
-        lost += ((true > 0) & (found == 0)).sum()
-        added += ((true == 0) & (found > 0)).sum()
+        assert np.array_equal(result, read_label_map(again))
+        assert set(np.unique(result)) <= set(np.unique(true)) | {0}
+        wrong += (result != true).mean() / 4
+        lost += ((true > 0) & (result == 0)).sum()
+        added += ((true == 0) & (result > 0)).sum()
         foreground += (true > 0).sum()
     assert 0.05 < wrong < 0.2
     assert 0.1 < lost / foreground < 0.3 and 0.01 < added / foreground < 0.15

@@ -64,8 +64,8 @@ def test_real_files(real_data):
 
 def test_annotations_come_back(tmp_path):
     annotations = [MAP > 200, MAP > 255, MAP > 100]
-    found = read_boundary_annotations(save_annotations(tmp_path / "a.mat", annotations))
-    np.testing.assert_array_equal(found, annotations)
+    pred = read_boundary_annotations(save_annotations(tmp_path / "a.mat", annotations))
+    np.testing.assert_array_equal(pred, annotations)
 
 
 @pytest.mark.parametrize(
