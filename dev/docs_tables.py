@@ -1,13 +1,10 @@
 """The generated parts of the documentation: configuration keys and tables of results."""
 
-import inspect
-import re
 from pathlib import Path
 from typing import Dict, List
 
-from detectron2.config import get_cfg
-
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
+from dev.config_tables import config_table
 from dev.result_tables import (
     Model,
     Score,
@@ -21,46 +18,6 @@ from dev.result_tables import (
     seeds_table,
     select_columns,
 )
-from rpe_d2 import config
-
-_ASSIGNMENT = re.compile(r"\s*(cfg(?:\.\w+)*|\w+)\.([A-Z][A-Z_0-9]*) = (?:(\w+) = )?(.*)")
-
-
-def config_table() -> str:
-    """Markdown table of every key of ``add_rpe_config`` with its default and the comment above it."""
-    cfg = get_cfg()
-    config.add_rpe_config(cfg)
-    aliases = {"cfg": ""}
-    comment: List[str] = []
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    fresh = True  # the next comment line starts a new text
-    for line in inspect.getsource(config.add_rpe_config).splitlines():
-        text = line.strip()
-        if text.startswith("#"):
-            if fresh:
-                comment = []
-            fresh = False
-            if not text.startswith("# ----"):
-                comment.append(text.lstrip("# "))
-            continue
-        fresh = True
-        match = _ASSIGNMENT.match(line)
-        if not match:
-            continue
-        base, name, alias, _ = match.groups()
-        root, _, rest = base.partition(".")
-        key = ".".join(part for part in (aliases[root], rest, name) if part)
-        if alias:  # a node
-            aliases[alias] = key
-            continue
-        default = cfg
-        for part in key.split("."):
-            default = default[part]
-        default = f'"{default}"' if isinstance(default, str) else default
-        meaning = " ".join(comment).replace("|", "\\|")
-        rows.append(f"| `{key}` | `{default}` | {meaning} |")
-    return "\n".join(rows)
-
 
 PAGES = (
     "README.md",

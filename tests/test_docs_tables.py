@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
 from dev.docs_tables import PAGES, config_table, generated_tables, update_pages
 from dev.result_tables import (
@@ -22,13 +22,14 @@ from dev.result_tables import (
     select_columns,
 )
 from rpe_d2 import add_rpe_config
+from rpe_d2.config import all_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def flat_keys(node, prefix=""):
     for key, value in node.items():
-        if isinstance(value, type(node)):
+        if isinstance(value, CfgNode):
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
@@ -70,9 +71,12 @@ def test_every_added_key_is_in_the_table_with_a_meaning():
     cfg = get_cfg()
     before = set(flat_keys(cfg))
     add_rpe_config(cfg)
-    rows = [row.split("|") for row in config_table().splitlines()[2:]]
-    assert {row[1].strip().strip("`") for row in rows} == set(flat_keys(cfg)) - before
-    assert all(len(row[3].strip()) > 10 for row in rows)
+    lines = config_table().splitlines()
+    rows = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("| `")]
+    assert sorted(row[1].strip(" `") for row in rows) == sorted(set(flat_keys(cfg)) - before)
+    assert all(len(row) == 6 and len(row[4].strip()) > 10 for row in rows)
+    titles = [line for line in lines if line.startswith("## ")]
+    assert titles[0] == "## Top level" and len(titles) == len(set(titles)) == len(all_keys())
 
 
 def test_tables_of_runs_hold_the_numbers_of_the_records(tmp_path):

@@ -122,10 +122,7 @@ class CoarseInstances:
     """
 
     def __init__(
-        self,
-        mapper: Callable[[Dict[str, Any]], Dict[str, Any]],
-        factor: int = 4,
-        jitter: int = 2,
+        self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]], factor: int = 4, jitter: int = 2
     ):
         """
         Args:

@@ -1,4 +1,4 @@
-"""Losses on labels per pixel, and their parts, that several components share."""
+"""Losses on pixels, and their parts, that instance and semantic heads share."""
 
 from typing import Any, Dict, Optional
 
@@ -7,22 +7,22 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 
-from ..config_ranges import check_ranges
 from .labels import pad_points, sample_pixels
 
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignored: int) -> torch.Tensor:
-    """Cross-entropy of pixels, averaged in every image, then over the images.
+    """Averages the cross-entropy of pixels over each image and then over the images.
 
     Args:
-        logits: (B, K, H, W).
+        logits: (B, K, H, W) class logits.
         target: (B, H, W) int64 classes.
-        ignored: label of pixels that do not count.
+        ignored: label of pixels that are left out.
 
     Returns:
-        Scalar; a zero that backpropagates for images in which no pixel counts.
+        A scalar. Images without labelled pixels contribute 0, and gradients still flow.
     """
     error = F.cross_entropy(logits, target, ignore_index=ignored, reduction="none")
     counts = (target != ignored).sum(dim=(1, 2)).clamp(min=1)
@@ -30,15 +30,15 @@ def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignored: int)
 
 
 def read_maps(maps: torch.Tensor, stride: int, pixels: torch.Tensor) -> torch.Tensor:
-    """Values at given positions, by bilinear interpolation.
+    """Reads maps at given positions by bilinear interpolation.
 
     Args:
-        maps: (B, C, h, w).
+        maps: (B, C, h, w) maps.
         stride: pixels per cell.
         pixels: (B, P, 2) x, y in continuous pixel coordinates.
 
     Returns:
-        (B, P, C).
+        (B, P, C) values.
     """
     height, width = (side * stride for side in maps.shape[-2:])
     grid = 2 * pixels / pixels.new_tensor([width, height]) - 1
@@ -49,7 +49,7 @@ def read_maps(maps: torch.Tensor, stride: int, pixels: torch.Tensor) -> torch.Te
 
 
 def pair_loss_options(cfg: CfgNode) -> Dict[str, Any]:
-    """Arguments of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss` from ``MODEL.RPE``, all but the radius."""
+    """Reads arguments of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss` from ``MODEL.RPE``."""
     rpe = cfg.MODEL.RPE
     for key, allowed in (("PAIR_LOSS_FORM", FORMS), ("PAIR_LOSS_NORMALIZATION", NORMALIZATIONS)):
         if rpe[key] not in allowed:
@@ -64,10 +64,11 @@ def pair_loss_options(cfg: CfgNode) -> Dict[str, Any]:
 
 
 class SemanticPairLoss(nn.Module):
-    """The pair loss in which the pixels of an image with the same semantic label are a group (Kong & Fowlkes, sec. 6).
+    """Pair loss in which pixels of an image with the same class form a group.
 
-    Pixels are sampled from the full-resolution labels, as evenly over the classes as their areas allow, and
-    embeddings are read there by bilinear interpolation. Without parameters: the head has the branch that embeds.
+    See Kong & Fowlkes (CVPR 2018), section 6. Pixels are sampled from the full-resolution labels,
+    stratified by class. Embeddings are read at these pixels by bilinear interpolation. The loss has
+    no parameters, because the head predicts the embeddings.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class SemanticPairLoss(nn.Module):
     ):
         """
         Args:
-            embedding_dim: D.
-            num_points: pixels sampled per image.
-            ignore_value: label of pixels that take no part.
-            loss_weight: factor.
-            pair_options: of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
+            embedding_dim: D, dimension of the embeddings.
+            num_points: number of pixels that are sampled per image.
+            ignore_value: label of pixels that are left out.
+            loss_weight: weight of the loss.
+            pair_options: arguments of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
         """
         super().__init__()
         self.embedding_dim = embedding_dim
@@ -97,11 +98,12 @@ class SemanticPairLoss(nn.Module):
     def forward(
         self, embeddings: torch.Tensor, stride: int, targets: torch.Tensor
     ) -> Dict[str, torch.Tensor]:
-        """
+        """Computes the loss of a batch.
+
         Args:
-            embeddings: (B, D, h, w), of any length.
+            embeddings: (B, D, h, w) vectors of any length.
             stride: pixels per cell.
-            targets: (B, H, W) int64 classes, H and W at most h * stride and w * stride.
+            targets: (B, H, W) int64 classes. H is at most h * stride and W at most w * stride.
 
         Returns:
             The weighted scalar "loss_sem_seg_pair", the mean of the images' losses.
@@ -119,15 +121,15 @@ class SemanticPairLoss(nn.Module):
         return {"loss_sem_seg_pair": self.loss_weight * sum(losses) / len(losses)}
 
 
-def build_semantic_pair_loss(cfg: CfgNode, usual_weight: float) -> Optional[SemanticPairLoss]:
-    """What ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT`` asks for; None where that is 0.
+def build_semantic_pair_loss(cfg: CfgNode, default_weight: float) -> Optional[SemanticPairLoss]:
+    """Builds the loss of ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``. It is None for a weight of 0.
 
     Args:
-        usual_weight: of the head, where the key leaves it to that.
+        default_weight: the head's own weight, which is used if the key is negative.
     """
-    check_ranges(cfg)
+    check_config(cfg, "MODEL.RPE", "MODEL.SEM_SEG_HEAD")
     rpe, head = cfg.MODEL.RPE, cfg.MODEL.SEM_SEG_HEAD
-    weight = usual_weight if head.PAIR_LOSS_WEIGHT < 0 else head.PAIR_LOSS_WEIGHT
+    weight = default_weight if head.PAIR_LOSS_WEIGHT < 0 else head.PAIR_LOSS_WEIGHT
     if weight == 0:
         return None
     return SemanticPairLoss(
