@@ -10,14 +10,12 @@ from detectron2.utils.file_io import PathManager
 from rpe_d2.data import load_shapes, load_shapes_sem_seg, register_coco_jsons
 from rpe_d2.data.datasets.label_noise import corrupt_labels
 from rpe_d2.utils.label_maps import read_label_map
-from tests.data.test_coco_jsons import entry, folder, make_content
-
-__all__ = ["folder"]  # a fixture
+from tests.helpers.coco_files import entry, make_content
 
 # ---- COCO-format data
 
 
-def test_maps_of_masks(folder):
+def test_maps_of_masks(coco_folder):
     content = make_content()
     content["annotations"] += [
         # A small one in front of the first, a crowd behind all, and one of which only the box is known.
@@ -31,13 +29,13 @@ def test_maps_of_masks(folder):
         {"id": 7, "image_id": 5, "category_id": 3, "bbox": [17, 12, 2, 2],
          "segmentation": [[15, 10, 19, 14], [17, 12, 19, 12, 19, 14, 17, 14]]},
     ]  # fmt: skip
-    register_coco_jsons([entry(folder, content)])
+    register_coco_jsons([entry(coco_folder, content)])
     metadata = MetadataCatalog.get("mine_sem_seg")
     assert metadata.stuff_classes == ["background", "cell", "zebra"]
     assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
     with_objects, without = DatasetCatalog.get("mine_sem_seg")
     assert "annotations" not in with_objects and with_objects["image_id"] == 5
-    assert with_objects["file_name"] == str(folder / "images/a.png")
+    assert with_objects["file_name"] == str(coco_folder / "images/a.png")
     result = read_label_map(with_objects["sem_seg_file_name"])
     expected = np.zeros((16, 20), int)
     expected[:8] = 255
@@ -50,21 +48,21 @@ def test_maps_of_masks(folder):
     assert not read_label_map(without["sem_seg_file_name"]).any()
 
 
-def test_a_taken_name_and_an_absent_image_are_named(folder):
-    register_coco_jsons([entry(folder, make_content(), "one")])
+def test_a_taken_name_and_an_absent_image_are_named(coco_folder):
+    register_coco_jsons([entry(coco_folder, make_content(), "one")])
     path = DatasetCatalog.get("one_sem_seg")[0]["sem_seg_file_name"].replace("#5", "#6")
     with pytest.raises(FileNotFoundError, match="#6: there is no such image"):
         PathManager.open(path, "rb")
     DatasetCatalog.register("two_sem_seg", lambda: [])
     MetadataCatalog.get("two_sem_seg")
     with pytest.raises(ValueError, match="two_sem_seg, the name of its semantic maps, is taken"):
-        register_coco_jsons([entry(folder, make_content(), "two")])
+        register_coco_jsons([entry(coco_folder, make_content(), "two")])
 
 
-def test_more_classes_than_a_map_holds(folder):
+def test_more_classes_than_a_map_holds(coco_folder):
     content = make_content()
     content["categories"] += [{"id": 100 + n, "name": f"class {n}"} for n in range(253)]
-    register_coco_jsons([entry(folder, content)])
+    register_coco_jsons([entry(coco_folder, content)])
     assert "mine" in DatasetCatalog.list() and "mine_sem_seg" not in DatasetCatalog.list()
 
 

@@ -10,18 +10,15 @@ from rpe_d2.evaluation import (
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
 )
-from tests.evaluation.test_mask_proposal_evaluator import (
+from tests.helpers.squares import (
     LARGE,
     MEDIUM,
     NOWHERE,
     SMALL,
     change_data,
-    dataset,
     predictions,
     upper_part,
 )
-
-__all__ = ["dataset"]  # a fixture
 
 LINE = [10, 10, 30, 30]  # two corners
 EVALUATORS = {

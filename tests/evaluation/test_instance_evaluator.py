@@ -11,18 +11,15 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from rpe_d2.evaluation import InstanceSegmentationEvaluator
-from tests.evaluation.test_mask_proposal_evaluator import (
+from tests.helpers.squares import (
     LARGE,
     MEDIUM,
     NOWHERE,
     SMALL,
     change_data,
-    dataset,
     predictions,
     upper_part,
 )
-
-__all__ = ["dataset"]  # a fixture
 
 # Classes are the images': the first has the small and the large square, the second the medium one.
 CLASSES = {1: 0, 2: 1}

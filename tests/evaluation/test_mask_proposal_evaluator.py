@@ -17,77 +17,16 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.evaluation import MaskProposalEvaluator
-
-SIZE = (240, 320)
-SMALL, MEDIUM, LARGE = (10, 10, 30, 30), (50, 50, 110, 110), (100, 20, 300, 220)  # x0, y0, x1, y1
-NOWHERE = (200, 230, 210, 240)
-
-
-def square_mask(box):
-    mask = np.zeros(SIZE, dtype=np.uint8, order="F")
-    x0, y0, x1, y1 = box
-    mask[y0:y1, x0:x1] = 1
-    return mask
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Image 1: a small and a large square; image 2: a medium one, and a crowd."""
-    annotations = []
-    for image_id, box, crowd in ((1, SMALL, 0), (1, LARGE, 0), (2, MEDIUM, 0), (2, LARGE, 1)):
-        rle = mask_util.encode(square_mask(box))
-        rle["counts"] = rle["counts"].decode()
-        x0, y0, x1, y1 = box
-        annotations.append(
-            {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": image_id,
-                "bbox": [x0 - 5, y0, x1 - x0 + 9, y1 - y0],  # looser than the mask
-                "area": float((x1 - x0) * (y1 - y0)),
-                "iscrowd": crowd,
-                "segmentation": rle,
-            }
-        )
-    images = [
-        {"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.png"} for i in (1, 2)
-    ]
-    categories = [{"id": i, "name": str(i)} for i in (1, 2)]
-    path = tmp_path / "truth.json"
-    path.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
-    MetadataCatalog.get("squares").json_file = str(path)
-    yield "squares"
-    MetadataCatalog.remove("squares")
-
-
-def change_data(dataset, change):
-    """Rewrites the data set's file after ``change(content)``."""
-    path = MetadataCatalog.get(dataset).json_file
-    with open(path) as file:
-        content = json.load(file)
-    change(content)
-    with open(path, "w") as file:
-        json.dump(content, file)
-
-
-def predictions(boxes, scores, kind="instances", size=SIZE):
-    instances = Instances(size)
-    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    scores = torch.tensor(scores, dtype=torch.float32)
-    if kind == "instances":
-        masks = [torch.from_numpy(square_mask(box)).bool() for box in boxes]
-        instances.pred_boxes, instances.scores = Boxes(tensor), scores
-        instances.pred_classes = torch.zeros(len(boxes), dtype=torch.long)
-        instances.pred_masks = (
-            torch.stack(masks) if masks else torch.zeros(0, *SIZE, dtype=torch.bool)
-        )
-        return {"instances": instances}
-    instances.proposal_boxes, instances.objectness_logits = Boxes(tensor), scores
-    if kind == "masks":
-        instances.proposal_masks = torch.full((len(boxes), 112, 112), 255, dtype=torch.uint8)
-    return {"proposals": instances}
+from tests.helpers.squares import (
+    LARGE,
+    MEDIUM,
+    NOWHERE,
+    SIZE,
+    SMALL,
+    change_data,
+    predictions,
+    upper_part,
+)
 
 
 def evaluate(dataset, first, second=None):
@@ -96,12 +35,6 @@ def evaluate(dataset, first, second=None):
     if second is not None:
         evaluator.process([{"image_id": 2}], [second])
     return evaluator.evaluate()
-
-
-def upper_part(box, share):
-    """The box without its lower rows: IoU ``share``, rounded to rows, with the whole of it."""
-    x0, y0, x1, y1 = box
-    return x0, y0, x1, y0 + round(share * (y1 - y0))
 
 
 @pytest.mark.parametrize("kind", ["instances", "masks", "boxes"])
