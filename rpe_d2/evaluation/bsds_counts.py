@@ -101,7 +101,7 @@ class CountStore:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a file of counts of this tool; move it away") from error
+            raise ValueError(f"{path}: holds no counts of this tool; move it away") from error
         return counts
 
     def save(self, path: Path, counts: ImageCounts) -> None:

@@ -24,13 +24,13 @@ _CORRECT, _FALSE, _IGNORED = 1, 0, -1
 class VOCInstanceEvaluator(DatasetEvaluator):
     """Evaluates AP^r of instances.
 
-    Hariharan et al., "Simultaneous Detection and Segmentation", ECCV 2014, section 4. The detections of each class are visited in
-    descending order of score over all images, and assigned to the ground truth of their class and
-    image with the largest mask IoU. A detection is correct if that IoU is at least the threshold
-    and no earlier detection was assigned to the same instance. Later ones are false positives.
-    Difficult instances are ignored, as in VOC's development kit. So are crowds of datasets in
-    COCO's format, where a detection is ignored if at least the threshold's fraction of it is in a
-    crowd. The number of detections is not limited.
+    Hariharan et al., "Simultaneous Detection and Segmentation", ECCV 2014, section 4. The
+    detections of each class are visited in descending order of score over all images, and assigned
+    to the ground truth of their class and image with the largest mask IoU. A detection is correct
+    if that IoU is at least the threshold and no earlier detection was assigned to the same
+    instance. Later ones are false positives. Difficult instances are ignored, as in VOC's
+    development kit. So are crowds of datasets in COCO's format, where a detection is ignored if at
+    least the threshold's fraction of it is in a crowd. The number of detections is not limited.
 
     Void pixels of VOC's maps are background, so they count in the area of a mask that covers them.
     The released evaluations of SDS and MNC use SBD's maps, which have no void pixels, and count

@@ -3,8 +3,6 @@
 from typing import Tuple
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 
 def match_boundaries(
@@ -91,6 +89,9 @@ def _assign(
     Returns:
         Two arrays (K,), the matched rows in ascending order and their columns.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     num_rows, num_columns = rows.max() + 1, columns.max() + 1
     # Each row gets a private outlier column, so that a matching of all rows always exists. Its
     # cost exceeds what one more pair can add along any augmenting path, so the number of pairs is

@@ -4,8 +4,6 @@ from typing import Optional, Tuple, Union
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch.nn import functional as F
 
 # Largest number of points among which modes are searched. It bounds time and memory.
@@ -93,6 +91,9 @@ def split_components(label_map: torch.Tensor) -> torch.Tensor:
             f"label_map is {label_map.dtype} of shape {tuple(label_map.shape)}; "
             "allowed: integer (H, W)"
         )
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     labels = label_map.cpu().numpy()
     number = np.arange(labels.size).reshape(labels.shape)
     starts, ends = [], []

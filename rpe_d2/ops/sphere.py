@@ -3,9 +3,6 @@
 import math
 from typing import Tuple
 
-from scipy.optimize import brentq
-from scipy.special import betaincinv
-
 # Largest cosine between any two of Q points that are spread as widely as possible on the sphere in
 # three dimensions (Tammes problem). Holds the Q that have a proof of optimality and for which the
 # answer is neither the simplex nor the cross-polytope.
@@ -96,6 +93,8 @@ def _smallest_max_cosine(num_points: int, dim: int) -> Tuple[float, bool]:
 
 def _cap_packing_bound(num_points: int, dim: int) -> float:
     """Bounds the cosine by the areas of disjoint caps, which sum to at most the sphere's area."""
+    from scipy.special import betaincinv
+
     # A cap of angular radius phi <= pi/2 covers a fraction betainc((dim-1)/2, 1/2, sin(phi)^2) / 2
     # of the sphere.
     sin_squared = betaincinv((dim - 1) / 2, 0.5, min(1.0, 2.0 / num_points))
@@ -107,6 +106,8 @@ def _levenshtein_bound(num_points: int, dim: int) -> float:
 
     At most ``dim (1-s) (2 + (dim+1) s) / (1 - dim s^2)`` points have cosines <= s.
     """
+    from scipy.optimize import brentq
+
     largest = (math.sqrt(dim + 3) - 1) / (dim + 2)  # the bound's range of validity
 
     def excess(cosine: float) -> float:

@@ -69,12 +69,12 @@ def test_f_scores_by_hand(root):
     evaluator = PartFScoreEvaluator("helen_val")
     record = DatasetCatalog.get("helen_val")[0]
     truth = read_image(record["sem_seg_file_name"], "L").squeeze(-1)
-    found = truth.copy()
-    found[truth == 4] = 5  # the other eye
-    found[truth == 6] = 0  # no nose
+    pred = truth.copy()
+    pred[truth == 4] = 5  # the other eye
+    pred[truth == 6] = 0  # no nose
     half = (truth == 1) & (np.arange(40) < 20)
-    found[half] = 10
-    scores = torch.from_numpy(np.eye(11)[found].transpose(2, 0, 1))
+    pred[half] = 10
+    scores = torch.from_numpy(np.eye(11)[pred].transpose(2, 0, 1))
     evaluator.process([record], [{"sem_seg": scores}])
     result = evaluator.evaluate()["f_score"]
     assert result["eyes"] == result["mouth"] == result["brows"] == 100

@@ -102,8 +102,8 @@ def test_masks_for_training(root):
     cfg.INPUT.MIN_SIZE_TRAIN = (voc_tree.SIZE[0],)
     cfg.INPUT.RANDOM_FLIP = "none"
     mapped = PixelLabelMapper(cfg, is_train=True)(DatasetCatalog.get("voc_2012_train")[0])
-    found = mapped["instances"].gt_masks.tensor.numpy()
-    assert np.array_equal(found, expected_masks(voc_tree.DEFAULT))
+    result = mapped["instances"].gt_masks.tensor.numpy()
+    assert np.array_equal(result, expected_masks(voc_tree.DEFAULT))
     assert mapped["instances"].gt_classes.tolist() == [0, 14, 14]
     void = voc_tree.maps(voc_tree.DEFAULT)[0] == 255
     assert void.any() and np.array_equal(mapped["ignore_mask"].numpy(), void)

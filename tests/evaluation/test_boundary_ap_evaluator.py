@@ -91,13 +91,13 @@ def square(x0, y0, x1, y1):
 @pytest.mark.parametrize("width", [None, 1, 2])
 def test_overlaps_are_the_definition(width):
     truths = [square(5, 5, 30, 30), blobs(3), square(40, 0, 80, 20)]
-    found = [square(6, 7, 31, 30), blobs(3), square(44, 3, 80, 22), square(0, 50, 4, 60)]
+    pred = [square(6, 7, 31, 30), blobs(3), square(44, 3, 80, 22), square(0, 50, 4, 60)]
     scores = [0.2, 0.9, 0.5, 0.7]
     truth = coco([(mask, 3, 0) for mask in truths])
     results = truth.loadRes(
         [
             {"image_id": 1, "category_id": 3, "score": score, "segmentation": encoded(mask)}
-            for mask, score in zip(found, scores)
+            for mask, score in zip(pred, scores)
         ]
     )
     evaluation = BoundaryCOCOeval(truth, results, width)
@@ -105,8 +105,8 @@ def test_overlaps_are_the_definition(width):
     overlaps = evaluation.computeIoU(1, 3)
     for row, index in enumerate([1, 3, 2, 0]):
         for column, mask in enumerate(truths):
-            masks = (found[index] & mask).sum() / (found[index] | mask).sum()
-            boundaries = reference.boundary_iou(found[index], mask, width or 2)
+            masks = (pred[index] & mask).sum() / (pred[index] | mask).sum()
+            boundaries = reference.boundary_iou(pred[index], mask, width or 2)
             assert overlaps[row, column] == pytest.approx(min(masks, boundaries))
 
 
@@ -159,8 +159,8 @@ def instances(*masks_and_classes) -> Instances:
 
 def test_average_precision_by_hand(instance_data):
     evaluator = BoundaryAPEvaluator(instance_data)
-    found = instances((square(0, 0, 40, 40), 0), (square(41, 10, 80, 50), 1))
-    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    pred = instances((square(0, 0, 40, 40), 0), (square(41, 10, 80, 50), 1))
+    evaluator.process([{"image_id": 1}], [{"instances": pred}])
     metrics = evaluator.evaluate()
     assert list(metrics) == ["segm_boundary", "segm_boundary_2px", "segm_boundary_1px"]
     # The second square lacks its first column: IoU of the masks 0.975, of the boundaries less, and the less the
@@ -186,10 +186,10 @@ def test_semantic_areas_are_the_definition():
     rng = np.random.default_rng(0)
     truth = np.kron(rng.integers(0, 3, (6, 8)), np.ones((10, 10), int))
     truth[:4, 20:] = 255
-    found = np.roll(truth, 2, axis=1)
-    found[found == 255] = 1
-    areas = boundary_areas(found, truth, 4, 255)
-    seen = np.where(truth == 255, 255, found)
+    pred = np.roll(truth, 2, axis=1)
+    pred[pred == 255] = 1
+    areas = boundary_areas(pred, truth, 4, 255)
+    seen = np.where(truth == 255, 255, pred)
     for number, width in enumerate((boundary_width(truth.shape), 2, 1)):
         for label in range(4):
             one = reference.mask_boundary(seen == label, width)
@@ -246,8 +246,8 @@ def test_a_class_that_does_not_occur_is_not_in_the_mean(semantic_data):
     values = boundaries.evaluate()["sem_seg_boundary"]
     assert np.isnan(values["IoU-never"]) and values["IoU-background"] < 100
     assert values["mIoU"] == (values["IoU-background"] + values["IoU-square"]) / 2
-    found = semantic.evaluate()["sem_seg"]
-    assert found["mIoU"] == (found["IoU-background"] + found["IoU-square"]) / 2
+    pred = semantic.evaluate()["sem_seg"]
+    assert pred["mIoU"] == (pred["IoU-background"] + pred["IoU-square"]) / 2
 
 
 def _evaluate_on_rank(json_file, map_file, out):
@@ -265,9 +265,9 @@ def _evaluate_on_rank(json_file, map_file, out):
     }
     item = {"file_name": "picture.png", "image_id": 1}
     metrics = []
-    for name, found in outputs.items():
+    for name, pred in outputs.items():
         evaluator = BoundaryAPEvaluator(name)
-        for output in found[rank::world_size]:
+        for output in pred[rank::world_size]:
             evaluator.process([item], [output])
         metrics.append(evaluator.evaluate())
     if rank:

@@ -64,8 +64,8 @@ def test_real_files(real_data):
 
 def test_annotations_come_back(tmp_path):
     annotations = [MAP > 200, MAP > 255, MAP > 100]
-    found = read_boundary_annotations(save_annotations(tmp_path / "a.mat", annotations))
-    np.testing.assert_array_equal(found, annotations)
+    pred = read_boundary_annotations(save_annotations(tmp_path / "a.mat", annotations))
+    np.testing.assert_array_equal(pred, annotations)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_ground_truth_at_fault(tmp_path):
     "content, expected",
     [
         (np.zeros((4, 5, 3)), r"shape \(4, 5, 3\); allowed: \(H, W\)"),
-        (np.zeros((0, 5)), "no boundary map"),
+        (np.zeros((0, 5)), "not a boundary map"),
         (np.full((4, 5), 1 + 2j), "found complex128"),
         (np.full((4, 5), -3), "found int64"),
         (np.full((4, 5), 255.0), "values from 255 to 255; allowed: 0 to 1"),

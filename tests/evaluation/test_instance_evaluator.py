@@ -11,18 +11,15 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from rpe_d2.evaluation import InstanceSegmentationEvaluator
-from tests.evaluation.test_mask_proposal_evaluator import (
+from tests.helpers.squares import (
     LARGE,
     MEDIUM,
     NOWHERE,
     SMALL,
     change_data,
-    dataset,
     predictions,
     upper_part,
 )
-
-__all__ = ["dataset"]  # a fixture
 
 # Classes are the images': the first has the small and the large square, the second the medium one.
 CLASSES = {1: 0, 2: 1}
@@ -54,8 +51,8 @@ def test_average_recall_by_hand(dataset):
     """The large square, ten misses, the small square; a miss, then 37 of the 60 rows of the medium square."""
     first = output_of(1, [LARGE, *[NOWHERE] * 10, SMALL], [0.9, *[0.8] * 10, 0.7])
     second = output_of(2, [NOWHERE, upper_part(MEDIUM, 0.62)], [0.9, 0.5])
-    found = evaluate(dataset, {1: first, 2: second})
-    segm = found["segm"]
+    pred = evaluate(dataset, {1: first, 2: second})
+    segm = pred["segm"]
     # The medium square is found at IoU .5, .55 and .6. Means over the classes, of those that have such a size.
     assert segm["AR1"] == pytest.approx((50 + 0) / 2)
     assert segm["AR10"] == pytest.approx((50 + 30) / 2)
@@ -65,7 +62,7 @@ def test_average_recall_by_hand(dataset):
     # Precision 1 up to recall .5, then 2/12; the second class's is 1/2.
     assert segm["AP50"] == pytest.approx(50 * ((51 + 50 * 2 / 12) / 101 + 1 / 2))
     # The annotated boxes are 9 pixels wider than the masks: IoU .96 (large), .69 (small) and .54 (medium).
-    bbox = found["bbox"]
+    bbox = pred["bbox"]
     assert bbox["AR1"] == pytest.approx((50 + 0) / 2)
     assert bbox["AR10"] == pytest.approx((50 + 10) / 2)
     assert bbox["AR"] == pytest.approx(((100 + 40) / 2 + 10) / 2)
@@ -91,9 +88,9 @@ def add_neighbour(content):
 def test_finding_nothing_is_zero(dataset):
     change_data(dataset, add_neighbour)
     nothing = {1: output_of(1, [], []), 2: output_of(2, [], [])}
-    found = evaluate(dataset, nothing, touching_instances=True)
+    pred = evaluate(dataset, nothing, touching_instances=True)
     names = "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl"
-    assert found == {
+    assert pred == {
         "bbox": dict.fromkeys(names, 0),
         "segm": dict.fromkeys(names, 0),
         "segm_touching": {"AP": 0, "AP50": 0, "AP75": 0, "AR": 0, "count": 2},

@@ -17,77 +17,16 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.evaluation import MaskProposalEvaluator
-
-SIZE = (240, 320)
-SMALL, MEDIUM, LARGE = (10, 10, 30, 30), (50, 50, 110, 110), (100, 20, 300, 220)  # x0, y0, x1, y1
-NOWHERE = (200, 230, 210, 240)
-
-
-def square_mask(box):
-    mask = np.zeros(SIZE, dtype=np.uint8, order="F")
-    x0, y0, x1, y1 = box
-    mask[y0:y1, x0:x1] = 1
-    return mask
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Image 1: a small and a large square; image 2: a medium one, and a crowd."""
-    annotations = []
-    for image_id, box, crowd in ((1, SMALL, 0), (1, LARGE, 0), (2, MEDIUM, 0), (2, LARGE, 1)):
-        rle = mask_util.encode(square_mask(box))
-        rle["counts"] = rle["counts"].decode()
-        x0, y0, x1, y1 = box
-        annotations.append(
-            {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": image_id,
-                "bbox": [x0 - 5, y0, x1 - x0 + 9, y1 - y0],  # looser than the mask
-                "area": float((x1 - x0) * (y1 - y0)),
-                "iscrowd": crowd,
-                "segmentation": rle,
-            }
-        )
-    images = [
-        {"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.png"} for i in (1, 2)
-    ]
-    categories = [{"id": i, "name": str(i)} for i in (1, 2)]
-    path = tmp_path / "truth.json"
-    path.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
-    MetadataCatalog.get("squares").json_file = str(path)
-    yield "squares"
-    MetadataCatalog.remove("squares")
-
-
-def change_data(dataset, change):
-    """Rewrites the data set's file after ``change(content)``."""
-    path = MetadataCatalog.get(dataset).json_file
-    with open(path) as file:
-        content = json.load(file)
-    change(content)
-    with open(path, "w") as file:
-        json.dump(content, file)
-
-
-def predictions(boxes, scores, kind="instances", size=SIZE):
-    instances = Instances(size)
-    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    scores = torch.tensor(scores, dtype=torch.float32)
-    if kind == "instances":
-        masks = [torch.from_numpy(square_mask(box)).bool() for box in boxes]
-        instances.pred_boxes, instances.scores = Boxes(tensor), scores
-        instances.pred_classes = torch.zeros(len(boxes), dtype=torch.long)
-        instances.pred_masks = (
-            torch.stack(masks) if masks else torch.zeros(0, *SIZE, dtype=torch.bool)
-        )
-        return {"instances": instances}
-    instances.proposal_boxes, instances.objectness_logits = Boxes(tensor), scores
-    if kind == "masks":
-        instances.proposal_masks = torch.full((len(boxes), 112, 112), 255, dtype=torch.uint8)
-    return {"proposals": instances}
+from tests.helpers.squares import (
+    LARGE,
+    MEDIUM,
+    NOWHERE,
+    SIZE,
+    SMALL,
+    change_data,
+    predictions,
+    upper_part,
+)
 
 
 def evaluate(dataset, first, second=None):
@@ -98,23 +37,17 @@ def evaluate(dataset, first, second=None):
     return evaluator.evaluate()
 
 
-def upper_part(box, share):
-    """The box without its lower rows: IoU ``share``, rounded to rows, with the whole of it."""
-    x0, y0, x1, y1 = box
-    return x0, y0, x1, y0 + round(share * (y1 - y0))
-
-
 @pytest.mark.parametrize("kind", ["instances", "masks", "boxes"])
 def test_every_number_by_hand(dataset, kind):
     """The large square, a miss, the small square; then, in the other image, 37 of the 60 rows of the medium one."""
-    found = evaluate(
+    pred = evaluate(
         dataset,
         predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7], kind),
         predictions([upper_part(MEDIUM, 0.62)], [0.6], kind),
     )
     name = "proposals_segm_of_filled_boxes" if kind == "boxes" else "proposals_segm"
-    assert list(found) == [name, "proposals_bbox"]
-    for metrics in found.values():
+    assert list(pred) == [name, "proposals_bbox"]
+    for metrics in pred.values():
         # The medium square is found at IoU .5, .55 and .6, the others at all ten.
         assert metrics["AR@1"] == pytest.approx(10 * (3 * 2 / 3 + 7 * 1 / 3))
         for limit in (10, 100, 1000):
@@ -137,8 +70,8 @@ def test_every_number_by_hand(dataset, kind):
 
 def test_overlap_decides_at_every_threshold(dataset):
     """A square that covers 62 % of the large one, and nothing else: found at IoU .5, .55 and .6."""
-    found = evaluate(dataset, predictions([upper_part(LARGE, 0.62)], [0.5]), predictions([], []))
-    for metrics in found.values():
+    pred = evaluate(dataset, predictions([upper_part(LARGE, 0.62)], [0.5]), predictions([], []))
+    for metrics in pred.values():
         assert metrics["ARl@1"] == pytest.approx(30)
         assert metrics["R50@10"] == pytest.approx(100 / 3)
         assert metrics["AP75"] == 0 and metrics["AP50"] > 0
@@ -146,9 +79,9 @@ def test_overlap_decides_at_every_threshold(dataset):
 
 def test_limits_count_proposals_per_image_in_the_order_of_scores(dataset):
     misses = [NOWHERE] * 25
-    found = evaluate(dataset, predictions([*misses, SMALL], [*[0.9] * 25, 0.1]))["proposals_segm"]
-    assert found["R50@20"] == 0 and found["R50@30"] == pytest.approx(100 / 3)
-    assert found["AR@10"] == 0 and found["AR@100"] == pytest.approx(100 / 3)
+    pred = evaluate(dataset, predictions([*misses, SMALL], [*[0.9] * 25, 0.1]))["proposals_segm"]
+    assert pred["R50@20"] == 0 and pred["R50@30"] == pytest.approx(100 / 3)
+    assert pred["AR@10"] == 0 and pred["AR@100"] == pytest.approx(100 / 3)
 
 
 def test_crowds_neither_count_nor_hurt(dataset):
@@ -195,9 +128,9 @@ def test_masks_relative_to_a_box_are_pasted_into_it(dataset):
     """The left 70 of 112 columns in the box of the large square: IoU .625 for masks, 1 for boxes."""
     output = predictions([LARGE], [0.5], "masks")
     output["proposals"].proposal_masks[:, :, 70:] = 0
-    found = evaluate(dataset, output)
-    assert found["proposals_bbox"]["ARl@1"] == 100
-    assert found["proposals_segm"]["ARl@1"] == pytest.approx(30)
+    pred = evaluate(dataset, output)
+    assert pred["proposals_bbox"]["ARl@1"] == 100
+    assert pred["proposals_segm"]["ARl@1"] == pytest.approx(30)
 
 
 class _Pixels(Backbone):
@@ -223,10 +156,10 @@ def test_proposals_of_a_resized_picture(dataset, kind):
     """The model sees half the size, in which the small square is 10 pixels wide."""
     size = SIZE[0] // 2, SIZE[1] // 2
     boxes = [[side / 2 for side in box] for box in (LARGE, SMALL)]
-    found = predictions(boxes, [0.9, 0.8], kind, size)
+    pred = predictions(boxes, [0.9, 0.8], kind, size)
     model = ProposalNetwork(
         backbone=_Pixels(),
-        proposal_generator=_Fixed(found["proposals"]),
+        proposal_generator=_Fixed(pred["proposals"]),
         pixel_mean=[0, 0, 0],
         pixel_std=[1, 1, 1],
     ).eval()
@@ -303,6 +236,6 @@ def test_category_ids_of_the_data_may_be_any(first, dataset):
             item["category_id"] += first - 1
 
     change_data(dataset, change)
-    found = predictions([SMALL, LARGE], [0.9, 0.8]), predictions([MEDIUM], [0.7])
-    results = evaluate(dataset, *found)
+    pred = predictions([SMALL, LARGE], [0.9, 0.8]), predictions([MEDIUM], [0.7])
+    results = evaluate(dataset, *pred)
     assert results["proposals_segm"]["AR@10"] == pytest.approx(100)

@@ -78,15 +78,15 @@ def test_metrics_count_only_the_subset():
     truth = truth_of(touching, neighbour, alone)
     counted = touching_annotations(truth)
     # One of two is found; what covers the third neither counts nor hurts, though it has the best score.
-    found = results_of((alone, 0.9), (touching, 0.8))
-    metrics = subset_metrics(truth, found, counted, 100)
+    pred = results_of((alone, 0.9), (touching, 0.8))
+    metrics = subset_metrics(truth, pred, counted, 100)
     assert metrics["AR"] == pytest.approx(50)
     assert metrics["AP"] == pytest.approx(100 * 51 / 101)  # precision 1 up to recall 0.5
     assert metrics["count"] == 2
     # What covers nothing hurts.
     wrong = subset_metrics(truth, results_of(((60, 5, 70, 15), 0.9), (A, 0.8)), counted, 100)
     assert wrong["AP"] == pytest.approx(50 * 51 / 101) and wrong["AR"] == pytest.approx(50)
-    assert np.isnan(subset_metrics(truth, found, set(), 100)["AP"])
+    assert np.isnan(subset_metrics(truth, pred, set(), 100)["AP"])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_crowds_are_treated_as_everywhere():
     """A detection of which .8 lies in a crowd is false at the thresholds above."""
     crowd = (40, 40, 60, 60)
     truth = truth_of(A, (20, 10, 30, 20), crowd, crowds=(2,))
-    found = results_of(((40, 38, 50, 48), 0.9), (A, 0.8))
-    metrics = subset_metrics(truth, found, touching_annotations(truth), 100)
+    pred = results_of(((40, 38, 50, 48), 0.9), (A, 0.8))
+    metrics = subset_metrics(truth, pred, touching_annotations(truth), 100)
     assert metrics["AP75"] == pytest.approx(100 * 51 / 101)
     assert metrics["AP"] == pytest.approx(70 * 51 / 101 + 30 * 51 / 101 / 2)

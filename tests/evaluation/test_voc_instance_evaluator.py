@@ -92,14 +92,14 @@ def output_of(detections, size=SIZE) -> dict:
 def evaluated(detections, images=(1,), **options) -> dict:
     evaluator = VOCInstanceEvaluator(NAME, **options)
     for image in images:
-        found = [d for d in detections if d.image == image]
-        evaluator.process([{"image_id": image}], [output_of(found)])
+        pred = [d for d in detections if d.image == image]
+        evaluator.process([{"image_id": image}], [output_of(pred)])
     return evaluator.evaluate()["voc_segm"]
 
 
 def matches(metrics, **expected) -> bool:
-    found = {name: metrics[name] for name in expected}
-    return found == pytest.approx(expected, nan_ok=True)
+    pred = {name: metrics[name] for name in expected}
+    return pred == pytest.approx(expected, nan_ok=True)
 
 
 def test_all_found_and_nothing_found(register):
@@ -123,11 +123,11 @@ def test_area_and_eleven_points(register):
     register([Truth(1, 0, mask) for mask in squares])
     # In order of score: correct, false, correct, correct; one of four is not found. The envelope of the precision is
     # 1 up to recall 1/4, then 3/4 up to 3/4.
-    found = [
+    pred = [
         Detection(1, 0, 0.9, squares[0]), Detection(1, 0, 0.8, far),
         Detection(1, 0, 0.7, squares[1]), Detection(1, 0, 0.6, squares[2]),
     ]  # fmt: skip
-    metrics = evaluated(found)
+    metrics = evaluated(pred)
     assert matches(metrics, AP50=100 * (1 + 0.75 + 0.75) / 4)
     # Eleven points: 0, .1, .2 at 1; .3 to .7 at 3/4; .8 to 1 at 0.
     assert matches(metrics, AP50_07=100 * (3 + 5 * 0.75) / 11)
@@ -136,8 +136,8 @@ def test_area_and_eleven_points(register):
 def test_the_recall_of_three_of_ten_is_three_tenths(register):
     masks = [square(3 * n, 0, 3 * n + 3, 3) for n in range(10)]
     register([Truth(1, 0, mask) for mask in masks])
-    found = [Detection(1, 0, 0.9 - n / 10, mask) for n, mask in enumerate(masks[:3])]
-    assert matches(evaluated(found), AP50=30, AP50_07=100 * 4 / 11)
+    pred = [Detection(1, 0, 0.9 - n / 10, mask) for n, mask in enumerate(masks[:3])]
+    assert matches(evaluated(pred), AP50=30, AP50_07=100 * 4 / 11)
 
 
 def test_thresholds_are_reached_by_equality(register):
@@ -153,19 +153,19 @@ def test_thresholds_are_reached_by_equality(register):
 def test_a_second_detection_is_false(register):
     one, other = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, one), Truth(1, 0, other)])
-    found = [
+    pred = [
         Detection(1, 0, 0.9, one), Detection(1, 0, 0.8, square(0, 0, 10, 9)),
         Detection(1, 0, 0.7, other),
     ]  # fmt: skip
-    assert matches(evaluated(found), AP50=100 * (1 + 2 / 3) / 2)
+    assert matches(evaluated(pred), AP50=100 * (1 + 2 / 3) / 2)
 
 
 def test_only_the_volume_looks_for_instances_that_are_left(register):
     # Both detections overlap the left square most; the second also has a third of the right one.
     left, right = square(0, 0, 10, 10), square(10, 0, 20, 10)
     register([Truth(1, 0, left), Truth(1, 0, right)])
-    found = [Detection(1, 0, 0.9, left), Detection(1, 0, 0.8, square(0, 0, 15, 10))]
-    metrics = evaluated(found)
+    pred = [Detection(1, 0, 0.9, left), Detection(1, 0, 0.8, square(0, 0, 15, 10))]
+    metrics = evaluated(pred)
     assert matches(metrics, AP50=50, AP70=50)
     # IoU of the second with the right square: 50 / 200 = .25, correct at .1 and .2.
     assert matches(metrics, APvol=(2 * 100 + 7 * 50) / 9)
@@ -174,26 +174,26 @@ def test_only_the_volume_looks_for_instances_that_are_left(register):
 def test_difficult_instances_neither_count_nor_hurt(register):
     easy, hard = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, easy), Truth(1, 0, hard, difficult=True)])
-    found = [
+    pred = [
         Detection(1, 0, 0.9, hard), Detection(1, 0, 0.8, hard), Detection(1, 0, 0.7, easy)
     ]  # fmt: skip
-    assert matches(evaluated(found), AP50=100, APvol=100)
-    counted = evaluated(found, ignore_difficult=False)
+    assert matches(evaluated(pred), AP50=100, APvol=100)
+    counted = evaluated(pred, ignore_difficult=False)
     assert matches(counted, AP50=100 * (1 + 2 / 3) / 2)
     assert matches(evaluated([]), AP50=0)
     assert matches(evaluated([], ignore_difficult=False), AP50=0)
     register([Truth(1, 0, hard, difficult=True)])
-    assert matches(evaluated(found), AP50=np.nan)
+    assert matches(evaluated(pred), AP50=np.nan)
 
 
 def test_crowds_neither_count_nor_hurt(register):
     one, crowd = square(0, 0, 10, 10), square(12, 0, 32, 24)
     register([Truth(1, 0, one), Truth(1, 0, crowd, crowd=True)])
-    found = [
+    pred = [
         Detection(1, 0, 0.9, square(14, 2, 18, 8)), Detection(1, 0, 0.8, one),
         Detection(1, 1, 0.9, square(14, 2, 18, 8)),
     ]  # fmt: skip
-    assert matches(evaluated(found), AP50=100, APvol=100)
+    assert matches(evaluated(pred), AP50=100, APvol=100)
 
 
 def random_case(seed):
@@ -253,8 +253,8 @@ def test_ids_of_a_coco_file(register, tmp_path):
         json_file=str(path), image_root="x", thing_dataset_id_to_contiguous_id={3: 0, 7: 1}
     )
     try:
-        found = [Detection(5, 1, 0.9, hard), Detection(5, 1, 0.8, one)]
-        metrics = evaluated(found, images=(5,))
+        pred = [Detection(5, 1, 0.9, hard), Detection(5, 1, 0.8, one)]
+        metrics = evaluated(pred, images=(5,))
         assert matches(metrics, AP50=100, **{"AP50-a": np.nan, "AP50-b": 100})
     finally:
         MetadataCatalog.pop(NAME)
@@ -263,8 +263,8 @@ def test_ids_of_a_coco_file(register, tmp_path):
 def test_masks_of_another_size_and_no_masks(register):
     register([Truth(1, 0, square(0, 0, 10, 10))])
     evaluator = VOCInstanceEvaluator(NAME)
-    found = Detection(1, 0, 0.9, np.ones((6, 9), bool))
-    evaluator.process([{"image_id": 1}], [output_of([found], size=(6, 9))])
+    pred = Detection(1, 0, 0.9, np.ones((6, 9), bool))
+    evaluator.process([{"image_id": 1}], [output_of([pred], size=(6, 9))])
     with pytest.raises(ValueError, match=r"image 1: a mask of \[6, 9\] pixels .* has \[24, 32\]"):
         evaluator.evaluate()
     evaluator.reset()
@@ -277,11 +277,11 @@ def test_masks_of_another_size_and_no_masks(register):
 def voc_output(record, moved=0) -> dict:
     masks = mask_util.decode([a["segmentation"] for a in record["annotations"]])
     masks = np.roll(masks.transpose(2, 0, 1).astype(bool), moved, axis=2)
-    found = [
+    pred = [
         Detection(0, a["category_id"], 0.9 - n / 10, mask)
         for n, (a, mask) in enumerate(zip(record["annotations"], masks))
     ]
-    return output_of(found, size=voc_tree.SIZE)
+    return output_of(pred, size=voc_tree.SIZE)
 
 
 def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):

@@ -22,28 +22,28 @@ def ridge(angle, size=(40, 50), offset=0.0):
 )
 def test_as_pixel_by_pixel(options):
     maps = torch.rand(2, 1, 13, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = edge_nms(maps, *options)
-    for one, expected in zip(found.flatten(0, 1), maps.flatten(0, 1)):
+    result = edge_nms(maps, *options)
+    for one, expected in zip(result.flatten(0, 1), maps.flatten(0, 1)):
         np.testing.assert_allclose(one, slow_edge_nms(expected.numpy(), *options), atol=1e-12)
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 110, 135, 160])
 def test_a_ridge_becomes_a_line(degrees):
     values, distance = ridge(np.radians(degrees))
-    found = edge_nms(values, border=0)[6:-6, 6:-6]
+    result = edge_nms(values, border=0)[6:-6, 6:-6]
     values, distance = values[6:-6, 6:-6], distance[6:-6, 6:-6]
-    assert torch.equal(found[found > 0], values[found > 0])
-    assert (distance[found > 0].abs() < 1).all()
+    assert torch.equal(result[result > 0], values[result > 0])
+    assert (distance[result > 0].abs() < 1).all()
     # No hole: it crosses every row or every column.
     dim = 1 if abs(np.cos(np.radians(degrees))) > 0.7 else 0
     inside = (distance.abs() < 0.6).any(dim=dim)
-    assert (found > 0).any(dim=dim)[inside].all()
+    assert (result > 0).any(dim=dim)[inside].all()
 
 
 def test_the_border_is_faded():
     values = torch.ones(1, 12, 14)
-    found = edge_nms(values)[0]
-    assert found[5, :].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8] + [1] * 4 + [0.8, 0.6, 0.4, 0.2, 0])  # fmt: skip
+    result = edge_nms(values)[0]
+    assert result[5, :].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8] + [1] * 4 + [0.8, 0.6, 0.4, 0.2, 0])  # fmt: skip
     assert torch.equal(edge_nms(values, border=0), values)
 
 

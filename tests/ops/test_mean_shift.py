@@ -64,12 +64,12 @@ def test_a_spatial_bandwidth_for_each_point(with_keys, shift_positions):
     for tensor in inputs.values():
         tensor.requires_grad_()
     options = dict(bandwidth=0.4, num_loops=2, shift_positions=shift_positions)
-    found = mean_shift(**inputs, **options)
-    found = found[0] if shift_positions else found
+    result = mean_shift(**inputs, **options)
+    result = result[0] if shift_positions else result
     expected = dense_mean_shift(**inputs, **options)[-1][0]
-    assert (found - expected).abs().max() < 1e-9
+    assert (result - expected).abs().max() < 1e-9
     weights = torch.linspace(-2, 1, 40)[:, None]
-    gradients = torch.autograd.grad((found * weights).sum(), inputs.values())
+    gradients = torch.autograd.grad((result * weights).sum(), inputs.values())
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs.values())
     for gradient, expected_gradient in zip(gradients, expected_gradients):
         assert (gradient - expected_gradient).abs().max() < 1e-9
@@ -402,7 +402,7 @@ def test_points_go_where_their_neighbours_went():
     loops = mean_shift(x, 0.4, 3, positions=positions, return_trajectory=True, **options)
     keys = {"keys": x, "key_positions": positions}
     for moved, moved_positions in loops:
-        found, found_positions = mean_shift(
+        result, found_positions = mean_shift(
             x[:7],
             0.4,
             1,
@@ -416,10 +416,10 @@ def test_points_go_where_their_neighbours_went():
             (x[:7] @ x.T - 1) / 0.4**2 - torch.cdist(positions[:7], positions) ** 2 / 72
         )
         weights = kernel / kernel.sum(dim=1, keepdim=True)
-        torch.testing.assert_close(found, F.normalize(weights @ moved, dim=1))
+        torch.testing.assert_close(result, F.normalize(weights @ moved, dim=1))
         torch.testing.assert_close(found_positions, weights @ moved_positions)
-    found, _ = mean_shift(x[:7], 0.4, 1, positions=positions[:7], **keys, **options)
-    torch.testing.assert_close(found, loops[1][0][:7])
+    result, _ = mean_shift(x[:7], 0.4, 1, positions=positions[:7], **keys, **options)
+    torch.testing.assert_close(result, loops[1][0][:7])
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ def test_it_is_roi_align_with_one_sample_in_the_interior(size):
 def test_a_plane_is_read_where_the_cells_are():
     y, x = torch.meshgrid(torch.arange(20) + 0.5, torch.arange(30) + 0.5, indexing="ij")
     plane = torch.stack([x, y])[None]
-    found = roi_warp(plane, torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]]), (3, 5), 0.5)
-    assert torch.allclose(found[0, 0], torch.tensor([6.0, 8, 10, 12, 14]).expand(3, 5))
-    assert torch.allclose(found[0, 1, :, 0], torch.tensor([5.0, 7, 9]))
+    result = roi_warp(plane, torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]]), (3, 5), 0.5)
+    assert torch.allclose(result[0, 0], torch.tensor([6.0, 8, 10, 12, 14]).expand(3, 5))
+    assert torch.allclose(result[0, 1, :, 0], torch.tensor([5.0, 7, 9]))
     # Moving a box by a pixel moves what is read by half a cell.
     box = torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]], requires_grad=True)
     roi_warp(plane, box, (3, 5), 0.5)[0, 0].mean().backward()
@@ -39,15 +39,15 @@ def test_half_precision_is_of_the_values_alone(dtype):
     expected = roi_warp(features.float(), box, 6, 1.0)
     for enabled in (False, True):
         with torch.autocast("cpu", dtype, enabled=enabled):
-            found = roi_warp(features, box, 6, 1.0)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+            result = roi_warp(features, box, 6, 1.0)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_beyond_the_border_the_outermost_values_continue():
     features = torch.full((1, 1, 4, 4), 3.0)
-    found = roi_warp(features, torch.tensor([[0.0, -20.0, -20.0, 40.0, 40.0]]), 6, 1.0)
-    assert torch.allclose(found, torch.full((1, 1, 6, 6), 3.0))
+    result = roi_warp(features, torch.tensor([[0.0, -20.0, -20.0, 40.0, 40.0]]), 6, 1.0)
+    assert torch.allclose(result, torch.full((1, 1, 6, 6), 3.0))
 
 
 def test_gradients_of_features_and_boxes():
@@ -65,7 +65,7 @@ def test_gradients_of_features_and_boxes():
 
 def test_no_regions_and_wrong_shapes():
     features = torch.randn(1, 3, 5, 5, requires_grad=True)
-    found = roi_warp(features, torch.zeros(0, 5), 2, 1.0)
-    assert found.shape == (0, 3, 2, 2)
+    result = roi_warp(features, torch.zeros(0, 5), 2, 1.0)
+    assert result.shape == (0, 3, 2, 2)
     with pytest.raises(ValueError, match=r"boxes \(2, 4\); allowed"):
         roi_warp(features, torch.zeros(2, 4), 2, 1.0)

@@ -72,10 +72,10 @@ def test_not_exact_beyond_the_known_cases(num_groups, dim):
 )
 def test_no_arrangement_beats_the_value(num_groups, dim):
     value, exact = min_margin(num_groups, dim)
-    found = (1 + spread_points(num_groups, dim)) / 2
-    assert found > value - 1e-9
+    result = (1 + spread_points(num_groups, dim)) / 2
+    assert result > value - 1e-9
     # Descent comes close, so a value that is far too small would be noticed as well.
-    assert found < value + (0.02 if exact else 0.1)
+    assert result < value + (0.02 if exact else 0.1)
 
 
 @pytest.mark.parametrize(

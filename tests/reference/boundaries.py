@@ -6,14 +6,14 @@ import numpy as np
 def mask_boundary(mask: np.ndarray, width: int) -> np.ndarray:
     """Pixels of a mask (H, W) bool with something else, or the outside, at most ``width`` away, also diagonally."""
     height, columns = mask.shape
-    found = np.zeros_like(mask)
+    result = np.zeros_like(mask)
     for y, x in zip(*np.nonzero(mask)):
         for dy in range(-width, width + 1):
             for dx in range(-width, width + 1):
                 inside = 0 <= y + dy < height and 0 <= x + dx < columns
                 if not inside or not mask[y + dy, x + dx]:
-                    found[y, x] = True
-    return found
+                    result[y, x] = True
+    return result
 
 
 def boundary_iou(one: np.ndarray, other: np.ndarray, width: int) -> float:

@@ -9,7 +9,7 @@ def propagate(x, gates):
     """(4, B, C, H, W) from x (B, C, H, W) and gates (B, C or 1, 4 K, H, W), by the definition."""
     gates = gates.expand(-1, x.shape[1], -1, -1, -1)
     connections = gates.shape[2] // 4
-    found = []
+    outputs = []
     for direction in range(4):
         own = gates[:, :, direction * connections : (direction + 1) * connections]
         maps = x
@@ -22,8 +22,8 @@ def propagate(x, gates):
             h = h.flip(-1)
         if direction >= 2:
             h = h.transpose(-1, -2)
-        found.append(h)
-    return torch.stack(found)
+        outputs.append(h)
+    return torch.stack(outputs)
 
 
 def left_to_right(x, gates, offsets):

@@ -6,28 +6,28 @@ import numpy as np
 def max_pool(maps):
     """Of (C, H, W) the largest of each 2 x 2 values, (C, H / 2, W / 2), and where in the map they were."""
     channels, height, width = maps.shape
-    found = np.zeros((channels, height // 2, width // 2))
-    places = np.zeros(found.shape, int)
+    result = np.zeros((channels, height // 2, width // 2))
+    places = np.zeros(result.shape, int)
     for c in range(channels):
         for y in range(height // 2):
             for x in range(width // 2):
                 options = [(2 * y + dy, 2 * x + dx) for dy in (0, 1) for dx in (0, 1)]
                 best = max(options, key=lambda place: maps[c][place])
-                found[c, y, x] = maps[c][best]
+                result[c, y, x] = maps[c][best]
                 places[c, y, x] = best[0] * width + best[1]
-    return found, places
+    return result, places
 
 
 def unpool(maps, places):
     """(C, H, W) to (C, 2 H, 2 W): every value where it was, zeros elsewhere."""
     channels, height, width = maps.shape
-    found = np.zeros((channels, 2 * height, 2 * width))
+    result = np.zeros((channels, 2 * height, 2 * width))
     for c in range(channels):
         for y in range(height):
             for x in range(width):
                 row, column = divmod(int(places[c, y, x]), 2 * width)
-                found[c, row, column] = maps[c, y, x]
-    return found
+                result[c, row, column] = maps[c, y, x]
+    return result
 
 
 def transposed_conv(maps, weight, bias):
@@ -49,19 +49,19 @@ def conv(maps, weight, bias, stride=1):
     size = weight.shape[-1]
     half = size // 2
     padded = np.pad(maps, ((0, 0), (half, half), (half, half)))
-    found = np.zeros((len(weight), -(-height // stride), -(-width // stride)))
-    for y in range(found.shape[1]):
-        for x in range(found.shape[2]):
+    result = np.zeros((len(weight), -(-height // stride), -(-width // stride)))
+    for y in range(result.shape[1]):
+        for x in range(result.shape[2]):
             seen = padded[:, y * stride : y * stride + size, x * stride : x * stride + size]
-            found[:, y, x] = np.tensordot(weight, seen, axes=3) + bias
-    return found
+            result[:, y, x] = np.tensordot(weight, seen, axes=3) + bias
+    return result
 
 
 def padded(maps, height, width):
     """(C, h, w) to (C, height, width): zeros below and to the right."""
-    found = np.zeros((len(maps), height, width))
-    found[:, : maps.shape[1], : maps.shape[2]] = maps
-    return found
+    result = np.zeros((len(maps), height, width))
+    result[:, : maps.shape[1], : maps.shape[2]] = maps
+    return result
 
 
 def average(maps, factor):

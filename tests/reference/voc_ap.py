@@ -78,16 +78,16 @@ def area_under_curve(precision: List[float], recall: List[float], count: int) ->
     """Each of the ``count`` instances adds the best precision at which it is found."""
     total = 0.0
     for number in range(1, count + 1):
-        found = [p for p, r in zip(precision, recall) if round(r * count) >= number]
-        total += max(found, default=0.0)
+        result = [p for p, r in zip(precision, recall) if round(r * count) >= number]
+        total += max(result, default=0.0)
     return total / count
 
 
 def eleven_points(precision: List[float], recall: List[float]) -> float:
     total = 0.0
     for tenths in range(11):
-        found = [p for p, r in zip(precision, recall) if r * 10 >= tenths - 1e-9]
-        total += max(found, default=0.0)
+        result = [p for p, r in zip(precision, recall) if r * 10 >= tenths - 1e-9]
+        total += max(result, default=0.0)
     return total / 11
 
 

@@ -30,10 +30,10 @@ def test_colors_of_the_data_come_first(tmp_path):
     metadata = MetadataCatalog.get("two_colors")
     metadata.set(stuff_classes=["background", "thing"], stuff_colors=[(1, 2, 3), (4, 5, 6)])
     try:
-        found = drawing_metadata(load_config(CONFIG, []), CONFIG, "two_colors")
-        assert list(map(tuple, found.stuff_colors[:2])) == [(1, 2, 3), (4, 5, 6)]
-        assert found.stuff_colors[2:] == class_colors(found.stuff_classes)[2:]
-        assert len(found.stuff_colors) == 5
+        result = drawing_metadata(load_config(CONFIG, []), CONFIG, "two_colors")
+        assert list(map(tuple, result.stuff_colors[:2])) == [(1, 2, 3), (4, 5, 6)]
+        assert result.stuff_colors[2:] == class_colors(result.stuff_classes)[2:]
+        assert len(result.stuff_colors) == 5
         # A run hands them on to whoever draws without the data.
         cfg = load_config(CONFIG, ["DATASETS.TEST", "('two_colors',)", "OUTPUT_DIR", str(tmp_path)])
         write_classes(cfg)

@@ -9,12 +9,12 @@ from rpe_d2.visualization import annotator_panels, level_panels
 
 
 def pictures(panels):
-    found = []
+    result = []
     for panel in panels:
         axes = Figure().add_subplot()
         panel.draw(axes)
-        found.extend(np.asarray(image.get_array()) for image in axes.images)
-    return found
+        result.extend(np.asarray(image.get_array()) for image in axes.images)
+    return result
 
 
 def test_annotators_keep_their_lines_in_a_smaller_panel():
