@@ -117,6 +117,13 @@ class SharpMask(DeepMask):
         self.skip_features = [list(names) for names in skip_features]
 
     @classmethod
+    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
+        if not has_weights:
+            raise ValueError(
+                "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
+            )
+
+    @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         arguments = super().from_config(cfg, input_shape)
         node = cfg.MODEL.DEEPMASK

@@ -111,6 +111,8 @@ class WindowProposalGenerator(nn.Module, ABC):
     background, as it does for the RPN. Masks are learned from ``gt_masks``, or where the data have none from filled boxes.
     """
 
+    dataset_mapper_name = "PixelLabelMapper"
+
     def __init__(
         self,
         *,

@@ -120,7 +120,10 @@ class CoarseInstances:
     """
 
     def __init__(
-        self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]], factor: int, jitter: int
+        self,
+        mapper: Callable[[Dict[str, Any]], Dict[str, Any]],
+        factor: int = 4,
+        jitter: int = 2,
     ):
         """
         Args:

@@ -15,7 +15,8 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from rpe_d2.utils.readable import UnreadableImage, leave_signals_to_the_trainer
+from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.utils.worker_signals import leave_signals_to_the_trainer
 
 __all__ = ["DeadWorker", "ResumableLoader", "build_resumable_train_loader", "seed_all"]
 

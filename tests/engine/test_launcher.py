@@ -1,4 +1,4 @@
-"""Which process of a run this is, told from what torchrun and srun set."""
+"""The process of a run as the variables of torchrun and srun describe it."""
 
 import pytest
 

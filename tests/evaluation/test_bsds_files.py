@@ -73,7 +73,7 @@ def test_annotations_come_back(tmp_path):
     [
         ({"other": 1, "more": 2}, "has no field groundTruth, found other, more"),
         ({}, "has no field groundTruth, found nothing"),
-        ({"groundTruth": np.ones((3, 3))}, "groundTruth is no cell array, found float64"),
+        ({"groundTruth": np.ones((3, 3))}, "groundTruth is not a cell array, found float64"),
         ({"groundTruth": np.empty((1, 0), object)}, "groundTruth is empty"),
     ],
 )
@@ -91,10 +91,10 @@ def test_ground_truth_at_fault(tmp_path):
     assert "groundTruth {2} has no Boundaries, found Segmentation" in message
     cells[0, 1] = 3.0
     savemat(path, {"groundTruth": cells})
-    assert "found no struct" in message_of(read_boundary_annotations, str(path))
+    assert "found something other than a struct" in message_of(read_boundary_annotations, str(path))
     cells[0, 1] = {"Boundaries": "text"}
     savemat(path, {"groundTruth": cells})
-    assert "groundTruth {2} is no map" in message_of(read_boundary_annotations, str(path))
+    assert "groundTruth {2} is not a 2D map" in message_of(read_boundary_annotations, str(path))
     save_annotations(path, [MAP > 9, MAP.T > 9])
     message = message_of(read_boundary_annotations, str(path))
     assert "differ in size, found 12 x 17 and 17 x 12" in message

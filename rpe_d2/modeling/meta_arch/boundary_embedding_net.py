@@ -32,6 +32,8 @@ class BoundaryEmbeddingNet(PaddedInput):
     of A annotators drew. Inference gives ``boundaries`` (``height``, ``width``) float32, 0-1.
     """
 
+    dataset_mapper_name = "BoundaryMapper"
+
     @configurable
     def __init__(
         self,

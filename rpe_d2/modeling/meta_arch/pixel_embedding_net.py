@@ -1,9 +1,10 @@
 """Instance segmentation by recurrent pixel embeddings."""
 
+import logging
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -12,6 +13,7 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from rpe_d2.config import check_config
+from rpe_d2.ops.sphere import min_margin
 
 from ..embedding.grouping import PixelGrouping, PixelGroups
 from ..embedding.head import EmbeddingHead, EmbeddingMaps
@@ -25,6 +27,8 @@ from ..masks import soft_mask_boxes, soft_masks_to_proposals, suppress_overlaps
 from ..soft_masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
 from .padded_input import PaddedInput
+
+logger = logging.getLogger("rpe_d2")
 
 REFINEMENTS = ("", "spn")
 # Groups that cover less of an object (IoU) are not trained to become it.
@@ -40,6 +44,10 @@ class PixelEmbeddingNet(PaddedInput):
     ``{"instances"}`` with full-resolution boolean ``pred_masks``, their tight ``pred_boxes``, ``scores`` and ``pred_classes``, and on request ``"proposals"`` and
     ``"sem_seg"``.
     """
+
+    dataset_mapper_name = "PixelLabelMapper"
+    num_classes_keys = {"thing": "MODEL.RPE.NUM_CLASSES"}
+    default_confidence_threshold = 0.1  # its instances hardly overlap
 
     @configurable
     def __init__(
@@ -148,6 +156,42 @@ class PixelEmbeddingNet(PaddedInput):
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
+
+    @classmethod
+    def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
+        return ("num_instances",) if cfg.MODEL.RPE.GROUPING == "kmeans" else ()
+
+    @classmethod
+    def check_training_data(cls, cfg: CfgNode, max_instances: int) -> None:
+        """Warns of settings with which grouping cannot succeed on the training data, and says what would fit."""
+        rpe = cfg.MODEL.RPE
+        if rpe.NEGATIVE_RADIUS > 0:
+            if rpe.GROUPING == "mean_shift" and not (rpe.VOTES or rpe.SPLIT_COMPONENTS):
+                logger.warning(
+                    "MODEL.RPE.NEGATIVE_RADIUS lets instances that are far apart share an embedding, and nothing tells "
+                    "them apart: set MODEL.RPE.VOTES or MODEL.RPE.SPLIT_COMPONENTS True"
+                )
+            return
+        groups = max_instances + (rpe.BACKGROUND == "group")
+        if groups < 2:
+            return
+        needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
+        if needed <= rpe.MARGIN + 1e-9:
+            return
+        # 2 dim points are known to fit at margin 1/2, and no dimension helps below the simplex's margin.
+        dim = max(rpe.EMBEDDING_DIM, -(-groups // 2))
+        logger.warning(
+            "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in %d dimensions "
+            "(smallest margin: %s%.3f). What fits: MODEL.RPE.EMBEDDING_DIM %d with MARGIN %.2f, or "
+            "MODEL.RPE.NEGATIVE_RADIUS > 0.",
+            rpe.MARGIN,
+            groups,
+            rpe.EMBEDDING_DIM,
+            "" if exact else "at least ",
+            needed,
+            dim,
+            max(rpe.MARGIN, 0.5),
+        )
 
     def forward(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> List[Dict]:
         """Losses in training (a dict of scalars), else :meth:`inference`."""

@@ -3,7 +3,7 @@
 from typing import Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, Instances
@@ -28,6 +28,8 @@ class SPNRefiner(PaddedInput):
     ``height`` x ``width``: masks bool, ``pred_boxes`` around them, other fields as they were. ``sparse_labels`` (K, h,
     w), 1 where a class is known to be and 0 elsewhere, spread to all other pixels.
     """
+
+    dataset_mapper_name = "PixelLabelMapper"
 
     @configurable
     def __init__(
@@ -72,6 +74,10 @@ class SPNRefiner(PaddedInput):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    @classmethod
+    def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
+        return ("coarse_masks",)
 
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
         """The loss in training (a dict of a scalar), else :meth:`inference`.

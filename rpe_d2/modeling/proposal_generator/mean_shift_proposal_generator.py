@@ -65,6 +65,8 @@ class MeanShiftProposalGenerator(nn.Module):
     leave out, as crowds, counts as background, as it does for the RPN.
     """
 
+    dataset_mapper_name = "PixelLabelMapper"
+
     @configurable
     def __init__(
         self,

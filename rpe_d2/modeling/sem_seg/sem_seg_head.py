@@ -34,6 +34,7 @@ class SemSegHead(nn.Module, ABC):
     by ``scores_and_losses``.
     """
 
+    has_pair_loss = True
     usual_pair_weight = 0.0  # where MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT leaves it to the head
 
     def __init__(

@@ -36,6 +36,8 @@ class SPNSemSegHead(nn.Module):
     and has no losses.
     """
 
+    has_pair_loss = True
+
     @configurable
     def __init__(
         self,
@@ -87,6 +89,13 @@ class SPNSemSegHead(nn.Module):
         if freeze_head:
             head = freeze(head)
         self._wrapped = adopt_children(self, head)
+
+    @classmethod
+    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
+        if cfg.MODEL.SPN.FREEZE_HEAD and not has_weights:
+            raise ValueError(
+                "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head, name its checkpoint"
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
