@@ -1,4 +1,7 @@
-"""Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
+"""Datasets and dataset mappers.
+
+Importing the package registers ``shapes_train``, ``shapes_val`` and their variants.
+"""
 
 from rpe_d2.utils.readable import NameUnreadable, UnreadableImage
 

@@ -193,7 +193,7 @@ def use_deterministic_algorithms() -> None:
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Checks the keys of rpe_d2, and those of training that depend on other keys.
+    """Checks the keys of rpe_d2, and those of the training that depend on others.
 
     Raises:
         ValueError: in one line, the key, its value and what is allowed.

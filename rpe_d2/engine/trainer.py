@@ -34,12 +34,12 @@ from rpe_d2.evaluation import (
     BSDSBoundaryEvaluator,
     DenseCRF,
     DenseCRFEvaluator,
-    InstanceEvaluator,
+    InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
     VOCInstanceEvaluator,
 )
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 
 from .checkpoint import AVERAGED, ModelCheckpointer
 from .hooks import (
@@ -296,7 +296,7 @@ class Trainer(DefaultTrainer):
                 evaluators.append(PartFScoreEvaluator(dataset_name))
         if has_instances:
             limit, touching = test.DETECTIONS_PER_IMAGE, test.TOUCHING_INSTANCES
-            evaluators.append(InstanceEvaluator(dataset_name, folder, limit, touching))
+            evaluators.append(InstanceSegmentationEvaluator(dataset_name, folder, limit, touching))
         if has_instances and (kind == "voc_instances" or test.VOC_AP):
             evaluators.append(VOCInstanceEvaluator(dataset_name))
         if only_proposals(cfg) or test.PROPOSALS:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rpe_d2.cli.train_net import main
 from rpe_d2.data import NameUnreadable, UnreadableImage, register_sem_seg_dirs
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 from tests.conftest import ROOT
 
 NAMES = ("a", "b", "sub/c")
@@ -86,7 +86,7 @@ def test_malformed_entries(wrong, folder):
 def test_what_is_missing(folder):
     (folder / "labels/b.png").unlink()
     message = error_of(folder, FileNotFoundError)
-    assert "1 of 3 pictures have no label map" in message and "labels/b.png" in message
+    assert "1 of 3 images have no label map" in message and "labels/b.png" in message
     wrong = [f"mine={folder}/none:{folder}/labels"]
     assert f"no folder {folder}/none" in error_of(folder, FileNotFoundError, wrong)
     wrong = [f"mine={folder}/images:{folder}/none"]
@@ -94,7 +94,7 @@ def test_what_is_missing(folder):
     wrong = [entry(folder, rest=":none.txt")]
     assert "no file none.txt" in error_of(folder, FileNotFoundError, wrong)
     (folder / "empty").mkdir()
-    assert "has no pictures" in error_of(folder, entries=[f"mine={folder}/empty:{folder}/labels"])
+    assert "has no images" in error_of(folder, entries=[f"mine={folder}/empty:{folder}/labels"])
 
 
 def test_what_does_not_fit(folder):
@@ -111,7 +111,7 @@ def test_what_does_not_fit(folder):
     (folder / "labels/a.png").write_bytes(b"no picture")
     assert "a.png" in error_of(folder, UnreadableImage)
     taken = error_of(folder, entries=[entry(folder, "shapes_train_sem_seg")])
-    assert "'shapes_train_sem_seg' is taken by another data set" in taken
+    assert "'shapes_train_sem_seg' is taken by another dataset" in taken
 
 
 def test_photographs_are_turned_as_their_camera_was(folder):

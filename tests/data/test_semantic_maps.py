@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 
 from rpe_d2.data import load_shapes, load_shapes_sem_seg, register_coco_jsons
 from rpe_d2.data.datasets.label_noise import corrupt_labels
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 from tests.data.test_coco_jsons import entry, folder, make_content
 
 __all__ = ["folder"]  # a fixture

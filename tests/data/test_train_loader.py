@@ -166,7 +166,9 @@ def test_a_connection_to_a_worker_that_breaks_is_said_to_be_its_death():
 
     made = iter(ResumableLoader(broken_off(), loader()._order, loader()._dataset))
     assert next(made) == ["batch"]
-    with pytest.raises(DeadWorker, match="died while it handed data over .ConnectionResetError"):
+    with pytest.raises(
+        DeadWorker, match="died while it transferred its data .ConnectionResetError"
+    ):
         next(made)
 
 

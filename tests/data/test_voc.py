@@ -19,7 +19,7 @@ from rpe_d2.data import (
     check_voc_files,
     register_voc,
 )
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 from tests.conftest import ROOT
 from tests.helpers import voc_tree
 
@@ -222,12 +222,12 @@ def small_mat(path):
         ("SegmentationClass/2007_000042.png", no_class, "has 21 under object 1 of .*allowed: 1 to 20"),
         ("SegmentationClass/2007_000042.png", only_void, "has 255 under object 1 of"),
         ("JPEGImages/2007_000042.jpg", text, "2007_000042.jpg"),
-        ("Annotations/2007_000042.xml", text, "2007_000042.xml is no annotation of VOC"),
+        ("Annotations/2007_000042.xml", text, "2007_000042.xml is not a VOC annotation"),
         ("inst/2008_000003.mat", no_categories, "2008_000003.mat has no GTinst.Categories"),
         ("inst/2008_000003.mat", another_variable, "has no GTinst.Segmentation"),
         ("inst/2008_000003.mat", few_categories, "has the class None for object 2; allowed: 1 to 20"),
         ("inst/2008_000003.mat", small_mat, "has 9 x 7 pixels .*2008_000003.jpg has 48 x 64"),
-        ("inst/2008_000003.mat", text, "2008_000003.mat is no MATLAB file"),
+        ("inst/2008_000003.mat", text, "2008_000003.mat is not a MATLAB file"),
     ],
 )  # fmt: skip
 def test_bad_files_are_named_in_one_line(root, file, spoil, message):

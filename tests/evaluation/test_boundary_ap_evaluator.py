@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from rpe_d2.evaluation import BoundaryAPEvaluator
-from rpe_d2.evaluation.boundaries import boundary_rle, boundary_width, mask_boundary
 from rpe_d2.evaluation.boundary_ap_evaluator import BoundaryCOCOeval, boundary_areas
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.evaluation.mask_boundaries import boundary_rle, boundary_width, mask_boundary
+from rpe_d2.utils.label_maps import read_label_map
 from tests.reference import boundaries as reference
 
 SIZE = (60, 80)

@@ -5,7 +5,11 @@ import itertools
 import pytest
 from detectron2.data import MetadataCatalog
 
-from rpe_d2.evaluation import BoundaryAPEvaluator, InstanceEvaluator, MaskProposalEvaluator
+from rpe_d2.evaluation import (
+    BoundaryAPEvaluator,
+    InstanceSegmentationEvaluator,
+    MaskProposalEvaluator,
+)
 from tests.evaluation.test_mask_proposal_evaluator import (
     LARGE,
     MEDIUM,
@@ -21,7 +25,9 @@ __all__ = ["dataset"]  # a fixture
 
 LINE = [10, 10, 30, 30]  # two corners
 EVALUATORS = {
-    "instances": lambda name: InstanceEvaluator(name, None, 100, touching_instances=True),
+    "instances": lambda name: InstanceSegmentationEvaluator(
+        name, None, 100, touching_instances=True
+    ),
     "proposals": lambda name: MaskProposalEvaluator(name, distributed=False),
     "boundaries": lambda name: BoundaryAPEvaluator(name, distributed=False),
 }

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from rpe_d2.evaluation import InstanceEvaluator
+from rpe_d2.evaluation import InstanceSegmentationEvaluator
 from tests.evaluation.test_mask_proposal_evaluator import (
     LARGE,
     MEDIUM,
@@ -41,7 +41,9 @@ def output_of(image_id, boxes, scores):
 
 
 def evaluate(dataset, outputs, detections_per_image=100, touching_instances=False):
-    evaluator = InstanceEvaluator(dataset, None, detections_per_image, touching_instances)
+    evaluator = InstanceSegmentationEvaluator(
+        dataset, None, detections_per_image, touching_instances
+    )
     evaluator.reset()
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [output])

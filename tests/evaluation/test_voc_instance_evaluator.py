@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 
 from rpe_d2.data import register_voc
-from rpe_d2.evaluation import InstanceEvaluator, VOCInstanceEvaluator
+from rpe_d2.evaluation import InstanceSegmentationEvaluator, VOCInstanceEvaluator
 from tests.helpers import voc_tree
 from tests.reference import voc_ap as reference
 from tests.reference.voc_ap import Detection, Truth
@@ -288,7 +288,7 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
     """On the miniature VOC, after COCO's evaluator has written its own version of the ground truth."""
     with voc_tree.unregistered_afterwards():
         register_voc(str(voc_tree.write_tree(tmp_path)))
-        InstanceEvaluator("voc_2012_val", str(tmp_path / "out"), 100)
+        InstanceSegmentationEvaluator("voc_2012_val", str(tmp_path / "out"), 100)
         records = DatasetCatalog.get("voc_2012_val")
         evaluator = VOCInstanceEvaluator("voc_2012_val")
         for record in records:
