@@ -10,21 +10,13 @@ from rpe_d2.evaluation import (
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
 )
-
-<<<<<<< HEAD
-from tests.evaluation.test_mask_proposal_evaluator import (
+from tests.helpers.squares import (
     LARGE,
     MEDIUM,
     NOWHERE,
     SMALL,
-    =======,
-    >>>>>>>,
     change_data,
-    data,
-    from,
-    import,
     predictions,
-    tests.helpers.squares,
     upper_part,
 )
 
