@@ -218,11 +218,14 @@ def reduced(function: bytes, arguments: bytes) -> bytes:
 @pytest.mark.parametrize(
     "code, message",
     [
-        # numpy.ndarray((1,), "O", b"A" * 8): an array of pointers to memory that the attacker chooses
+        # numpy.ndarray((1,), "O", b"A" * 8), an array of pointers that the attacker chooses
         (reduced(b"numpy\nndarray\n", b"(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt"), "damaged"),
         (reduced(b"numpy\ndtype\n", b"X\x02\x00\x00\x00O8\x85"), "type O8"),
         (reduced(b"numpy\ndtype\n", b"X\x05\x00\x00\x00i4,O8\x85"), "type i4,O8"),
-        (reduced(b"_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86"), "encoding zip"),
+        (
+            reduced(b"_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86"),
+            "encoding zip",
+        ),
         (
             reduced(
                 b"numpy.core.multiarray\n_reconstruct\n",
@@ -247,7 +250,7 @@ def test_an_array_larger_than_its_data_is_refused():
 
 
 def test_the_previous_checkpoint_is_the_one_written_before(tmp_path):
-    """A run was extended after its end and lost its last checkpoint: model_final is not the newest."""
+    """The run was extended beyond model_final, which is therefore not the newest checkpoint."""
     saved(tmp_path, 1.0, 2.0)
     (tmp_path / "model_0000001.pth").rename(tmp_path / "model_final.pth")
     os.utime(tmp_path / "model_final.pth", (1, 1))

@@ -124,7 +124,8 @@ class MeanShiftProposalGenerator(nn.Module):
         if embedding_head is None:
             if input_shape is None:
                 raise ValueError("input_shape is None; allowed: a dict, or an embedding_head")
-            embedding_head = EmbeddingHead(input_shape, 1, stride=8)
+            # By keyword, because a LazyConfig's dict in first place would be taken for a cfg.
+            embedding_head = EmbeddingHead(input_shape=input_shape, num_classes=1, stride=8)
         check_range("num_levels", num_levels, 1)
         check_choice("nms_type", nms_type, NMS_TYPES)
         check_range("nms_threshold", nms_threshold, 0, 1)

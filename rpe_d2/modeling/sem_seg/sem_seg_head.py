@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..argument_checks import check_range
-from ..embedding.pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..embedding.loss import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
 from ..layers import zero_loss
 
 # Detectron2's default of MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
