@@ -163,8 +163,8 @@ def test_average_precision_by_hand(instance_data):
     evaluator.process([{"image_id": 1}], [{"instances": pred}])
     metrics = evaluator.evaluate()
     assert list(metrics) == ["segm_boundary", "segm_boundary_2px", "segm_boundary_1px"]
-    # The second detection lacks a column: its mask IoU is 0.975, and its boundary IoU is smaller, the
-    # more so the thinner the boundaries are.
+    # The second detection lacks a column. Its mask IoU is 0.975, and its boundary IoU is smaller
+    # the thinner the boundaries are.
     assert metrics["segm_boundary"]["AP50"] == pytest.approx(100)
     for suffix, width in (("", 2), ("_2px", 2), ("_1px", 1)):
         iou = reference.boundary_iou(square(41, 10, 80, 50), square(40, 10, 80, 50), width)

@@ -68,8 +68,8 @@ def test_scores_in_percent(items):
     assert pred["ODS"] == pytest.approx(100 * scores.ods.f_measure)
     assert pred["ODS_threshold"] == pytest.approx(scores.ods.threshold)
     assert pred["AP"] == pytest.approx(100 * scores.ap)
-    # By hand, at the best threshold of each image: image 1 has 2 of 3 lines and no false one, image 2
-    # has both of its lines and a false one, and image 3 has its line.
+    # By hand, at the best threshold of each image: image 1 has 2 of 3 lines and no false one, image
+    # 2 has both of its lines and a false one, and image 3 has its line.
     recall, precision = (2 + 2 + 1) / (3 + 2 + 1), (1 + 2 + 1) / (1 + 3 + 1)
     assert pred["OIS"] == pytest.approx(100 * 2 * recall * precision / (recall + precision))
     assert pred["images"] == 3

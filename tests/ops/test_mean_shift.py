@@ -427,7 +427,7 @@ def test_points_go_where_their_neighbours_went():
     [
         ({"targets": torch.zeros(4, 3)}, "targets need keys"),
         ({"keys": torch.zeros(4, 3), "targets": torch.zeros(5, 3)}, "targets has shape"),
-        ({"keys": torch.zeros(4, 3), "target_positions": torch.zeros(4, 3)}, "target_positions has"),
+        ({"keys": torch.zeros(4, 3), "target_positions": torch.zeros(4, 3)}, "target_positions"),
         (
             {"keys": torch.zeros(4, 3), "key_positions": torch.zeros(4, 2),
              "targets": torch.zeros(4, 3), "positions": torch.zeros(6, 2),

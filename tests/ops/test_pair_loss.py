@@ -255,7 +255,7 @@ class TestNegativeRadius:
         for radius in (5, 10, 13):
             options = dict(positions=positions, negative_radius=radius, normalization="per_term")
             options.update(margin=0.0, positive_weight=0.0)
-            # With two values of the similarity, the loss is the weight of the pairs within the radius.
+            # With two similarities, the loss is the weight of the pairs within the radius.
             embeddings = torch.eye(2, dtype=dtype)[torch.randint(0, 2, (600,))]
             expected = dense_pair_loss(embeddings, labels, **options).item()
             loss = spherical_pair_loss(embeddings, labels, **options).item()
@@ -368,7 +368,7 @@ class TestTheory:
 
     @pytest.mark.parametrize("form", FORMS)
     def test_slope_by_similarity(self, form):
-        """dl/ds is -1, -(1-s), -s for positive pairs, and 1, s-margin above the margin for negative."""
+        """dl/ds is -1, -(1-s) or -s for positive pairs, and 1 or s - margin for negative ones."""
         angle = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
         pair = torch.stack(
             [torch.tensor([1.0, 0.0]).double(), torch.stack([angle.cos(), angle.sin()])]
