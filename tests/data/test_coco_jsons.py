@@ -1,3 +1,5 @@
+"""Checks and registration of datasets in COCO's format."""
+
 import json
 import logging
 
@@ -51,7 +53,7 @@ def test_colon_in_a_path(coco_folder):
 def test_repeated_setup(coco_folder):
     entries = [entry(coco_folder, make_content(), name) for name in ("mine", "yours")]
     register_coco_jsons(entries)
-    (coco_folder / "mine.json").unlink()  # not read again
+    (coco_folder / "mine.json").unlink()  # the file is not read again
     register_coco_jsons(entries)
     assert DatasetCatalog.get("yours")
 
@@ -177,7 +179,7 @@ def test_ids_that_mix_numbers_and_text(coco_folder):
     "segmentation, problem",
     [
         ("1 1 9 1 9 7", "has the segmentation '1 1 9 1 9 7'; allowed: a list of polygons"),
-        (POLYGON[0], "has the segmentation [1, 1, 9, "),  # flat, not a list of polygons
+        (POLYGON[0], "has the segmentation [1, 1, 9, "),  # one polygon in place of a list
         ([["1", "1", "9", "1", "9", "7"]], "has the segmentation [['1', "),
         ([[1, 1, 9, 1, 9, None]], "has the segmentation [[1, 1, 9, "),
         ({"size": [16, 20]}, "has an RLE mask with counts None; allowed: compressed text, or"),
@@ -187,7 +189,7 @@ def test_ids_that_mix_numbers_and_text(coco_folder):
         ({"size": [16, 20], "counts": [16, 305]}, "at most 320 in all"),
     ],
 )
-def test_masks_that_are_none(coco_folder, segmentation, problem):
+def test_invalid_masks(coco_folder, segmentation, problem):
     content = make_content()
     content["annotations"][1]["segmentation"] = segmentation
     message = error_of([entry(coco_folder, content)])
@@ -197,12 +199,12 @@ def test_masks_that_are_none(coco_folder, segmentation, problem):
 def test_masks_that_cannot_be_learned(coco_folder, caplog):
     content = make_content()
     masks = {
-        11: [[1, 1, 5, 5, 3, 3], []],  # on a line
+        11: [[1, 1, 5, 5, 3, 3], []],  # collinear
         12: {"size": [16, 20], "counts": [320]},
         13: [[30, 1, 40, 1, 40, 9]],
-        14: [[15, 1, 40, 1, 40, 9], []],  # partly outside: fine
-        15: [[1, 1, 9, 7]],  # a line
-        16: [[1, 1, 9, 1, 9, 7, 1]],  # half a point
+        14: [[15, 1, 40, 1, 40, 9], []],  # partly outside, which is allowed
+        15: [[1, 1, 9, 7]],  # two corners
+        16: [[1, 1, 9, 1, 9, 7, 1]],  # an odd number of coordinates
     }
     for i, segmentation in masks.items():
         content["annotations"].append(

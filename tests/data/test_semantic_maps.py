@@ -1,4 +1,4 @@
-"""Semantic maps made from instances: of COCO-format data, of the shapes with noise, and for panoptic models."""
+"""Label maps from instances: COCO's format, shapes with and without noise, panoptic shapes."""
 
 import json
 
@@ -12,20 +12,21 @@ from rpe_d2.data.datasets.label_noise import corrupt_labels
 from rpe_d2.utils.label_maps import read_label_map
 from tests.helpers.coco_files import entry, make_content
 
-# ---- COCO-format data
+# ---- Datasets in COCO's format
 
 
 def test_maps_of_masks(coco_folder):
     content = make_content()
     content["annotations"] += [
-        # A small one in front of the first, a crowd behind all, and one of which only the box is known.
+        # A small mask in front of the first one, a crowd behind all, and a box without a mask.
         {"id": 3, "image_id": 5, "category_id": 70, "bbox": [4, 4, 2, 2], "iscrowd": 0,
          "segmentation": [[4, 4, 6, 4, 6, 6, 4, 6]]},
         {"id": 4, "image_id": 5, "category_id": 3, "bbox": [0, 0, 20, 8], "iscrowd": 1,
          "segmentation": {"size": [16, 20], "counts": [0] + [8, 8] * 20}},
         {"id": 5, "image_id": 5, "category_id": 70, "bbox": [12, 10, 3, 4], "iscrowd": 0},
-        # A line is nothing, alone or beside a polygon.
-        {"id": 6, "image_id": 5, "category_id": 3, "bbox": [15, 10, 4, 4], "segmentation": [[15, 10, 19, 14]]},
+        # Two corners have no area, alone or beside a polygon.
+        {"id": 6, "image_id": 5, "category_id": 3, "bbox": [15, 10, 4, 4],
+         "segmentation": [[15, 10, 19, 14]]},
         {"id": 7, "image_id": 5, "category_id": 3, "bbox": [17, 12, 2, 2],
          "segmentation": [[15, 10, 19, 14], [17, 12, 19, 12, 19, 14, 17, 14]]},
     ]  # fmt: skip
@@ -86,7 +87,7 @@ def test_nuclei_foreground(real_data):
 
 
 @pytest.mark.parametrize("split", ["train", "large_train"])
-def test_noise_is_in_the_maps_and_nothing_else(split):
+def test_noise_changes_the_maps_alone(split):
     clean, noisy = DatasetCatalog.get(f"shapes_{split}_sem_seg"), DatasetCatalog.get(
         f"shapes_{split}_noisy_sem_seg"
     )

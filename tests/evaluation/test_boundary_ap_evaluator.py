@@ -1,4 +1,4 @@
-"""Boundary AP and IoU against slow references and by hand."""
+"""Boundary AP and Boundary IoU against slow references and by hand."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_boundaries_are_the_definition(mask, width):
 def test_width_is_two_percent_of_the_diagonal():
     assert boundary_width((300, 400)) == 10
     assert boundary_width((10, 10)) == 1
-    assert boundary_width((300, 400), 0.005) == 2  # 2.5 to the even
+    assert boundary_width((300, 400), 0.005) == 2  # 2.5 is rounded to even
 
 
 def encoded(mask) -> dict:
@@ -135,7 +135,7 @@ def unregister():
 
 @pytest.fixture
 def instance_data(tmp_path):
-    """Two squares of 40 x 40 pixels; ids of the data are not contiguous."""
+    """Registers two squares of 40 x 40 pixels. Category ids are not contiguous."""
     truth = coco([(square(0, 0, 40, 40), 3, 0), (square(40, 10, 80, 50), 7, 0)])
     for annotation in truth.dataset["annotations"]:
         annotation["segmentation"]["counts"] = annotation["segmentation"]["counts"].decode()
@@ -163,8 +163,8 @@ def test_average_precision_by_hand(instance_data):
     evaluator.process([{"image_id": 1}], [{"instances": pred}])
     metrics = evaluator.evaluate()
     assert list(metrics) == ["segm_boundary", "segm_boundary_2px", "segm_boundary_1px"]
-    # The second square lacks its first column: IoU of the masks 0.975, of the boundaries less, and the less the
-    # thinner they are: 2 px: 304 pixels each way, of which column 41 and 42 are new or lost.
+    # The second detection lacks a column. Its mask IoU is 0.975, and its boundary IoU is smaller
+    # the thinner the boundaries are.
     assert metrics["segm_boundary"]["AP50"] == pytest.approx(100)
     for suffix, width in (("", 2), ("_2px", 2), ("_1px", 1)):
         iou = reference.boundary_iou(square(41, 10, 80, 50), square(40, 10, 80, 50), width)
@@ -176,7 +176,7 @@ def test_average_precision_by_hand(instance_data):
         assert np.isnan(metrics[f"segm_boundary{suffix}"]["APl"])
 
 
-def test_nothing_found(instance_data):
+def test_no_detections(instance_data):
     evaluator = BoundaryAPEvaluator(instance_data)
     evaluator.process([{"image_id": 1}], [{"instances": instances()}])
     assert evaluator.evaluate()["segm_boundary"]["AP"] == 0
@@ -233,7 +233,7 @@ def test_semantic_maps(semantic_data):
     assert np.isnan(evaluator.evaluate()["sem_seg_boundary"]["mIoU"])
 
 
-def test_a_class_that_does_not_occur_is_not_in_the_mean(semantic_data):
+def test_a_class_that_does_not_occur_is_excluded_from_the_mean(semantic_data):
     name, truth = semantic_data
     scores = torch.zeros(3, *SIZE)
     scores[1] = torch.from_numpy((truth == 1).astype(np.float32)) * 2 - 1
@@ -251,7 +251,7 @@ def test_a_class_that_does_not_occur_is_not_in_the_mean(semantic_data):
 
 
 def _evaluate_on_rank(json_file, map_file, out):
-    """Both kinds of data; each of two processes sees one of the outputs, one process sees both."""
+    """Evaluates instances and label maps, one output per process or both on one process."""
     register(json_file, map_file)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     shifted = torch.zeros(3, *SIZE)
@@ -278,8 +278,7 @@ def _evaluate_on_rank(json_file, map_file, out):
     if world_size > 1:
         comm.synchronize()
         torch.distributed.destroy_process_group()
-        # Now and then a thread of torch's gloo backend is still up when the interpreter tears down, which aborts a
-        # process that has done its work; the evaluator has no part in that.
+        # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
         sys.stdout.flush()
         os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Lines whose scores are plain, on one process and on two."""
+"""The BSDS evaluator on straight lines, on one and on two processes."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from rpe_d2.evaluation import BSDSBoundaryEvaluator
 from rpe_d2.ops.boundary_scores import boundary_scores, count_boundary_matches
 from tests.helpers.annotations import save_annotations
 
-SIZE = (60, 80)  # tolerance: .75 of a pixel
+SIZE = (60, 80)  # the tolerance is 0.75 pixels
 NUM_THRESHOLDS = 9
 
 
@@ -68,8 +68,8 @@ def test_scores_in_percent(items):
     assert pred["ODS"] == pytest.approx(100 * scores.ods.f_measure)
     assert pred["ODS_threshold"] == pytest.approx(scores.ods.threshold)
     assert pred["AP"] == pytest.approx(100 * scores.ap)
-    # By hand: image 1 at .4 … .9 finds 2 of 3 lines' pixels without a false one, image 2 at .1 … .5 both of its lines
-    # and a false one, image 3 at .1 and .2 its line.
+    # By hand, at the best threshold of each image: image 1 has 2 of 3 lines and no false one, image
+    # 2 has both of its lines and a false one, and image 3 has its line.
     recall, precision = (2 + 2 + 1) / (3 + 2 + 1), (1 + 2 + 1) / (1 + 3 + 1)
     assert pred["OIS"] == pytest.approx(100 * 2 * recall * precision / (recall + precision))
     assert pred["images"] == 3
@@ -82,12 +82,12 @@ def test_a_perfect_model(items):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_floating_point(dtype, items):
+def test_floating_point_dtypes(dtype, items):
     pred = evaluate(items, [{"boundaries": o["boundaries"].to(dtype)} for o in outputs()])
     assert pred["boundary"]["OIS"] == pytest.approx(evaluate(items, outputs())["boundary"]["OIS"])
 
 
-def test_images_at_fault_are_left_out_with_a_line(items, tmp_path, caplog):
+def test_invalid_images_are_left_out_with_a_warning(items, tmp_path, caplog):
     expected = evaluate(items[:1], outputs()[:1])["boundary"]
     predicted = outputs()
     predicted[1]["boundaries"] = predicted[1]["boundaries"].T
@@ -103,7 +103,7 @@ def test_images_at_fault_are_left_out_with_a_line(items, tmp_path, caplog):
     assert total == "lines: 1 of 4 images are used"
 
 
-def test_no_image_at_all():
+def test_no_images():
     pred = evaluate([], [])["boundary"]
     assert pred.pop("images") == 0 and all(math.isnan(value) for value in pred.values())
 
@@ -129,7 +129,7 @@ def _evaluate_on_rank(items, out):
         assert results is None
     comm.synchronize()
     torch.distributed.destroy_process_group()
-    # See test_mask_proposal_evaluator.py.
+    # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
     sys.stdout.flush()
     os._exit(0)
 

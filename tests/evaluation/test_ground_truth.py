@@ -1,4 +1,4 @@
-"""Data that lack what COCOeval needs give the same numbers as complete data."""
+"""Datasets without optional fields have the same metrics as complete datasets."""
 
 import itertools
 

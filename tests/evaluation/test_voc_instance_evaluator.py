@@ -1,4 +1,4 @@
-"""AP^r by hand, against a slow implementation, and by two processes."""
+"""AP^r by hand, against a slow implementation, and on two processes."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def dataset_dicts(truths, images) -> list:
 
 @pytest.fixture
 def register():
-    """Registers ground truth: ``register(truths, images=(1,))``."""
+    """A function that registers ground truth: ``register(truths, images=(1,))``."""
 
     def put(truths, images=(1,)):
         remove()
@@ -102,7 +102,7 @@ def matches(metrics, **expected) -> bool:
     return pred == pytest.approx(expected, nan_ok=True)
 
 
-def test_all_found_and_nothing_found(register):
+def test_perfect_detections_and_no_detections(register):
     one, other = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, one), Truth(1, 2, other)])
     metrics = evaluated([Detection(1, 0, 0.9, one), Detection(1, 2, 0.8, other)])
@@ -111,7 +111,7 @@ def test_all_found_and_nothing_found(register):
         metrics, **{"AP50-a": 100, "AP50-b": np.nan, "APvol-b": np.nan, "AP70_07-c": 100}
     )
     assert matches(evaluated([]), AP50=0, AP70_07=0, APvol=0, **{"AP50-b": np.nan})
-    # A class without ground truth has no score, whatever was found of it.
+    # A class without ground truth has no score, even if it is detected.
     assert matches(evaluated([Detection(1, 1, 0.9, one)]), AP50=0, **{"AP50-b": np.nan})
     register([])
     assert matches(evaluated([Detection(1, 1, 0.9, one)]), AP50=np.nan, APvol=np.nan)
@@ -121,8 +121,8 @@ def test_area_and_eleven_points(register):
     squares = [square(8 * n, 0, 8 * n + 8, 8) for n in range(4)]
     far = square(0, 20, 4, 24)
     register([Truth(1, 0, mask) for mask in squares])
-    # In order of score: correct, false, correct, correct; one of four is not found. The envelope of the precision is
-    # 1 up to recall 1/4, then 3/4 up to 3/4.
+    # In order of score: correct, false, correct, correct. One of four is missed. The envelope of
+    # the precision is 1 up to recall 1/4, then 3/4 up to 3/4.
     pred = [
         Detection(1, 0, 0.9, squares[0]), Detection(1, 0, 0.8, far),
         Detection(1, 0, 0.7, squares[1]), Detection(1, 0, 0.6, squares[2]),
@@ -140,7 +140,7 @@ def test_the_recall_of_three_of_ten_is_three_tenths(register):
     assert matches(evaluated(pred), AP50=30, AP50_07=100 * 4 / 11)
 
 
-def test_thresholds_are_reached_by_equality(register):
+def test_thresholds_are_inclusive(register):
     whole = square(0, 0, 10, 10)
     register([Truth(1, 0, whole)])
     for width, passed in ((5, 5), (6, 6), (7, 7), (3, 3)):
@@ -160,18 +160,18 @@ def test_a_second_detection_is_false(register):
     assert matches(evaluated(pred), AP50=100 * (1 + 2 / 3) / 2)
 
 
-def test_only_the_volume_looks_for_instances_that_are_left(register):
-    # Both detections overlap the left square most; the second also has a third of the right one.
+def test_only_the_volume_assigns_to_remaining_instances(register):
+    # Both detections overlap the left square most. The second one also overlaps the right one.
     left, right = square(0, 0, 10, 10), square(10, 0, 20, 10)
     register([Truth(1, 0, left), Truth(1, 0, right)])
     pred = [Detection(1, 0, 0.9, left), Detection(1, 0, 0.8, square(0, 0, 15, 10))]
     metrics = evaluated(pred)
     assert matches(metrics, AP50=50, AP70=50)
-    # IoU of the second with the right square: 50 / 200 = .25, correct at .1 and .2.
+    # Its IoU with the right square is 50 / 200 = .25, so it is correct at .1 and .2.
     assert matches(metrics, APvol=(2 * 100 + 7 * 50) / 9)
 
 
-def test_difficult_instances_neither_count_nor_hurt(register):
+def test_difficult_instances_are_ignored(register):
     easy, hard = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, easy), Truth(1, 0, hard, difficult=True)])
     pred = [
@@ -186,7 +186,7 @@ def test_difficult_instances_neither_count_nor_hurt(register):
     assert matches(evaluated(pred), AP50=np.nan)
 
 
-def test_crowds_neither_count_nor_hurt(register):
+def test_crowds_are_ignored(register):
     one, crowd = square(0, 0, 10, 10), square(12, 0, 32, 24)
     register([Truth(1, 0, one), Truth(1, 0, crowd, crowd=True)])
     pred = [
@@ -211,7 +211,7 @@ def random_case(seed):
     truths += [Truth(int(rng.integers(1, 7)), 0, box(), crowd=True) for _ in range(2)]
     scores = rng.permutation(60) / 60
     detections = []
-    for score in scores[:40]:  # moved from the truth, of any class
+    for score in scores[:40]:  # shifted ground truth of any class
         truth = truths[rng.integers(len(truths))]
         mask = np.roll(truth.mask, rng.integers(-2, 3, 2), (0, 1))
         label = truth.label if rng.random() < 0.8 else int(rng.integers(3))
@@ -235,7 +235,7 @@ def test_metrics_are_the_definition(register, seed):
 
 
 def test_ids_of_a_coco_file(register, tmp_path):
-    """Category ids with gaps, VOC's "ignore", and detections in another order than the classes."""
+    """Category ids have gaps, VOC's "ignore" is set, and detections are in another order."""
     one, hard = square(0, 0, 10, 10), square(12, 0, 22, 10)
     annotation = {"image_id": 5, "iscrowd": 0, "area": 100, "bbox": [0, 0, 10, 10]}
     truth = COCO()
@@ -285,7 +285,7 @@ def voc_output(record, moved=0) -> dict:
 
 
 def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
-    """On the miniature VOC, after COCO's evaluator has written its own version of the ground truth."""
+    """On the miniature of VOC, after the COCO evaluator has written its own ground-truth file."""
     with voc_tree.unregistered_afterwards():
         register_voc(str(voc_tree.write_tree(tmp_path)))
         InstanceSegmentationEvaluator("voc_2012_val", str(tmp_path / "out"), 100)
@@ -301,10 +301,10 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
         assert matches(metrics, AP50=100, APvol=100, **{"AP50-person": 100, "AP50-cat": np.nan})
         counted = VOCInstanceEvaluator("voc_2012_val", ignore_difficult=False)
         counted._results = evaluator._results
-        # Two of three people: the difficult one is not found.
+        # Two of three people are detected, not the difficult one.
         assert matches(counted.evaluate()["voc_segm"], **{"AP50-person": 100 * 2 / 3})
 
-        # The aeroplane with its void band: 18 x 14 of 20 x 16 pixels.
+        # The aeroplane's mask with its void band has an IoU of 18 x 14 / (20 x 16).
         evaluator.reset()
         whole = np.zeros(voc_tree.SIZE, bool)
         whole[4:20, 4:24] = True
@@ -317,7 +317,7 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
 
 
 def _evaluate_on_rank(root, out):
-    """Each of two processes sees one of the images, one process sees both."""
+    """Evaluates one image per process, or both on one process."""
     register_voc(root)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     evaluator = VOCInstanceEvaluator("voc_2012_val")
@@ -332,7 +332,7 @@ def _evaluate_on_rank(root, out):
     if world_size > 1:
         comm.synchronize()
         torch.distributed.destroy_process_group()
-        # As in test_boundary_ap_evaluator.py: gloo's threads may abort a process that has done its work.
+        # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
         sys.stdout.flush()
         os._exit(0)
 

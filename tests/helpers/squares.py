@@ -24,7 +24,7 @@ def square_mask(box: Box) -> np.ndarray:
 
 
 def change_data(dataset: str, change: Callable[[Dict[str, Any]], None]) -> None:
-    """Rewrites the file of a dataset after ``change(content)`` has modified its content in place."""
+    """Rewrites the file of a dataset after ``change(content)`` modified it in place."""
     path = MetadataCatalog.get(dataset).json_file
     with open(path) as file:
         content = json.load(file)

@@ -1,15 +1,15 @@
-"""Coarse masks by hand."""
+"""Coarse masks, computed by hand."""
 
 import torch
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
 
-def test_cells_of_which_half_is_inside():
+def test_cells_with_half_their_area_inside():
     mask = torch.zeros(1, 6, 8, dtype=torch.bool)
     mask[0, :2, :4] = True  # half of a cell
     mask[0, :3, 4:6] = True  # 6 of 16 pixels
-    mask[0, 4:, 7] = True  # 2 of the 8 pixels that are there
+    mask[0, 4:, 7] = True  # 2 of 8 pixels of a cropped cell
     mask[0, 4:, 0:2] = True  # 4 of 8
     result = coarsen_masks(mask, 4, 0)
     expected = torch.zeros(1, 6, 8)
@@ -18,7 +18,7 @@ def test_cells_of_which_half_is_inside():
     assert torch.equal(result, expected)
 
 
-def test_every_offset_is_as_likely_and_none_is_larger():
+def test_offsets_are_uniform_and_bounded():
     masks = torch.zeros(4000, 9, 9)
     masks[:, 4, 4] = 1
     result = coarsen_masks(masks, 1, 2, torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def test_every_offset_is_as_likely_and_none_is_larger():
     assert shares[inner].min() > 0.025 and shares[inner].max() < 0.055  # 1 / 25
 
 
-def test_what_is_moved_out_is_lost_and_nothing_stays_nothing():
+def test_parts_moved_out_are_lost_and_empty_masks_stay_empty():
     mask = torch.ones(200, 4, 4)
     result = coarsen_masks(mask, 1, 1, torch.Generator().manual_seed(0))
     assert set(result.flatten(1).sum(dim=1).int().tolist()) == {9, 12, 16}

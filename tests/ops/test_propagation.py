@@ -22,13 +22,13 @@ SHAPES = [
     ((2, 3, 5, 5), True, 1),
     ((1, 2, 3, 8), False, 1),
     ((0, 2, 3, 4), True, 3),
-    ((1, 2, 19, 40), True, 3),  # more columns than are worked on at once
+    ((1, 2, 19, 40), True, 3),  # more columns than in a block
 ]
 
 
 @pytest.fixture(params=["torch", "cpp"])
 def backend(request):
-    """Each that runs on any CPU."""
+    """Backends that run on any CPU."""
     if request.param == "cpp" and not propagation_cpp.available():
         pytest.skip("no C++ compiler")
     return request.param
@@ -44,7 +44,7 @@ def inputs(shape, shared=False, connections=3, dtype=torch.float64, mode="softma
 
 
 def with_gradients(function, x, gates):
-    """Result of a function of both, and gradients of a fixed weighting of it."""
+    """Returns function(x, gates) and the gradients of a weighted sum of it."""
     x, gates = x.detach().requires_grad_(), gates.detach().requires_grad_()
     result = function(x, gates)
     weights = torch.cos(torch.arange(result.numel(), device=x.device).to(x.dtype)).view(
@@ -132,11 +132,11 @@ def test_a_transposed_image_transposes_the_result():
 
 
 def test_directions_are_in_the_order_of_their_names():
-    """One bright pixel in the middle, gates that pass everything on: a ray in each direction."""
+    """With gates of 1, a bright pixel in the middle becomes a ray in each direction."""
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = 1
     gates = torch.ones(1, 1, 4, 5, 5)
-    gates[:, :, :, 2, 2] = 0  # it keeps its own value
+    gates[:, :, :, 2, 2] = 0  # the pixel keeps its value
     rays = dict(zip(DIRECTIONS, spatial_propagation(x, gates, "none")[:, 0, 0]))
     assert rays["left to right"][2].tolist() == [0, 0, 1, 1, 1]
     assert rays["right to left"][2].tolist() == [1, 1, 1, 0, 0]
@@ -228,7 +228,7 @@ def test_without_channels_gates_have_no_gradient(backend):
 
 @pytest.fixture
 def fresh_library(tmp_path, monkeypatch):
-    """As in a process that has not loaded the library yet, with an empty cache: its folder."""
+    """Simulates a process that has not loaded the library, and returns its empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     caches = propagation_cpp.available, propagation_cpp.library
     for cache in caches:
@@ -245,7 +245,7 @@ def test_a_damaged_library_is_built_again(fresh_library):
     whole = path.read_bytes()
     code = "from rpe_d2.ops import propagation_cpp as p; print(p.available())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # Not overwritten in place: this process has it loaded.
+    # Replaced, not overwritten in place, because this process has it loaded.
     path.unlink()
     path.write_bytes(whole[: len(whole) // 2])
     command = [sys.executable, "-c", code]
@@ -278,7 +278,7 @@ def test_a_library_is_loaded_from_a_folder_of_one_s_own_alone(where, fresh_libra
 def test_without_a_compiler_it_runs_in_torch(
     compiler, reason, fresh_library, tmp_path, monkeypatch, caplog
 ):
-    """Not installed, one that fails, one that does nothing, none at all."""
+    """The compiler is not installed, fails, does nothing, or is not found."""
     if compiler:
         monkeypatch.setenv("CXX", compiler)
     else:
@@ -296,7 +296,7 @@ def test_without_a_compiler_it_runs_in_torch(
 
 
 def differences_of_triton(device):
-    """Largest differences of Triton's and torch's values and gradients, relative to 1 + their size.
+    """Compares values and gradients of Triton and torch, relative to 1 + their magnitude.
 
     Returns:
         of single precision, and of half precision in units of its rounding step.

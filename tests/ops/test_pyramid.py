@@ -1,4 +1,4 @@
-"""Pyramids against slow ones."""
+"""Image pyramids against slow implementations."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_sizes_of_any_scale(image):
 
 @pytest.mark.parametrize("scale", [0.3536, 0.7071, 1.4142])
 def test_pixels_lie_exactly_their_distance_apart(scale):
-    """A picture of its own coordinates."""
+    """The values of the image are its coordinates."""
     x = (torch.arange(128.0) + 0.5).expand(1, 1, 128, 128)
     scaled = gaussian_pyramid(x, [scale])[0][0, 0, 0]
     inside = torch.arange(8, int(128 * scale) - 8)

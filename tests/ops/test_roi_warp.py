@@ -24,7 +24,7 @@ def test_a_plane_is_read_where_the_cells_are():
     result = roi_warp(plane, torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]]), (3, 5), 0.5)
     assert torch.allclose(result[0, 0], torch.tensor([6.0, 8, 10, 12, 14]).expand(3, 5))
     assert torch.allclose(result[0, 1, :, 0], torch.tensor([5.0, 7, 9]))
-    # Moving a box by a pixel moves what is read by half a cell.
+    # At scale 0.5, moving a box by a pixel moves the samples by half a cell.
     box = torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]], requires_grad=True)
     roi_warp(plane, box, (3, 5), 0.5)[0, 0].mean().backward()
     assert torch.allclose(box.grad[0, [1, 3]], torch.tensor([0.25, 0.25]))
@@ -33,7 +33,7 @@ def test_a_plane_is_read_where_the_cells_are():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_of_the_values_alone(dtype):
-    """Far from the origin, where these types have no halves of a cell left."""
+    """Half precision cannot represent half cells far from the origin, which must not matter."""
     features = torch.randn(1, 2, 8, 1200).to(dtype)
     box = torch.tensor([[0.0, 1001.5, 1.0, 1018.0, 6.5]])
     expected = roi_warp(features.float(), box, 6, 1.0)

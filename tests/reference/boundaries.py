@@ -1,10 +1,10 @@
-"""Boundaries, pixel by pixel."""
+"""Mask boundaries, pixel by pixel."""
 
 import numpy as np
 
 
 def mask_boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """Pixels of a mask (H, W) bool with something else, or the outside, at most ``width`` away, also diagonally."""
+    """Returns the pixels of a mask (H, W) bool within a Chebyshev distance of the background."""
     height, columns = mask.shape
     result = np.zeros_like(mask)
     for y, x in zip(*np.nonzero(mask)):
@@ -17,6 +17,6 @@ def mask_boundary(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def boundary_iou(one: np.ndarray, other: np.ndarray, width: int) -> float:
-    """IoU of the boundaries of two masks; 0 of none."""
+    """Computes the IoU of the boundaries of two masks, 0 if there are none."""
     one, other = mask_boundary(one, width), mask_boundary(other, width)
     return (one & other).sum() / max((one | other).sum(), 1)

@@ -6,7 +6,7 @@ WEIGHTS = (1, 3, 3, 1)
 
 
 def halve(image):
-    """(H, W) to (H / 2, W / 2): weights 1, 3, 3, 1 along each axis, those beyond the border left out."""
+    """Halves (H, W) by the weights 1, 3, 3, 1 along each axis, without those beyond the border."""
     return _halve_rows(_halve_rows(image).T).T
 
 
@@ -22,7 +22,7 @@ def _halve_rows(image):
 
 
 def double(image):
-    """(H, W) to (2 H, 2 W): between the cells' centres linearly, beyond the outermost constant."""
+    """Doubles (H, W) linearly between the centres of cells, and constantly beyond them."""
     return _double_rows(_double_rows(image).T).T
 
 
@@ -36,7 +36,7 @@ def _double_rows(image):
 
 
 def laplacian_pyramid(image, levels):
-    """Bands of (H, W), the last one the low-pass residual."""
+    """Returns the bands of (H, W), of which the last one is the low-pass residual."""
     bands = []
     for _ in range(levels - 1):
         smaller = halve(image)
@@ -46,7 +46,7 @@ def laplacian_pyramid(image, levels):
 
 
 def normalize_contrast(maps, size, floor):
-    """(C, H, W): every pixel relative to the mean and deviation of all values around it."""
+    """Normalises pixels of (C, H, W) by mean and standard deviation of their neighbourhood."""
     result = np.zeros_like(maps)
     centered = np.zeros_like(maps)
     _, height, width = maps.shape
