@@ -181,10 +181,10 @@ def _with_embeddings(
     predicted: InstanceMasks,
 ) -> List[List[Panel]]:
     """Adds panels with the embeddings of each loop, on the sphere and as colors."""
-    maps, (network_size,) = model.predict_maps([inputs])
-    loops = model.embeddings_per_loop(maps, 0, network_size)
-    height, width = loops[0].shape[1:]
-    background = maps.logits[0].softmax(dim=0)[-1, :height, :width]
+    (maps,) = model.predict_maps([inputs])
+    maps = maps.unpadded()
+    loops = model.embeddings_per_loop(maps)
+    background = maps.logits.softmax(dim=0)[-1]
     labelled, kind = (predicted, "prediction") if truth is None else (truth, "ground truth")
     spheres, colors = loop_panels(
         loops,
@@ -192,7 +192,7 @@ def _with_embeddings(
         label_map(labelled.masks),
         kind,
         maps.stride,
-        network_size,
+        maps.image_size,
     )
     rows = [rows[0] + spheres]
     return rows + [colors[i : i + _LOOPS_PER_ROW] for i in range(0, len(colors), _LOOPS_PER_ROW)]

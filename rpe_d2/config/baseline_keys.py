@@ -78,7 +78,6 @@ def _window_keys(
     batch_size: int,
     topk: Tuple[int, int, int],
     nms_threshold: float,
-    mask_threshold: float,
 ) -> Keys:
     """The keys that DeepMask and InstanceFCN share, with the defaults of each."""
     pre_nms, post_nms_train, post_nms_test = topk
@@ -132,25 +131,25 @@ def _window_keys(
             low=0,
             high=1,
         ),
-        "MASK_THRESHOLD": Key(
-            mask_threshold,
-            "Probability from which on a cell belongs to the object.",
-            low=0.01,
-            high=0.99,
-        ),
     }
 
 
 def _deepmask_keys() -> Keys:
     """Mask proposals from windows on an image pyramid (`DeepMask`, `SharpMask`)."""
     return {
-        **_window_keys("res4", 14, 0.25, 64, (500, 500, 500), 1.0, 0.2),
+        **_window_keys("res4", 14, 0.25, 64, (500, 500, 500), 1.0),
         "CONV_DIM": Key(128, "Channels of the 1x1 convolution.", low=1, unit="channels"),
         "CODE_DIM": Key(
             512, "Length of the code of a window: the rank of the mask layer.", low=1, unit="units"
         ),
         "SCORE_DIM": Key(1024, "Hidden units of the score branch.", low=1, unit="units"),
         "MASK_SIZE": Key(56, "Side of the predicted masks.", low=1, unit="cells"),
+        "MASK_THRESHOLD": Key(
+            0.2,
+            "Probability from which on a cell belongs to the object.",
+            low=0.01,
+            high=0.99,
+        ),
         "SHARPMASK_FEATURES": Key(
             ["res4", "res3", "res2", "stem"],
             "`SharpMask`: maps that refine the masks, from the map of the windows to finer ones, "
@@ -165,7 +164,7 @@ def _deepmask_keys() -> Keys:
 def _instance_fcn_keys() -> Keys:
     """Mask proposals from instance-sensitive score maps (`InstanceFCN`)."""
     return {
-        **_window_keys("p3", 21, 0.3, 256, (2000, 1000, 1000), 0.8, 0.5),
+        **_window_keys("p3", 21, 0.3, 256, (2000, 1000, 1000), 0.8),
         "PARTS": Key(
             5, "k: a window has k x k parts, each with its own score map.", low=1, unit="parts"
         ),

@@ -30,7 +30,7 @@ def get_config_file(name: str) -> str:
     path = folder / name
     if not path.is_file() or folder not in path.resolve().parents:
         similar = nearest(name, config_names())
-        raise ValueError(f"{name!r} is no configuration file; the nearest of rpe_d2: {similar}")
+        raise ValueError(f"There is no configuration file {name!r}; the nearest names: {similar}")
     return str(path)
 
 

@@ -1,9 +1,9 @@
-"""Checks of configuration files and KEY VALUE pairs before they are merged.
+"""Checks of configuration files before they are merged.
 
 yacs fails on some mistakes without naming the file, the key or the value.
 """
 
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import yaml
 from detectron2.config import CfgNode
@@ -34,24 +34,6 @@ def check_config_file(config_file: str, cfg: CfgNode) -> None:
         Checked.load_yaml_with_base(config_file)
     except RecursionError as error:
         raise ValueError(f"{config_file}: _BASE_ leads from a file back to itself") from error
-
-
-def check_overrides(opts: List[str], cfg: CfgNode) -> None:
-    """Checks that KEY VALUE pairs give values to keys, not to nodes.
-
-    Raises:
-        ValueError: one line that names the key.
-    """
-    for key, value in zip(opts[::2], opts[1::2]):
-        node = cfg
-        for part in key.split("."):
-            if not isinstance(node, CfgNode):
-                raise ValueError(f"Non-existent key: {key}")
-            node = node.get(part)
-        if isinstance(node, CfgNode):
-            raise ValueError(
-                f"{key} is {value}; allowed: values of its keys, {_first_key(key, node)} …"
-            )
 
 
 def _check_content(filename: str, content: Any, cfg: CfgNode) -> None:

@@ -85,8 +85,10 @@ class RPECfgNode(CfgNode):
         """Merges a list of keys and values in turn, as from the command line.
 
         Raises:
-            ValueError: a removed key has another value than its default, or a type is wrong.
-            AssertionError: a key is unknown or has no value.
+            ValueError: a removed key has another value than its default, a type is wrong, or a
+                node is given a value.
+            KeyError: a key is unknown.
+            AssertionError: the last key has no value.
         """
         kept = []
         for position in range(0, len(cfg_list), 2):
@@ -95,14 +97,25 @@ class RPECfgNode(CfgNode):
                 _check_removed(pair[0], self._decode_cfg_value(pair[1]))
             else:
                 kept += pair
-        try:
-            super().merge_from_list(kept)
-        except AssertionError as error:
-            raise AssertionError(self._with_nearest(str(error))) from error
+        for key, value in zip(kept[::2], kept[1::2]):
+            self._check_override(key, value)
+        super().merge_from_list(kept)
+
+    def _check_override(self, key: str, value: Any) -> None:
+        if self.key_is_renamed(key) or self.key_is_deprecated(key):
+            return
+        node = self
+        for part in key.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                raise KeyError(self._with_nearest(f"Non-existent config key: {key}"))
+            node = node[part]
+        if isinstance(node, CfgNode):
+            first = next(iter(node), "")
+            raise ValueError(f"{key} is {value}; allowed: values of its keys, {key}.{first} …")
 
     def _with_nearest(self, message: str) -> str:
         """Adds the nearest known keys to yacs' message about an unknown one."""
-        unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", message)
+        unknown = re.fullmatch(r"Non-existent config key: (\S+)", message)
         if not unknown:
             return message
         return f"{message}; the nearest known keys: {nearest(unknown[1], key_names(self))}"

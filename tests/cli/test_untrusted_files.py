@@ -11,8 +11,7 @@ import torch
 from rpe_d2.cli import visualize
 from rpe_d2.cli.train_net import main
 from tests.conftest import ROOT
-from tests.helpers.payload import Payload
-from tests.helpers.runs import train_net
+from tests.helpers.runs import Payload, train_net
 
 INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")
 

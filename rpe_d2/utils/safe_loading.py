@@ -1,4 +1,4 @@
-"""Reading pickles of arrays and plain types, and nothing that could run."""
+"""Loading pickles of arrays and plain types without running any code from them."""
 
 import pickle
 import re
@@ -11,12 +11,12 @@ __all__ = ["load_arrays"]
 
 
 class _DType:
-    """Stands for ``numpy.dtype``: NumPy's own would take sizes and flags from the pickle unchecked."""
+    """Replaces ``numpy.dtype``, which would take sizes and flags from the pickle unchecked."""
 
     def __init__(self, description: str, align: bool = False, copy: bool = False):
         if not re.fullmatch(r"[biufcSU]\d+", description):
             raise pickle.UnpicklingError(
-                f"it has an array of type {description}; allowed: numbers, texts"
+                f"it has an array of type {description}; allowed: numbers, strings"
             )
         self.dtype = np.dtype(description)
 
@@ -27,14 +27,14 @@ class _DType:
 
 
 class _Array:
-    """Stands for a ``numpy.ndarray`` until the pickle is read: NumPy's own could be given any memory."""
+    """Replaces ``numpy.ndarray`` while the pickle is read: a real one could be given any memory."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
         self.array = _from_buffer(data, dtype, shape, "F" if is_fortran else "C")
 
 
-_NDARRAY = object()  # what _reconstruct is told to make
+_NDARRAY = object()  # stands for the class numpy.ndarray among the arguments of _reconstruct
 
 
 def _reconstruct(kind: object, shape: tuple, type_code: Union[bytes, str]) -> _Array:
@@ -61,7 +61,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 _ALLOWED = {
-    # What arrays and scalars are made of, by the names of NumPy 1 and 2.
+    # The functions that rebuild arrays and scalars, by their names in NumPy 1 and 2.
     **{
         (module, name): function
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -93,23 +93,27 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_arrays(file: BinaryIO) -> Any:
-    """Unpickles NumPy arrays, numbers, strings, lists, tuples and dicts, as in Detectron2's model zoo.
+    """Unpickles NumPy arrays, numbers, strings, lists, tuples and dicts.
 
-    Strings of Python 2 are read as latin-1, as Detectron2 does.
+    Files of Detectron2's model zoo hold nothing else. Strings from Python 2 are read as latin-1, as
+    in Detectron2.
+
+    Args:
+        file: opened for reading bytes.
 
     Raises:
-        pickle.UnpicklingError: the pickle asks for anything else, or is broken.
+        pickle.UnpicklingError: the pickle asks for anything else, or is damaged.
     """
     try:
         return _with_arrays(_ArrayUnpickler(file, encoding="latin1").load())
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # a broken pickle may raise anything
-        raise pickle.UnpicklingError(f"broken: {' '.join(str(error).split())}") from error
+    except Exception as error:  # a damaged pickle may raise any error
+        raise pickle.UnpicklingError(f"damaged: {' '.join(str(error).split())}") from error
 
 
 def _with_arrays(content: Any) -> Any:
-    """The same with arrays where :class:`_Array` stands for them."""
+    """Returns the content with each :class:`_Array` replaced by its array."""
     if isinstance(content, _Array):
         return content.array
     if isinstance(content, dict):

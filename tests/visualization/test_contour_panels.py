@@ -1,4 +1,4 @@
-"""Lines stay visible, and colours and outputs are those of their level."""
+"""Contours stay visible, and every level has its own colours and outputs."""
 
 import numpy as np
 import torch
@@ -9,12 +9,12 @@ from rpe_d2.visualization import annotator_panels, level_panels
 
 
 def pictures(panels):
-    found = []
+    result = []
     for panel in panels:
         axes = Figure().add_subplot()
         panel.draw(axes)
-        found.extend(np.asarray(image.get_array()) for image in axes.images)
-    return found
+        result.extend(np.asarray(image.get_array()) for image in axes.images)
+    return result
 
 
 def test_annotators_keep_their_lines_in_a_smaller_panel():
@@ -25,7 +25,7 @@ def test_annotators_keep_their_lines_in_a_smaller_panel():
     assert [p.title for p in panels] == ["annotators", *(f"annotator {n}" for n in range(1, 7))]
     together, first = pictures(panels)[:2]
     assert max(together.shape[:2]) == 380
-    # Black where all agree, grey where half do, white elsewhere; no line has a hole.
+    # Black where all agree, grey where half do, white elsewhere. Lines have no gaps.
     assert together.min(axis=1).max() < 0.5
     assert abs(together.min(axis=0)[-20:] - 0.5).max() < 0.3
     assert together[20:, -20:].mean() > 0.95 and first.min() < 0.3
