@@ -73,7 +73,7 @@ def imported_rooms(path: Path) -> set[str]:
     rooms = set()
     for module in imported_modules(path):
         first, _, rest = module.partition(".")
-        if first == "rpe_d2" and rest:
+        if first == "rpe_d2" and rest and rest != "__version__":  # a constant, no dependency
             name = rest.split(".")[0]
             rooms.add(name if name in ALLOWED else "rpe_d2")
     return rooms
