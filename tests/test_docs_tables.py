@@ -4,26 +4,32 @@ import shutil
 from pathlib import Path
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 
-from dev.docs_tables import (
-    PAGES,
+from dev.docs_tables import PAGES, config_table, generated_tables, update_pages
+from dev.result_tables import (
+    Model,
+    Score,
     ablation_table,
-    config_table,
-    generated_tables,
+    markdown_table,
+    model_table,
+    pair_loss_rows,
+    pair_loss_runs_table,
     pair_loss_table,
-    results_table,
+    runs_table,
+    scores_table,
     seeds_table,
-    update_pages,
+    select_columns,
 )
 from rpe_d2 import add_rpe_config
+from rpe_d2.config import all_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def flat_keys(node, prefix=""):
     for key, value in node.items():
-        if isinstance(value, type(node)):
+        if isinstance(value, CfgNode):
             yield from flat_keys(value, f"{prefix}{key}.")
         else:
             yield prefix + key
@@ -38,40 +44,46 @@ def test_a_table_without_a_place_is_named(tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     text = (ROOT / "README.md").read_text()
-    (tmp_path / "README.md").write_text(text.replace("<!-- end of results -->", ""))
-    with pytest.raises(ValueError, match="end of results.*0 of README.md"):
+    (tmp_path / "README.md").write_text(text.replace("<!-- end of models -->", ""))
+    with pytest.raises(ValueError, match="end of models.*0 of README.md"):
         update_pages(tmp_path)
 
 
+def test_the_readme_is_short_and_tables_are_narrow():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 170 and len(readme.encode()) <= 10_000
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        most = 6 if page.name == "README.md" else 8
+        for line in page.read_text().splitlines():
+            if line.startswith("|"):
+                assert len(line.replace("\\|", "").split("|")) - 2 <= most, f"{page.name}: {line}"
+            else:
+                assert len(line) <= 100 or "](" in line, f"{page.name}: {line}"
+
+
 def test_links_between_pages_lead_somewhere():
-    for name in PAGES:
-        page = ROOT / name
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
-        assert all((page.parent / link).exists() for link in links), name
+        assert all((page.parent / link).exists() for link in links), page.name
 
 
 def test_every_added_key_is_in_the_table_with_a_meaning():
     cfg = get_cfg()
     before = set(flat_keys(cfg))
     add_rpe_config(cfg)
-    rows = [row.split("|") for row in config_table().splitlines()[2:]]
-    assert {row[1].strip().strip("`") for row in rows} == set(flat_keys(cfg)) - before
-    assert all(len(row[3].strip()) > 10 for row in rows)
+    lines = config_table().splitlines()
+    rows = [re.split(r"(?<!\\)\|", line) for line in lines if line.startswith("| `")]
+    assert sorted(row[1].strip(" `") for row in rows) == sorted(set(flat_keys(cfg)) - before)
+    assert all(len(row) == 6 and len(row[4].strip()) > 10 for row in rows)
+    titles = [line for line in lines if line.startswith("## ")]
+    assert titles[0] == "## Top level" and len(titles) == len(set(titles)) == len(all_keys())
 
 
-def test_results_table_holds_the_numbers_of_the_records(tmp_path):
+def test_tables_of_runs_hold_the_numbers_of_the_records(tmp_path):
+    overrides = "SEED 3 OUTPUT_DIR out MODEL.RPE.STRIDE 8 DATASETS.TRAIN x"
     record = {
         "config": "configs/a/run.yaml",
-        "overrides": [
-            "SEED",
-            "3",
-            "OUTPUT_DIR",
-            "out",
-            "MODEL.RPE.STRIDE",
-            "8",
-            "DATASETS.TRAIN",
-            "x",
-        ],
+        "overrides": overrides.split(),
         "metrics": {
             "segm": {"AP": 12.34, "AP50": 50, "AP75": 1, "AR": 2},
             "segm_touching": {"AP": 9, "AP50": 8},
@@ -85,14 +97,53 @@ def test_results_table_holds_the_numbers_of_the_records(tmp_path):
     }
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.json").write_text(json.dumps(record))
-    row = "| a/run, MODEL.RPE.STRIDE 8 | 12.3 | 50.0 | 1.0 | 2.0 | 9.0 | 8.0 | 7 | 1.5 | 2 | here | 3 | abc "
-    assert f"{row}| [b.json](results/sub/b.json) |" in results_table(tmp_path, "sub")
-    assert "b.json" not in results_table(tmp_path)
-    by_file = results_table(tmp_path, "sub", by_file=True)
+    row = "| a/run, MODEL.RPE.STRIDE 8 | 12.3 | 50.0 | 1.0 | 2.0 | 9.0 | 8.0 "
+    assert f"{row}| [record](results/sub/b.json) |" in scores_table(tmp_path, "sub")
+    row = "| a/run, MODEL.RPE.STRIDE 8 | 7 | 1.5 | 2 | here | 3 | `abc` |"
+    assert row in runs_table(tmp_path, "sub")
+    assert "b.json" not in scores_table(tmp_path)
+    by_file = scores_table(tmp_path, "sub", by_file=True)
     assert by_file.splitlines()[-1].startswith("| b | 12.3 | 50.0 |")
-    # Of a resumed run only the time of its last part is known.
+    # Only the time of the last part of a resumed run is known. Columns without values are left out.
     (tmp_path / "sub" / "b.json").write_text(json.dumps({**record, "resumed_from": 4}))
-    assert "| 7 | – | – | here |" in results_table(tmp_path, "sub")
+    assert "STRIDE 8 | 7 | here | 3 |" in runs_table(tmp_path, "sub")
+
+
+def test_the_models_table_shows_means_ranges_and_the_number_of_seeds(tmp_path):
+    def write(name, seed, iterations, **scores):
+        record = {
+            "metrics": {task: {"AP": AP} for task, AP in scores.items()},
+            "iterations": iterations,
+            "cpu_seconds": 60 * seed,
+            "seed": seed,
+        }
+        (tmp_path / f"{name}_{seed}.json").write_text(json.dumps(record))
+
+    for seed in (1, 2, 3):
+        write("new", seed, 5, segm=40.0 + seed, segm_boundary=30.0)
+    write("old", 4, 5, segm=1.0)
+    write("control", 5, 0, segm=9.0)
+    models = [
+        Model("a", "x", ("new_*.json", "old_*.json")),
+        Model("b", "x", ("newer_*.json", "old_*.json")),
+        Model("c", "y", ("control_*.json",)),
+    ]
+    assert model_table(tmp_path, models).splitlines() == [
+        "| model | data | AP | boundary AP | CPU minutes | seeds |",
+        "|---|---|---|---|---|---|",
+        "| a | x | 42.0 (41.0–43.0) | 30.0 (30.0–30.0) | 2 | 3 |",
+        "| b | x | 1.0 | – | 4 | 1 |",
+        "| c | y | 9.0 | – | – | 1 |",
+    ]
+    with pytest.raises(ValueError, match="has no record for none.json or none_2.json"):
+        model_table(tmp_path, [Model("d", "x", ("none.json", "none_2.json"))])
+
+
+def test_columns_of_a_table_are_selected_by_their_headings():
+    table = markdown_table(["model", "AP", "AR", "empty"], [["a", "1", "2", "–"]])
+    assert table == "| model | AP | AR |\n|---|---|---|\n| a | 1 | 2 |"
+    selected = select_columns(table, ["model", "AR", "missing"])
+    assert selected == "| model | AR |\n|---|---|\n| a | 2 |"
 
 
 def test_rows_of_the_search_have_names_of_their_own():
@@ -115,18 +166,21 @@ def test_seeds_table_has_means_and_ranges_over_seeds(tmp_path):
         }
         (tmp_path / f"{seed}.json").write_text(json.dumps(record))
     longer = {**record, "iterations": 10, "resumed_from": 5}
+    longer["metrics"] = {**record["metrics"], "proposals_bbox": {"AR@10": 31.0}}
     (tmp_path / "longer.json").write_text(json.dumps(longer))
     record["metrics"] = {"segm": {"AP": 30.0}}
     record["config"] = "configs/proposals/rcnn.yaml"
     (tmp_path / "rcnn.json").write_text(json.dumps(record))
-    masks, boxes = ("proposals_segm", "AR@10", "mask"), ("proposals_bbox", "AR@10", "box")
-    assert seeds_table(tmp_path, [masks, boxes]).splitlines() == [
+    masks = Score("proposals_segm", "AR@10", "mask")
+    boxes = Score("proposals_bbox", "AR@10", "box")
+    assert seeds_table(tmp_path.glob("*.json"), [masks, boxes]).splitlines() == [
         "| run | mask | box | seeds | iterations | CPU minutes a run |",
         "|---|---|---|---|---|---|",
         "| proposals/x (masks: filled boxes) | 42.2 (40.0–44.0) | – | 1, 2, 3 | 5 | 2.0 |",
-        "| proposals/x (masks: filled boxes) | 42.6 | – | 3 | 10 | – |",
+        "| proposals/x (masks: filled boxes) | 42.6 | 31.0 | 3 | 10 | – |",
     ]
-    _, _, row = seeds_table(tmp_path, [("segm", "AP", "AP")]).splitlines()
+    score = Score("segm", "AP", "AP")
+    _, _, row = seeds_table(tmp_path.glob("*.json"), [score]).splitlines()
     assert row == "| proposals/rcnn | 30.0 | 3 | 5 | 3.0 |"
 
 
@@ -175,22 +229,25 @@ def test_pair_loss_table_marks_differences_beyond_the_spread_over_seeds(tmp_path
         write("0.0", seed, without, without - 20)
         write("1.0", seed, with_loss, without - 21)
     write("0.3", 2, 41.0, 23.0, "MODEL.RPE.PAIR_LOSS_FORM", "squared_hinge")
-    *_, hinge, row = pair_loss_table({"noisy": tmp_path}).splitlines()
-    assert row == (
-        "| noisy | fcn_8s_shapes | 1 | 41.0 (40.0–42.0) | 44.5 (44.0–45.0) | **+3.5** (2.0) | 2 of 2 "
-        "| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 0 of 2 | 1, 2 | 300 | 2.0 and 2.5 |"
-    )
-    assert hinge == (
-        "| noisy | fcn_8s_shapes | 0.3 squared_hinge | 42.0 | 41.0 | -1.0 (–) | 0 of 1 "
-        "| 22.0 | 23.0 | +1.0 (–) | 1 of 1 | 2 | 300 | 2.0 and 2.5 |"
-    )
+    rows = pair_loss_rows({"noisy": tmp_path})
+    *_, hinge, row = pair_loss_table(rows, "sem_seg").splitlines()
+    setting = "| noisy | fcn_8s_shapes | 1 | 300 "
+    assert row == (f"{setting}| 41.0 (40.0–42.0) | 44.5 (44.0–45.0) | **+3.5** (2.0) | 2 of 2 |")
+    hinge_setting = "| noisy | fcn_8s_shapes | 0.3 squared_hinge | 300 "
+    assert hinge == f"{hinge_setting}| 42.0 | 41.0 | -1.0 (–) | 0 of 1 |"
+    *_, hinge, row = pair_loss_table(rows, "sem_seg_boundary").splitlines()
+    assert row == f"{setting}| 21.0 (20.0–22.0) | 20.0 (19.0–21.0) | -1.0 (2.0) | 0 of 2 |"
+    assert hinge == f"{hinge_setting}| 22.0 | 23.0 | +1.0 (–) | 1 of 1 |"
+    *_, hinge, row = pair_loss_runs_table(rows).splitlines()
+    assert row == f"{setting}| 1, 2 | 2.0 | 2.5 |"
+    assert hinge == f"{hinge_setting}| 2 | 2.0 | 2.5 |"
     write("0.0", 3, 41.0, 20.0)
     alone = "fcn_8s_shapes with SEED 3 has no run that differs in nothing but .*WEIGHT"
     with pytest.raises(ValueError, match=alone):
-        pair_loss_table({"noisy": tmp_path})
+        pair_loss_rows({"noisy": tmp_path})
     write("1.0", 3, 41.0, 20.0, "SOLVER.BASE_LR", "1.0")
     with pytest.raises(ValueError, match=alone):
-        pair_loss_table({"noisy": tmp_path})
+        pair_loss_rows({"noisy": tmp_path})
 
 
 def test_every_recorded_result_is_complete():
@@ -198,19 +255,19 @@ def test_every_recorded_result_is_complete():
         record = json.loads(path.read_text())
         measured = ["commit", "hardware", "finished"]
         if "benchmark" in record:
-            wanted = [(record, ["command", "settings", *measured])]
+            required = [(record, ["command", "settings", *measured])]
         elif "rows" in record:  # of tools/compare.py: each model was measured at its own time
-            wanted = [(record, ["command", "dataset", "images"])]
-            wanted += [(row, ["name", "seconds_per_image", *measured]) for row in record["rows"]]
+            required = [(record, ["command", "dataset", "images"])]
+            required += [(row, ["name", "seconds_per_image", *measured]) for row in record["rows"]]
         else:
-            wanted = [(record, ["command", "config", "overrides", "seed", "seconds", *measured])]
-        for part, keys in wanted:
+            required = [(record, ["command", "config", "overrides", "seed", "seconds", *measured])]
+        for part, keys in required:
             for key in keys:
                 assert part.get(key) not in (None, ""), f"{path.name} lacks {key}"
 
 
-def test_every_test_that_the_readme_names_exists():
-    text = (ROOT / "README.md").read_text()
+def test_every_test_that_the_page_on_robust_training_names_exists():
+    text = (ROOT / "docs" / "robust_training.md").read_text()
     named = re.findall(r"`(test_\w+)::(test_\w+)`", text)
     assert len(named) > 10
     for file, name in named:

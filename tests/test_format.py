@@ -1,5 +1,6 @@
-"""Formatting of the code and size of the files."""
+"""Format of the code, size of the files, and independence of the test modules."""
 
+import ast
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -7,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-CODE = [name for name in ("rpe_d2", "dev", "tools", "tests", "setup.py") if (ROOT / name).exists()]
+from tests.conftest import ROOT
+
+CODE = ["rpe_d2", "dev", "tools", "tests", "configs", "setup.py"]
 LARGEST_FILE = 1_000_000  # bytes
+LONGEST_LINE = 100  # characters
+
+
+def python_files(*names: str) -> list[Path]:
+    """Returns the Python files of folders and files in the repository."""
+    paths = [ROOT / name for name in names]
+    nested = [sorted(path.rglob("*.py")) if path.is_dir() else [path] for path in paths]
+    return [path for paths in nested for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +30,7 @@ LARGEST_FILE = 1_000_000  # bytes
     ],
 )
 def test_code_is_formatted(tool: str, pinned: str, check: list[str]) -> None:
-    assert f"{tool}=={pinned}" in (ROOT / "setup.py").read_text()
+    assert f'"{tool}=={pinned}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     try:
         installed = version(tool)
     except PackageNotFoundError:
@@ -29,10 +39,22 @@ def test_code_is_formatted(tool: str, pinned: str, check: list[str]) -> None:
         reason = f"{tool} {pinned} is needed, found {installed}: pip install {tool}=={pinned}"
         if Path(sys.prefix) == ROOT / ".venv":
             pytest.fail(reason)  # tools/env.sh installs it
-        pytest.skip(reason)  # a borrowed environment, which has what it has
-    command = [sys.executable, "-m", tool, *check, *CODE]
+        pytest.skip(reason)  # a borrowed environment is not modified
+    files = [str(path.relative_to(ROOT)) for path in python_files(*CODE)]
+    command = [sys.executable, "-m", tool, *check, *files]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, f"run {tool} -l 100 {' '.join(CODE)}\n{answer.stderr}"
+
+
+def test_lines_are_short() -> None:
+    scripts = [*(ROOT / "tools").glob("*.sh"), ROOT / ".ci" / "run"]
+    long = [
+        f"{path.relative_to(ROOT)}:{number} has {len(line)} characters"
+        for path in [*python_files(*CODE), *scripts]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > LONGEST_LINE
+    ]
+    assert not long, "\n".join(long)
 
 
 def test_no_large_file_is_tracked() -> None:
@@ -43,3 +65,19 @@ def test_no_large_file_is_tracked() -> None:
     files = [ROOT / name for name in answer.stdout.split("\0") if name]
     large = [str(file) for file in files if file.is_file() and file.stat().st_size > LARGEST_FILE]
     assert not large
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several test modules need is in tests/helpers or tests/reference."""
+    found = []
+    for path in python_files("tests"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+            for module in modules:
+                if any(part.startswith("test_") for part in module.split(".")):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {module}")
+    assert not found, "\n".join(found)

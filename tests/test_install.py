@@ -1,15 +1,15 @@
-"""Making the environment, installing Detectron2 and the metadata, as far as it goes without a network."""
+"""The environment, the installation of Detectron2 and the metadata, tested without a network."""
 
 import ast
 import fcntl
 import importlib
 import importlib.util
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from zipfile import ZipFile
@@ -18,13 +18,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["tools/env.sh", "tools/run_tests.sh", "tools/quickstart.sh"]
-DEFINING = ["setup.py", "tools/env.sh", "tools/install_detectron2.py"]  # .venv is made from these
+# .venv is created from these.
+DEFINING = ["pyproject.toml", "setup.py", "tools/env.sh", "tools/install_detectron2.py"]
 COMMANDS = "awk bash cat cksum df dirname grep head mkdir rm tail tee".split()
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the files that make the environment."""
+    """A copy of the files that the environment is created from."""
     folder = tmp_path / "clone"
     (folder / "tools").mkdir(parents=True)
     for name in {*DEFINING, *SCRIPTS}:
@@ -34,7 +35,7 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
-    """A folder to be the whole PATH: what the scripts call, but no Python yet."""
+    """A folder for the whole PATH, with the commands that the scripts call but without a Python."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in COMMANDS:
@@ -61,7 +62,7 @@ def run(clone: Path, path: Path, script: str = "tools/env.sh", **variables: str)
 
 
 def add_finished_environment(clone: Path) -> Path:
-    """Puts .venv with its marker into the clone, without the packages."""
+    """Adds a .venv with its marker, but without packages, to the clone."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
     python = clone / ".venv" / "bin" / "python"
     version = subprocess.check_output([python, "-V"], text=True)
@@ -72,7 +73,7 @@ def add_finished_environment(clone: Path) -> Path:
 
 
 def error_line(answer: subprocess.CompletedProcess) -> str:
-    """The last line of stderr, after checking that it is the only one that is not progress."""
+    """Returns the last line of stderr and checks that all other lines report progress."""
     *progress, error = answer.stderr.splitlines()
     assert answer.returncode == 1
     assert answer.stdout == ""
@@ -88,18 +89,28 @@ def test_without_python_the_error_says_which(clone: Path, commands: Path) -> Non
 def test_old_python_is_named(clone: Path, commands: Path) -> None:
     add_python(commands, '[ "$1" = -V ] && echo "Python 3.9.18"')
     error = error_line(run(clone, commands))
-    assert "3.11, 3.12 or 3.13" in error and "found: Python 3.9.18; install" in error
+    assert "3.10, 3.11, 3.12 or 3.13" in error and "found: Python 3.9.18; install" in error
+
+
+def test_the_base_python_can_be_chosen(clone: Path, commands: Path) -> None:
+    add_python_without_packages(commands)
+    answer = run(clone, commands, RPE_D2_PYTHON="python3.99")
+    assert "found: none; install" in error_line(answer)
+    answer = run(clone, commands, RPE_D2_PYTHON="python3", RPE_D2_DISK_GB="1000000")
+    assert "needs 1000000: free some space" in error_line(answer)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_full_disk_stops_before_anything_is_made(clone: Path, commands: Path, script: str) -> None:
+def test_full_disk_stops_before_anything_is_created(
+    clone: Path, commands: Path, script: str
+) -> None:
     add_python_without_packages(commands)
     error = error_line(run(clone, commands, script, RPE_D2_DISK_GB="1000000"))
     assert "needs 1000000: free some space" in error
     assert not (clone / ".venv").exists()
 
 
-def test_interrupted_environment_is_made_anew_and_no_network_named(
+def test_interrupted_environment_is_recreated_and_a_lost_network_is_named(
     clone: Path, commands: Path
 ) -> None:
     add_python_without_packages(commands)
@@ -118,7 +129,7 @@ def test_environment_of_someone_else_stays(clone: Path, commands: Path) -> None:
     add_python_without_packages(commands)
     (clone / ".venv").mkdir()
     (clone / ".venv" / "theirs").touch()
-    assert "was not made by this script" in error_line(run(clone, commands))
+    assert "was not created by this script" in error_line(run(clone, commands))
     assert (clone / ".venv" / "theirs").exists()
 
 
@@ -156,7 +167,7 @@ def test_second_run_waits_for_the_first(clone: Path, commands: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert "another run is making" in second.stderr.readline()
+        assert "another run is creating" in second.stderr.readline()
         assert second.poll() is None
         python = add_finished_environment(clone)
     stdout, stderr = second.communicate(timeout=60)
@@ -185,7 +196,7 @@ def installer() -> ModuleType:
 
 @pytest.fixture
 def tiny_redistribution(tmp_path: Path) -> Path:
-    """A wheel laid out as the redistribution of Detectron2 is."""
+    """A wheel with the layout of the redistribution of Detectron2."""
     wheel = tmp_path / "labgym-3.1.2-py3-none-any.whl"
     with ZipFile(wheel, "w") as file:
         file.writestr("LabGym/__init__.py", "raise ImportError('not Detectron2')")
@@ -203,9 +214,8 @@ def test_redistribution_becomes_detectron2(
     installer: ModuleType, tiny_redistribution: Path, tmp_path: Path
 ) -> None:
     try:
-        version(
-            "pip"
-        )  # importing pip, or looking for its spec, would spoil a later import of setuptools
+        # Importing pip, or looking for its spec, would break a later import of setuptools.
+        version("pip")
     except PackageNotFoundError:
         pytest.skip("pip is not installed")
     wheel = installer.build_wheel(tiny_redistribution, tmp_path)
@@ -252,44 +262,53 @@ def test_detectron2_that_is_there_is_not_touched(tiny_redistribution: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def declared() -> dict:
-    """What setup.py declares, read by a Python that cannot import torch."""
-    if not importlib.util.find_spec("setuptools"):
-        pytest.skip("setuptools is not installed")
+def declared(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
+    """The metadata of the package, built by a Python that cannot import torch."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("metadata")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("rpe_d2", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     script = """
-import json, sys
+import sys
 sys.modules["torch"] = None
-import setuptools
-from distutils.core import run_setup
-names = ["python_requires", "install_requires", "extras_require", "entry_points"]
-found = run_setup("setup.py", stop_after="init")
-print(json.dumps({"name": found.get_name(), **{name: getattr(found, name) for name in names}}))
+from setuptools.build_meta import prepare_metadata_for_build_wheel
+prepare_metadata_for_build_wheel(sys.argv[1])
 """
-    return json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=ROOT))
+    command = [sys.executable, "-c", script, output]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    return Distribution.at(next(output.glob("*.dist-info")))
 
 
-def test_metadata_needs_no_torch(declared: dict) -> None:
-    assert declared["name"] == "rpe_d2"
-    assert declared["python_requires"] == ">=3.11"
-    assert set(declared["extras_require"]) == {"crf", "dev", "wandb"}
+def test_metadata_needs_no_torch(declared: Distribution) -> None:
+    package = (ROOT / "rpe_d2" / "__init__.py").read_text(encoding="utf-8")
+    assert declared.metadata["Name"] == "rpe_d2"
+    assert f'__version__ = "{declared.version}"' in package
+    assert declared.metadata["Requires-Python"] == ">=3.10"
+    assert declared.metadata["License-Expression"] == "Apache-2.0"
+    extras = {"crf", "dev", "docs", "wandb"}
+    assert set(declared.metadata.get_all("Provides-Extra")) == extras
 
 
-def test_console_scripts_exist(declared: dict) -> None:
+def test_console_scripts_exist(declared: Distribution) -> None:
     for name in ("torch", "torchvision", "detectron2"):
         pytest.importorskip(name)
-    for entry in declared["entry_points"]["console_scripts"]:
-        module, function = entry.split("=")[1].strip().split(":")
-        assert module.startswith("rpe_d2.cli")
+    scripts = {entry.name: entry.value for entry in declared.entry_points}
+    assert set(scripts) == {"rpe-d2", "rpe-d2-train"}
+    for value in scripts.values():
+        module, function = value.split(":")
         assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_every_import_is_declared(declared: dict) -> None:
+def test_every_import_is_declared(declared: Distribution) -> None:
     modules = {"opencv-python-headless": "cv2", "Pillow": "PIL", "PyYAML": "yaml"}
-    bare = [need.split(">")[0].split("<")[0] for need in declared["install_requires"]]
+    bare = [re.match(r"[\w-]+", need)[0] for need in declared.requires if "extra ==" not in need]
     allowed = {modules.get(name, name) for name in bare}
     allowed |= {"torch", "torchvision", "triton", "detectron2", "rpe_d2", "wandb", "pydensecrf"}
     undeclared = {}
-    for file in [*(ROOT / "rpe_d2").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+    sources = (ROOT / "rpe_d2").rglob("*.py"), (ROOT / "tools").glob("*.py")
+    for file in [*sources[0], *sources[1]]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

@@ -1,3 +1,5 @@
+"""The script of the quickstart."""
+
 import os
 import shutil
 import subprocess
@@ -11,18 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_quickstart_ends_with_a_table_and_pictures(tmp_path):
-    """The whole script in a copy of the tree, with few iterations and an override that changes the network."""
+    """The script runs in a copy of the tree, with few iterations and a smaller embedding."""
     for folder in ("rpe_d2", "configs", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [
-        "bash",
-        "tools/quickstart.sh",
-        "SOLVER.MAX_ITER",
-        "5",
-        "MODEL.RPE.EMBEDDING_DIM",
-        "6",
-    ]
+    overrides = "SOLVER.MAX_ITER 5 MODEL.RPE.EMBEDDING_DIM 6"
+    command = ["bash", "tools/quickstart.sh", *overrides.split()]
     for folder in ("quickstart", "quickstart-2"):  # a second run overwrites nothing
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True

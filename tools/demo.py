@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs a model on pictures or a video: pictures or a video with what was found, and COCO results. Example:
+"""Runs a model on images or a video; writes pictures of the predictions and COCO results. Example:
 
-python tools/demo.py --config-file output/mine/config.yaml --weights output/mine/model_final.pth \
-    --input 'my_images/*.jpg' --output found
+python tools/demo.py --config-file output/mine/config.yaml \
+    --weights output/mine/model_final.pth --input 'my_images/*.jpg' --output found
 """
 
 import sys

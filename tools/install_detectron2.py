@@ -1,12 +1,12 @@
-"""Installs Detectron2, and what it needs, beside the torch of the Python that runs this script.
+"""Installs Detectron2 and its dependencies for the Python that runs this script.
 
-The official source is tried first. Where it cannot be reached or built, a redistribution on PyPI takes
-its place: the wheel of labgym, pinned by its hash, carries Detectron2's tree of January 2024 with only
-its import prefix changed. Changed back, it is installed as an ordinary distribution ``detectron2``.
-A Detectron2 that can be imported already is never touched.
+The official source is tried first. Where it cannot be reached or built, a redistribution on PyPI
+takes its place: the wheel of labgym, pinned by its hash, contains Detectron2's tree of January 2024
+with only its import prefix changed. The prefix is changed back, and the tree is installed as an
+ordinary distribution ``detectron2``. A Detectron2 that can be imported already is never touched.
 """
 
-from __future__ import annotations  # an old Python gets as far as the line that names it
+from __future__ import annotations  # so that an old Python reaches the check of its version
 
 import argparse
 import base64
@@ -24,7 +24,7 @@ OFFICIAL_TIMEOUT = 15  # seconds to wait for an answer of the official source
 REDISTRIBUTION = "labgym==3.1.2"
 REDISTRIBUTION_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
 REDISTRIBUTION_VERSION = "0.6"
-# What Detectron2 imports beside torch, torchvision and OpenCV, with its own bounds.
+# Imports of Detectron2 besides torch, torchvision and OpenCV, with Detectron2's own bounds.
 NEEDS = [
     "cloudpickle",
     "fvcore>=0.1.5,<0.1.6",
@@ -35,6 +35,7 @@ NEEDS = [
     "packaging",
     "Pillow>=7.1",
     "pycocotools>=2.0.2",
+    "setuptools<82",  # has pkg_resources, which detectron2.model_zoo imports
     "tabulate",
     "tensorboard",
     "termcolor>=1.1",
@@ -54,11 +55,11 @@ def check_sha256(wheel: Path) -> None:
 
 
 def build_wheel(redistribution: Path, folder: Path) -> Path:
-    """Turns the redistribution into a wheel of Detectron2 alone, under its own import name.
+    """Builds a wheel that contains Detectron2 alone, under its own import name.
 
     Args:
-        redistribution: the wheel of labgym, with Detectron2 under ``LabGym/detectron2``.
-        folder: where the new wheel goes.
+        redistribution: wheel of labgym, with Detectron2 under ``LabGym/detectron2``.
+        folder: folder in which the new wheel is written.
 
     Returns:
         The path of the new wheel.
@@ -76,7 +77,8 @@ def build_wheel(redistribution: Path, folder: Path) -> Path:
         "Metadata-Version: 2.1",
         "Name: detectron2",
         f"Version: {REDISTRIBUTION_VERSION}",
-        f"Summary: Detectron2 (January 2024, without C extension) as redistributed in {REDISTRIBUTION}",
+        "Summary: Detectron2 (January 2024, without C extension) as redistributed in "
+        f"{REDISTRIBUTION}",
         "License: Apache-2.0",
         *(f"Requires-Dist: {need}" for need in NEEDS),
     ]
@@ -105,15 +107,21 @@ def _pip(*arguments: str, environment: dict[str, str] | None = None) -> bool:
 
 
 def _imported_detectron2() -> str | None:
-    """Version and folder of the Detectron2 that this Python imports, or None."""
-    # A new process, as this one has no modules installed meanwhile; -P: not from the current folder.
-    probe = "import detectron2 as d; from detectron2.config import get_cfg; print(d.__version__, *d.__path__)"
-    answer = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True)
+    """Returns version and folder of the Detectron2 that this Python imports, or None."""
+    # A new process, because this one does not see modules that were installed since it started.
+    probe = (
+        "import detectron2 as d; from detectron2.config import get_cfg;"
+        "print(d.__version__, *d.__path__)"
+    )
+    # -c puts the current folder on the path, where a clone of Detectron2 may lie.
+    answer = subprocess.run(
+        [sys.executable, "-c", probe], cwd=sys.prefix, capture_output=True, text=True
+    )
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _official_source_fails() -> str | None:
-    """Why the official source cannot be reached, or None where it can."""
+    """Returns why the official source cannot be reached, or None if it can."""
     try:
         answer = subprocess.run(
             ["git", "ls-remote", OFFICIAL_SOURCE, "HEAD"],
@@ -144,7 +152,7 @@ def _install_official() -> bool:
         "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
         "GIT_HTTP_LOW_SPEED_TIME": "30",
     }
-    built = _pip("install", "setuptools", "wheel") and _pip(
+    built = _pip("install", "setuptools<82", "wheel") and _pip(
         "install", "--no-build-isolation", f"git+{OFFICIAL_SOURCE}", environment=git
     )
     if not built:
@@ -179,8 +187,8 @@ def main() -> None:
     )
     wheel = parser.parse_args().wheel
 
-    if sys.version_info < (3, 11):
-        raise SystemExit(f"error: Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+    if sys.version_info < (3, 10):
+        raise SystemExit(f"error: Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
     found = _imported_detectron2()
     if found:
         print(f"Detectron2 is there already: {found}")
@@ -195,9 +203,9 @@ def main() -> None:
         if not find_spec(module):
             raise SystemExit(f"error: {sys.executable} has no {module}: {remedy}, then run again")
 
-    opencv = [] if find_spec("cv2") else ["opencv-python-headless"]  # its other variants do as well
+    opencv = [] if find_spec("cv2") else ["opencv-python-headless"]  # any variant of OpenCV will do
     if not _pip("install", *NEEDS, *opencv):
-        raise SystemExit("error: what Detectron2 needs could not be installed: see pip's message")
+        raise SystemExit("error: Detectron2's dependencies cannot be installed: see pip's message")
     if not find_spec("detectron2"):
         if wheel or not _install_official():
             _install_redistribution(wheel)

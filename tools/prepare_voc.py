@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says what is there of PASCAL VOC 2012 and SBD, and what is missing. Example:
+"""Reports which files of PASCAL VOC 2012 and SBD are present and which are missing. Example:
 
 python tools/prepare_voc.py data/voc
 

@@ -1,35 +1,43 @@
 #!/usr/bin/env bash
-# From nothing to results: the environment, a training on the embedded shapes with its evaluation, a table and pictures.
-# usage: bash tools/quickstart.sh [KEY VALUE ...]        pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100 SOLVER.WARMUP_ITERS 20
+# Creates the environment, trains and evaluates on the embedded shapes, and draws pictures.
+# usage: bash tools/quickstart.sh [KEY VALUE ...]
+# The pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100 SOLVER.WARMUP_ITERS 20.
 set -euo pipefail
 case "${1:-}" in -h | --help)
-  sed -n "2,3s/^# //p" "$0"
+  sed -n "2,4s/^# //p" "$0"
   exit ;;
 esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/tools/env.sh")
 cd "$root"
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} # rpe_d2 is not installed in a borrowed environment
+# A borrowed environment has no rpe_d2 installed.
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 config=configs/quickstart/rpe_shapes.yaml
 
-# A folder of its own for every run: mkdir succeeds for one run only, even when two start at once.
+# Every run has its own folder: mkdir succeeds for one run only, even if two start at once.
 mkdir -p output
 output=output/quickstart
 number=2
 until mkdir "$output" 2>/dev/null; do
-  [ -d "$output" ] || { echo "error: cannot create $root/$output: check its permissions and the disk" >&2; exit 1; }
+  if [ ! -d "$output" ]; then
+    echo "error: cannot create $root/$output: check its permissions and the disk" >&2
+    exit 1
+  fi
   output=output/quickstart-$number
   number=$((number + 1))
 done
 
-device=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+probe='import torch; print("cuda" if torch.cuda.is_available() else "cpu")'
+device=$("$python" -c "$probe")
 echo "[quickstart] training $config on $device into $output" >&2
-"$python" tools/train_net.py --config-file "$config" "$@" MODEL.DEVICE "$device" OUTPUT_DIR "$output"
+"$python" tools/train_net.py --config-file "$config" "$@" \
+  MODEL.DEVICE "$device" OUTPUT_DIR "$output"
 
 echo "[quickstart] pictures" >&2
-"$python" tools/visualize.py --config-file "$output/config.yaml" --weights "$output/model_final.pth" \
-  --dataset shapes_val --num-images 4 --output "$output/pictures"
+"$python" tools/visualize.py --config-file "$output/config.yaml" \
+  --weights "$output/model_final.pth" --dataset shapes_val --num-images 4 \
+  --output "$output/pictures"
 
 echo
 "$python" -W ignore -c 'import json, sys

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Refines masks that any model has made: COCO results or semantic PNGs, with a trained SPNRefiner. Example:
+"""Refines masks of any model, COCO results or semantic PNGs, with a trained refiner. Example:
 
 python tools/refine_masks.py --config-file output/refiner_shapes/config.yaml \
-    --weights output/refiner_shapes/model_final.pth --input found/coco_instances_results.json --images my_images \
-    --output found/refined.json
+    --weights output/refiner_shapes/model_final.pth --images my_images \
+    --input found/coco_instances_results.json --output found/refined.json
 """
 
 import sys

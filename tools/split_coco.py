@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Splits one COCO-format file by images into a part to fit and a part to choose settings on. Example:
+"""Splits a COCO-format file by images into a part for training and a held-out part. Example:
 
 python tools/split_coco.py data/train.json --fraction 0.2 --seed 1 --output output/split
 
-or takes its first images, as proposals are evaluated on COCO:
+Or writes the first images only, on which proposals are usually evaluated:
 
 python tools/split_coco.py annotations/instances_val2014.json --first 5000 --output output/split
 """

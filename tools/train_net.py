@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains and evaluates a configuration; Detectron2's flags. Example:
+"""Trains and evaluates a configuration, with Detectron2's flags. Example:
 
 python tools/train_net.py --config-file configs/rpe_coco.yaml --num-gpus 8
 """

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Draws what a model makes of pictures, one PNG a picture. Example:
+"""Draws ground truth and a model's predictions, one PNG per image. Example:
 
 python tools/visualize.py --config-file configs/quickstart/rpe_shapes.yaml \
-    --weights output/quickstart/model_final.pth --dataset shapes_val --num-images 4 --output pictures
+    --weights output/quickstart/model_final.pth --dataset shapes_val --num-images 4 \
+    --output pictures
 """
 
 import sys

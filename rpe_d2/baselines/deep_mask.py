@@ -1,6 +1,6 @@
-"""DeepMask (Pinheiro et al., NIPS 2015): every window is scored and segmented from one code."""
+"""DeepMask: every window is scored and segmented from the same code."""
 
-from typing import Dict, List
+from typing import Any, Dict, List, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,39 +10,50 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
-from .window_loss import window_losses
-from .window_proposals import WindowProposalGenerator, Windows, by_level
-from .windows import crop_windows
+from rpe_d2.modeling.argument_checks import check_range
+
+from .window_proposals import WindowProposalGenerator
+from .windows import Windows, by_level, crop_windows
 
 
 class DeepMaskHead(nn.Module):
-    """From the cells of a window to its code, score and mask, as in the authors' release.
+    """Computes a code for each window, and a score and a mask from the code.
 
-    The mask's layer has low rank: it is the product of the two linear layers before and after the code.
+    As in the authors' release, the mask layer has low rank: it is the product of the two linear
+    layers before and after the code.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        window: int,
-        conv_dim: int,
-        code_dim: int,
-        score_dim: int,
-        dropout: float,
-        mask_size: int,
+        window: int = 14,
+        conv_dim: int = 128,
+        code_dim: int = 512,
+        score_dim: int = 1024,
+        dropout: float = 0.5,
+        mask_size: int = 56,
     ):
         """
         Args:
-            channels: of the features.
-            window: cells of a window, each way.
+            channels: channels of the feature maps.
+            window: side of a window in cells.
             conv_dim: channels of the 1x1 convolution before the code.
-            code_dim: D.
-            score_dim: hidden units of the score.
-            dropout: share of the code and of the hidden units that the score loses in training.
-            mask_size: m.
+            code_dim: D, the length of the code.
+            score_dim: hidden units of the score branch.
+            dropout: dropout probability of the code and the hidden units in the score branch.
+            mask_size: m, the side length of the masks.
         """
         super().__init__()
+        for name, value in (
+            ("conv_dim", conv_dim),
+            ("code_dim", code_dim),
+            ("score_dim", score_dim),
+            ("mask_size", mask_size),
+        ):
+            check_range(name, value, 1)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed: 0 to below 1")
         self.window = window
         self.mask_size = mask_size
         self.dropout = dropout
@@ -54,55 +65,77 @@ class DeepMaskHead(nn.Module):
         c2_msra_fill(self.conv)
 
     def padded_maps(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, conv_dim, H + 2 p, W + 2 p), p = window // 2: windows reach beyond the picture."""
+        """Computes maps (B, conv_dim, H + 2 p, W + 2 p), padded with p = window // 2 cells."""
         return F.pad(F.relu(self.conv(features)), [self.window // 2] * 4)
 
     def scores(self, codes: torch.Tensor, training: bool) -> torch.Tensor:
-        """(N,) logits from codes (N, D)."""
+        """Computes logits (N,) from codes (N, D), with dropout in training."""
         hidden = F.relu(self.hidden(F.dropout(codes, self.dropout, training)))
         return self.score(F.dropout(hidden, self.dropout, training)).squeeze(1)
 
     def masks(self, codes: torch.Tensor) -> torch.Tensor:
-        """(N, m, m) logits from codes (N, D)."""
+        """Computes mask logits (N, m, m) from codes (N, D)."""
         return self.mask(codes).unflatten(1, (self.mask_size, self.mask_size))
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class DeepMask(WindowProposalGenerator):
-    """Windows on maps of any backbone, at all scales of a pyramid (``MODEL.GUIDED_BACKBONE.SCALES``) or levels of an FPN.
+    """Proposes object masks from windows on an image pyramid (Pinheiro et al., NIPS 2015).
 
-    The authors' windows have 14 cells of stride 16 (224 pixels; in the release 10 cells of a patch of 160), with canonical
-    objects of 128 pixels, at scales half an octave apart. How training on whole pictures corresponds to their patches is
-    told by :class:`WindowProposalGenerator`.
+    The pyramid consists of the scales of ``MODEL.GUIDED_BACKBONE.SCALES`` or of the levels of an
+    FPN. The windows of the paper have 14 cells of stride 16 (224 pixels), with canonical objects of
+    128 pixels, at scales half an octave apart. The authors' release has 10 cells for a patch of 160
+    pixels. :class:`~rpe_d2.baselines.window_proposals.WindowProposalGenerator` compares the
+    training on whole images to the training on patches.
     """
 
     @configurable
-    def __init__(self, *, head: DeepMaskHead, score_loss_weight: float, **kwargs):
+    def __init__(
+        self,
+        input_shape: Dict[str, ShapeSpec],
+        *,
+        in_features: Sequence[str] = ("res4",),
+        window: int = 14,
+        conv_dim: int = 128,
+        code_dim: int = 512,
+        score_dim: int = 1024,
+        dropout: float = 0.5,
+        mask_size: int = 56,
+        score_loss_weight: float = 1 / 32,
+        **kwargs: Any,
+    ):
         """
         Args:
-            head: from windows to codes, scores and masks.
-            score_loss_weight: lambda, factor of the scores' loss.
-            kwargs: of WindowProposalGenerator.
+            input_shape: channels and stride of the backbone's feature maps.
+            in_features: maps of the image pyramid, all with the same number of channels.
+            window, conv_dim, code_dim, score_dim, dropout, mask_size: see :class:`DeepMaskHead`.
+            score_loss_weight: lambda, the weight of the score loss.
+            kwargs: see :class:`~rpe_d2.baselines.window_proposals.WindowProposalGenerator`.
         """
-        super().__init__(**kwargs)
-        self.head = head
+        super().__init__(input_shape, in_features=in_features, window=window, **kwargs)
+        check_range("score_loss_weight", score_loss_weight, 0)
+        self.head = DeepMaskHead(
+            self.in_channels,
+            window=window,
+            conv_dim=conv_dim,
+            code_dim=code_dim,
+            score_dim=score_dim,
+            dropout=dropout,
+            mask_size=mask_size,
+        )
         self.score_loss_weight = score_loss_weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        arguments = cls.window_arguments(cfg, "DEEPMASK", input_shape)
         node = cfg.MODEL.DEEPMASK
-        arguments["head"] = DeepMaskHead(
-            input_shape[arguments["in_features"][0]].channels,
-            window=node.WINDOW,
-            conv_dim=node.CONV_DIM,
-            code_dim=node.CODE_DIM,
-            score_dim=node.SCORE_DIM,
-            dropout=node.DROPOUT,
-            mask_size=node.MASK_SIZE,
-        )
-        arguments["score_loss_weight"] = node.SCORE_LOSS_WEIGHT
-        return arguments
+        return {
+            **cls.window_arguments(cfg, "DEEPMASK", input_shape),
+            "conv_dim": node.CONV_DIM,
+            "code_dim": node.CODE_DIM,
+            "score_dim": node.SCORE_DIM,
+            "mask_size": node.MASK_SIZE,
+            "mask_threshold": node.MASK_THRESHOLD,
+        }
 
     def pyramid(self, features: Dict[str, torch.Tensor]) -> List[torch.Tensor]:
         return [self.head.padded_maps(features[name]) for name in self.in_features]
@@ -111,26 +144,18 @@ class DeepMask(WindowProposalGenerator):
         return self.head.code(level)
 
     def sampled_codes(self, pyramid: List[torch.Tensor], windows: Windows) -> torch.Tensor:
-        def crop(level, *place):
-            return crop_windows(level, *place, self.window)
-
-        return self.head.code(by_level(crop, pyramid, windows)).flatten(1)
+        return self.head.code(by_level(crop_windows, pyramid, windows, self.window)).flatten(1)
 
     def scores(self, codes: torch.Tensor) -> torch.Tensor:
-        # Proposals, which have no gradient, are ranked without dropout also in training.
+        # Proposals have no gradient; they are ranked without dropout in training too.
         return self.head.scores(codes, self.training and torch.is_grad_enabled())
 
     def masks(self, pyramid: List, codes: torch.Tensor, windows: Windows) -> torch.Tensor:
         return self.head.masks(codes)
 
-    def losses(
-        self,
-        scores: torch.Tensor,
-        masks: torch.Tensor,
-        positive: torch.Tensor,
-        targets: torch.Tensor,
+    def weighted_losses(
+        self, mask_loss: torch.Tensor, score_loss: torch.Tensor
     ) -> Dict[str, torch.Tensor]:
-        mask_loss, score_loss = window_losses(scores, masks, positive, targets >= 0.5)
         return {
             "loss_deepmask_mask": mask_loss,
             "loss_deepmask_score": self.score_loss_weight * score_loss,

@@ -1,34 +1,30 @@
-"""Fully convolutional instance-aware segmentation (Li et al., CVPR 2017): one set of score maps detects and segments."""
+"""FCIS: one set of position-sensitive score maps detects and segments objects."""
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.poolers import convert_boxes_to_pooler_format
-from detectron2.modeling.roi_heads import ROIHeads
-from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling.config_ranges import check_ranges
-from rpe_d2.modeling.soft_masks import cut_at_half
+from rpe_d2.config import check_config
+from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.layers import chosen_features
 
-from .mask_voting import MaskVoting
 from .position_sensitive import position_sensitive_regions
-from .regions import RegionLabels, check_matching, sample_regions
+from .regions import RegionLabels, RegionROIHeads, box_loss, class_loss, select_class, to_rois
 
 
 class FCISPrediction(NamedTuple):
-    """Of R regions.
+    """Predictions for R regions.
 
     Attributes:
-        class_logits: (R, K + 1), background last.
-        mask_logits: (R, 2, K + 1, m, m): outside and inside of each class.
-        deltas: (R, 4) of the box.
+        class_logits: (R, K + 1) class logits, background last.
+        mask_logits: (R, 2, K + 1, m, m) logits of the outside and the inside of each class.
+        deltas: (R, 4) box deltas for all classes.
     """
 
     class_logits: torch.Tensor
@@ -37,27 +33,30 @@ class FCISPrediction(NamedTuple):
 
 
 class FCISHead(nn.Module):
-    """Score maps of a picture and what they say of regions (section 3)."""
+    """Computes score maps of an image and reads regions from them (section 3)."""
 
     def __init__(
         self,
         channels: int,
         *,
         stride: int,
-        conv_dim: int,
         num_classes: int,
-        parts: int,
-        cells: int,
+        conv_dim: int = 1024,
+        parts: int = 7,
+        cells: int = 3,
     ):
         """
         Args:
-            channels, stride: of the features.
-            conv_dim: channels of the convolution before the score maps.
-            num_classes: K, without background.
-            parts: k of the k x k position-sensitive parts of a region.
-            cells: of a part, each way: masks have m = k cells.
+            channels: channels of the feature map.
+            stride: its stride in pixels.
+            num_classes: K, the number of foreground classes.
+            conv_dim: channels of the 1x1 convolution before the score maps.
+            parts: k; a region has k x k position-sensitive parts.
+            cells: cells of a part in each direction; masks have k * cells in each direction.
         """
         super().__init__()
+        for name, value in (("conv_dim", conv_dim), ("parts", parts), ("cells", cells)):
+            check_range(name, value, 1)
         self.stride = stride
         self.num_classes = num_classes
         self.parts = parts
@@ -70,7 +69,7 @@ class FCISHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def maps(self, features: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Score maps (N, 2 (K + 1) k k, H, W) and maps of box deltas (N, 4 k k, H, W)."""
+        """Computes score maps (N, 2 (K + 1) k k, H, W) and maps of deltas (N, 4 k k, H, W)."""
         x = F.relu(self.conv(features))
         return self.scores(x), self.boxes(x)
 
@@ -79,162 +78,144 @@ class FCISHead(nn.Module):
     ) -> FCISPrediction:
         """
         Args:
-            maps: of a batch.
-            boxes: (R_i, 4) of each of its images.
+            maps: the result of :meth:`maps`.
+            boxes: the regions (R_i, 4) of each image.
         """
-        regions = convert_boxes_to_pooler_format([Boxes(b) for b in boxes])
+        rois = to_rois(boxes)
         scale = 1 / self.stride
-        masks = position_sensitive_regions(maps[0], regions, self.parts, self.cells, scale)
+        masks = position_sensitive_regions(maps[0], rois, self.parts, self.cells, scale)
         masks = masks.unflatten(1, (2, self.num_classes + 1))
-        # A pixel speaks for a class inside or outside of the object; the region's score is the mean over its pixels.
+        # The score of a class is the larger one of inside and outside, averaged over the pixels.
         class_logits = masks.amax(dim=1).mean(dim=(-2, -1))
-        deltas = position_sensitive_regions(maps[1], regions, self.parts, 1, scale)
+        deltas = position_sensitive_regions(maps[1], rois, self.parts, 1, scale)
         return FCISPrediction(class_logits, masks, deltas.mean(dim=(-2, -1)))
 
 
 @ROI_HEADS_REGISTRY.register()
-class FCISROIHeads(ROIHeads):
-    """Joint detection and segmentation from inside and outside score maps, on one map of any backbone.
+class FCISROIHeads(RegionROIHeads):
+    """Detects and segments objects with inside and outside score maps (Li et al., CVPR 2017).
 
-    The authors' networks have a ResNet-50 or -101 whose last stage is dilated to stride 16 (``MODEL.RESNETS.RES5_DILATION:
-    2``), proposals from res4 and regions from res5; a finer level of an FPN serves small pictures. Regressed boxes are
-    scored once more at inference, and masks of similar boxes vote. Boxes are regressed for all classes alike, whatever
-    ``MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG`` says.
+    The score maps are computed from one feature map of any backbone. The authors use a ResNet-50 or
+    ResNet-101 whose last stage is dilated to stride 16 (``MODEL.RESNETS.RES5_DILATION: 2``), with
+    proposals from res4 and regions from res5. For small images, a finer level of an FPN works
+    better. At inference the regressed boxes join the proposals and are scored too. The box
+    regression is class-agnostic, whatever ``MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG`` says.
     """
 
     @configurable
     def __init__(
         self,
+        input_shape: Dict[str, ShapeSpec],
         *,
-        in_feature: str,
-        head: FCISHead,
-        box2box_transform: Box2BoxTransform,
-        mask_loss_weight: float,
-        voting: MaskVoting,
+        num_classes: int,
+        in_features: Sequence[str] = ("res4",),
+        conv_dim: int = 1024,
+        parts: int = 7,
+        cells: int = 3,
+        mask_loss_weight: float = 10.0,
         **kwargs,
     ):
         """
         Args:
-            in_feature: name of the map.
-            head: from it to score maps and regions.
-            box2box_transform: of the boxes' deltas.
-            mask_loss_weight: factor of the masks' loss.
-            voting: from all regions of an image to its instances.
-            kwargs: of ROIHeads.
+            input_shape: channels and stride of the backbone's feature maps.
+            num_classes: number of foreground classes.
+            in_features: name of the one feature map.
+            conv_dim, parts, cells: see :class:`FCISHead`.
+            mask_loss_weight: weight of the mask loss.
+            kwargs: see :class:`rpe_d2.baselines.regions.RegionROIHeads`.
         """
-        super().__init__(**kwargs)
-        self.in_feature = in_feature
-        self.head = head
-        self.box2box_transform = box2box_transform
-        self.mask_loss_weight = mask_loss_weight
-        self.voting = voting
+        super().__init__(
+            num_classes=num_classes,
+            mask_size=parts * cells,
+            mask_loss_weight=mask_loss_weight,
+            **kwargs,
+        )
+        self.in_feature = _one_feature("in_features", in_features, input_shape)
+        shape = input_shape[self.in_feature]
+        self.head = FCISHead(
+            shape.channels,
+            stride=shape.stride,
+            num_classes=num_classes,
+            conv_dim=conv_dim,
+            parts=parts,
+            cells=cells,
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        fcis, names = cfg.MODEL.FCIS, list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-        check_ranges(cfg)
-        check_matching(cfg)
-        if len(names) != 1:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.IN_FEATURES is {', '.join(names)}; allowed for FCISROIHeads: one map"
-            )
-        shape = input_shape[names[0]]
-        arguments = super().from_config(cfg)
-        arguments.update(
-            in_feature=names[0],
-            head=FCISHead(
-                shape.channels,
-                stride=shape.stride,
-                conv_dim=fcis.CONV_DIM,
-                num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-                parts=fcis.PARTS,
-                cells=fcis.CELLS,
-            ),
-            box2box_transform=Box2BoxTransform(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
-            mask_loss_weight=fcis.MASK_LOSS_WEIGHT,
-            voting=MaskVoting.from_config(cfg, "MODEL.FCIS", fcis),
-        )
-        return arguments
+        check_config(cfg, "MODEL.FCIS")
+        key, names = "MODEL.ROI_HEADS.IN_FEATURES", cfg.MODEL.ROI_HEADS.IN_FEATURES
+        return {
+            **super().from_config(cfg),
+            "input_shape": input_shape,
+            "in_features": [_one_feature(key, names, input_shape)],
+            "conv_dim": cfg.MODEL.FCIS.CONV_DIM,
+        }
 
-    def forward(
+    def region_maps(self, features: Dict[str, torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor]:
+        return self.head.maps(features[self.in_feature])
+
+    def region_losses(
         self,
-        images: ImageList,
-        features: Dict[str, torch.Tensor],
-        proposals: List[Instances],
-        targets: Optional[List[Instances]] = None,
-    ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: of the batch, for their sizes.
-            features: the backbone's maps.
-            proposals: with ``proposal_boxes``.
-            targets: in training, with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
+        maps: Tuple[torch.Tensor, torch.Tensor],
+        boxes: List[torch.Tensor],
+        labels: List[RegionLabels],
+        targets: List[Instances],
+    ) -> Dict[str, torch.Tensor]:
+        boxes = [part.detach() for part in boxes]
+        return self._losses(self.head(maps, boxes), boxes, labels)
 
-        Returns:
-            In training the proposals and the losses; else what was found and {}.
-        """
-        maps = self.head.maps(features[self.in_feature])
-        boxes = [found.proposal_boxes.tensor.detach() for found in proposals]
-        if not self.training:
-            return self._inference(maps, boxes, images.image_sizes), {}
-        boxes, labels = sample_regions(
-            boxes, targets, self.num_classes, self.proposal_append_gt, self._choose
-        )
-        return proposals, self._losses(self.head(maps, boxes), boxes, labels)
+    def region_predictions(
+        self,
+        maps: Tuple[torch.Tensor, torch.Tensor],
+        boxes: List[torch.Tensor],
+        image_sizes: List[Tuple[int, int]],
+    ) -> Tuple[Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        deltas = self.head(maps, boxes).deltas
+        regressed = self.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
+        regressed = regressed.split([len(part) for part in boxes])
+        boxes = [
+            torch.cat([part, _clip_boxes(moved, size)])
+            for part, moved, size in zip(boxes, regressed, image_sizes)
+        ]
+        prediction = self.head(maps, boxes)
+        counts = [len(part) for part in boxes]
+        scores = prediction.class_logits.softmax(dim=1)[:, :-1].split(counts)
+        return boxes, _class_masks(prediction).split(counts), scores
 
-    def forward_with_given_boxes(
-        self, features: Dict[str, torch.Tensor], instances: List[Instances]
-    ) -> List[Instances]:
-        """The same instances (``pred_boxes``, ``pred_classes``) with ``pred_masks``."""
-        boxes = [found.pred_boxes.tensor for found in instances]
-        masks = self._masks(self.head(self.head.maps(features[self.in_feature]), boxes))
-        for found, part in zip(instances, masks.split([len(b) for b in boxes])):
-            own = part[torch.arange(len(part), device=part.device), found.pred_classes]
-            found.pred_masks = cut_at_half(own, self.voting.mask_threshold)
-        return instances
-
-    def _choose(self, label: RegionLabels) -> torch.Tensor:
-        rows = subsample_labels(
-            label.classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
-        )
-        return torch.cat(rows)
+    def region_masks(
+        self, maps: Tuple[torch.Tensor, torch.Tensor], boxes: List[torch.Tensor]
+    ) -> torch.Tensor:
+        return _class_masks(self.head(maps, boxes))
 
     def _losses(
         self, prediction: FCISPrediction, boxes: List[torch.Tensor], labels: List[RegionLabels]
     ) -> Dict[str, torch.Tensor]:
-        classes = torch.cat([label.classes for label in labels])
-        foreground = classes < self.num_classes
-        size = prediction.mask_logits.shape[-1]
-        wanted = torch.cat([label.masks_in(b, size) for label, b in zip(labels, boxes)])
-        logits = prediction.mask_logits[foreground]  # (F, 2, K + 1, m, m)
-        logits = logits[torch.arange(len(logits), device=logits.device), :, classes[foreground]]
-        true_boxes = torch.cat([label.boxes for label in labels])[foreground]
-        deltas = self.box2box_transform.get_deltas(torch.cat(boxes)[foreground], true_boxes)
-        count = max(len(classes), 1)
-        mask_loss = F.cross_entropy(logits, wanted.long(), reduction="sum")
+        targets = self.region_targets(boxes, labels)
+        mask_logits = prediction.mask_logits[targets.foreground].transpose(1, 2)
+        mask_logits = select_class(mask_logits, targets.classes[targets.foreground])  # (F, 2, m, m)
+        mask_loss = F.cross_entropy(mask_logits, targets.masks.long(), reduction="sum")
         return {
-            "loss_cls": F.cross_entropy(prediction.class_logits, classes, reduction="sum") / count,
-            "loss_mask": self.mask_loss_weight * mask_loss / max(wanted.numel(), 1),
-            "loss_box_reg": F.smooth_l1_loss(prediction.deltas[foreground], deltas, reduction="sum")
-            / count,
+            "loss_cls": class_loss(prediction.class_logits, targets.classes),
+            "loss_mask": self.mask_loss_weight * mask_loss / max(targets.masks.numel(), 1),
+            "loss_box_reg": box_loss(prediction.deltas[targets.foreground], targets),
         }
 
-    def _inference(self, maps, boxes: List[torch.Tensor], sizes) -> List[Instances]:
-        prediction = self.head(maps, boxes)
-        counts = [len(b) for b in boxes]
-        # The regressed boxes join the proposals, and all are scored.
-        moved = self.box2box_transform.apply_deltas(prediction.deltas, torch.cat(boxes))
-        for index, (part, size) in enumerate(zip(moved.split(counts), sizes)):
-            regressed = Boxes(part)
-            regressed.clip(size)
-            regressed = regressed[regressed.nonempty()]
-            boxes[index] = torch.cat([boxes[index], regressed.tensor])
-        prediction = self.head(maps, boxes)
-        counts = [len(b) for b in boxes]
-        scores = prediction.class_logits.softmax(dim=1)[:, :-1].split(counts)
-        masks = self._masks(prediction).split(counts)
-        return [self.voting(*parts) for parts in zip(boxes, masks, scores, sizes)]
 
-    def _masks(self, prediction: FCISPrediction) -> torch.Tensor:
-        """(R, K, m, m) in 0-1."""
-        return prediction.mask_logits.softmax(dim=1)[:, 1, :-1]
+def _one_feature(option: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> str:
+    """Returns the single feature map that an option names."""
+    if len(names) != 1:
+        raise ValueError(f"{option} is {', '.join(names)}; allowed for FCISROIHeads: one map")
+    return chosen_features(option, names, input_shape)[0]
+
+
+def _class_masks(prediction: FCISPrediction) -> torch.Tensor:
+    """Computes the masks (R, K, m, m) of the foreground classes, in [0, 1]."""
+    return prediction.mask_logits.softmax(dim=1)[:, 1, :-1]
+
+
+def _clip_boxes(boxes: torch.Tensor, size: Tuple[int, int]) -> torch.Tensor:
+    """Clips boxes (R, 4) to an image (H, W) and drops those outside of it."""
+    clipped = Boxes(boxes)
+    clipped.clip(size)
+    return clipped[clipped.nonempty()].tensor

@@ -1,40 +1,49 @@
-"""Multi-task network cascades (Dai et al., CVPR 2016): masks from boxes, classes from masks, differentiable boxes."""
+"""Multi-task network cascades (MNC): boxes, masks from boxes and classes from masks."""
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, nonzero_tuple
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
-from detectron2.modeling.roi_heads import ROIHeads
+from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.modeling.sampling import subsample_labels
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.modeling.config_ranges import check_ranges
-from rpe_d2.modeling.soft_masks import cut_at_half
+from rpe_d2.config import check_config
+from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.ops.roi_warp import roi_warp
 
-from .mask_voting import MaskVoting
 from .mnc_rpn import bounded_gradient, check_precision
-from .regions import RegionLabels, check_matching, label_regions, sample_regions
+from .regions import (
+    RegionLabels,
+    RegionROIHeads,
+    box_loss,
+    class_loss,
+    label_regions,
+    select_class,
+    to_rois,
+)
 
-# What a predicted mask must cover of the true one to be labelled with its class.
+# A predicted mask is labelled with the class of its object if their IoU is at least this, otherwise
+# as background.
 _MASK_IOU = 0.5
+# Background regions with a lower IoU than this with all objects are easy.
+_EASY_IOU = 0.1
 
 
 class MNCPrediction(NamedTuple):
-    """Of R regions.
+    """Predictions for R regions.
 
     Attributes:
-        mask_logits: (R, m, m) inside the box.
-        class_logits: (R, K + 1) of the box, background last.
-        seg_class_logits: (R, K + 1) of the box together with its mask.
-        deltas: (R, 4 K) of the box, for each class.
+        mask_logits: (R, m, m) relative to the boxes.
+        class_logits: (R, K + 1) of the boxes, background last.
+        seg_class_logits: (R, K + 1) of the boxes together with their masks.
+        deltas: (R, 4 K) of the boxes, for each class.
     """
 
     mask_logits: torch.Tensor
@@ -44,28 +53,30 @@ class MNCPrediction(NamedTuple):
 
 
 class MNCStages(nn.Module):
-    """A mask for each region, then a class for each mask (sections 3.2 and 3.3)."""
+    """Predicts a mask for each region and a class for each mask (sections 3.2 and 3.3)."""
 
     def __init__(
         self,
         channels: int,
         *,
-        resolution: int,
-        mask_size: int,
-        mask_dim: int,
-        fc_dim: int,
         num_classes: int,
+        resolution: int = 14,
+        mask_size: int = 28,
+        mask_dim: int = 256,
+        fc_dim: int = 4096,
     ):
         """
         Args:
-            channels: of a region's features.
-            resolution: their side, even.
-            mask_size: m.
-            mask_dim: hidden units of the mask.
-            fc_dim: hidden units of each of the two layers, for the box and for the masked features.
-            num_classes: K, without background.
+            channels: channels of the features of a region.
+            num_classes: K, the number of foreground classes.
+            resolution: side length of the features, an even number.
+            mask_size: m, the side length of the masks.
+            mask_dim: hidden units of the mask branch.
+            fc_dim: hidden units of each of the two layers for the box and for the masked features.
         """
         super().__init__()
+        for name, value in (("mask_size", mask_size), ("mask_dim", mask_dim), ("fc_dim", fc_dim)):
+            check_range(name, value, 1)
         self.mask_size = mask_size
         self.mask = nn.Sequential(
             nn.Linear(channels * resolution**2, mask_dim),
@@ -91,11 +102,11 @@ class MNCStages(nn.Module):
     def forward(self, x: torch.Tensor) -> MNCPrediction:
         """
         Args:
-            x: (R, C, resolution, resolution).
+            x: (R, C, resolution, resolution) features of the regions.
         """
         mask_logits = self.mask(x.flatten(1)).unflatten(1, (self.mask_size,) * 2)
         mask = mask_logits.sigmoid().unsqueeze(1)
-        if len(x):  # torch interpolates no empty batches
+        if len(x):  # torch cannot interpolate empty batches
             mask = F.interpolate(mask, x.shape[-2:], mode="bilinear", align_corners=False)
             masked = x * mask
         else:
@@ -113,257 +124,241 @@ class MNCStages(nn.Module):
 
 
 @ROI_HEADS_REGISTRY.register()
-class MNCROIHeads(ROIHeads):
-    """The cascade on any backbone, plain or FPN, after an RPN; with MNCRPN its losses reach the proposals, too.
+class MNCROIHeads(RegionROIHeads):
+    """The cascade of Dai et al. (CVPR 2016) after an RPN, on a plain backbone or an FPN.
 
-    Three stages: boxes, masks, classes. Five: the boxes that the third regresses go through the same two once more,
-    with shared weights (section 3.4), at inference together with those of the first round. Masks of similar boxes vote.
+    With three stages the heads predict boxes, masks and classes. With five stages the regressed
+    boxes pass the last two stages once more with shared weights (section 3.4); at inference the
+    regions of both rounds vote. After :class:`MNCRPN` the losses also reach the proposals.
     """
 
     @configurable
     def __init__(
         self,
+        input_shape: Dict[str, ShapeSpec],
         *,
-        in_features: List[str],
-        strides: List[int],
-        stages: MNCStages,
-        resolution: int,
-        num_stages: int,
-        box2box_transform: Box2BoxTransform,
-        mask_loss_weight: float,
-        easy_background: float,
-        voting: MaskVoting,
+        num_classes: int,
+        in_features: Sequence[str] = ("res4",),
+        num_stages: int = 5,
+        resolution: int = 14,
+        mask_size: int = 28,
+        mask_dim: int = 256,
+        fc_dim: int = 4096,
+        mask_loss_weight: float = 1.0,
+        easy_background: float = 0.15,
         accumulate_steps: int = 1,
         **kwargs,
     ):
         """
         Args:
-            in_features, strides: maps that regions are warped from; of several each region takes that of its size.
-            stages: from a region's features to masks, classes and boxes.
-            resolution: of these features.
+            input_shape: channels and stride of the backbone's feature maps.
+            num_classes: number of foreground classes.
+            in_features: feature maps that regions are warped from. Of several, a region uses the
+                one that fits its size, as in an FPN.
             num_stages: 3 or 5.
-            box2box_transform: of the boxes' deltas.
-            mask_loss_weight: factor of the masks' loss.
-            easy_background: share of the background regions sampled with an IoU below 0.1 with all objects.
-            voting: from all regions of an image to its instances.
-            accumulate_steps: batches whose gradients are averaged for one step.
-            kwargs: of ROIHeads.
+            resolution, mask_size, mask_dim, fc_dim: see :class:`MNCStages`.
+            mask_loss_weight: weight of the mask loss.
+            easy_background: fraction of the sampled background regions whose IoU with all objects
+                is below 0.1.
+            accumulate_steps: number of batches whose gradients are averaged for one step.
+            kwargs: see :class:`rpe_d2.baselines.regions.RegionROIHeads`.
         """
-        super().__init__(**kwargs)
-        self.in_features = in_features
-        self.strides = strides
-        self.stages = stages
+        _check_stages(num_stages, resolution)
+        check_range("easy_background", easy_background, 0, 1)
+        check_range("accumulate_steps", accumulate_steps, 1)
+        super().__init__(
+            num_classes=num_classes,
+            mask_size=mask_size,
+            mask_loss_weight=mask_loss_weight,
+            **kwargs,
+        )
+        self.in_features = chosen_features("in_features", in_features, input_shape)
+        self.strides = [input_shape[name].stride for name in self.in_features]
+        self.stages = MNCStages(
+            input_shape[self.in_features[0]].channels,
+            num_classes=num_classes,
+            resolution=resolution,
+            mask_size=mask_size,
+            mask_dim=mask_dim,
+            fc_dim=fc_dim,
+        )
         self.resolution = resolution
         self.num_rounds = (num_stages - 1) // 2
-        self.box2box_transform = box2box_transform
-        self.mask_loss_weight = mask_loss_weight
         self.easy_background = easy_background
-        self.voting = voting
         self.accumulate_steps = accumulate_steps
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        mnc, heads = cfg.MODEL.MNC, cfg.MODEL.ROI_HEADS
-        check_ranges(cfg)
-        check_matching(cfg)
-        if mnc.NUM_STAGES not in (3, 5):
-            raise ValueError(f"MODEL.MNC.NUM_STAGES is {mnc.NUM_STAGES}; allowed: 3 or 5")
-        if mnc.RESOLUTION < 2 or mnc.RESOLUTION % 2:
-            raise ValueError(f"MODEL.MNC.RESOLUTION is {mnc.RESOLUTION}; allowed: even numbers")
+        mnc = cfg.MODEL.MNC
+        check_config(cfg, "MODEL.MNC")
+        _check_stages(
+            mnc.NUM_STAGES, mnc.RESOLUTION, "MODEL.MNC.NUM_STAGES", "MODEL.MNC.RESOLUTION"
+        )
         if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is True; allowed with MNCROIHeads: False"
             )
-        if mnc.NUM_STAGES == 5:  # its second round's boxes have gradient
+        if mnc.NUM_STAGES == 5:  # the boxes of its second round have a gradient
             check_precision("MODEL.MNC.NUM_STAGES 5", cfg)
-        shapes = [input_shape[name] for name in heads.IN_FEATURES]
-        arguments = super().from_config(cfg)
-        arguments.update(
-            in_features=list(heads.IN_FEATURES),
-            strides=[shape.stride for shape in shapes],
-            stages=MNCStages(
-                shapes[0].channels,
-                resolution=mnc.RESOLUTION,
-                mask_size=mnc.MASK_SIZE,
-                mask_dim=mnc.MASK_DIM,
-                fc_dim=mnc.FC_DIM,
-                num_classes=heads.NUM_CLASSES,
-            ),
-            resolution=mnc.RESOLUTION,
-            num_stages=mnc.NUM_STAGES,
-            box2box_transform=Box2BoxTransform(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
-            mask_loss_weight=mnc.MASK_LOSS_WEIGHT,
-            easy_background=mnc.EASY_BACKGROUND,
-            voting=MaskVoting.from_config(cfg, "MODEL.MNC", mnc),
-            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
-        )
-        return arguments
+        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        return {
+            **super().from_config(cfg),
+            "input_shape": input_shape,
+            "in_features": chosen_features("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape),
+            "num_stages": mnc.NUM_STAGES,
+            "resolution": mnc.RESOLUTION,
+            "mask_dim": mnc.MASK_DIM,
+            "fc_dim": mnc.FC_DIM,
+            "accumulate_steps": cfg.SOLVER.ACCUMULATE_STEPS,
+        }
 
-    def forward(
+    def region_maps(self, features: Dict[str, torch.Tensor]) -> List[torch.Tensor]:
+        return [features[name] for name in self.in_features]
+
+    def region_losses(
         self,
-        images: ImageList,
-        features: Dict[str, torch.Tensor],
-        proposals: List[Instances],
-        targets: Optional[List[Instances]] = None,
-    ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
-        """
-        Args:
-            images: of the batch, for their sizes.
-            features: the backbone's maps.
-            proposals: with ``proposal_boxes``.
-            targets: in training, with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
-
-        Returns:
-            In training the proposals and the losses; else what was found and {}.
-        """
-        maps = [features[name] for name in self.in_features]
-        boxes = [found.proposal_boxes.tensor for found in proposals]
-        if not self.training:
-            return self._inference(maps, boxes, images.image_sizes), {}
-        boxes, labels = sample_regions(
-            boxes, targets, self.num_classes, self.proposal_append_gt, self._choose
-        )
+        maps: List[torch.Tensor],
+        boxes: List[torch.Tensor],
+        labels: List[RegionLabels],
+        targets: List[Instances],
+    ) -> Dict[str, torch.Tensor]:
         losses: Dict[str, torch.Tensor] = {}
-        prediction = None
         for number in range(self.num_rounds):
             if number:
-                boxes = self._regressed(prediction, boxes, images.image_sizes, labels)
+                sizes = [truth.image_size for truth in targets]
+                boxes = self._regressed_boxes(prediction, boxes, sizes, labels)
                 labels = [label_regions(*pair, self.num_classes) for pair in zip(boxes, targets)]
             prediction = self.stages(self._warp(maps, boxes))
             suffix = f"_stage{2 * number + 3}" if number else ""
             for name, loss in self._losses(prediction, boxes, labels).items():
                 losses[name + suffix] = loss
-        return proposals, losses
+        return losses
 
-    def forward_with_given_boxes(
-        self, features: Dict[str, torch.Tensor], instances: List[Instances]
-    ) -> List[Instances]:
-        """The same instances (``pred_boxes``, ``pred_classes``) with ``pred_masks``."""
-        maps = [features[name] for name in self.in_features]
-        boxes = [found.pred_boxes.tensor for found in instances]
-        masks = self.stages(self._warp(maps, boxes)).mask_logits.sigmoid()
-        for found, part in zip(instances, masks.split([len(b) for b in boxes])):
-            found.pred_masks = cut_at_half(part, self.voting.mask_threshold)
-        return instances
+    def region_predictions(
+        self,
+        maps: List[torch.Tensor],
+        boxes: List[torch.Tensor],
+        image_sizes: List[Tuple[int, int]],
+    ) -> Tuple[Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        counts = [len(part) for part in boxes]
+        rounds = []
+        for number in range(self.num_rounds):
+            if number:
+                boxes = self._regressed_boxes(prediction, boxes, image_sizes)
+            prediction = self.stages(self._warp(maps, boxes))
+            masks = prediction.mask_logits.sigmoid().split(counts)
+            scores = prediction.seg_class_logits.softmax(dim=1)[:, :-1].split(counts)
+            rounds.append((boxes, masks, scores))
+        # Both rounds of an image are joined.
+        return tuple([torch.cat(parts) for parts in zip(*values)] for values in zip(*rounds))
 
-    # ---- Regions
+    def region_masks(self, maps: List[torch.Tensor], boxes: List[torch.Tensor]) -> torch.Tensor:
+        return self.stages(self._warp(maps, boxes)).mask_logits.sigmoid()
+
+    def sample_index(self, label: RegionLabels) -> torch.Tensor:
+        """Samples foreground, background near objects and easy background of an image."""
+        is_easy = (label.iou < _EASY_IOU) & (label.classes == self.num_classes)
+        foreground, background = subsample_labels(
+            label.classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
+        )
+        count = min(len(background), self.batch_size_per_image - len(foreground))
+        num_easy = min(round(self.easy_background * count), int(is_easy.sum()))
+        hard = _shuffled((label.classes == self.num_classes) & ~is_easy)[: count - num_easy]
+        easy = _shuffled(is_easy)[: count - len(hard)]
+        return torch.cat([foreground, hard, easy])
 
     def _warp(self, maps: List[torch.Tensor], boxes: List[torch.Tensor]) -> torch.Tensor:
-        """(R, C, resolution, resolution): warped twice as fine, then the larger values (section 3.2)."""
-        regions = convert_boxes_to_pooler_format([Boxes(b) for b in boxes])
+        """Warps the features of the regions at twice the resolution and pools them (section 3.2).
+
+        Returns:
+            (R, C, resolution, resolution).
+        """
+        rois = to_rois(boxes)
         side = 2 * self.resolution
         if len(maps) == 1:
-            warped = roi_warp(maps[0], regions, side, 1 / self.strides[0])
+            warped = roi_warp(maps[0], rois, side, 1 / self.strides[0])
             return F.max_pool2d(warped, 2)
         lowest, highest = (
             int(stride).bit_length() - 1 for stride in (self.strides[0], self.strides[-1])
         )
-        detached = [Boxes(b.detach()) for b in boxes]
+        detached = [Boxes(part.detach()) for part in boxes]
         levels = assign_boxes_to_levels(detached, lowest, highest, 224, 4)
-        warped = maps[0].new_zeros(len(regions), maps[0].shape[1], side, side)
+        warped = maps[0].new_zeros(len(rois), maps[0].shape[1], side, side)
         for level, (values, stride) in enumerate(zip(maps, self.strides)):
             index = nonzero_tuple(levels == level)[0]
-            warped = warped.index_copy(0, index, roi_warp(values, regions[index], side, 1 / stride))
+            warped = warped.index_copy(0, index, roi_warp(values, rois[index], side, 1 / stride))
         return F.max_pool2d(warped, 2)
 
-    def _choose(self, label: RegionLabels) -> torch.Tensor:
-        """Rows of foreground, of background near objects and of background far from all of them."""
-        easy = (label.iou < 0.1) & (label.classes == self.num_classes)
-        foreground, background = subsample_labels(
-            label.classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
-        )
-        wanted = min(len(background), self.batch_size_per_image - len(foreground))
-        num_easy = min(round(self.easy_background * wanted), int(easy.sum()))
-        hard = nonzero_tuple((label.classes == self.num_classes) & ~easy)[0]
-        hard = hard[torch.randperm(len(hard), device=hard.device)[: wanted - num_easy]]
-        easy = nonzero_tuple(easy)[0]
-        easy = easy[torch.randperm(len(easy), device=easy.device)[: wanted - len(hard)]]
-        return torch.cat([foreground, hard, easy])
-
-    def _regressed(
+    def _regressed_boxes(
         self,
         prediction: MNCPrediction,
         boxes: List[torch.Tensor],
         sizes: List[Tuple[int, int]],
-        labels: Optional[List[RegionLabels]] = None,
+        labels: Sequence[RegionLabels] = (),
     ) -> List[torch.Tensor]:
-        """Boxes for the next round: moved as their class says, the true one where there is one; with gradient."""
-        classes = prediction.class_logits[:, :-1].argmax(dim=1)
-        if labels is not None:
-            true = torch.cat([label.classes for label in labels])
-            classes = torch.where(true < self.num_classes, true, classes)
-        deltas = prediction.deltas.unflatten(1, (self.num_classes, 4))
-        deltas = bounded_gradient(
-            deltas[torch.arange(len(classes), device=classes.device), classes],
-            len(boxes) * self.accumulate_steps,
-        )
-        moved = self.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
-        return [
-            _clipped(part, size) for part, size in zip(moved.split([len(b) for b in boxes]), sizes)
-        ]
+        """Applies the deltas of one class to the boxes, for the next round; with a gradient.
 
-    # ---- Losses
+        The class is the true one if there are labels and the region is foreground. Otherwise it is
+        the predicted one.
+        """
+        classes = prediction.class_logits[:, :-1].argmax(dim=1)
+        if labels:
+            gt_classes = torch.cat([label.classes for label in labels])
+            classes = torch.where(gt_classes < self.num_classes, gt_classes, classes)
+        deltas = select_class(prediction.deltas.unflatten(1, (self.num_classes, 4)), classes)
+        deltas = bounded_gradient(deltas, len(boxes) * self.accumulate_steps)
+        moved = self.box2box_transform.apply_deltas(deltas, torch.cat(boxes))
+        moved = moved.split([len(part) for part in boxes])
+        return [_clip_boxes(part, size) for part, size in zip(moved, sizes)]
 
     def _losses(
         self, prediction: MNCPrediction, boxes: List[torch.Tensor], labels: List[RegionLabels]
     ) -> Dict[str, torch.Tensor]:
-        classes = torch.cat([label.classes for label in labels])
-        foreground = classes < self.num_classes
-        wanted = torch.cat(
-            [label.masks_in(b.detach(), self.stages.mask_size) for label, b in zip(labels, boxes)]
-        )  # (F, m, m) of the foreground
-        mask_logits = prediction.mask_logits[foreground]
-        seg_classes = classes.clone()
-        covered = _mask_iou(mask_logits.detach() > 0, wanted > 0) >= _MASK_IOU
-        seg_classes[foreground] = torch.where(covered, classes[foreground], self.num_classes)
-        count = max(len(classes), 1)
-        proposal_boxes = torch.cat(boxes).detach()[foreground]
-        true_boxes = torch.cat([label.boxes for label in labels])[foreground]
-        deltas = prediction.deltas.unflatten(1, (self.num_classes, 4))[foreground]
-        deltas = deltas[torch.arange(len(deltas), device=deltas.device), classes[foreground]]
-        wanted_deltas = self.box2box_transform.get_deltas(proposal_boxes, true_boxes)
-        mask_loss = F.binary_cross_entropy_with_logits(mask_logits, wanted, reduction="sum")
+        targets = self.region_targets(boxes, labels)
+        classes = targets.classes[targets.foreground]
+        mask_logits = prediction.mask_logits[targets.foreground]  # (F, m, m)
+        seg_classes = targets.classes.clone()
+        matches = _mask_iou(mask_logits.detach() > 0, targets.masks > 0) >= _MASK_IOU
+        seg_classes[targets.foreground] = torch.where(matches, classes, self.num_classes)
+        deltas = prediction.deltas.unflatten(1, (self.num_classes, 4))[targets.foreground]
+        mask_loss = F.binary_cross_entropy_with_logits(mask_logits, targets.masks, reduction="sum")
         return {
-            "loss_mask": self.mask_loss_weight * mask_loss / max(wanted.numel(), 1),
-            "loss_cls": F.cross_entropy(prediction.class_logits, classes, reduction="sum") / count,
-            "loss_seg_cls": F.cross_entropy(
-                prediction.seg_class_logits, seg_classes, reduction="sum"
-            )
-            / count,
-            "loss_box_reg": F.smooth_l1_loss(deltas, wanted_deltas, reduction="sum") / count,
+            "loss_mask": self.mask_loss_weight * mask_loss / max(targets.masks.numel(), 1),
+            "loss_cls": class_loss(prediction.class_logits, targets.classes),
+            "loss_seg_cls": class_loss(prediction.seg_class_logits, seg_classes),
+            "loss_box_reg": box_loss(select_class(deltas, classes), targets),
         }
 
-    # ---- Inference
 
-    def _inference(
-        self,
-        maps: List[torch.Tensor],
-        boxes: List[torch.Tensor],
-        sizes: List[Tuple[int, int]],
-    ) -> List[Instances]:
-        rounds, prediction = [], None
-        for number in range(self.num_rounds):
-            if number:
-                boxes = self._regressed(prediction, boxes, sizes)
-            prediction = self.stages(self._warp(maps, boxes))
-            counts = [len(b) for b in boxes]
-            masks = prediction.mask_logits.sigmoid().split(counts)
-            scores = prediction.seg_class_logits.softmax(dim=1)[:, :-1].split(counts)
-            rounds.append(list(zip(boxes, masks, scores)))
-        found = []
-        for size, parts in zip(sizes, zip(*rounds)):
-            found.append(self.voting(*(torch.cat(values) for values in zip(*parts)), size))
-        return found
+def _check_stages(
+    num_stages: int,
+    resolution: int,
+    stages_name: str = "num_stages",
+    resolution_name: str = "resolution",
+) -> None:
+    if num_stages not in (3, 5):
+        raise ValueError(f"{stages_name} is {num_stages}; allowed: 3 or 5")
+    if resolution < 2 or resolution % 2:
+        raise ValueError(f"{resolution_name} is {resolution}; allowed: even numbers, 2 or more")
 
 
-def _mask_iou(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """(R,) of masks (R, m, m) bool in pairs."""
-    common = (one & other).flatten(1).sum(dim=1)
-    return common / (one | other).flatten(1).sum(dim=1).clamp(min=1)
+def _shuffled(mask: torch.Tensor) -> torch.Tensor:
+    """Returns the indices at which a mask (R,) is True, in random order."""
+    index = nonzero_tuple(mask)[0]
+    return index[torch.randperm(len(index), device=index.device)]
 
 
-def _clipped(boxes: torch.Tensor, size: Tuple[int, int]) -> torch.Tensor:
-    """Boxes inside an image, at least a pixel wide and high; sides at the border have no gradient."""
+def _mask_iou(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Computes the IoU (R,) of pairs of boolean masks (R, m, m)."""
+    intersection = (masks & others).flatten(1).sum(dim=1)
+    return intersection / (masks | others).flatten(1).sum(dim=1).clamp(min=1)
+
+
+def _clip_boxes(boxes: torch.Tensor, size: Tuple[int, int]) -> torch.Tensor:
+    """Clips boxes (R, 4) to an image (H, W), with sides of at least one pixel.
+
+    Sides at the border of the image have no gradient.
+    """
     height, width = size
     x0, y0, x1, y1 = boxes.unbind(1)
     x0, y0 = x0.clamp(0, width - 1), y0.clamp(0, height - 1)

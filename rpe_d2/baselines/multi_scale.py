@@ -1,24 +1,25 @@
-"""Scene parsing from one network at several scales."""
+"""Scene parsing with one network at several scales."""
 
-from typing import Dict, Optional
+from typing import Any, Dict, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from rpe_d2.modeling.embedding.pixel_losses import SemanticPairLoss
+from rpe_d2.modeling.argument_checks import check_range
 from rpe_d2.modeling.layers import chosen_features, enlarge_maps, normalized_conv
 from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MultiScaleSemSegHead(SemSegHead):
-    """Classifies pixels by the maps of all scales, one above the other (Farabet et al., PAMI 2013, sections 3-4.1).
+    """Classifies pixels by the feature maps of all scales (Farabet et al., PAMI 2013, sec. 3-4.1).
 
-    Maps are enlarged to the finest one's size and concatenated; a two-layer perceptron per pixel follows. The scales
-    are the backbone's: ``build_guided_backbone`` with ``MODEL.GUIDED_BACKBONE.SCALES [1.0, 0.5, 0.25]`` and ``PYRAMID
-    laplacian`` runs one network on three bands of the picture, with outputs res4, res4@0.5 and res4@0.25.
+    The feature maps are enlarged to the size of the finest one and concatenated. A two-layer
+    perceptron classifies each pixel. The backbone provides the scales: ``build_guided_backbone``
+    with ``MODEL.GUIDED_BACKBONE.SCALES [1.0, 0.5, 0.25]`` and ``PYRAMID laplacian`` applies one
+    network to three bands of the image and has outputs such as res4, res4@0.5 and res4@0.25.
     """
 
     @configurable
@@ -26,47 +27,44 @@ class MultiScaleSemSegHead(SemSegHead):
         self,
         input_shape: Dict[str, ShapeSpec],
         *,
-        hidden_dim: int,
-        norm: str,
         num_classes: int,
-        ignore_value: int,
-        loss_weight: float,
-        pair_loss: Optional[SemanticPairLoss],
+        in_features: Sequence[str] = (),
+        hidden_dim: int = 128,
+        norm: str = "GN",
+        **kwargs: Any,
     ):
         """
         Args:
-            input_shape: channels and stride of the maps; strides are multiples of the finest.
-            hidden_dim: channels of the perceptron's hidden layer.
-            norm: of that layer, any of Detectron2's, "" for none.
-            num_classes: K.
-            ignore_value, loss_weight, pair_loss: of :class:`SemSegHead`.
+            input_shape: channels and stride of the feature maps.
+            num_classes: number of classes.
+            in_features: the feature maps to use, whose strides are multiples of the smallest one;
+                all if empty.
+            hidden_dim: channels of the hidden layer of the perceptron.
+            norm: normalization of that layer, any of Detectron2's ``get_norm``; "" for none.
+            kwargs: see :class:`SemSegHead`.
         """
-        finest_stride = min(shape.stride for shape in input_shape.values())
-        super().__init__(
-            common_stride=finest_stride,
-            ignore_value=ignore_value,
-            loss_weight=loss_weight,
-            pair_loss=pair_loss,
-        )
-        self.finest = next(n for n, shape in input_shape.items() if shape.stride == finest_stride)
-        self.ratios = {name: shape.stride // finest_stride for name, shape in input_shape.items()}
-        in_channels = sum(shape.channels for shape in input_shape.values())
+        check_range("num_classes", num_classes, 1)
+        check_range("hidden_dim", hidden_dim, 1)
+        names = chosen_features("in_features", in_features, input_shape)
+        finest_stride = _finest_stride("in_features", names, input_shape)
+        super().__init__(common_stride=finest_stride, **kwargs)
+        self.finest = next(name for name in names if input_shape[name].stride == finest_stride)
+        self.ratios = {name: input_shape[name].stride // finest_stride for name in names}
+        in_channels = sum(input_shape[name].channels for name in names)
         self.hidden = normalized_conv(in_channels, hidden_dim, 1, norm)
         self.predictor = pixel_predictor(hidden_dim, num_classes)
-        self.embedding = pair_loss and pixel_predictor(hidden_dim, pair_loss.embedding_dim)
+        self.embedding = self.pair_loss and pixel_predictor(
+            hidden_dim, self.pair_loss.embedding_dim
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         head, key = cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.IN_FEATURES"
         names = chosen_features(key, head.IN_FEATURES, input_shape)
-        strides = [input_shape[name].stride for name in names]
-        if any(stride % min(strides) for stride in strides) or min(strides) % 1:
-            raise ValueError(
-                f"{key} has the strides {', '.join(f'{s:g}' for s in strides)}; MultiScaleSemSegHead allows multiples "
-                "of the smallest"
-            )
+        _finest_stride(key, names, input_shape)
         return {
-            "input_shape": {name: input_shape[name] for name in names},
+            "input_shape": input_shape,
+            "in_features": names,
             "hidden_dim": head.CONVS_DIM,
             "norm": head.NORM,
             **cls.shared_options(cfg),
@@ -79,9 +77,21 @@ class MultiScaleSemSegHead(SemSegHead):
         return SemSegMaps(self.predictor(x), embeddings, self.common_stride)
 
     def stacked(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, sum of C_i, h, w): all maps at the finest one's size."""
+        """Concatenates all feature maps at the size of the finest: (B, sum of C_i, h, w)."""
         size = features[self.finest].shape[-2:]
         return torch.cat(
             [enlarge_maps(features[name], ratio, size) for name, ratio in self.ratios.items()],
             dim=1,
         )
+
+
+def _finest_stride(option: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> float:
+    """Returns the smallest stride, which divides all others."""
+    strides = [input_shape[name].stride for name in names]
+    finest = min(strides)
+    if finest % 1 or any(stride % finest for stride in strides):
+        raise ValueError(
+            f"{option} has the strides {', '.join(f'{s:g}' for s in strides)}; "
+            "allowed with MultiScaleSemSegHead: multiples of the smallest"
+        )
+    return finest

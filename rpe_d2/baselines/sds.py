@@ -1,4 +1,4 @@
-"""Simultaneous detection and segmentation (Hariharan et al., ECCV 2014): box and region, classified together."""
+"""Simultaneous detection and segmentation (SDS): box and region are classified together."""
 
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -6,6 +6,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     StandardROIHeads,
@@ -16,34 +19,39 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from rpe_d2.modeling.argument_checks import check_range
 from rpe_d2.modeling.layers import resize_maps
 from rpe_d2.modeling.masks import masks_in_boxes
 
 
 class RegionRefinement(nn.Module):
-    """From a region's features and its mask to the mask of an object of a class (section 5).
+    """Predicts the mask of an object from the features and the mask of a region (section 5).
 
-    Two classifiers of each class, both logistic: the first predicts a coarse mask from the features, the second decides
-    for each cell of the fine one from the coarse mask there and whether the cell belongs to the region. The paper's
-    second one decides for superpixels; cells need none.
+    There are two logistic classifiers for each class. The first predicts a coarse mask from the
+    features. The second decides for each cell of the fine mask, given the coarse mask in the cell
+    and whether the cell belongs to the region. In the paper, the second one decides for
+    superpixels.
     """
 
-    def __init__(self, dim: int, *, num_classes: int, coarse_size: int, mask_size: int):
+    def __init__(self, dim: int, *, num_classes: int, coarse_size: int = 10, mask_size: int = 28):
         """
         Args:
-            dim: of the features.
-            num_classes: K.
-            coarse_size: side of the coarse masks.
-            mask_size: M, side of the masks.
+            dim: number of features of a region.
+            num_classes: K, the number of foreground classes.
+            coarse_size: side length of the coarse masks.
+            mask_size: M, the side length of the masks.
         """
         super().__init__()
+        check_range("coarse_size", coarse_size, 1)
+        check_range("mask_size", mask_size, 1)
         self.num_classes = num_classes
         self.coarse_size = coarse_size
         self.mask_size = mask_size
         self.coarse = nn.Linear(dim, num_classes * coarse_size**2)
         nn.init.normal_(self.coarse.weight, std=0.001)
         nn.init.zeros_(self.coarse.bias)
-        # For the coarse mask's logit, the region and always: it starts as the coarse mask.
+        # Weights of the coarse logit and of the region, and a bias. The initial mask is the coarse
+        # mask.
         self.combination = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]).repeat(num_classes, 1))
 
     def forward(
@@ -51,92 +59,127 @@ class RegionRefinement(nn.Module):
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            x: (R, dim).
-            classes: (R,) int64.
-            regions: (R, m, m) in 0-1, inside the boxes.
+            x: (R, dim) features.
+            classes: (R,) int64 classes.
+            regions: (R, m, m) masks of the regions in [0, 1], relative to their boxes.
 
         Returns:
-            Logits (R, 1, coarse_size, coarse_size) of the coarse masks and (R, 1, M, M) of the combined ones.
+            Logits (R, 1, coarse_size, coarse_size) of the coarse masks and (R, 1, M, M) of the
+            refined masks.
         """
         side = self.coarse_size
         coarse = self.coarse(x).unflatten(1, (self.num_classes, side, side))
         coarse = coarse[torch.arange(len(x), device=x.device), classes].unsqueeze(1)
         size = (self.mask_size, self.mask_size)
-        seen = resize_maps(regions.unsqueeze(1).to(x), size)
-        # Each (R, 1, 1, 1): the same for all cells.
-        on_coarse, on_region, bias = self.combination[classes][:, :, None, None, None].unbind(1)
-        return coarse, on_coarse * resize_maps(coarse, size) + on_region * seen + bias
+        regions = resize_maps(regions.unsqueeze(1).to(x), size)
+        # Each is (R, 1, 1, 1), the same for all cells.
+        coarse_weight, region_weight, bias = self.combination[classes][
+            :, :, None, None, None
+        ].unbind(1)
+        refined = coarse_weight * resize_maps(coarse, size) + region_weight * regions + bias
+        return coarse, refined
 
 
 @ROI_HEADS_REGISTRY.register()
 class SDSROIHeads(StandardROIHeads):
-    """Two pathways: features of the box, and the same with the background of the region masked; then refined masks.
+    """RoI heads with two pathways and mask refinement (Hariharan et al., ECCV 2014).
 
-    Each pathway is a box head of ``MODEL.ROI_BOX_HEAD`` with weights of its own, trained together (the paper's network
-    C); classes, and the boxes' regression, come from both. The winners' masks are predicted from the same features,
-    pooled once more in the final boxes, and combined with the region (:class:`RegionRefinement`).
+    One pathway sees the features of the box, the other one the same features with the background of
+    the region set to 0. Each pathway is a box head of ``MODEL.ROI_BOX_HEAD`` with its own weights;
+    they are trained together (network C of the paper). The classes and the box regression are
+    computed from both. The masks of the detections are predicted from the same features, pooled in
+    the final boxes, and combined with the region; see :class:`RegionRefinement`.
 
-    The region is where the proposal is:
+    What a region is depends on ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING``, in training and at
+    inference alike:
 
-    * ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING: True``: the proposals' masks, in training as at inference; the
-      generator has to make them (MeanShiftProposalGenerator or DeepMask, not RPN). It is one key for both, as a head that was
-      trained on whole boxes would not know what to do with masks. True boxes that join the proposals (``MODEL.ROI_HEADS.
-      PROPOSAL_APPEND_GT``) come with their whole box as region: true masks would tell the head what it is to predict.
-    * ``False``: the whole box, also where proposals have masks; both pathways then see the same.
+    * ``True``: the mask of the proposal. The generator has to predict masks, as
+      MeanShiftProposalGenerator and DeepMask do and RPN does not. The region of a ground-truth box
+      that joins the proposals (``MODEL.ROI_HEADS.PROPOSAL_APPEND_GT``) is the whole box, because
+      its true mask would reveal what the head has to predict.
+    * ``False``: the whole box, even if proposals have masks. Both pathways then see the same.
 
-    Not as in the paper: features, not pixels, are masked, as in MNC, so that an image passes the backbone once; softmax
-    for support vector machines; proposals are matched, regressed and suppressed by their boxes, as Detectron2 does.
+    Differences to the paper: features are masked instead of pixels, as in MNC, so an image passes
+    the backbone once. Softmax replaces support vector machines. Proposals are matched, regressed
+    and suppressed by their boxes, as in Detectron2.
     """
 
     @configurable
     def __init__(
         self,
         *,
+        num_classes: int,
+        box_in_features: List[str],
+        box_pooler: ROIPooler,
+        box_head: nn.Module,
         region_head: nn.Module,
-        refinement: Optional[RegionRefinement],
-        use_masks: bool,
+        box_predictor: Optional[nn.Module] = None,
+        mask_on: bool = True,
+        coarse_size: int = 10,
+        mask_size: int = 28,
+        use_masks: bool = False,
         vis_period: int = 0,
+        batch_size_per_image: int = 512,
+        positive_fraction: float = 0.25,
+        proposal_matcher: Optional[Matcher] = None,
         **kwargs: Any,
     ):
         """
+        The defaults of arguments of ``StandardROIHeads`` are those of Detectron2's configuration.
+
         Args:
-            region_head: like ``box_head``, on masked features.
-            refinement: predicts masks; None: there are none.
-            use_masks: regions are the proposals' masks.
-            vis_period: steps between pictures of masks; 0: none.
-            kwargs: of StandardROIHeads; ``box_predictor`` takes what both heads give.
+            num_classes: number of foreground classes.
+            box_head: head of the pathway that sees the box.
+            region_head: head of the pathway that sees the region, like ``box_head``.
+            box_predictor: predicts classes and deltas from the features of both heads together;
+                None for ``FastRCNNOutputLayers``.
+            mask_on: whether to predict masks.
+            coarse_size, mask_size: see :class:`RegionRefinement`.
+            use_masks: whether the masks of proposals are the regions; otherwise whole boxes are.
+            vis_period: number of steps between visualizations of masks; 0 for none.
+            other arguments: see ``StandardROIHeads``.
         """
-        super().__init__(**kwargs)
+        super().__init__(
+            num_classes=num_classes,
+            box_in_features=box_in_features,
+            box_pooler=box_pooler,
+            box_head=box_head,
+            box_predictor=box_predictor
+            or FastRCNNOutputLayers(
+                ShapeSpec(channels=_output_dim(box_head) + _output_dim(region_head)),
+                box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
+                num_classes=num_classes,
+                test_score_thresh=0.05,
+            ),
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=positive_fraction,
+            proposal_matcher=proposal_matcher or Matcher([0.5], [0, 1]),
+            **kwargs,
+        )
         self.region_head = region_head
-        self.refinement = refinement
+        self.refinement = None
+        if mask_on:
+            self.refinement = RegionRefinement(
+                self.box_predictor.cls_score.in_features,
+                num_classes=num_classes,
+                coarse_size=coarse_size,
+                mask_size=mask_size,
+            )
         self.use_masks = use_masks
         self.vis_period = vis_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        sds, heads = cfg.MODEL.SDS, cfg.MODEL.ROI_HEADS
-        for key in ("COARSE_SIZE", "MASK_SIZE"):
-            if sds[key] < 1:
-                raise ValueError(f"MODEL.SDS.{key} is {sds[key]}; allowed: 1 or more")
         if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True; allowed with SDSROIHeads: False"
             )
-        arguments = super().from_config(cfg, input_shape)
-        refinement = None
-        if cfg.MODEL.MASK_ON:
-            refinement = RegionRefinement(
-                arguments["box_predictor"].cls_score.in_features,
-                num_classes=heads.NUM_CLASSES,
-                coarse_size=sds.COARSE_SIZE,
-                mask_size=sds.MASK_SIZE,
-            )
-        arguments.update(
-            refinement=refinement,
-            use_masks=cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
-            vis_period=cfg.VIS_PERIOD,
-        )
-        return arguments
+        return {
+            **super().from_config(cfg, input_shape),
+            "mask_on": cfg.MODEL.MASK_ON,
+            "use_masks": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
+            "vis_period": cfg.VIS_PERIOD,
+        }
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
@@ -144,17 +187,16 @@ class SDSROIHeads(StandardROIHeads):
         side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         region_head = build_box_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
-        shape = region_head.output_shape
-        dim = shape.channels * (shape.height or 1) * (shape.width or 1)
+        dim = _output_dim(arguments["box_head"]) + _output_dim(region_head)
         return {
             **arguments,
             "region_head": region_head,
-            "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=2 * dim)),
+            "box_predictor": FastRCNNOutputLayers(cfg, ShapeSpec(channels=dim)),
         }
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
-        return {}  # in place of it stands the refinement
+        return {}  # the refinement replaces the mask head
 
     def label_and_sample_proposals(
         self, proposals: List[Instances], targets: List[Instances]
@@ -173,17 +215,17 @@ class SDSROIHeads(StandardROIHeads):
         predictions = self.box_predictor(self._features(features, boxes, self._regions(proposals)))
         if self.training:
             return self.box_predictor.losses(predictions, proposals)
-        found, rows = self.box_predictor.inference(predictions, proposals)
+        detections, rows = self.box_predictor.inference(predictions, proposals)
         if self.use_masks:
-            for instances, source, index in zip(found, proposals, rows):
-                # The region stays where it is in the picture while the box moves.
+            for instances, source, index in zip(detections, proposals, rows):
+                # The region keeps its position in the image when the box moves.
                 instances.proposal_masks = masks_in_boxes(
                     source.proposal_masks.float() / 255,
                     source.proposal_boxes.tensor[index],
                     index,
                     instances.pred_boxes.tensor,
                 )
-        return found
+        return detections
 
     def _forward_mask(
         self, features: Dict[str, torch.Tensor], instances: List[Instances]
@@ -198,19 +240,19 @@ class SDSROIHeads(StandardROIHeads):
         x = self._features(features, boxes, regions)
         coarse, refined = self.refinement(x, classes, regions)
         if self.training:
-            # Accuracies in the log are those of the refined masks.
+            # mask_rcnn_loss logs the accuracy; the refined masks come last and overwrite it.
             return {
                 "loss_mask_coarse": mask_rcnn_loss(coarse, instances),
                 "loss_mask": mask_rcnn_loss(refined, instances, self.vis_period),
             }
         mask_rcnn_inference(refined, instances)
-        for found in instances:
-            if found.has("proposal_masks"):
-                found.remove("proposal_masks")
+        for part in instances:
+            if part.has("proposal_masks"):
+                part.remove("proposal_masks")
         return instances
 
     def _regions(self, instances: List[Instances]) -> torch.Tensor:
-        """(R, m, m) in 0-1 inside the boxes: masks, or the whole box where there are none."""
+        """Returns regions (R, m, m) in [0, 1] relative to their boxes: masks or whole boxes."""
         if self.use_masks and all(i.has("proposal_masks") for i in instances):
             masks = torch.cat([i.proposal_masks for i in instances])
             return masks / 255 if masks.dtype == torch.uint8 else masks
@@ -220,24 +262,30 @@ class SDSROIHeads(StandardROIHeads):
     def _features(
         self, features: Dict[str, torch.Tensor], boxes: List[Boxes], regions: torch.Tensor
     ) -> torch.Tensor:
-        """(R, dim) of both pathways."""
+        """Computes the features (R, dim) of both pathways."""
         x = self.box_pooler([features[name] for name in self.box_in_features], boxes)
         masked = x * resize_maps(regions.unsqueeze(1).to(x), x.shape[-2:])  # (R, C, h, w)
         parts = self.box_head(x), self.region_head(masked)
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
+def _output_dim(box_head: nn.Module) -> int:
+    shape = box_head.output_shape
+    return shape.channels * (shape.height or 1) * (shape.width or 1)
+
+
 def _check_masks(proposals: List[Instances]) -> None:
     if not all(p.has("proposal_masks") for p in proposals):
         raise ValueError(
-            "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING is True, and MODEL.PROPOSAL_GENERATOR.NAME makes boxes without "
-            "masks; allowed: a generator of masks, as MeanShiftProposalGenerator and DeepMask, or False"
+            "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING is True, but "
+            "MODEL.PROPOSAL_GENERATOR.NAME makes boxes without masks; allowed: a generator of "
+            "masks such as MeanShiftProposalGenerator or DeepMask, or False"
         )
 
 
-def _with_whole_box(target: Instances, proposals: Instances) -> Instances:
-    """Ground truth that can join proposals with masks: all of its box is its region."""
-    fields = dict(target.get_fields())
+def _with_whole_box(targets: Instances, proposals: Instances) -> Instances:
+    """Returns ground truth that can join proposals with masks: its regions are whole boxes."""
+    fields = dict(targets.get_fields())
     masks = proposals.proposal_masks
-    fields["proposal_masks"] = masks.new_full((len(target), *masks.shape[1:]), 255)
-    return Instances(target.image_size, **fields)
+    fields["proposal_masks"] = masks.new_full((len(targets), *masks.shape[1:]), 255)
+    return Instances(targets.image_size, **fields)

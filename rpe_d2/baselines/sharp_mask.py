@@ -1,6 +1,6 @@
-"""SharpMask (Pinheiro et al., ECCV 2016): DeepMask's codes refined with finer and finer maps."""
+"""SharpMask: the codes of DeepMask are refined with finer and finer feature maps."""
 
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,26 +10,34 @@ from torch import nn
 from torch.nn import functional as F
 
 from .deep_mask import DeepMask
-from .window_loss import window_losses
-from .window_proposals import Windows, by_level
-from .windows import crop_windows
+from .windows import Windows, by_level, crop_windows
 
 
 class MaskRefinement(nn.Module):
-    """The way up: a code becomes a coarse map, to which each module adds a finer skip map (section 3).
+    """Refines a code to a mask: each module adds a finer skip map to a coarse map (section 3).
 
-    Horizontal convolutions, of the skip maps, run on whole pictures; vertical ones on windows.
+    The horizontal convolutions process the skip maps of whole images, the vertical ones windows.
     """
 
-    def __init__(self, skip_channels: Sequence[int], *, window: int, code_dim: int, dim: int):
+    def __init__(
+        self, skip_channels: Sequence[int], *, window: int = 14, code_dim: int = 512, dim: int = 32
+    ):
         """
         Args:
-            skip_channels: of the skip maps, from the windows' own stride on, each of half the stride of the one before.
-            window: cells of a window, each way, on the first of them.
-            code_dim: D.
-            dim: channels of the first map, a multiple of 2 to the number of skip maps; each module halves them.
+            skip_channels: channels of the skip maps. The first one has the stride of the windows,
+                each other one half the stride of the one before.
+            window: side of a window in cells of the first skip map.
+            code_dim: D, the length of a code.
+            dim: channels of the coarsest map, a multiple of 2 to the power of the number of skip
+                maps; each module halves them.
         """
         super().__init__()
+        factor = 2 ** len(skip_channels)
+        if dim < 1 or dim % factor:
+            raise ValueError(
+                f"refinement dim is {dim}; allowed with {len(skip_channels)} skip maps: "
+                f"multiples of {factor}"
+            )
         self.window = window
         self.dim = dim
         self.expand = nn.Linear(code_dim, dim * window**2)
@@ -43,29 +51,33 @@ class MaskRefinement(nn.Module):
         self.predictor = nn.Conv2d(dim, 1, 3, padding=1)
 
     def padded_skips(self, features: Sequence[torch.Tensor]) -> List[torch.Tensor]:
-        """Skip maps (B, dim / 2, ...), (B, dim / 4, ...), ... that windows of the padded first map have cells on.
+        """Computes skip maps with the same padding, in pixels, as the maps of the windows.
 
         Args:
-            features: one of each stride.
+            features: a feature map for each of the strides.
+
+        Returns:
+            Maps (B, dim / 2, ...), (B, dim / 4, ...), and so on.
         """
         before = self.window // 2
         rows, columns = (side + 2 * before for side in features[0].shape[-2:])
-        found = []
+        skips = []
         for number, (convs, maps) in enumerate(zip(self.horizontal, features)):
             cells, maps = 2**number, convs(maps)
             below = rows * cells - before * cells - maps.shape[-2]
             right = columns * cells - before * cells - maps.shape[-1]
-            found.append(F.pad(maps, (before * cells, right, before * cells, below)))
-        return found
+            skips.append(F.pad(maps, (before * cells, right, before * cells, below)))
+        return skips
 
     def forward(self, codes: torch.Tensor, skips: Sequence[torch.Tensor]) -> torch.Tensor:
         """
         Args:
             codes: (N, D).
-            skips: in the windows, (N, dim / 2, window, window), (N, dim / 4, 2 window, 2 window), ...
+            skips: skip maps in the windows, (N, dim / 2, window, window),
+                (N, dim / 4, 2 window, 2 window), and so on.
 
         Returns:
-            (N, m, m) logits, m = window times 2 to the number of skip maps.
+            (N, m, m) mask logits; m is the window times 2 to the power of the number of skip maps.
         """
         maps = self.expand(codes).unflatten(1, (self.dim, self.window, self.window))
         for convs, skip in zip(self.vertical, skips):
@@ -76,17 +88,17 @@ class MaskRefinement(nn.Module):
 
 def _convs(*channels: int) -> nn.Sequential:
     layers = []
-    for before, after in zip(channels, channels[1:]):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+    for in_channels, out_channels in zip(channels, channels[1:]):
+        layers += [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
 class SharpLevel(NamedTuple):
-    """What windows of a level are read from.
+    """What the windows of a level of the pyramid are read from.
 
     Attributes:
-        maps: DeepMask's, padded.
-        skips: padded, from coarse to fine.
+        maps: the padded maps of DeepMask.
+        skips: padded skip maps, from coarse to fine.
     """
 
     maps: torch.Tensor
@@ -95,48 +107,60 @@ class SharpLevel(NamedTuple):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class SharpMask(DeepMask):
-    """Refines the masks of a trained DeepMask (``MODEL.WEIGHTS``), which stays as it is; scores are DeepMask's.
+    """Refines the masks of a trained DeepMask (Pinheiro et al., ECCV 2016).
 
-    Only the refinement is trained. DeepMask's head and, with ``MODEL.GUIDED_BACKBONE.FREEZE``, the backbone with its
-    statistics do not change; without that key nothing comes from here to the backbone either, other heads may train it.
+    ``MODEL.WEIGHTS`` names the checkpoint of the DeepMask. Only the refinement is trained; the head
+    of DeepMask, which also scores the windows, is fixed. With ``MODEL.GUIDED_BACKBONE.FREEZE`` the
+    backbone and its batch statistics are fixed too. Without that key, other heads can train the
+    backbone, but this generator passes no gradient to it.
     """
 
     @configurable
     def __init__(
-        self, *, refinement: MaskRefinement, skip_features: Sequence[Sequence[str]], **kwargs
+        self,
+        input_shape: Dict[str, ShapeSpec],
+        *,
+        skip_features: Sequence[str] = ("res4", "res3", "res2", "stem"),
+        refinement_dim: int = 32,
+        **kwargs: Any,
     ):
         """
         Args:
-            refinement: from codes and skip maps to masks.
-            skip_features: of each level, from its own map to finer ones.
-            kwargs: of DeepMask.
+            input_shape: channels and stride of the backbone's feature maps.
+            skip_features: feature maps for the refinement. The first one is the map of the windows,
+                each other one has half the stride of the one before. For the windows on "res4@0.5",
+                they are "res4@0.5", "res3@0.5" and so on.
+            refinement_dim: channels of the coarsest map; see :class:`MaskRefinement`.
+            kwargs: see :class:`DeepMask`.
         """
-        super().__init__(**kwargs)
+        super().__init__(input_shape, **kwargs)
         self.head.requires_grad_(False)
-        self.refinement = refinement
-        self.skip_features = [list(names) for names in skip_features]
+        self.skip_features = [
+            _skip_features("skip_features", skip_features, name, input_shape)
+            for name in self.in_features
+        ]
+        self.refinement = MaskRefinement(
+            [input_shape[name].channels for name in self.skip_features[0]],
+            window=self.window,
+            code_dim=self.head.code.out_channels,
+            dim=refinement_dim,
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         arguments = super().from_config(cfg, input_shape)
-        node = cfg.MODEL.DEEPMASK
-        skips = [
-            _skip_features(name, node.SHARPMASK_FEATURES, input_shape)
-            for name in arguments["in_features"]
-        ]
-        if node.SHARPMASK_DIM % 2 ** len(skips[0]):
+        key, skips = "MODEL.DEEPMASK.SHARPMASK_FEATURES", cfg.MODEL.DEEPMASK.SHARPMASK_FEATURES
+        for name in arguments["in_features"]:
+            _skip_features(key, skips, name, input_shape)
+        return {**arguments, "skip_features": skips}
+
+    @classmethod
+    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
+        """Raises a ValueError if there is no trained DeepMask to refine."""
+        if not has_weights:
             raise ValueError(
-                f"MODEL.DEEPMASK.SHARPMASK_DIM is {node.SHARPMASK_DIM}; allowed with {len(skips[0])} features: "
-                f"multiples of {2 ** len(skips[0])}"
+                "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
             )
-        arguments["skip_features"] = skips
-        arguments["refinement"] = MaskRefinement(
-            [input_shape[name].channels for name in skips[0]],
-            window=node.WINDOW,
-            code_dim=node.CODE_DIM,
-            dim=node.SHARPMASK_DIM,
-        )
-        return arguments
 
     def pyramid(self, features: Dict[str, torch.Tensor]) -> List[SharpLevel]:
         features = {name: maps.detach() for name, maps in features.items()}
@@ -156,44 +180,47 @@ class SharpMask(DeepMask):
     ) -> torch.Tensor:
         skips = []
         for number in range(len(self.skip_features[0])):
-            cells = 2**number
-
-            def crop(maps, image, row, column):
-                return crop_windows(maps, image, row * cells, column * cells, self.window * cells)
-
-            skips.append(by_level(crop, [level.skips[number] for level in pyramid], windows))
+            cells = 2**number  # of this skip map, per cell of the first
+            finer = windows._replace(row=windows.row * cells, column=windows.column * cells)
+            maps = [level.skips[number] for level in pyramid]
+            skips.append(by_level(crop_windows, maps, finer, self.window * cells))
         return self.refinement(codes, skips)
 
-    def losses(
-        self,
-        scores: torch.Tensor,
-        masks: torch.Tensor,
-        positive: torch.Tensor,
-        targets: torch.Tensor,
+    def weighted_losses(
+        self, mask_loss: torch.Tensor, score_loss: torch.Tensor
     ) -> Dict[str, torch.Tensor]:
-        mask_loss, _ = window_losses(scores, masks, positive, targets >= 0.5)
         return {"loss_sharpmask": mask_loss}
 
 
-def _skip_features(name: str, skips: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> List[str]:
-    """Skip maps of a level, which may be of a pyramid: of "res4@0.5" these are "res4@0.5", "res3@0.5" and so on."""
-    base, at, scale = name.partition("@")
+def _skip_features(
+    option: str, skips: Sequence[str], window_map: str, input_shape: Dict[str, ShapeSpec]
+) -> List[str]:
+    """Returns the names of the skip maps for windows on a map of the image pyramid.
+
+    Args:
+        option: name of the argument or configuration key, for the error messages.
+        skips: its value, names without a scale.
+        window_map: name of the map of the windows, such as "res4" or "res4@0.5".
+        input_shape: channels and stride of the backbone's feature maps.
+
+    Raises:
+        ValueError: the backbone lacks one of the maps, or its stride is wrong.
+    """
+    base, at, scale = window_map.partition("@")
     if list(skips)[:1] != [base]:
         raise ValueError(
-            f"MODEL.DEEPMASK.SHARPMASK_FEATURES is {', '.join(skips)}; allowed for windows on {name}: "
-            f"{base} first, then finer maps"
+            f"{option} is {', '.join(skips)}; allowed for windows on {window_map}: {base} first, "
+            "then finer maps"
         )
     names = [f"{skip}{at}{scale}" for skip in skips]
-    strides = [input_shape[skip].stride if skip in input_shape else None for skip in names]
-    for number, (skip, stride) in enumerate(zip(names, strides)):
-        wanted = strides[0] / 2**number
-        if stride is None:
+    for number, name in enumerate(names):
+        if name not in input_shape:
+            raise ValueError(f"{option} needs {name}; the backbone has {', '.join(input_shape)}")
+        stride = input_shape[name].stride
+        expected = input_shape[names[0]].stride / 2**number
+        if abs(stride - expected) > 1e-3 * expected:
             raise ValueError(
-                f"MODEL.DEEPMASK.SHARPMASK_FEATURES needs {skip}; the backbone has {', '.join(input_shape)}"
-            )
-        if abs(stride - wanted) > 1e-3 * wanted:
-            raise ValueError(
-                f"MODEL.DEEPMASK.SHARPMASK_FEATURES: {skip} has stride {stride:g}; allowed: {wanted:g}, half of the one "
+                f"{option}: {name} has stride {stride:g}; allowed: {expected:g}, half of the one "
                 "before"
             )
     return names

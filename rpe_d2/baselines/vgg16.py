@@ -1,8 +1,8 @@
-"""VGG-16 (Simonyan & Zisserman, ICLR 2015) as a backbone: torchvision's layers, the fully connected ones as convolutions."""
+"""VGG-16 as a backbone: torchvision's layers, with convolutions for the fully connected ones."""
 
 import logging
 import os
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -13,20 +13,22 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
-from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.config import check_config
+from rpe_d2.modeling.argument_checks import check_choice, check_range
 
 logger = logging.getLogger(__name__)
 
-VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each block
+VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)  # in each block
 _CHANNELS = (64, 128, 256, 512, 512)
 _NORMS = ("", "BN", "FrozenBN")
 
 
 def vgg16_features(fc_dim: int, width: float = 1.0) -> Dict[str, ShapeSpec]:
-    """Every output there is, with channels and stride.
+    """Returns channels and stride of all outputs that VGG-16 can have.
 
-    ``conv1_1`` … ``conv5_3`` (after the ReLU), ``pool1`` … ``pool5``, ``pool1_indices`` … (int64, where in the map below the
-    largest values were, as ``max_unpool2d`` takes them), ``fc6`` and ``fc7``.
+    The outputs are ``conv1_1`` to ``conv5_3`` (after the ReLU), ``pool1`` to ``pool5``,
+    ``pool1_indices`` to ``pool5_indices`` (int64 positions of the maxima in the map before the
+    pooling, as ``max_unpool2d`` takes them), ``fc6`` and ``fc7``.
     """
     shapes = {}
     for block, (channels, count) in enumerate(zip(_channels(width), VGG16_CONVOLUTIONS), start=1):
@@ -44,33 +46,40 @@ def _channels(width: float) -> List[int]:
 
 
 class VGG16(Backbone):
-    """torchvision's convolutions and, where they are asked for, fc6 (7 x 7) and fc7 as in FCN."""
+    """VGG-16 (Simonyan & Zisserman, ICLR 2015) with torchvision's convolutions.
+
+    If they are requested, fc6 (7 x 7) and fc7 are convolutions as in FCN.
+    """
 
     def __init__(
-        self, out_features: List[str], norm: str, fc_dim: int, dropout: float, width: float = 1.0
+        self,
+        out_features: Sequence[str] = ("pool3", "pool4", "conv5_3"),
+        norm: str = "",
+        fc_dim: int = 4096,
+        dropout: float = 0.5,
+        width: float = 1.0,
     ):
         """
         Args:
-            out_features: names of :func:`vgg16_features`.
-            norm: "" or, after every convolution of the five blocks, "BN" or "FrozenBN".
+            out_features: names of outputs; see :func:`vgg16_features`.
+            norm: normalization after each convolution of the five blocks, "BN" or "FrozenBN"; ""
+                for none.
             fc_dim: channels of fc6 and fc7.
-            dropout: after these, in training.
-            width: factor of the blocks' channels.
-
-        Raises:
-            ValueError: a name or the normalisation does not exist, or the width is not positive.
+            dropout: dropout probability of fc6 and fc7.
+            width: factor of the channels of the blocks, above 0.
         """
         super().__init__()
         if not width > 0:
-            raise ValueError(f"MODEL.VGG.WIDTH is {width}; allowed: above 0")
+            raise ValueError(f"width is {width}; allowed: above 0")
+        check_choice("norm", norm, _NORMS)
+        check_range("fc_dim", fc_dim, 1)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed: 0 to below 1")
         shapes = vgg16_features(fc_dim, width)
-        unknown = [name for name in out_features if name not in shapes]
-        if unknown or not out_features:
+        if not out_features or not set(out_features) <= set(shapes):
             raise ValueError(
-                f"MODEL.VGG.OUT_FEATURES is {list(out_features)}; allowed: one or more of {', '.join(shapes)}"
+                f"out_features is {list(out_features)}; allowed: one or more of {', '.join(shapes)}"
             )
-        if norm not in _NORMS:
-            raise ValueError(f"MODEL.VGG.NORM is {norm!r}; allowed: {', '.join(map(repr, _NORMS))}")
         self._out_features = list(out_features)
         self._out_feature_channels = {name: shapes[name].channels for name in out_features}
         self._out_feature_strides = {name: shapes[name].stride for name in out_features}
@@ -78,7 +87,7 @@ class VGG16(Backbone):
         plan = [x for c, count in zip(channels, VGG16_CONVOLUTIONS) for x in [*[c] * count, "M"]]
         self.features = make_layers(plan, batch_norm=bool(norm))
         for layer in self.features:
-            if isinstance(layer, nn.Conv2d):  # as torchvision's vgg16 starts
+            if isinstance(layer, nn.Conv2d):  # the initialization of torchvision's vgg16
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         if norm == "FrozenBN":
@@ -88,8 +97,7 @@ class VGG16(Backbone):
             self.fc6 = nn.Conv2d(channels[-1], fc_dim, 7, padding=3)
             self.fc7 = nn.Conv2d(fc_dim, fc_dim, 1) if "fc7" in out_features else None
         self.dropout = nn.Dropout2d(dropout)
-        for name in ("fc6", "fc7"):
-            layer = getattr(self, name)
+        for layer in (self.fc6, self.fc7):
             if layer is not None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
@@ -97,37 +105,36 @@ class VGG16(Backbone):
     def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
         Args:
-            image: (B, 3, H, W), normalised, H and W multiples of 32.
+            image: (B, 3, H, W), normalized; H and W are multiples of 32.
         """
-        found = {}
+        outputs = {}
         x, block, number = image, 1, 0
         for layer in self.features:
             if not isinstance(layer, nn.MaxPool2d):
                 x = layer(x)
                 if isinstance(layer, nn.ReLU):
                     number += 1
-                    found[f"conv{block}_{number}"] = x
+                    outputs[f"conv{block}_{number}"] = x
                 continue
             if f"pool{block}_indices" in self._out_features:
                 x, indices = F.max_pool2d(x, 2, return_indices=True)
-                found[f"pool{block}_indices"] = indices
+                outputs[f"pool{block}_indices"] = indices
             else:
                 x = layer(x)
-            found[f"pool{block}"] = x
+            outputs[f"pool{block}"] = x
             block, number = block + 1, 0
-        for name in ("fc6", "fc7"):
-            layer = getattr(self, name)
+        for name, layer in (("fc6", self.fc6), ("fc7", self.fc7)):
             if layer is not None:
                 x = self.dropout(F.relu(layer(x)))
-                found[name] = x
-        return {name: found[name] for name in self._out_features}
+                outputs[name] = x
+        return {name: outputs[name] for name in self._out_features}
 
     @property
     def size_divisibility(self) -> int:
         return 32
 
     def freeze(self, num_blocks: int) -> "VGG16":
-        """Fixes the convolutions, and the statistics of the normalisation, of the first blocks."""
+        """Freezes the convolutions and the batch statistics of the first blocks."""
         block = 1
         for index, layer in enumerate(self.features):
             if block > num_blocks:
@@ -140,53 +147,51 @@ class VGG16(Backbone):
         return self
 
     def load_torchvision(self, path: str) -> None:
-        """Loads a state dict of torchvision's vgg16 (vgg16_bn with normalisation), its classifier included.
+        """Loads a state dict of torchvision's vgg16 or vgg16_bn, with its classifier.
 
         Raises:
-            ValueError: the file is not there, or holds something else.
+            ValueError: the file does not exist, or its content does not match.
         """
         if not os.path.isfile(path):
             raise ValueError(f"MODEL.VGG.WEIGHTS is {path}; there is no such file")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = self.state_dict()
+        own = self.state_dict()
         for name, number in (("fc6", 0), ("fc7", 3)):
             for kind in ("weight", "bias"):
-                key = f"{name}.{kind}"
-                if key in wanted and f"classifier.{number}.{kind}" in state:
-                    value = state[f"classifier.{number}.{kind}"]
-                    if value.numel() == wanted[key].numel():
-                        state[key] = value.reshape(wanted[key].shape)
-        wrong = [
+                key, source = f"{name}.{kind}", f"classifier.{number}.{kind}"
+                if key in own and source in state and state[source].numel() == own[key].numel():
+                    state[key] = state[source].reshape(own[key].shape)
+        mismatched = [
             name
-            for name, value in wanted.items()
+            for name, value in own.items()
             if name not in state or state[name].shape != value.shape
             if not name.endswith("num_batches_tracked")
         ]
-        if wrong:
+        if mismatched:
             raise ValueError(
-                f"MODEL.VGG.WEIGHTS is {path}, which has no {wrong[0]} of the right size; allowed: a state dict of "
-                "torchvision's vgg16, with MODEL.VGG.NORM of vgg16_bn"
+                f"MODEL.VGG.WEIGHTS is {path}, which has no {mismatched[0]} of the right size; "
+                "allowed: a state dict of torchvision's vgg16, or of vgg16_bn with MODEL.VGG.NORM"
             )
-        self.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+        self.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
 
 
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
-    """VGG-16 as ``MODEL.VGG`` says, the first ``MODEL.BACKBONE.FREEZE_AT`` blocks fixed."""
-    check_ranges(cfg)
+    """Builds VGG-16 from ``MODEL.VGG`` and freezes ``MODEL.BACKBONE.FREEZE_AT`` blocks."""
+    check_config(cfg, "MODEL.VGG")
     vgg = cfg.MODEL.VGG
     if input_shape.channels != 3:
         raise ValueError(
-            f"VGG-16 takes pictures of 3 channels; MODEL.PIXEL_MEAN has {input_shape.channels}"
+            f"MODEL.PIXEL_MEAN has {input_shape.channels} channels; allowed with VGG-16: 3"
         )
-    backbone = VGG16(list(vgg.OUT_FEATURES), vgg.NORM, vgg.FC_DIM, vgg.DROPOUT, vgg.WIDTH)
-    num_fixed = cfg.MODEL.BACKBONE.FREEZE_AT
+    backbone = VGG16(vgg.OUT_FEATURES, vgg.NORM, vgg.FC_DIM, vgg.DROPOUT, vgg.WIDTH)
+    num_frozen = cfg.MODEL.BACKBONE.FREEZE_AT
     if vgg.WEIGHTS:
         backbone.load_torchvision(vgg.WEIGHTS)
-    elif num_fixed > 0 and not cfg.MODEL.WEIGHTS:
+    elif num_frozen > 0 and not cfg.MODEL.WEIGHTS:
         logger.warning(
-            "MODEL.BACKBONE.FREEZE_AT is %d, and the blocks of VGG-16 that it fixes are random: set MODEL.VGG.WEIGHTS, or "
-            "MODEL.WEIGHTS, or FREEZE_AT 0",
-            num_fixed,
+            "MODEL.BACKBONE.FREEZE_AT is %d, but the blocks of VGG-16 that it freezes are random: "
+            "set MODEL.VGG.WEIGHTS or MODEL.WEIGHTS, or FREEZE_AT 0",
+            num_frozen,
         )
-    return backbone.freeze(num_fixed)
+    return backbone.freeze(num_frozen)

@@ -1,18 +1,20 @@
-"""What generators of mask proposals from sliding windows share: the pyramid, the sampling, the best windows."""
+"""Base class of proposal generators that score and segment sliding windows."""
 
 import logging
 import math
 from abc import ABC, abstractmethod
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from rpe_d2.modeling.config_ranges import check_ranges
+from rpe_d2.config import check_config
+from rpe_d2.modeling.argument_checks import check_range
 from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.modeling.masks import windows_to_proposals
@@ -20,133 +22,82 @@ from rpe_d2.modeling.masks import windows_to_proposals
 from .windows import (
     IGNORED,
     NEGATIVE,
+    WindowGrid,
+    Windows,
     WindowTolerances,
+    by_level,
     label_windows,
-    window_counts,
+    window_grid,
 )
 
 logger = logging.getLogger(__name__)
 
 
-class Windows(NamedTuple):
-    """Windows of a batch.
-
-    Attributes:
-        level: (N,) int64 map of the pyramid.
-        image: (N,) int64 place in the batch.
-        row, column: (N,) int64 first ones on the padded map.
-    """
-
-    level: torch.Tensor
-    image: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-
-
-class WindowGrid(NamedTuple):
-    """All windows of an image, level by level and row by row.
-
-    Attributes:
-        level, row, column: (A,) int64.
-        boxes: (A, 4) in pixels; windows may reach beyond the image.
-    """
-
-    level: torch.Tensor
-    row: torch.Tensor
-    column: torch.Tensor
-    boxes: torch.Tensor
-
-    def of(self, image: torch.Tensor, index: torch.Tensor) -> Windows:
-        """Windows (N,) of this grid in images (N,) of a batch."""
-        return Windows(self.level[index], image, self.row[index], self.column[index])
-
-    @property
-    def centers(self) -> torch.Tensor:
-        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
-
-    def centered_in(self, size: Tuple[int, int]) -> torch.Tensor:
-        """(A,) bool: windows with their middle in an image of a size (H, W)."""
-        x, y = self.centers.unbind(1)
-        return (x >= 0) & (y >= 0) & (x <= size[1]) & (y <= size[0])
-
-
-def window_grid(maps: Sequence[torch.Tensor], strides: Sequence[float], cells: int) -> WindowGrid:
-    """Windows of so many cells on all places of maps (B, C, h, w) of a pyramid."""
-    parts = []
-    for level, (level_maps, stride) in enumerate(zip(maps, strides)):
-        rows, columns = (
-            torch.arange(count, device=level_maps.device)
-            for count in window_counts(level_maps.shape[-2:], cells)
-        )
-        row, column = (index.flatten() for index in torch.meshgrid(rows, columns, indexing="ij"))
-        start = (torch.stack([column, row], dim=1) - cells // 2).float() * stride
-        boxes = torch.cat([start, start + cells * stride], dim=1)
-        parts.append((torch.full_like(row, level), row, column, boxes))
-    return WindowGrid(*(torch.cat(part) for part in zip(*parts)))
-
-
-def by_level(
-    function: Callable[..., torch.Tensor], levels: Sequence, windows: Windows
-) -> torch.Tensor:
-    """Applies ``function(level, image, row, column)`` to the windows of each level; results in the windows' order."""
-    found, places = [], []
-    for number, level in enumerate(levels):
-        place = torch.nonzero(windows.level == number).squeeze(1)
-        found.append(function(level, *(part[place] for part in windows[1:])))
-        places.append(place)
-    return torch.cat(found)[torch.cat(places).argsort()]
-
-
 class WindowProposalGenerator(nn.Module, ABC):
-    """Scores square windows on every cell of a pyramid of maps, and segments the object in the best of them.
+    """Scores square windows at every cell of an image pyramid and segments the best of them.
 
-    The papers cut patches: canonical ones, moved and resized within tolerances, as positive, others as negative examples,
-    as many of each, and apply the network to whole pictures only afterwards. Here the network sees whole pictures, at all
-    scales, also in training; the same tolerances label the windows of the dense grid, and as many positive as negative ones
-    are drawn from it. A patch's network would see zeros or mirrored pixels around the patch where this one sees the
-    picture, in training as at inference. Positions are multiples of the stride and sizes those of the pyramid: between
-    these, random sizes of the picture (``INPUT.MIN_SIZE_TRAIN``) take the place of the papers' jitter.
+    The papers train on patches: canonical ones, shifted and resized within tolerances, as positive
+    examples, and others as negative examples, in equal numbers. They apply the network to whole
+    images only at inference. Here the network sees whole images at all scales in training as well.
+    The same tolerances label the windows of the dense grid, and equal numbers of positive and
+    negative windows are sampled from it. Around a window, the network sees the image in training
+    and at inference, where a network for patches would see zeros or mirrored pixels. Window
+    positions are multiples of the stride and window sizes are those of the pyramid. Random image
+    sizes (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
 
-    Masks are made for the windows with the best scores alone. What Detectron2's mappers leave out, as crowds, counts as
-    background, as it does for the RPN. Masks are learned from ``gt_masks``, or where the data have none from filled boxes.
+    Masks are predicted only for the windows with the best scores. Crowds, which Detectron2's
+    mappers drop, count as background, as in the RPN. The masks are learned from ``gt_masks``, or
+    from filled boxes if there are none.
     """
+
+    dataset_mapper_name = "PixelLabelMapper"
 
     def __init__(
         self,
+        input_shape: Dict[str, ShapeSpec],
         *,
         in_features: Sequence[str],
-        strides: Sequence[float],
         window: int,
-        tolerances: WindowTolerances,
-        batch_size_per_image: int,
-        pre_nms_topk: int,
-        post_nms_topk_train: int,
-        post_nms_topk_test: int,
-        nms_threshold: float,
-        min_box_size: float,
-        mask_threshold: float,
-        proposal_mask_size: int,
+        tolerances: WindowTolerances = WindowTolerances(),
+        batch_size_per_image: int = 64,
+        pre_nms_topk: int = 500,
+        post_nms_topk_train: int = 500,
+        post_nms_topk_test: int = 500,
+        nms_threshold: float = 1.0,
+        min_box_size: float = 0.0,
+        mask_threshold: float = 0.2,
+        proposal_mask_size: int = 112,
         masks_in_training: bool = False,
     ):
         """
         Args:
-            in_features: maps of the pyramid.
-            strides: theirs, in pixels of the picture.
-            window: cells of a window, each way, on every map.
-            tolerances: which windows show an object.
-            batch_size_per_image: windows to train on; at most half of them positive.
+            input_shape: channels and stride of the backbone's feature maps.
+            in_features: maps of the image pyramid, all with the same number of channels.
+            window: side of a window in cells, on every map.
+            tolerances: limits that label windows as positive or negative.
+            batch_size_per_image: windows of an image to train on, at most half of them positive.
             pre_nms_topk: windows of an image, over all scales, that are segmented.
-            post_nms_topk_train, post_nms_topk_test: the best proposals of an image that remain. 0 in training: none are
-                made, for a network without regions.
-            nms_threshold: IoU of boxes with a better proposal's above which one is dropped; 1: none is.
-            min_box_size: proposals with a shorter side, pixels, are dropped.
-            mask_threshold: probability from which on a cell belongs to the object.
-            proposal_mask_size: M of the proposal masks.
-            masks_in_training: there are masks in training, too.
+            post_nms_topk_train, post_nms_topk_test: largest number of proposals of an image. 0 in
+                training makes no proposals, for a network without RoI heads.
+            nms_threshold: proposals whose boxes have a higher IoU than this with a better proposal
+                are dropped; 1 for no suppression.
+            min_box_size: proposals with a shorter side, in pixels, are dropped.
+            mask_threshold: probability from which a cell belongs to the object.
+            proposal_mask_size: side length M of the masks of proposals.
+            masks_in_training: whether proposals have masks in training too.
         """
         super().__init__()
+        check_range("window", window, 1)
+        check_range("batch_size_per_image", batch_size_per_image, 2)
+        check_range("pre_nms_topk", pre_nms_topk, 1)
+        check_range("post_nms_topk_train", post_nms_topk_train, 0)
+        check_range("post_nms_topk_test", post_nms_topk_test, 1)
+        check_range("nms_threshold", nms_threshold, 0, 1)
+        check_range("mask_threshold", mask_threshold, 0.01, 0.99)
+        check_range("proposal_mask_size", proposal_mask_size, 1)
         self.in_features = list(in_features)
-        self.strides = list(strides)
+        self.in_channels = _common_channels("in_features", in_features, input_shape)
+        self.strides = [input_shape[name].stride for name in in_features]
         self.window = window
         self.tolerances = tolerances
         self.batch_size_per_image = batch_size_per_image
@@ -157,81 +108,65 @@ class WindowProposalGenerator(nn.Module, ABC):
         self.mask_threshold = mask_threshold
         self.proposal_mask_size = proposal_mask_size
         self.masks_in_training = masks_in_training
+        self._warn_of_gaps()
 
-    @staticmethod
-    def window_arguments(cfg: CfgNode, key: str, input_shape: Dict[str, ShapeSpec]) -> dict:
-        """Arguments of this class, from the keys of a node ``MODEL.{key}``."""
-        check_ranges(cfg)
+    @classmethod
+    def window_arguments(
+        cls, cfg: CfgNode, key: str, input_shape: Dict[str, ShapeSpec]
+    ) -> Dict[str, Any]:
+        """Reads the arguments of this class from the node ``MODEL.{key}``."""
+        check_config(cfg, f"MODEL.{key}", "MODEL.RPE")
         node = cfg.MODEL[key]
-        if not node.IN_FEATURES:
-            raise ValueError(f"MODEL.{key}.IN_FEATURES is []; allowed: one or more maps")
-        names = chosen_features(f"MODEL.{key}.IN_FEATURES", node.IN_FEATURES, input_shape)
-        channels = {name: input_shape[name].channels for name in names}
-        if len(set(channels.values())) > 1:
+        _common_channels(f"MODEL.{key}.IN_FEATURES", node.IN_FEATURES, input_shape)
+        limit = WindowTolerances.negative_scale
+        if node.POSITIVE_SCALE >= limit:
             raise ValueError(
-                f"MODEL.{key}.IN_FEATURES: {', '.join(f'{n} has {c} channels' for n, c in channels.items())}; "
-                "allowed: maps with the same number, as all share one network"
+                f"MODEL.{key}.POSITIVE_SCALE is {node.POSITIVE_SCALE}; allowed: less than {limit}"
             )
-        for limit in ("SHIFT", "SCALE"):
-            positive, negative = node[f"POSITIVE_{limit}"], node[f"NEGATIVE_{limit}"]
-            if positive >= negative:
-                raise ValueError(
-                    f"MODEL.{key}.POSITIVE_{limit} is {positive}; allowed: below NEGATIVE_{limit}, {negative}"
-                )
-        strides = [input_shape[name].stride for name in names]
-        _warn_of_gaps(key, strides, node)
         return {
-            "in_features": names,
-            "strides": strides,
+            "input_shape": input_shape,
+            "in_features": node.IN_FEATURES,
             "window": node.WINDOW,
-            "tolerances": WindowTolerances(
-                node.OBJECT_SIZE,
-                node.POSITIVE_SHIFT,
-                node.POSITIVE_SCALE,
-                node.NEGATIVE_SHIFT,
-                node.NEGATIVE_SCALE,
-            ),
+            "tolerances": WindowTolerances(positive_scale=node.POSITIVE_SCALE),
             "batch_size_per_image": node.BATCH_SIZE_PER_IMAGE,
             "pre_nms_topk": node.PRE_NMS_TOPK,
             "post_nms_topk_train": node.POST_NMS_TOPK_TRAIN,
             "post_nms_topk_test": node.POST_NMS_TOPK_TEST,
             "nms_threshold": node.NMS_THRESH,
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
-            "mask_threshold": node.MASK_THRESHOLD,
             "proposal_mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
             "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
         }
 
     @abstractmethod
     def pyramid(self, features: Dict[str, torch.Tensor]) -> List:
-        """What windows are read from, level by level."""
+        """Computes what windows are read from, for each level of the image pyramid."""
 
     @abstractmethod
-    def window_codes(self, level) -> torch.Tensor:
-        """Codes (B, D, rows, columns) of all windows of a level of :meth:`pyramid`, without padding."""
+    def window_codes(self, level: Any) -> torch.Tensor:
+        """Computes codes (B, D, rows, columns) of all windows of a level of :meth:`pyramid`."""
 
     @abstractmethod
     def scores(self, codes: torch.Tensor) -> torch.Tensor:
-        """(N,) logits that codes (N, D) are of windows that show an object."""
+        """Computes logits (N,) that windows with codes (N, D) show an object."""
 
     @abstractmethod
     def masks(self, pyramid: List, codes: torch.Tensor, windows: Windows) -> torch.Tensor:
-        """(N, m, m) logits of the object in each window, whose codes are (N, D)."""
+        """Computes mask logits (N, m, m) of windows with codes (N, D)."""
 
     @abstractmethod
-    def losses(
-        self,
-        scores: torch.Tensor,
-        masks: torch.Tensor,
-        positive: torch.Tensor,
-        targets: torch.Tensor,
+    def weighted_losses(
+        self, mask_loss: torch.Tensor, score_loss: torch.Tensor
     ) -> Dict[str, torch.Tensor]:
-        """Losses by name; arguments as of :func:`rpe_d2.baselines.window_loss.window_losses`, targets in 0-1."""
+        """Weights and names the two losses of :func:`window_losses`."""
+
+    def mask_targets(self, coverage: torch.Tensor) -> torch.Tensor:
+        """Computes mask targets from the fraction of each cell (P, m, m) that objects cover."""
+        return coverage >= 0.5
 
     def sampled_codes(self, pyramid: List, windows: Windows) -> torch.Tensor:
-        """Codes (N, D) of some windows: as :meth:`window_codes` has them, for less."""
-        levels = [self.window_codes(level) for level in pyramid]
-        return by_level(_read_codes, levels, windows)
+        """Computes the codes (N, D) of some windows, which :meth:`window_codes` also returns."""
+        return by_level(_read_codes, [self.window_codes(level) for level in pyramid], windows)
 
     def forward(
         self,
@@ -241,13 +176,14 @@ class WindowProposalGenerator(nn.Module, ABC):
     ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
         """
         Args:
-            images: padded batch; only its images' sizes are used.
-            features: the backbone's maps.
-            gt_instances: in training, one per image.
+            images: padded batch, of which only the image sizes are used.
+            features: feature maps of the backbone.
+            gt_instances: in training, the ground truth of each image.
 
         Returns:
-            for each image ``proposal_boxes`` and ``objectness_logits`` and, at inference or where they are wanted in
-            training, ``proposal_masks`` (R, M, M) uint8, by falling score; and in training the losses.
+            For each image ``proposal_boxes`` and ``objectness_logits``, by decreasing score. At
+            inference, and with ``masks_in_training`` also in training, they have
+            ``proposal_masks`` (R, M, M) uint8. The second value is a dict of losses in training.
         """
         grid = window_grid([features[n] for n in self.in_features], self.strides, self.window)
         pyramid = self.pyramid(features)
@@ -255,8 +191,8 @@ class WindowProposalGenerator(nn.Module, ABC):
         if self.training:
             if gt_instances is None:
                 raise ValueError(
-                    'the batch has no "instances" to train on; an image without objects needs an empty list of '
-                    '"annotations"'
+                    'the batch has no "instances" to train on; an image without objects needs an '
+                    'empty list of "annotations"'
                 )
             losses = self._losses(pyramid, grid, gt_instances)
         return self._proposals(pyramid, grid, images.image_sizes), losses
@@ -264,48 +200,52 @@ class WindowProposalGenerator(nn.Module, ABC):
     def _losses(
         self, pyramid: List, grid: WindowGrid, gt_instances: List[Instances]
     ) -> Dict[str, torch.Tensor]:
-        labels = torch.stack([self.label(grid, truth) for truth in gt_instances])  # (B, A)
+        labels = torch.stack([self.label(grid, targets) for targets in gt_instances])  # (B, A)
         image, index = self._sample(labels)
-        windows = grid.of(image, index)
+        windows = grid.select(image, index)
         codes = self.sampled_codes(pyramid, windows)
         positive = labels[image, index] >= 0
-        shown = Windows(*(part[positive] for part in windows))
-        masks = self.masks(pyramid, codes[positive], shown)
-        targets = [
-            object_masks(
-                truth,
-                labels[number, index[positive & (image == number)]],
-                grid.boxes[index[positive & (image == number)]],
-                masks.shape[-1],
-            )
-            for number, truth in enumerate(gt_instances)
-        ]
-        # Sampled windows come image by image, as the targets do.
-        return self.losses(self.scores(codes), masks, positive, torch.cat(targets))
+        positive_windows = Windows(*(part[positive] for part in windows))
+        masks = self.masks(pyramid, codes[positive], positive_windows)
+        # Samples are sorted by image, so the targets of the images can be joined.
+        coverage = []
+        for number, targets in enumerate(gt_instances):
+            own = index[positive & (image == number)]
+            boxes, size = grid.boxes[own], masks.shape[-1]
+            coverage.append(crop_object_masks(targets, labels[number, own], boxes, size))
+        mask_targets = self.mask_targets(torch.cat(coverage))
+        return self.weighted_losses(
+            *window_losses(self.scores(codes), masks, positive, mask_targets)
+        )
 
     @torch.no_grad()
-    def label(self, grid: WindowGrid, truth: Instances) -> torch.Tensor:
-        """(A,) int64: the row of the object that a window shows, NEGATIVE or IGNORED, as outside of the image."""
+    def label(self, grid: WindowGrid, targets: Instances) -> torch.Tensor:
+        """Labels the windows of an image with the object they show.
+
+        Returns:
+            (A,) int64: the index of the object, NEGATIVE or IGNORED. Windows with their center
+            outside of the image are ignored.
+        """
         sides = grid.boxes[:, 2] - grid.boxes[:, 0]
-        labels = label_windows(grid.centers, sides, truth.gt_boxes.tensor, self.tolerances)
-        return labels.masked_fill(~grid.centered_in(truth.image_size), IGNORED)
+        labels = label_windows(grid.centers, sides, targets.gt_boxes.tensor, self.tolerances)
+        return labels.masked_fill(~grid.centered_in(targets.image_size), IGNORED)
 
     def _sample(self, labels: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """As many positive as negative windows of a batch, and one negative of an image at least, image by image.
+        """Samples equal numbers of positive and negative windows of a batch.
+
+        The negative windows are distributed evenly over the images, with at least one in each.
 
         Args:
             labels: (B, A).
 
         Returns:
-            (N,) images and (N,) windows of the grid.
+            Indices (N,) of the images, in increasing order, and (N,) of the windows in the grid.
         """
         most = max(self.batch_size_per_image // 2, 1)
         ranks = torch.rand(labels.shape, device=labels.device)
-        positive = _lowest(ranks, labels >= 0, most)
-        count = int(positive.sum())
-        # Negatives of the whole batch: images without objects have their share in them.
-        share = max(-(-count // len(labels)), 1)
-        negative = _lowest(ranks, labels == NEGATIVE, share)
+        positive = _select_lowest(ranks, labels >= 0, most)
+        num_negative = max(-(-int(positive.sum()) // len(labels)), 1)
+        negative = _select_lowest(ranks, labels == NEGATIVE, num_negative)
         image, index = torch.nonzero(positive | negative, as_tuple=True)
         return image, index
 
@@ -324,13 +264,13 @@ class WindowProposalGenerator(nn.Module, ABC):
                 for codes in levels
             ],
             dim=1,
-        )  # (B, A), as the grid has them
+        )  # (B, A) in the order of the grid
         proposals = []
         for number, size in enumerate(image_sizes):
             inside = grid.centered_in(size)
             own = scores[number].float().masked_fill(~inside, -torch.inf)
             best = own.topk(min(self.pre_nms_topk, int(inside.sum()))).indices
-            windows = grid.of(torch.full_like(best, number), best)
+            windows = grid.select(torch.full_like(best, number), best)
             masks = self.masks(pyramid, by_level(_read_codes, levels, windows), windows)
             proposals.append(
                 windows_to_proposals(
@@ -347,16 +287,76 @@ class WindowProposalGenerator(nn.Module, ABC):
             )
         return proposals
 
+    def _warn_of_gaps(self) -> None:
+        canonical = self.tolerances.object_size * self.window
+        sizes = sorted(canonical * stride for stride in self.strides)
+        for small, large in zip(sizes, sizes[1:]):
+            gap = math.log2(large / small)
+            if gap > 2 * self.tolerances.positive_scale + 0.01:
+                logger.warning(
+                    "%s: objects of %.0f and of %.0f pixels are canonical, but some sizes in "
+                    "between have no positive windows: add a scale, or set POSITIVE_SCALE to %.2f",
+                    type(self).__name__, small, large, gap / 2,
+                )  # fmt: skip
 
-def object_masks(
-    truth: Instances, owner: torch.Tensor, boxes: torch.Tensor, size: int
+
+def window_losses(
+    scores: torch.Tensor, masks: torch.Tensor, positive: torch.Tensor, targets: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Computes the two terms of DeepMask's loss (Pinheiro et al., NIPS 2015, section 3.2).
+
+    With labels y_k = +-1 and targets m_ij = +-1, the loss of the paper is the sum over windows of
+    (1 + y_k) / (2 h w) sum_ij log(1 + exp(-m_ij f_ij)) + lambda log(1 + exp(-y_k f_s)). Here both
+    terms are means over all N windows, positive and negative, and lambda is left out.
+
+    Args:
+        scores: (N,) logits f_s.
+        masks: (P, h, w) logits f_ij of the positive windows, in their order.
+        positive: (N,) bool, True for P windows.
+        targets: (P, h, w) bool, or float in [0, 1], where 1 is inside the object (m = 1).
+
+    Returns:
+        The mask loss and the score loss; 0 if there are no windows.
+    """
+    count = max(len(scores), 1)
+    # A sum over no windows is 0 and has a gradient; a mean would be NaN.
+    mask_loss = F.binary_cross_entropy_with_logits(masks, targets.to(masks), reduction="sum")
+    mask_loss = mask_loss / (count * masks.shape[1] * masks.shape[2])
+    score_loss = F.binary_cross_entropy_with_logits(scores, positive.to(scores), reduction="sum")
+    return mask_loss, score_loss / count
+
+
+def crop_object_masks(
+    targets: Instances, index: torch.Tensor, boxes: torch.Tensor, size: int
 ) -> torch.Tensor:
-    """(P, size, size) float32: shares of the cells of boxes (P, 4) that their objects, rows (P,) of ``truth``, cover."""
-    if len(owner) == 0:
+    """Computes the fraction of each cell that an object covers.
+
+    Args:
+        targets: ground truth of an image.
+        index: (P,) int64 indices of objects.
+        boxes: (P, 4) a box for each of them.
+        size: cells of a box in each direction.
+
+    Returns:
+        (P, size, size) float32 in [0, 1].
+    """
+    if len(index) == 0:
         return boxes.new_zeros(0, size, size)
-    masks = instance_masks(truth)[:, None].to(boxes)
-    regions = torch.cat([owner[:, None].to(boxes), boxes], dim=1)
-    return roi_align(masks, regions, size, aligned=True)[:, 0]
+    masks = instance_masks(targets)[:, None].to(boxes)
+    rois = torch.cat([index[:, None].to(boxes), boxes], dim=1)
+    return roi_align(masks, rois, size, aligned=True)[:, 0]
+
+
+def _common_channels(option: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> int:
+    """Returns the number of channels of the feature maps, which share one network."""
+    if not names:
+        raise ValueError(f"{option} is []; allowed: one or more feature maps")
+    chosen_features(option, names, input_shape)
+    channels = {name: input_shape[name].channels for name in names}
+    if len(set(channels.values())) > 1:
+        described = ", ".join(f"{name} has {count} channels" for name, count in channels.items())
+        raise ValueError(f"{option}: {described}; allowed: maps with the same number of channels")
+    return channels[names[0]]
 
 
 def _read_codes(
@@ -365,8 +365,8 @@ def _read_codes(
     return codes[image, :, row, column]
 
 
-def _lowest(ranks: torch.Tensor, allowed: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, A) bool: of each row the allowed ones with the lowest ranks, at most ``count``."""
+def _select_lowest(ranks: torch.Tensor, allowed: torch.Tensor, count: int) -> torch.Tensor:
+    """Selects in each row of (B, A) up to ``count`` allowed elements with the lowest ranks."""
     ranks = ranks.masked_fill(~allowed, torch.inf)
     limit = ranks.kthvalue(min(count, ranks.shape[1]), dim=1, keepdim=True).values
     return allowed & (ranks <= limit)
@@ -376,14 +376,3 @@ def _no_proposals(size: Tuple[int, int], boxes: torch.Tensor) -> Instances:
     return Instances(
         tuple(size), proposal_boxes=Boxes(boxes[:0]), objectness_logits=boxes.new_zeros(0)
     )
-
-
-def _warn_of_gaps(key: str, strides: Sequence[float], node: CfgNode) -> None:
-    sizes = sorted(node.OBJECT_SIZE * node.WINDOW * stride for stride in strides)
-    for small, large in zip(sizes, sizes[1:]):
-        if math.log2(large / small) > 2 * node.POSITIVE_SCALE + 0.01:
-            logger.warning(
-                "MODEL.%s.IN_FEATURES: objects of %.0f and of %.0f pixels are canonical, and nothing learns of those "
-                "between: add a scale, or set MODEL.%s.POSITIVE_SCALE to %.2f",
-                key, small, large, key, math.log2(large / small) / 2,
-            )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The command lines: each module parses its arguments, calls the packages below and prints."""
+"""Command lines. Each module parses its arguments, calls the packages below it and prints."""

@@ -1,11 +1,10 @@
-"""The command line of tools/compare.py: several models on one data set, on one page."""
+"""The command line of ``rpe-d2 compare`` and tools/compare.py."""
 
 import argparse
 import base64
 import hashlib
 import json
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -41,32 +40,37 @@ from rpe_d2.evaluation.mask_proposal_evaluator import (
 from rpe_d2.inference.predictor import with_instances
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.flops import inference_flops
 from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 from rpe_d2.visualization.report import comparison_page, comparison_table
 
-from .benchmark.model import inference_flops
+from .arguments import command_line, positive
 
-# Rows of an older version are not taken for this one's.
+# Part of the key of a row, so that rows of an older version are not reused.
 _VERSION = 1
 _ROWS = "rows"
 _PICTURE_SIDE = 420
-_NO_MATCH = 0.6  # grey
+# The most images with pictures in a row. Rows are reused, so it does not depend on --pictures.
+_MOST_PICTURES = 24
+_UNMATCHED_GREY = 0.6
 _TIMED_IMAGES = 50
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Evaluates models on one data set and writes ``index.html``, ``compare.json`` and ``compare.md``.
+    """Evaluates models on one data set; writes ``index.html``, ``compare.json`` and ``compare.md``.
 
-    A model is any Detectron2 configuration, with the weights after "=" or in MODEL.WEIGHTS. Finished rows are kept in
-    the output folder and reused as long as configuration, weights, data set and number of images are the same. A model
-    that fails has its reason in its row, and the others go on. "command" in compare.json is the last call's.
+    A model is any Detectron2 configuration, with its weights after "=" or in MODEL.WEIGHTS.
+    Finished rows stay in the output folder and are reused while configuration, weights, data set
+    and number of images are the same. If a model fails, its row gives the reason and the comparison
+    continues. "command" in compare.json is the most recent call.
 
     Returns:
-        Exit status: 0, 1 where a model failed, 2 where an argument is at fault, in one line.
+        Exit status: 0, 1 if a model failed, or 2 where an argument is wrong, which one line
+            reports.
     """
     args = _parse(argv)
-    args.command = shlex.join(["tools/compare.py", *(sys.argv[1:] if argv is None else argv)])
+    args.command = command_line("tools/compare.py", argv)
     with one_line_errors():
         output = Path(args.output)
         (output / _ROWS).mkdir(parents=True, exist_ok=True)
@@ -74,13 +78,14 @@ def main(argv: Optional[List[str]] = None) -> int:
         dataset = args.dataset or _first_dataset(configs)
         if dataset not in DatasetCatalog:
             raise ValueError(
-                f'--dataset {dataset} is not registered; own data: DATASETS.COCO_JSONS "name=path.json:image_root"'
+                f"--dataset {dataset} is not registered; own data: DATASETS.COCO_JSONS "
+                '"name=path.json:image_root"'
             )
         data = _Data(dataset, args.num_images)
         rows = []
         for name, (cfg, error) in zip(_names(args.models), configs):
             rows.append(_row(name, cfg, error, data, output))
-            # Rewritten after every model: an interrupted comparison shows what there is.
+            # Written after every model, so that an interrupted comparison shows the finished rows.
             _write(output, args, data, rows)
     print(comparison_table(rows))
     print(output / "index.html")
@@ -89,7 +94,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="compare.py", description="Several models on one data set, on one page."
+        description="Compares several models on one data set and writes one HTML page."
     )
     parser.add_argument(
         "models", nargs="+", metavar="CONFIG[=WEIGHTS]", help="Detectron2 configurations"
@@ -99,24 +104,23 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument(
-        "--num-images", type=int, metavar="N", help="only the first N images; default: all"
+        "--num-images", type=positive, metavar="N", help="only the first N images; default: all"
     )
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="images shown side by side (6)"
+        "--pictures",
+        type=positive,
+        default=6,
+        metavar="N",
+        help=f"images that are shown with their predictions, at most {_MOST_PICTURES} (6)",
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
     )
-    args = parser.parse_args(argv)
-    for name in ("num_images", "pictures"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} is {value}; allowed: 1 or more")
-    return args
+    return parser.parse_args(argv)
 
 
 def _load(model: str, args: argparse.Namespace) -> Tuple[Optional[CfgNode], Optional[str]]:
-    """The configuration with its weights, or why there is none."""
+    """Returns the configuration with its weights, or None and the reason why it cannot be read."""
     path, _, weights = model.partition("=")
     try:
         cfg = load_config(path, args.opts)
@@ -135,7 +139,11 @@ def _first_dataset(configs: List[Tuple[Optional[CfgNode], Optional[str]]]) -> st
 
 
 def _names(models: List[str]) -> List[str]:
-    """What rows are called: configurations and, of one with several weights, these, by what tells them apart."""
+    """Returns the names of the rows.
+
+    A name is the shortest unique part of the path of the configuration, followed by that of the
+    weights where a configuration has several.
+    """
     configs, weights = zip(
         *(model.split("=", 1) if "=" in model else (model, "") for model in models)
     )
@@ -150,7 +158,7 @@ def _names(models: List[str]) -> List[str]:
 
 
 def _shortest(paths: Sequence[str]) -> Dict[str, str]:
-    """Paths without suffix, as little of them as tells them apart."""
+    """Returns, by path, the fewest trailing parts without suffix that make all paths unique."""
     parts = {path: Path(path).with_suffix("").parts for path in paths}
     for count in range(1, max(map(len, parts.values()), default=1) + 1):
         names = {path: "/".join(part[-count:]) for path, part in parts.items()}
@@ -160,7 +168,7 @@ def _shortest(paths: Sequence[str]) -> Dict[str, str]:
 
 
 class _Data:
-    """The images of a data set and their ground truth."""
+    """The images of a data set with their ground truth."""
 
     def __init__(self, name: str, num_images: Optional[int]):
         self.name = name
@@ -177,13 +185,13 @@ class _Data:
 
 
 def _only(truth: COCO, image_ids: List[Any]) -> COCO:
-    """The ground truth of some images."""
-    wanted = set(image_ids)
+    """Returns the ground truth of the given images."""
+    chosen = set(image_ids)
     part = COCO()
     part.dataset = {
         **truth.dataset,
-        "images": [image for image in truth.dataset["images"] if image["id"] in wanted],
-        "annotations": [a for a in truth.anns.values() if a["image_id"] in wanted],
+        "images": [image for image in truth.dataset["images"] if image["id"] in chosen],
+        "annotations": [a for a in truth.anns.values() if a["image_id"] in chosen],
     }
     part.createIndex()
     return part
@@ -195,7 +203,7 @@ def _only(truth: COCO, image_ids: List[Any]) -> COCO:
 def _row(
     name: str, cfg: Optional[CfgNode], error: Optional[str], data: _Data, output: Path
 ) -> Dict[str, Any]:
-    """A model's row: taken from the folder, or measured."""
+    """Returns the row of a model, read from the output folder or measured."""
     if cfg is None:
         return {"name": name, "error": error}
     try:
@@ -207,7 +215,7 @@ def _row(
             print(f"{name}: from {path}", file=sys.stderr)
             return {**json.loads(path.read_text()), "name": name}
         row = _measure(name, cfg, data)
-    except Exception as failure:  # whatever it is: the other models are not to blame
+    except Exception as failure:  # of any kind, because the other models do not depend on it
         return {"name": name, "error": one_line(failure)}
     with replacing_file(path) as file:
         file.write(json.dumps(row).encode())
@@ -215,7 +223,7 @@ def _row(
 
 
 def _key(cfg: CfgNode, data: _Data) -> str:
-    """What a row depends on."""
+    """Returns a hash of everything that a row depends on."""
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise ValueError("no weights: give CONFIG=WEIGHTS or MODEL.WEIGHTS")
@@ -234,6 +242,7 @@ def _key(cfg: CfgNode, data: _Data) -> str:
 
 
 def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
+    """Evaluates and times a model on the images of a data set."""
     check_datasets(cfg)
     model = build_model(cfg).eval()
     ModelCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
@@ -253,12 +262,12 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
             seconds.append(time.perf_counter() - start)
             if "instances" in output:
                 has_instances = True
-                found = instance_results(output, item["image_id"], data.metadata)
-                instances += _with_masks(found, item)
+                results = instance_results(output, item["image_id"], data.metadata)
+                instances += _with_masks(results, item)
             if "instances" not in output and "proposals" not in output:
-                raise ValueError("the model finds neither instances nor proposals")
-            found, filled = proposal_results(output, item["image_id"])
-            proposals += found
+                raise ValueError("the model predicts neither instances nor proposals")
+            results, filled = proposal_results(output, item["image_id"])
+            proposals += results
             filled_boxes |= filled
             if number < _MOST_PICTURES:
                 pictures.append(_picture(data, number, with_instances(output)["instances"]))
@@ -288,21 +297,17 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
     return row
 
 
-# As many as anyone may ask for later: rows are reused.
-_MOST_PICTURES = 24
-
-
 def _gflops(name: str, model: nn.Module, item: Dict[str, Any]) -> Optional[float]:
-    """Of an inference, None where it cannot be traced: what has been measured is not thrown away for it."""
+    """Returns the GFLOPs of an inference, or None if the model cannot be traced."""
     try:
         return inference_flops(model, [item]) / 1e9
-    except Exception as failure:  # a tracer's are of any kind
+    except Exception as failure:  # tracing may raise anything, and the other results are valid
         print(f"{name}: GFLOPs could not be counted: {one_line(failure)}", file=sys.stderr)
         return None
 
 
 def _with_masks(results: List[Dict[str, Any]], item: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """The results of an image in COCO's format; the filled box is the mask of those that have none."""
+    """Returns COCO results with masks; a result without a mask gets its filled box."""
     if not results or "segmentation" in results[0]:
         return results
     boxes = np.array([result["bbox"] for result in results], np.float64)
@@ -311,7 +316,7 @@ def _with_masks(results: List[Dict[str, Any]], item: Dict[str, Any]) -> List[Dic
 
 
 def _finite(scores: Dict[str, Any]) -> Dict[str, Any]:
-    """Rounded numbers, None where there is nothing to measure; curves as they are."""
+    """Rounds numbers and replaces those that are not finite by None; keeps curves unchanged."""
     plain = plain_numbers({k: v for k, v in scores.items() if not isinstance(v, list)})
     return {**plain, **{k: v for k, v in scores.items() if isinstance(v, list)}}
 
@@ -320,7 +325,13 @@ def _finite(scores: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _picture(data: _Data, number: int, instances: Optional[Instances] = None) -> str:
-    """An image with its ground truth, or with as many of the best instances, in its colours, as a data URL."""
+    """Draws an image with its ground truth, or with equally many predictions of the highest scores.
+
+    A prediction has the color of the object that it matches.
+
+    Returns:
+        A JPEG as a data URL.
+    """
     item = data.items[number]
     image = read_image(item["file_name"], format="RGB")
     truth = _true_masks(data, item)
@@ -332,8 +343,8 @@ def _picture(data: _Data, number: int, instances: Optional[Instances] = None) ->
         match = np.full(len(masks), -1)
         if len(masks) and len(truth):
             match = match_by_iou(mask_iou(masks, truth))
-        colors = np.where((match >= 0)[:, None], colors[match], _NO_MATCH)
-    # Small pictures are enlarged before anything is drawn on them.
+        colors = np.where((match >= 0)[:, None], colors[match], _UNMATCHED_GREY)
+    # Small images are enlarged first, so that outlines stay thin.
     factor = max(1, _PICTURE_SIDE // max(image.shape[:2]))
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -346,7 +357,10 @@ def _picture(data: _Data, number: int, instances: Optional[Instances] = None) ->
 
 
 def _best_masks(instances: Instances, count: int, size: Tuple[int, int]) -> np.ndarray:
-    """(count, H, W) bool of the best instances, filled boxes where they have no masks."""
+    """Returns masks (count, H, W) bool of the instances with the highest scores.
+
+    Instances without masks get their filled boxes.
+    """
     best = instances[torch.argsort(instances.scores, descending=True, stable=True)[:count]]
     if best.has("pred_masks"):
         return best.pred_masks.numpy().astype(bool)
@@ -357,6 +371,7 @@ def _best_masks(instances: Instances, count: int, size: Tuple[int, int]) -> np.n
 
 
 def _true_masks(data: _Data, item: Dict[str, Any]) -> np.ndarray:
+    """Returns the masks (R, H, W) bool of the objects of an image, without crowds."""
     annotations = data.truth.loadAnns(data.truth.getAnnIds(imgIds=item["image_id"], iscrowd=False))
     size = item["height"], item["width"]
     masks = [data.truth.annToMask(annotation).astype(bool) for annotation in annotations]

@@ -1,4 +1,4 @@
-"""The command line of tools/demo.py: a model on a user's own pictures and videos."""
+"""The command line of ``rpe-d2 demo`` and tools/demo.py."""
 
 import argparse
 import json
@@ -33,10 +33,10 @@ from rpe_d2.visualization import draw_classes, draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 RESULTS = "coco_instances_results.json"
-# More names than this would hide the picture.
-_MOST_NAMES = 30
+# More labels than this would hide the image.
+_MOST_LABELS = 30
 _BOUNDARY_COLOR = np.array([255, 0, 0])
-# Masks are compared between frames at about this many pixels a side.
+# Masks of consecutive frames are compared at about this number of pixels per side.
 _TRACKING_SIDE = 160
 _TRACKING_IOU = 0.3
 
@@ -44,14 +44,18 @@ _TRACKING_IOU = 0.3
 def main(argv: Optional[List[str]] = None) -> int:
     """Runs the model of any Detectron2 configuration on images or a video.
 
-    Into ``--output`` go a PNG an image (or one MP4), and ``coco_instances_results.json`` in COCO's results format:
-    image_id is 1, 2, … in the order of the files (frames), and every entry also has their file_name; category_id is
-    that of the data of the configuration's run where it is known, else the class's index. Nothing is overwritten:
-    ``NAME-2.png`` and so on. A file that cannot be read is reported and skipped; where one ends the run, the results of
-    those before are written.
+    Writes one PNG per image, or one MP4, and ``coco_instances_results.json`` in COCO's results
+    format to ``--output``. In it, image_id counts the files or frames from 1, and every entry also
+    has their file_name. category_id is that of the training data if the run of the configuration
+    recorded it, and otherwise the index of the class.
+
+    Nothing is overwritten; a new file is called ``NAME-2.png`` and so on. Files that cannot be read
+    are reported and skipped. If an error ends the run, the results of the images before are
+    written.
 
     Returns:
-        Exit status: 0, 1 where nothing could be read, 2 where a key or a file is at fault, in one line.
+        Exit status: 0, 1 if no file could be read, or 2 where a key or a file is wrong, which one
+        line reports.
     """
     args = _parse(argv)
     with one_line_errors():
@@ -68,13 +72,13 @@ def main(argv: Optional[List[str]] = None) -> int:
         pictures = _run_video(predictor, painter, video, args.video_input, output)
     else:
         pictures = _run_images(predictor, painter, files, output)
-    written: Dict[Path, None] = {}  # in this order; frames share a file
+    written: Dict[Path, None] = {}  # an ordered set, because all frames share one file
     results: List[Dict[str, Any]] = []
     with one_line_errors((OSError,)):
         try:
-            for path, found in pictures:
+            for path, entries in pictures:
                 written[path] = None
-                results += found
+                results += entries
         finally:
             for path in written:
                 print(path)
@@ -88,7 +92,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="demo.py", description="Runs a model on pictures or a video; needs no display."
+        description="Runs a model on images or a video. Needs no display."
     )
     add_predictor_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -99,30 +103,31 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-# A picture's file and its entries in the results.
-Found = Tuple[Path, List[Dict[str, Any]]]
+# The file of a drawn image and its entries in the results.
+Drawn = Tuple[Path, List[Dict[str, Any]]]
 
 
 def _run_images(
     predictor: DefaultPredictor, painter: "_Painter", files: List[str], output: Path
-) -> Iterator[Found]:
+) -> Iterator[Drawn]:
     for image_id, file in enumerate(tqdm(files, desc="images", unit="image"), start=1):
         try:
             bgr = read_image(file, format="BGR")
         except UNREADABLE as error:
             tqdm.write(f"skipped {file}: {one_line(error)}", file=sys.stderr)
             continue
-        picture, found = painter.paint(bgr, predictor(bgr))
-        painter.forget()
+        picture, instances = painter.paint(bgr, predictor(bgr))
+        painter.reset()
         content = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
         path = write_new_file(output / f"{Path(file).stem}.png", content)
-        yield path, painter.results(found, image_id, file)
+        yield path, painter.results(instances, image_id, file)
 
 
 def _open_video(file: str) -> cv2.VideoCapture:
-    """
+    """Opens a video.
+
     Raises:
-        ValueError: the file is not there, or no video.
+        ValueError: if the file does not exist or is not a video.
     """
     capture = cv2.VideoCapture(file)
     if not capture.isOpened():
@@ -137,10 +142,11 @@ def _run_video(
     capture: cv2.VideoCapture,
     file: str,
     output: Path,
-) -> Iterator[Found]:
-    """
+) -> Iterator[Drawn]:
+    """Runs the model on the frames of a video and writes a video of the results.
+
     Raises:
-        OSError: no frame can be read, or the video not be written.
+        OSError: if no frame can be read, or the video cannot be written.
     """
     path = free_path(output / f"{Path(file).stem}.mp4")
     frames_per_second = capture.get(cv2.CAP_PROP_FPS) or 25.0
@@ -149,7 +155,7 @@ def _run_video(
     try:
         progress = tqdm(_frames(capture), total=max(count, 0) or None, desc="frames", unit="frame")
         for frame_id, bgr in enumerate(progress, start=1):
-            picture, found = painter.paint(bgr, predictor(bgr))
+            picture, instances = painter.paint(bgr, predictor(bgr))
             if writer is None:
                 size = picture.shape[1::-1]
                 codec = cv2.VideoWriter_fourcc(*"mp4v")
@@ -157,7 +163,7 @@ def _run_video(
                 if not writer.isOpened():
                     raise OSError(f"{path} cannot be written: OpenCV has no MP4 encoder here")
             writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
-            yield path, painter.results(found, frame_id, f"{file}#{frame_id}")
+            yield path, painter.results(instances, frame_id, f"{file}#{frame_id}")
     finally:
         capture.release()
         if writer is not None:
@@ -175,7 +181,7 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 class _Painter:
-    """Draws a model's output; through the frames of a video an instance keeps its colour."""
+    """Draws the output of a model; an instance keeps its color through the frames of a video."""
 
     def __init__(self, metadata: Metadata, min_score: float):
         self._metadata = metadata
@@ -183,10 +189,10 @@ class _Painter:
         self._names: List[str] = metadata.get("thing_classes", [])
         ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
         self._category_of = {index: category for category, index in ids.items()}
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """What comes next is another picture, no next frame."""
+    def reset(self) -> None:
+        """Forgets the instances of the last frame, so that the next image starts a new sequence."""
         self._last_masks: Optional[np.ndarray] = None
         self._last_numbers = np.zeros(0, int)
         self._next_number = 0
@@ -194,49 +200,58 @@ class _Painter:
     def paint(
         self, bgr: np.ndarray, output: Dict[str, Any]
     ) -> Tuple[np.ndarray, Optional[Instances]]:
-        """The picture (H, W, 3) uint8 RGB with what was found, and the instances above the threshold."""
+        """Draws the output of a model on its image.
+
+        Args:
+            bgr: (H, W, 3) uint8, the image.
+            output: the model's output for it.
+
+        Returns:
+            The drawing (H, W, 3) uint8 RGB, and the instances above the threshold, if there are
+            any.
+        """
         rgb = np.ascontiguousarray(convert_image_to_rgb(bgr, "BGR"))
         output = with_instances(output)
-        found = None
+        instances = None
         if "instances" in output:
-            found = output["instances"].to("cpu")
-            found = found[found.scores >= self._min_score]
-            if found.has("pred_masks") and "panoptic_seg" not in output:
-                return self._paint_masks(rgb, found), found
+            instances = output["instances"].to("cpu")
+            instances = instances[instances.scores >= self._min_score]
+            if instances.has("pred_masks") and "panoptic_seg" not in output:
+                return self._paint_masks(rgb, instances), instances
         if "boundaries" in output:
             strength = output["boundaries"].cpu().numpy()[:, :, None]  # (H, W, 1), 0-1
             return (rgb * (1 - strength) + _BOUNDARY_COLOR * strength).astype(np.uint8), None
-        if "sem_seg" in output and "panoptic_seg" not in output and found is None:
+        if "sem_seg" in output and "panoptic_seg" not in output and instances is None:
             return draw_classes(rgb, output["sem_seg"].argmax(dim=0), self._metadata), None
         visualizer = Visualizer(rgb, self._metadata)
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
             drawn = visualizer.draw_panoptic_seg_predictions(segments.cpu(), info)
         else:
-            drawn = visualizer.draw_instance_predictions(found)
-        return drawn.get_image(), found
+            drawn = visualizer.draw_instance_predictions(instances)
+        return drawn.get_image(), instances
 
     def results(
-        self, found: Optional[Instances], image_id: int, file_name: str
+        self, instances: Optional[Instances], image_id: int, file_name: str
     ) -> List[Dict[str, Any]]:
-        """COCO results of one picture, each with its file name."""
-        if found is None:
+        """Returns the COCO results of one image, each with its file name."""
+        if instances is None:
             return []
-        results = instances_to_coco_json(found, image_id)
+        results = instances_to_coco_json(instances, image_id)
         for result in results:
             index = result["category_id"]
             result["category_id"] = self._category_of.get(index, index)
             result["file_name"] = file_name
         return results
 
-    def _paint_masks(self, rgb: np.ndarray, found: Instances) -> np.ndarray:
-        masks = found.pred_masks.numpy().astype(bool)
+    def _paint_masks(self, rgb: np.ndarray, instances: Instances) -> np.ndarray:
+        masks = instances.pred_masks.numpy().astype(bool)
         numbers = self._track(masks)
         colors = instance_colors(int(numbers.max(initial=-1)) + 1)[numbers]
-        return draw_instances(rgb, masks, colors, self._labels(found))
+        return draw_instances(rgb, masks, colors, self._labels(instances))
 
     def _track(self, masks: np.ndarray) -> np.ndarray:
-        """A number for each instance: that of the one it covers in the frame before, or a new one."""
+        """Numbers instances; one that overlaps an instance of the last frame keeps its number."""
         step = max(1, max(masks.shape[1:]) // _TRACKING_SIDE)
         small = masks[:, ::step, ::step]
         numbers = np.full(len(masks), -1)
@@ -249,12 +264,12 @@ class _Painter:
         self._last_masks, self._last_numbers = small, numbers
         return numbers
 
-    def _labels(self, found: Instances) -> List[str]:
-        classes = found.pred_classes.tolist()
-        if len(self._names) == 1 or len(classes) > _MOST_NAMES:
+    def _labels(self, instances: Instances) -> List[str]:
+        classes = instances.pred_classes.tolist()
+        if len(self._names) == 1 or len(classes) > _MOST_LABELS:
             return [""] * len(classes)
         known = dict(enumerate(self._names))
         return [
             f"{known.get(index, f'class {index}')} {100 * score:.0f}%"
-            for index, score in zip(classes, found.scores.tolist())
+            for index, score in zip(classes, instances.scores.tolist())
         ]

@@ -1,9 +1,8 @@
-"""The command line of tools/eval_bsds.py: the boundary benchmark of BSDS500 on files."""
+"""The command line of ``rpe-d2 eval-bsds`` and tools/eval_bsds.py."""
 
 import argparse
 import json
 import platform
-import shlex
 import sys
 import time
 from contextlib import closing
@@ -40,15 +39,23 @@ from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import precision_recall_plot
 from rpe_d2.visualization.precision_recall import SOFTWARE
 
+from .arguments import command_line, positive
+
 BENCHMARK = "bsds_boundaries"
 _INTERRUPTED = 130
-# Names that a line lists before it says "and so on".
+# The most names that a line lists.
 _MOST_NAMES = 5
 _NO_MAP = "no boundary map"
 
 
 class _Counted(NamedTuple):
-    """Counts of all images by name, why others have none, and how many were counted in this run."""
+    """The counts of a run.
+
+    Attributes:
+        counts: counts by image name.
+        left_out: the reason, by image name, for every image without counts.
+        new: number of images that this run has counted.
+    """
 
     counts: Dict[str, ImageCounts]
     left_out: Dict[str, str]
@@ -56,22 +63,23 @@ class _Counted(NamedTuple):
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Evaluates a folder of boundary maps against BSDS500's human boundaries.
+    """Evaluates a folder of contour maps with the boundary benchmark of BSDS500.
 
-    Prints a table of the images and the scores, 0-1 as the benchmark states them. With ``--json FILE`` they also go
-    into that file, and the counts of each image into the folder ``NAME_counts`` beside it as soon as they are there:
-    called again, also after it was killed, the tool counts only what is missing or has changed. ``--json`` and
-    ``--plot`` replace files of this tool only. An image whose files are missing or at fault is left out, with a line
-    that says why, and the report says how many were used.
+    Prints a table of the images and the scores, which are 0-1 as in the benchmark. ``--json FILE``
+    also writes them to that file, and the counts of each image to the folder ``NAME_counts`` beside
+    it as soon as they are known. When the command is called again, even after it was killed, it
+    counts only the images that are missing or have changed. ``--json`` and ``--plot`` replace only
+    files that this command has written. An image whose files are missing or invalid is left out,
+    with a line that gives the reason, and the report gives the number of images used.
 
-    The human point is computed from the annotators of the same images: each one's boundaries, thinned, are taken as a
-    prediction and matched with all the others'.
+    The human score is computed from the annotators of the same images. The thinned boundaries of
+    each annotator are taken as a prediction and matched with those of all others.
 
     Returns:
-        Exit status: 0, 1 where no image could be used, 2 where an argument is at fault, in one line, 130 after Ctrl-C.
+        Exit status: 0, 1 if no image could be used, 2 where an argument is wrong, which one line
+        reports, or 130 after Ctrl-C.
     """
     args = _parse(argv)
-    arguments = sys.argv[1:] if argv is None else argv
     start = time.time()
     with one_line_errors():
         images, without_map = _find_images(args)
@@ -80,7 +88,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         try:
             counted = _count(images, args, store)
         except KeyboardInterrupt:
-            kept = f"the same command goes on from {store.folder}" if store else "nothing is kept"
+            kept = f"the same command continues from {store.folder}" if store else "nothing is kept"
             print(f"interrupted; {kept}", file=sys.stderr)
             return _INTERRUPTED
         counted.left_out.update({name: _NO_MAP for name in without_map})
@@ -90,17 +98,17 @@ def main(argv: Optional[List[str]] = None) -> int:
             return 1
         scores = boundary_scores(np.stack([c.matches for c in counted.counts.values()]))
         human = operating_point(sum(c.human for c in counted.counts.values()))
-        human = human if human.f_measure else None  # one annotator an image has no others
+        human = human if human.f_measure else None  # 0 if every image has a single annotator
         if args.plot:
             name = Path(args.pred).resolve().name
             content = precision_recall_plot(scores, human, name, len(counted.counts))
             with replacing_file(Path(args.plot)) as file:
                 file.write(content)
         if args.json:
-            record = _record(args, arguments, counted, scores, human, time.time() - start)
+            record = _record(args, argv, counted, scores, human, time.time() - start)
             with replacing_file(Path(args.json)) as file:
                 file.write(json.dumps(record, indent=1).encode() + b"\n")
-        # Last: whoever reads along may stop reading.
+        # Last, because a reader of the pipe may close it.
         _print_report(list(counted.counts), scores, human, num_images)
         for path in filter(None, (args.plot, args.json)):
             print(path)
@@ -109,53 +117,48 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="eval_bsds.py", description="The boundary benchmark of BSDS500: ODS, OIS, AP."
+        description="Runs the boundary benchmark of BSDS500: ODS, OIS and AP."
     )
     parser.add_argument(
         "--pred",
         required=True,
         metavar="DIR",
-        help="boundary maps NAME.png, NAME.npy, or ucm2 in NAME.mat",
+        help="folder of contour maps NAME.png, NAME.npy, or ucm2 in NAME.mat",
     )
     parser.add_argument(
         "--gt",
         required=True,
         metavar="DIR",
-        help="human boundaries NAME.mat, as in BSDS500's groundTruth",
+        help="folder of human boundaries NAME.mat, as in BSDS500's groundTruth",
     )
     parser.add_argument(
         "--thresholds",
-        type=_positive,
+        type=positive,
         default=99,
         metavar="N",
-        help="evenly spaced inside (0, 1) (99)",
+        help="number of thresholds, evenly spaced inside (0, 1) (99)",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write the scores here, and counts beside it, to go on from"
+        "--json",
+        metavar="FILE",
+        help="write the scores to this file, and counts beside it to continue from",
     )
     parser.add_argument(
-        "--plot", metavar="FILE", help="write the precision-recall plot here, a .png"
+        "--plot", metavar="FILE", help="write the precision-recall plot to this .png"
     )
     cores = usable_cores()
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=positive,
         default=cores,
         metavar="N",
-        help=f"processes (all cores: {cores})",
+        help=f"number of processes (all cores: {cores})",
     )
     return parser.parse_args(argv)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}; allowed: 1 or more")
-    return number
-
-
 def _find_images(args: argparse.Namespace) -> Tuple[List[BoundaryImage], List[str]]:
-    """Images with a boundary map and ground truth, and the names of those with ground truth alone."""
+    """Returns the images with a map and ground truth, and the names of those without a map."""
     for flag, folder in (("--pred", args.pred), ("--gt", args.gt)):
         if not Path(folder).is_dir():
             raise ValueError(f"{flag} {folder}: no such folder")
@@ -164,8 +167,9 @@ def _find_images(args: argparse.Namespace) -> Tuple[List[BoundaryImage], List[st
     )
     if not images:
         raise ValueError(
-            f"--gt {args.gt} has {len(without_map)} .mat files, and --pred {args.pred} no "
-            f"{', '.join(BOUNDARY_MAP_SUFFIXES)} of the same name, but {len(without_truth)} of others"
+            f"--gt {args.gt} has {len(without_map)} .mat files, and --pred {args.pred} has no "
+            f"{', '.join(BOUNDARY_MAP_SUFFIXES)} with the same names, but {len(without_truth)} "
+            "with others"
         )
     if without_truth:
         print(f"note: no ground truth for {_names(without_truth)}, not evaluated", file=sys.stderr)
@@ -175,7 +179,7 @@ def _find_images(args: argparse.Namespace) -> Tuple[List[BoundaryImage], List[st
 
 
 def _check_targets(args: argparse.Namespace) -> None:
-    """Before hours of work: what is to be written can be, and replaces nothing but this tool's own files."""
+    """Checks before the evaluation that its files can be written and replace only its own files."""
     for flag, file, suffix, is_own in (
         ("--json", args.json, ".json", _is_own_json),
         ("--plot", args.plot, ".png", _is_own_plot),
@@ -184,9 +188,11 @@ def _check_targets(args: argparse.Namespace) -> None:
             continue
         path = Path(file)
         if path.suffix.lower() != suffix:
-            raise ValueError(f"{flag} {file}: allowed: a file with the ending {suffix}")
+            raise ValueError(f"{flag} is {file}; allowed: a file with the suffix {suffix}")
         if path.exists() and not is_own(path):
-            raise ValueError(f"{flag} {file} was not written by this tool; it is not overwritten")
+            raise ValueError(
+                f"{flag} {file} was not written by this command; it is not overwritten"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -233,25 +239,25 @@ def _count(
         except OSError as error:
             leave_out(image, one_line(error))
             continue
-        found = store.load(paths[image]) if store else None
-        if found:
-            counts[image.name] = found
+        stored = store.load(paths[image]) if store else None
+        if stored:
+            counts[image.name] = stored
         else:
             missing.append(image)
     if counts:
         print(f"{len(counts)} of {len(images)} images are counted already: {store.folder}")
-    # Closed, and with it the processes, wherever an interruption strikes.
+    # Closing the generator ends its processes, also after an interruption.
     with closing(count_images(missing, args.thresholds, args.workers)) as results:
         bar = tqdm(results, total=len(missing), desc="images", unit="image", disable=not missing)
-        for image, found in bar:
-            if isinstance(found, str):
-                leave_out(image, found)
+        for image, result in bar:
+            if isinstance(result, str):
+                leave_out(image, result)
             elif store and store.path(image) != paths[image]:
-                leave_out(image, "its files have changed while they were evaluated")
+                leave_out(image, "its files have changed during the evaluation")
             else:
-                counts[image.name] = found
+                counts[image.name] = result
                 if store:
-                    store.save(paths[image], found)
+                    store.save(paths[image], result)
     new = sum(image.name in counts for image in missing)
     return _Counted(dict(sorted(counts.items())), left_out, new)
 
@@ -273,18 +279,18 @@ def _print_report(
 
 def _record(
     args: argparse.Namespace,
-    arguments: Sequence[str],
+    argv: Optional[List[str]],
     counted: _Counted,
     scores: BoundaryScores,
     human: Optional[OperatingPoint],
     seconds: float,
 ) -> Dict[str, Any]:
-    """Content of the JSON file."""
+    """Returns the content of the JSON file."""
     core_seconds = [c.seconds for c in counted.counts.values()]
     curve_counts = sum(c.matches for c in counted.counts.values())
     return {
         "benchmark": BENCHMARK,
-        "command": shlex.join(["tools/eval_bsds.py", *arguments]),
+        "command": command_line("tools/eval_bsds.py", argv),
         "settings": {
             "thresholds": args.thresholds,
             "tolerance": TOLERANCE,

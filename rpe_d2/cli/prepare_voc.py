@@ -1,4 +1,4 @@
-"""The command line of tools/prepare_voc.py: what is there of PASCAL VOC 2012 and SBD."""
+"""The command line of ``rpe-d2 prepare-voc`` and tools/prepare_voc.py."""
 
 import argparse
 import json
@@ -14,24 +14,28 @@ _KINDS = {"images": "images", "object_maps": "object maps", "class_maps": "class
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Looks which images, object maps and class maps exist of those that the lists of VOC 2012 and SBD name.
+    """Reports which VOC 2012 and SBD files are present.
 
-    Prints for each list what is there and the first file that is missing, and the data sets that can be used with
-    DATASETS.VOC. Nothing is downloaded, changed or decoded.
+    The files are the images, object maps and class maps that the image lists of the two data sets
+    name. Prints for each list the number of files that exist and the first one that is missing, and
+    the names of the data sets that can be used with DATASETS.VOC. Nothing is downloaded, changed or
+    decoded.
 
     Returns:
-        Exit status 0 if there is a complete data set; 2 if there is none or an argument is at fault, in one line.
+        Exit status: 0 if at least one data set is complete, 2 if there is none or if an argument is
+        wrong, which one line reports.
     """
     parser = argparse.ArgumentParser(
-        prog="prepare_voc.py",
-        description="Says what is there of PASCAL VOC 2012 and SBD, and what is missing; downloads nothing.",
+        description="Reports which files of PASCAL VOC 2012 and SBD are present and which are "
+        "missing. Downloads nothing."
     )
     parser.add_argument(
         "root",
         metavar="ROOT",
-        help="folder with VOCdevkit/VOC2012 (or VOC2012 itself), and benchmark_RELEASE/dataset or sbd",
+        help="folder with VOCdevkit/VOC2012 (or VOC2012 itself), and benchmark_RELEASE/dataset "
+        "or sbd",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write what was found into a new file")
+    parser.add_argument("--json", metavar="FILE", help="also write the report to this new file")
     args = parser.parse_args(argv)
     with one_line_errors():
         output = Path(args.json) if args.json else None
@@ -39,35 +43,37 @@ def main(argv: Optional[List[str]] = None) -> int:
             raise ValueError(f"--json {output} exists already; it is not overwritten")
         report = examine(args.root)
         for name, split in report["splits"].items():
-            print(_described(name, split))
-        print("DATASETS.VOC", args.root, "brings:", ", ".join(report["available"]) or "nothing")
+            print(_summary(name, split))
+        available = ", ".join(report["available"]) or "no data set"
+        print(f"DATASETS.VOC {args.root} provides: {available}")
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             with open(output, "x") as file:
                 json.dump(report, file, indent=1)
         if not report["available"]:
-            lacks = [line for split in report["splits"].values() for line in _missing(split)]
-            raise ValueError(f"{args.root} holds no complete data set; {lacks[0]}")
+            missing = [line for split in report["splits"].values() for line in _missing(split)]
+            raise ValueError(f"{args.root} holds no complete data set; {missing[0]}")
     return 0
 
 
 def examine(root: str) -> Dict[str, Any]:
-    """What is there below a folder.
+    """Counts the files of VOC 2012 and SBD in a folder.
 
     Returns:
-        ``root``; ``splits``: by name ``list`` (None, or the list that is missing or empty) and, for "images",
-        "object_maps" and "class_maps", how many are ``listed``, ``found`` and ``missing`` and the ``first_missing``;
-        ``available``: names of the data sets that are complete.
+        A dict with ``root``, ``splits`` and ``available``, the names of the complete data sets.
+        Each split has ``list``, which is None or says which image list is missing or empty, and
+        counts for "images", "object_maps" and "class_maps": the numbers of files that are
+        ``listed``, ``found`` and ``missing``, and the path ``first_missing``.
 
     Raises:
-        FileNotFoundError: there is neither VOC 2012 nor SBD.
+        FileNotFoundError: if there is neither VOC 2012 nor SBD.
     """
     splits, available = {}, []
     for split in find_voc_splits(root):
-        found = splits[split.name] = _examined(split)
-        if found["list"]:
+        counts = splits[split.name] = _count_files(split)
+        if counts["list"]:
             continue
-        complete = {kind for kind in _KINDS if not found[kind]["missing"]}
+        complete = {kind for kind in _KINDS if not counts[kind]["missing"]}
         needed = {"images", "object_maps"}
         if split.instances_need_class_maps:
             needed.add("class_maps")
@@ -78,7 +84,7 @@ def examine(root: str) -> Dict[str, Any]:
     return {"root": str(root), "splits": splits, "available": available}
 
 
-def _examined(split: VOCSplit) -> Dict[str, Any]:
+def _count_files(split: VOCSplit) -> Dict[str, Any]:
     try:
         names = split.names()
     except FileNotFoundError as error:
@@ -106,7 +112,7 @@ def _examined(split: VOCSplit) -> Dict[str, Any]:
     }
 
 
-def _described(name: str, split: Dict[str, Any]) -> str:
+def _summary(name: str, split: Dict[str, Any]) -> str:
     if split["list"]:
         return f"{name}: {split['list']}"
     counts = [f"{split[kind]['found']} {text}" for kind, text in _KINDS.items()]
@@ -115,7 +121,7 @@ def _described(name: str, split: Dict[str, Any]) -> str:
 
 
 def _missing(split: Dict[str, Any]) -> List[str]:
-    """A line for each kind of files of which some are missing."""
+    """Returns a line for each kind of file of which some are missing."""
     if split["list"]:
         return [split["list"]]
     return [

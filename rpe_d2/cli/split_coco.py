@@ -1,4 +1,4 @@
-"""The command line of tools/split_coco.py: one COCO-format file into two, or its first images."""
+"""The command line of ``rpe-d2 split-coco`` and tools/split_coco.py."""
 
 import argparse
 import json
@@ -11,33 +11,34 @@ from rpe_d2.utils.errors import one_line_errors
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Splits the images of a COCO-format file at random, the same way for the same seed, or takes the first of them.
+    """Splits the images of a COCO-format file at random, or selects the first of them.
 
-    Writes ``NAME_fit.json`` and ``NAME_held_out.json``, or with ``--first N`` ``NAME_first_N.json``: the images with
-    the N lowest ids. (Proposals are evaluated on the first 5,000 of COCO's val2014.) Each has all categories. Nothing
-    is overwritten.
+    Writes ``NAME_fit.json`` and ``NAME_held_out.json``. With ``--first N``, writes
+    ``NAME_first_N.json`` with the images of the N lowest ids instead; proposals are usually
+    evaluated on the first 5,000 of COCO's val2014. Every file has all categories. The same seed
+    gives the same split. Nothing is overwritten.
 
     Returns:
-        Exit status 0; 2 where an argument or a file is at fault, in one line.
+        Exit status: 0, or 2 where an argument or a file is wrong, which one line reports.
     """
     parser = argparse.ArgumentParser(
-        prog="split_coco.py",
-        description="Splits a COCO-format file by images, to choose settings on the held-out part; or takes its first "
-        "images.",
+        description="Splits a COCO-format file by images, for example to choose settings on the "
+        "held-out part, or selects its first images."
     )
     parser.add_argument("json", metavar="FILE.json")
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
-        "--fraction", type=float, default=0.2, help="of the images to hold out, 0 to 1 (0.2)"
+        "--fraction", type=float, default=0.2, help="share of the held-out images, 0 to 1 (0.2)"
     )
     way.add_argument(
         "--first",
         type=int,
         metavar="N",
-        help="write one file with the images of the N lowest ids instead (5000 of val2014: the usual set for proposals)",
+        help="write one file with the images of the N lowest ids instead; proposals are usually "
+        "evaluated on 5000 images of val2014",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of what is held out (1)")
-    parser.add_argument("--output", metavar="DIR", help="default: beside the file")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the split (1)")
+    parser.add_argument("--output", metavar="DIR", help="default: the folder of the file")
     args = parser.parse_args(argv)
     with one_line_errors():
         source = Path(args.json)
@@ -62,12 +63,12 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _held_out(ids: List[int], fraction: float, seed: int) -> Dict[str, Set[int]]:
-    """Ids of the images to fit and of those held out."""
+    """Returns the image ids of the parts "fit" and "held_out"."""
     num_held_out = round(len(ids) * fraction)
     if not 0 < num_held_out < len(ids):
         raise ValueError(
             f"--fraction {fraction} holds out {num_held_out} of {len(ids)} images; "
-            "allowed: at least one on either side"
+            "allowed: at least one image in each part"
         )
     held_out = set(random.Random(seed).sample(ids, num_held_out))
     return {"fit": set(ids) - held_out, "held_out": held_out}
@@ -80,7 +81,7 @@ def _first(ids: List[int], count: int) -> Dict[str, Set[int]]:
 
 
 def _only(content: dict, ids: Set[int]) -> dict:
-    """The content without other images and their annotations; the order stays."""
+    """Returns the content with only the given images and their annotations, in the same order."""
     return {
         **content,
         "images": [image for image in content["images"] if image["id"] in ids],

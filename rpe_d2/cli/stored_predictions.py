@@ -1,4 +1,4 @@
-"""Predictions with masks from files in COCO's results format."""
+"""Predictions with masks, read from files in COCO's results format."""
 
 import json
 from collections import defaultdict
@@ -15,18 +15,21 @@ from rpe_d2.visualization import InstanceMasks
 
 
 class UnusableMask(ValueError):
-    """A mask does not decode or is not of its picture's size; the message says so in one line."""
+    """Raised for a mask that cannot be decoded or does not have the size of its image."""
 
 
 def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
-    """A mask (H, W) bool from polygons or RLE, compressed or not.
+    """Decodes a mask from polygons or from RLE, compressed or not.
 
     Args:
-        segmentation: of an entry.
-        size: (H, W) of its picture.
+        segmentation: "segmentation" of an entry in COCO's results format.
+        size: (H, W) of its image.
+
+    Returns:
+        The mask (H, W) bool.
 
     Raises:
-        UnusableMask: it is something else, or of another size.
+        UnusableMask: if it is in another format or has another size.
     """
     try:
         if isinstance(segmentation, list):
@@ -34,29 +37,31 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
         elif isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
         mask = mask_util.decode(segmentation).astype(bool)
-    except Exception as error:  # whatever pycocotools makes of nonsense
+    except Exception as error:  # pycocotools may raise anything for malformed input
         raise UnusableMask(f"its mask does not decode ({one_line(error)})") from error
     if mask.shape != tuple(size):
         raise UnusableMask(
-            f"its mask has the size {mask.shape[0]} x {mask.shape[1]}, the picture {size[0]} x {size[1]}"
+            f"its mask has the size {mask.shape[0]} x {mask.shape[1]}, the image "
+            f"{size[0]} x {size[1]}"
         )
     return mask
 
 
 class StoredPredictions:
-    """Predictions of an evaluation, by image."""
+    """The predictions of an evaluation by image."""
 
     def __init__(self, path: str, metadata: Metadata, image_ids: Collection[Any], min_score: float):
         """
         Args:
-            path: of a file in COCO's results format.
-            metadata: of the data set whose predictions they are.
-            image_ids: of that data set.
-            min_score: predictions below are left out.
+            path: file in COCO's results format.
+            metadata: metadata of the data set that was evaluated.
+            image_ids: image ids of that data set.
+            min_score: predictions with a lower score are left out.
 
         Raises:
-            ValueError, OSError: the file is not in COCO's results format with masks, or is of other images or
-                categories.
+            ValueError: if the file is not in COCO's results format with masks, or has other images
+                or categories than the data set.
+            OSError: if the file cannot be read.
         """
         self._path = path
         try:
@@ -75,7 +80,7 @@ class StoredPredictions:
             zip(numbers, numbers)
         )
         self._metadata = metadata
-        for what, found, known in (
+        for name, used, known in (
             ("image_id", self._of_image, dict.fromkeys(image_ids)),
             (
                 "category_id",
@@ -83,26 +88,34 @@ class StoredPredictions:
                 self._class_of,
             ),
         ):
-            unknown = [str(number) for number in found if number not in known]
+            unknown = [str(number) for number in used if number not in known]
             if unknown:
                 raise ValueError(
-                    f"--predictions {path} has {what} {unknown[0]}, which the data set does not have; allowed: "
-                    f"{', '.join(map(str, list(known)[:5]))}{', …' if len(known) > 5 else ''}"
+                    f"--predictions {path} has {name} {unknown[0]}, which the data set does not "
+                    f"have; allowed: {', '.join(map(str, list(known)[:5]))}"
+                    f"{', …' if len(known) > 5 else ''}"
                 )
 
     def masks(self, item: Dict[str, Any], size: tuple) -> InstanceMasks:
-        """Of an item of the data set; ``size`` is (H, W).
+        """Decodes the predictions of an image.
+
+        Args:
+            item: the image's dict in the data set.
+            size: (H, W) of the image.
+
+        Returns:
+            The masks (R, H, W) with the names of their classes.
 
         Raises:
-            UnusableMask: one does not decode, or is of another size.
+            UnusableMask: if a mask cannot be decoded or has another size.
         """
-        found = self._of_image.get(item["image_id"], [])
-        masks = np.zeros((len(found), *size), dtype=bool)
-        for index, (segmentation, _) in enumerate(found):
+        predictions = self._of_image.get(item["image_id"], [])
+        masks = np.zeros((len(predictions), *size), dtype=bool)
+        for index, (segmentation, _) in enumerate(predictions):
             try:
                 masks[index] = decode_mask(segmentation, size)
             except UnusableMask as error:
                 where = f"--predictions {self._path}: an entry of {item['file_name']}"
                 raise UnusableMask(f"{where}: {error}") from error
-        classes = [self._class_of[category] for _, category in found]
+        classes = [self._class_of[category] for _, category in predictions]
         return InstanceMasks(masks, class_names(classes, self._metadata))

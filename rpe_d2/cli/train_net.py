@@ -1,8 +1,7 @@
-"""The command line of tools/train_net.py."""
+"""The command line of ``rpe-d2 train`` and tools/train_net.py."""
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from typing import List, Optional
@@ -12,6 +11,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from rpe_d2.config import find_config_file
 from rpe_d2.data import DeadWorker, UnreadableImage
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.hooks import TrainingStopped
@@ -23,18 +23,21 @@ from rpe_d2.engine.train_step import NonFinite
 from rpe_d2.engine.trainer import Trainer
 from rpe_d2.utils.errors import one_line_errors
 
+from .arguments import command_line
+
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Trains and evaluates, or with ``--eval-only`` evaluates, the model of a configuration.
+    """Trains and evaluates the model of a configuration, or only evaluates it (``--eval-only``).
 
-    An evaluation in the folder of another run writes into a folder of its own there, ``evaluation``,
-    ``evaluation-2`` …: nothing is overwritten.
+    Nothing is overwritten: an evaluation in the folder of another run writes into a new folder
+    inside it, ``evaluation``, ``evaluation-2`` …
 
-    What a user can mend (a key, a file) ends in one line on stderr and exit status 2, without a traceback.
+    Returns:
+        Exit status: 0, or 2 where a key or a file is wrong, which one line reports.
     """
     args = default_argument_parser().parse_args(argv)
-    args.command = shlex.join(["tools/train_net.py", *(sys.argv[1:] if argv is None else argv)])
-    args.commit = current_commit()  # now: the tree may move on while a run lasts
+    args.command = command_line("tools/train_net.py", argv)
+    args.commit = current_commit()  # at the start, because the tree may change during the run
     with one_line_errors():
         device = _device(args)
         process = process_of_cluster(os.environ)
@@ -54,34 +57,39 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _device(args: argparse.Namespace) -> str:
-    """Where to train.
+    """Returns the device to train on.
 
     Raises:
-        ValueError: more processes are asked for than there are GPUs, or cores where MODEL.DEVICE is cpu.
+        ValueError: if there are fewer GPUs than processes, or fewer cores with MODEL.DEVICE cpu.
     """
-    wanted = read_config(args.config_file, args.opts).MODEL.DEVICE
+    device = read_config(args.config_file, args.opts).MODEL.DEVICE
     gpus, cores = torch.cuda.device_count(), max(2, os.cpu_count() or 1)
-    if not 1 <= args.num_gpus <= (cores if wanted == "cpu" else max(gpus, 1)):
+    if not 1 <= args.num_gpus <= (cores if device == "cpu" else max(gpus, 1)):
         raise ValueError(
-            f"--num-gpus is {args.num_gpus}; this machine has {gpus} GPUs, allowed: 1 to {max(gpus, 1)}, or with "
-            f"MODEL.DEVICE cpu up to {cores} processes"
+            f"--num-gpus is {args.num_gpus}; this machine has {gpus} GPUs, allowed: 1 to "
+            f"{max(gpus, 1)}, or with MODEL.DEVICE cpu up to {cores} processes"
         )
-    return wanted if gpus else "cpu"
+    return device if gpus else "cpu"
 
 
 def run(args: argparse.Namespace) -> Optional[dict]:
-    """One process of a run.
+    """Trains or evaluates in one process of a run.
+
+    Args:
+        args: parsed arguments, with ``command`` and ``commit`` for the record of the run.
 
     Returns:
-        The metrics of the last evaluation, if there was one.
+        The metrics of the last evaluation, or None if there was none.
     """
     with one_line_errors():
-        cfg = setup(args)
+        # Detectron2's set-up opens the file. The record of the run keeps the name that was given.
+        path = find_config_file(args.config_file)
+        cfg = setup(argparse.Namespace(**{**vars(args), "config_file": path}))
         if comm.is_main_process():
             write_classes(cfg)
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            # Not cfg.OUTPUT_DIR: an evaluation may have a folder of its own.
+            # cfg.OUTPUT_DIR is the folder of the evaluation, which may be a new one.
             trained_in = read_config(args.config_file, args.opts).OUTPUT_DIR
             checkpointer = ModelCheckpointer(model, trained_in, complete=True)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

@@ -1,9 +1,13 @@
-"""Datasets and mappers. Importing registers `shapes_train`, `shapes_val` and their variants."""
+"""Datasets and dataset mappers.
+
+Importing the package registers ``shapes_train``, ``shapes_val`` and their variants.
+"""
 
 from rpe_d2.utils.readable import NameUnreadable, UnreadableImage
 
 from .augmentation import additional_augmentations
 from .boundary_mapper import BoundaryMapper, transform_boundaries
+from .build import DATASET_MAPPER_REGISTRY, build_train_mapper, most_instances
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
     HELEN_CLASSES,
@@ -32,6 +36,7 @@ __all__ = [
     "BoundaryMapper",
     "CoarseInstances",
     "CountInstances",
+    "DATASET_MAPPER_REGISTRY",
     "DeadWorker",
     "HELEN_CLASSES",
     "HELEN_PARTS",
@@ -47,11 +52,13 @@ __all__ = [
     "VOC_SEM_SEG_CLASSES",
     "additional_augmentations",
     "build_resumable_train_loader",
+    "build_train_mapper",
     "check_voc_files",
     "find_voc_splits",
     "load_shapes",
     "load_shapes_panoptic",
     "load_shapes_sem_seg",
+    "most_instances",
     "register_bsds",
     "register_coco_jsons",
     "register_helen",

@@ -1,4 +1,4 @@
-"""Augmentations that Detectron2 lacks, for pictures without an upright direction."""
+"""Augmentations that Detectron2 lacks, for images without an upright orientation."""
 
 from typing import List
 
@@ -8,8 +8,14 @@ from detectron2.data import transforms as T
 
 
 def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
-    """What ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER`` add, in training, after Detectron2's augmentations."""
-    # The mapper also serves projects that have not added this package's keys.
+    """Builds the training augmentations of ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
+
+    They are applied after Detectron2's own.
+
+    Raises:
+        ValueError: ``INPUT.COLOR_JITTER`` is out of range.
+    """
+    # Projects that have not added this package's keys may use the mapper too.
     augmentations = [RandomQuarterTurn()] if cfg.INPUT.get("QUARTER_TURNS") else []
     jitter = cfg.INPUT.get("COLOR_JITTER", 0.0)
     if not 0 <= jitter < 1:
@@ -25,20 +31,21 @@ def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
 
 
 class RandomQuarterTurn(T.Augmentation):
-    """Turns by 0, 90, 180 or 270 degrees; with a flip, all eight symmetries of the square."""
+    """Rotates by 0, 90, 180 or 270 degrees, with a flip all eight symmetries of the square."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return QuarterTurnTransform(np.random.randint(4), *image.shape[:2])
 
 
 class QuarterTurnTransform(T.Transform):
-    """Turns a picture counterclockwise by quarters, without interpolation."""
+    """Rotates an image counterclockwise by multiples of 90 degrees, without interpolation."""
 
     def __init__(self, quarters: int, height: int, width: int):
         """
         Args:
-            quarters: 0 to 3.
-            height, width: of the picture before.
+            quarters: number of quarter turns, 0 to 3.
+            height: height of the input image in pixels.
+            width: width of the input image in pixels.
         """
         super().__init__()
         self.quarters = quarters
@@ -48,7 +55,7 @@ class QuarterTurnTransform(T.Transform):
         return np.ascontiguousarray(np.rot90(image, self.quarters))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) x, y in continuous pixel coordinates."""
+        """Transforms (N, 2) x, y in continuous pixel coordinates."""
         x, y = coords[:, 0], coords[:, 1]
         turned = {
             0: (x, y),

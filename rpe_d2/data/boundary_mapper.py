@@ -1,4 +1,4 @@
-"""The mapper of boundary detection: what every annotator drew, moved with the picture."""
+"""The dataset mapper of contour detection (BSDS), which loads the contours of all annotators."""
 
 from typing import Any, Dict, List, Tuple
 
@@ -18,21 +18,22 @@ __all__ = ["BoundaryMapper", "transform_boundaries"]
 
 
 class BoundaryMapper(DatasetMapper):
-    """Detectron2's mapper for models that learn boundaries from several annotators.
+    """A dataset mapper for models that learn contours from several annotators.
 
-    In training, an image gets `boundaries`: (A, H, W) bool, the lines that each of its A annotators drew, one pixel
-    wide, moved by the same flips, crops, resizings and turns as the picture. How they are weighed against each other
-    is the model's business. A crop may leave no line.
+    In training, an image gets ``boundaries``, an (A, H, W) bool tensor of the contours that its A
+    annotators drew. They are one pixel wide and transformed like the image. Combining the
+    annotators is left to the model. After a crop there may be no contour at all.
 
-    Testing is as in `detectron2.data.DatasetMapper`: `boundary_file_name` stays, from which the evaluator reads.
+    In testing, it is the same as :class:`detectron2.data.DatasetMapper`. ``boundary_file_name``
+    remains in the dict for the evaluator.
     """
 
     @configurable
     def __init__(self, is_train: bool, **kwargs: Any):
         """
         Args:
-            is_train: whether it is used in training.
-            kwargs: as for `DatasetMapper`.
+            is_train: whether the mapper is used in training.
+            kwargs: arguments of :class:`detectron2.data.DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
 
@@ -47,13 +48,13 @@ class BoundaryMapper(DatasetMapper):
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
         """
         Raises:
-            ValueError: in training, the image names no file of boundaries.
-            UnreadableImage: in training, the file of boundaries cannot be read, or is of another size.
+            ValueError: In training, the image has no ``boundary_file_name``.
+            UnreadableImage: In training, the contour file cannot be read or has a wrong size.
         """
         if not self.is_train:
             return super().__call__(dataset_dict)
-        # Detectron2's mapper shows its transforms to _transform_annotations alone, and that only where there are
-        # annotations.
+        # Detectron2's mapper passes its transforms to _transform_annotations alone, which it calls
+        # only if there are annotations.
         return super().__call__({**dataset_dict, "annotations": _read_boundaries(dataset_dict)})
 
     def _transform_annotations(
@@ -63,51 +64,52 @@ class BoundaryMapper(DatasetMapper):
         image_shape: Tuple[int, int],
     ) -> None:
         annotations = dataset_dict.pop("annotations")
-        moved = [transform_boundaries(lines, transforms, image_shape) for lines in annotations]
-        dataset_dict["boundaries"] = torch.from_numpy(np.stack(moved))
+        transformed = [transform_boundaries(a, transforms, image_shape) for a in annotations]
+        dataset_dict["boundaries"] = torch.from_numpy(np.stack(transformed))
 
 
 def transform_boundaries(
     lines: np.ndarray, transforms: T.Transform, size: Tuple[int, int]
 ) -> np.ndarray:
-    """Moves lines of one pixel as coordinates, not as a picture, so that they stay lines of one pixel.
+    """Transforms contours as coordinates, not as an image, so that they stay one pixel wide.
 
-    Resized as a picture they would get holes where it becomes smaller, and steps two pixels wide where it becomes
-    larger. Here the centre of every marked pixel is moved, and with it points on the way to each marked neighbour,
-    dense enough that the largest stretch leaves no hole; a pixel into which one falls is marked. Where pixels are not
-    moved by whole ones the result is thinned, as the annotators' own lines are.
+    Resampled as an image, contours would have gaps after shrinking and steps two pixels wide after
+    enlarging. This function transforms the centre of every contour pixel, and points on the
+    segment to each neighbouring contour pixel, which are dense enough to leave no gaps. Every pixel
+    that contains a transformed point is marked. The result is thinned unless all pixels move by
+    whole pixels, since the annotators' own contours are thin.
 
     Args:
         lines: (h, w) bool.
-        transforms: Detectron2's, what was done to the picture; only coordinates are moved.
-        size: (H, W) of the picture after.
+        transforms: the transforms applied to the image. Only ``apply_coords`` is called.
+        size: (H, W) of the transformed image.
 
     Returns:
         (H, W) bool.
     """
     rows, columns = np.nonzero(lines)
-    moved = np.zeros(size, dtype=bool)
+    transformed = np.zeros(size, dtype=bool)
     if not rows.size:
-        return moved
+        return transformed
     centers = np.column_stack([columns, rows]) + 0.5  # x, y in continuous coordinates
     ends = transforms.apply_coords(centers.copy())
     if np.abs(ends - np.floor(ends) - 0.5).max() < 1e-4:
-        _mark(moved, ends)
-        return moved
-    # How far apart the ends of the longest step to a neighbour are now, in pixels of the result.
+        _mark(transformed, ends)
+        return transformed
+    # The largest distance between two transformed neighbours, in pixels of the result.
     first, second = _neighbours(lines)
     stretch = np.abs(ends[first] - ends[second]).max(initial=1.0)
-    _mark(moved, ends)
+    _mark(transformed, ends)
     parts = int(np.ceil(stretch))
     for part in range(1, parts):
-        share = part / parts
-        between = (1 - share) * centers[first] + share * centers[second]
-        _mark(moved, transforms.apply_coords(between))
-    return thin(moved)
+        weight = part / parts
+        between = (1 - weight) * centers[first] + weight * centers[second]
+        _mark(transformed, transforms.apply_coords(between))
+    return thin(transformed)
 
 
 def _neighbours(lines: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Pairs of marked pixels that touch at a side or a corner, as places in ``np.nonzero(lines)``."""
+    """Returns the pairs of 8-connected contour pixels, as indices into ``np.nonzero(lines)``."""
     number = np.full((lines.shape[0] + 1, lines.shape[1] + 2), -1)
     number[:-1, 1:-1][lines] = np.arange(np.count_nonzero(lines))
     here = number[:-1, 1:-1]
@@ -119,11 +121,11 @@ def _neighbours(lines: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     return np.concatenate(firsts), np.concatenate(seconds)
 
 
-def _mark(moved: np.ndarray, points: np.ndarray) -> None:
-    """Sets the pixels of (H, W) into which points (N, 2) x, y fall; those outside are left out."""
+def _mark(lines: np.ndarray, points: np.ndarray) -> None:
+    """Sets the pixels of (H, W) that contain points (N, 2) x, y. Points outside are ignored."""
     columns, rows = np.floor(points).astype(int).T
-    inside = (rows >= 0) & (rows < moved.shape[0]) & (columns >= 0) & (columns < moved.shape[1])
-    moved[rows[inside], columns[inside]] = True
+    inside = (rows >= 0) & (rows < lines.shape[0]) & (columns >= 0) & (columns < lines.shape[1])
+    lines[rows[inside], columns[inside]] = True
 
 
 def _read_boundaries(dataset_dict: Dict[str, Any]) -> List[np.ndarray]:

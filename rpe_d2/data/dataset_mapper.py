@@ -1,4 +1,4 @@
-"""The default mapper of this package: instance masks always as bitmasks, crowds kept as ignored pixels."""
+"""Dataset mappers for instance segmentation by pixel grouping, and wrappers of mappers."""
 
 import logging
 import zlib
@@ -21,27 +21,29 @@ __all__ = ["CoarseInstances", "CountInstances", "PixelLabelMapper"]
 
 
 class PixelLabelMapper(DatasetMapper):
-    """Detectron2's mapper for models that learn from the label of every pixel.
+    """A dataset mapper for models that learn from the label of every pixel.
 
-    In training, an image with an "annotations" entry gets:
+    In training, an image with "annotations" gets:
 
-    * `instances`: `gt_boxes`, `gt_classes` (N,) int64 and, whatever `MODEL.MASK_ON` and `INPUT.MASK_FORMAT`
-      say, `gt_masks`, a `BitMasks` of (N, H, W) bool. Without objects N is 0 and all three are there.
-      Boxes are tight again after cropping. An annotation without a mask counts as its filled box.
-    * `ignore_mask`: (H, W) bool tensor, True on crowd regions (`iscrowd: 1`) and on the dataset dict's
-      "ignore" (an RLE; VOC's void pixels), transformed like the image. Detectron2 drops crowds, which
-      would make background of them. Only present if the image has one of both. Where it overlaps an
-      instance, the instance is the better label.
+    * ``instances``: ``gt_boxes``, ``gt_classes`` (N,) int64 and ``gt_masks``, a ``BitMasks`` of
+      (N, H, W) bool, whatever ``MODEL.MASK_ON`` and ``INPUT.MASK_FORMAT`` are. An image without
+      objects has all three with N = 0. After a crop, boxes are recomputed from the masks. If an
+      annotation has no mask, its mask is the filled box.
+    * ``ignore_mask``: (H, W) bool tensor, True on crowd regions (``iscrowd: 1``) and on "ignore" of
+      the dataset dict, an RLE (such as VOC's void pixels). It is transformed like the image, and
+      absent if there is nothing to ignore. Detectron2 drops crowds, so that they would be learned
+      as background. Where the mask overlaps an instance, the label of the instance should be used.
 
-    Everything else, and all of it in testing, is as in `detectron2.data.DatasetMapper`.
+    Everything else, and all of testing, is the same as :class:`detectron2.data.DatasetMapper`.
     """
 
     @configurable
     def __init__(self, is_train: bool, **kwargs: Any):
         """
         Args:
-            is_train: whether it is used in training.
-            kwargs: as for `DatasetMapper`; the two arguments about instance masks have no effect.
+            is_train: whether the mapper is used in training.
+            kwargs: arguments of :class:`detectron2.data.DatasetMapper`. ``use_instance_mask`` and
+                ``instance_mask_format`` have no effect.
         """
         kwargs.update(use_instance_mask=True, instance_mask_format="bitmask")
         super().__init__(is_train, **kwargs)
@@ -60,7 +62,7 @@ class PixelLabelMapper(DatasetMapper):
         transforms: T.TransformList,
         image_shape: Tuple[int, int],
     ) -> None:
-        size = dataset_dict["height"], dataset_dict["width"]  # of the untransformed image
+        size = dataset_dict["height"], dataset_dict["width"]  # size of the untransformed image
         annotations = dataset_dict["annotations"]
         crowds = [a for a in annotations if a.get("iscrowd", 0)]
         objects = [a for a in annotations if not a.get("iscrowd", 0)]
@@ -73,7 +75,7 @@ class PixelLabelMapper(DatasetMapper):
             dataset_dict["ignore_mask"] = torch.from_numpy(transforms.apply_segmentation(mask) > 0)
 
         if not objects:
-            # upstream leaves out gt_masks, and fails on that when boxes are to be recomputed
+            # Detectron2 leaves out gt_masks here, and then fails if boxes are to be recomputed.
             dataset_dict.pop("annotations")
             instances = Instances(image_shape)
             instances.gt_boxes = Boxes(torch.zeros(0, 4))
@@ -82,7 +84,7 @@ class PixelLabelMapper(DatasetMapper):
             dataset_dict["instances"] = instances
             return
 
-        # cropping polygons would require shapely, which is no dependency of Detectron2
+        # Cropping polygons would require shapely, which Detectron2 does not depend on.
         is_cropped = any(isinstance(t, T.CropTransform) for t in transforms.transforms)
         for annotation in objects:
             segmentation = annotation.get("segmentation")
@@ -96,12 +98,12 @@ class PixelLabelMapper(DatasetMapper):
 
 
 class CountInstances:
-    """A mapper that calls another one and adds ``num_instances``, crowds not counted, for oracles in evaluations."""
+    """Wraps a mapper and adds ``num_instances``, without crowds, for evaluations with an oracle."""
 
     def __init__(self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]]):
         """
         Args:
-            mapper: from a data set's dict to the model's input.
+            mapper: maps a dataset dict to the input of the model.
         """
         self.mapper = mapper
 
@@ -112,20 +114,21 @@ class CountInstances:
 
 
 class CoarseInstances:
-    """A mapper that calls another one and adds the annotated instances with coarse masks, to be refined.
+    """Wraps a mapper and adds the annotated instances with coarse masks, as input of a refinement.
 
-    ``instances`` has ``pred_masks`` (R, H, W) float32 of the untransformed picture, made by
-    :func:`rpe_d2.ops.coarsen.coarsen_masks`, ``pred_classes`` and ``scores``, all 1. Crowds are left out. What is done
-    to an image's masks depends on nothing but its ``image_id``.
+    ``instances`` has ``pred_masks`` (R, H, W) float32 of the untransformed image from
+    :func:`rpe_d2.ops.coarsen.coarsen_masks`, ``pred_classes`` (R,) int64, and ``scores`` (R,), all
+    1. Crowds are left out. The random offsets depend on nothing but the image's ``image_id``.
     """
 
     def __init__(
-        self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]], factor: int, jitter: int
+        self, mapper: Callable[[Dict[str, Any]], Dict[str, Any]], factor: int = 4, jitter: int = 2
     ):
         """
         Args:
-            mapper: from a data set's dict to the model's input.
-            factor, jitter: of :func:`coarsen_masks`.
+            mapper: maps a dataset dict to the input of the model.
+            factor: side of a mask's cell in pixels.
+            jitter: largest offset of a mask in x and in y, in pixels.
         """
         self.mapper = mapper
         self.factor = factor
@@ -150,19 +153,19 @@ class CoarseInstances:
 
 
 def _compressed(segmentation: Any, size: Tuple[int, int]) -> Any:
-    """Polygons and compressed RLE as they are, uncompressed RLE compressed."""
+    """Compresses uncompressed RLE, and returns polygons and compressed RLE unchanged."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, *size)
     return segmentation
 
 
 def _to_bitmask(annotation: Dict[str, Any], size: Tuple[int, int]) -> np.ndarray:
-    """Mask of one annotation, or its box where it has no mask; (H, W) bool for `size` = (H, W)."""
+    """Decodes the mask (H, W) bool of an annotation. Without a mask, its box is filled."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
         log_first_n(
             logging.WARNING,
-            "Found annotations without a mask: their boxes are filled instead.",
+            "Some annotations have no mask; their filled boxes are used instead.",
             key="message",
             name=__name__,
         )

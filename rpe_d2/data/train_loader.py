@@ -1,4 +1,4 @@
-"""Training data in an order that depends on nothing but the seed, so that a resumed run goes on exactly."""
+"""A training loader whose order depends only on the seed, so that runs can be resumed exactly."""
 
 import itertools
 import os
@@ -15,21 +15,22 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from rpe_d2.utils.readable import UnreadableImage, leave_signals_to_the_trainer
+from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.utils.worker_signals import leave_signals_to_the_trainer
 
 __all__ = ["DeadWorker", "ResumableLoader", "build_resumable_train_loader", "seed_all"]
 
-SKIPPED = "skipped"  # of a mapped dict: files that could not be read in its place, with the reasons
+SKIPPED = "skipped"  # key of a mapped dict: unreadable files that it replaces, with the reasons
 
 Mapper = Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]
 
 
 class DeadWorker(RuntimeError):
-    """A process that reads data died; the message is one line with the files it was reading."""
+    """A data-loading process died. The message is one line with the files it was reading."""
 
 
 def seed_all(*numbers: int) -> None:
-    """Seeds Python's, NumPy's and torch's generators with a hash of some non-negative numbers."""
+    """Seeds the generators of Python, NumPy and torch with a hash of non-negative numbers."""
     seeds = np.random.SeedSequence(numbers).generate_state(3).tolist()
     random.seed(seeds[0])
     np.random.seed(seeds[1])
@@ -38,7 +39,7 @@ def seed_all(*numbers: int) -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Like :func:`seed_all`, and puts the CPU generators back as they were."""
+    """Seeds like :func:`seed_all`, and restores the states of the CPU generators at the end."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     seed_all(*numbers)
     try:
@@ -50,9 +51,10 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class TrainingOrder(Sampler):
-    """The images of one process in the order of their use, as (number, index) pairs.
+    """The images of one process in training order, as (number, index) pairs.
 
-    Numbers are unique over all processes: they seed an image's augmentation, whichever worker process computes it.
+    The numbers are unique over all processes. They seed the augmentation of an image, so that it
+    does not depend on the worker process.
     """
 
     def __init__(
@@ -60,15 +62,16 @@ class TrainingOrder(Sampler):
     ):
         """
         Args:
-            sampler: an endless stream of indices, already this process's share.
-            batch_size: images of this process in a batch.
-            landscape: whether an image is wider than high; batches are then made of one kind. This is Detectron2's
-                grouping by aspect ratio, done before the images are read.
+            sampler: endless stream of the indices of this process.
+            batch_size: number of images of this process in a batch.
+            landscape: whether each image is wider than high. If given, all images of a batch have
+                the same value. This is Detectron2's grouping by aspect ratio, done before the
+                images are read.
         """
         self.sampler = sampler
         self.batch_size = batch_size
         self.landscape = landscape
-        self.start = 0  # images of this process that a resumed run has already seen
+        self.start = 0  # number of images of this process to skip when a run is resumed
         self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def __iter__(self) -> Iterator[Tuple[int, int]]:
@@ -87,9 +90,10 @@ class TrainingOrder(Sampler):
 
 
 class RepeatableDataset(Dataset):
-    """Maps (number, index) to the model's input; the same for the same pair, wherever it is computed.
+    """Maps (number, index) to an input of the model that depends on nothing but the pair.
 
-    An image or annotation that cannot be read is replaced by another, and file and reason are put into its dict.
+    An image or annotation that cannot be read is replaced by another one. The unreadable file and
+    the reason are added to the dict that replaces it.
     """
 
     def __init__(
@@ -97,17 +101,18 @@ class RepeatableDataset(Dataset):
     ):
         """
         Args:
-            dataset: of Detectron2's dicts.
-            mapper: from such a dict to the model's input; None instead of it asks for another image.
-            seed: of the augmentations.
-            max_unreadable: replacements tried for one image.
-            num_workers: worker processes that will read.
+            dataset: dataset of Detectron2's dataset dicts.
+            mapper: maps a dataset dict to the input of the model, or to None to request another
+                image.
+            seed: seed of the augmentations.
+            max_unreadable: largest number of replacements for one image.
+            num_workers: number of worker processes.
         """
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
         self.max_unreadable = max_unreadable
-        # Process id and index of the image that each worker is reading, -1: none. Shared with the workers.
+        # Process id and index of the image that each worker is reading, or -1. Shared with workers.
         self.reading = torch.full((max(num_workers, 1), 2), -1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -141,28 +146,28 @@ class RepeatableDataset(Dataset):
             if not isinstance(error, UnreadableImage):
                 reason = f"{file_name}: {type(error).__name__}: {reason}"
             skipped[file_name] = reason
-            # Files may be few, or be named several times.
+            # The dataset may be small, and may contain a file several times.
             if len(skipped) > self.max_unreadable or attempt >= 10 * len(self.dataset):
                 raise UnreadableImage(unreadable_message(skipped, self.max_unreadable)) from error
             return None
 
 
 def unreadable_message(reasons: Dict[str, str], limit: int) -> str:
-    """One line for more unreadable images than allowed.
+    """Formats the error for more unreadable images than allowed, in one line.
 
     Args:
-        reasons: by file name.
-        limit: the number allowed.
+        reasons: reasons by file name.
+        limit: the number of unreadable images allowed.
     """
     last = list(reasons.values())[-1]
     return f"{last} (unreadable images: {len(reasons)}; DATALOADER.MAX_UNREADABLE is {limit})"
 
 
 class ResumableLoader:
-    """Endless batches, lists of dicts, that can start in the middle of the order.
+    """Endless batches, each a list of dicts, that can start anywhere in the training order.
 
     Attributes:
-        batch_size: images in a batch of this process.
+        batch_size: number of images of this process in a batch.
     """
 
     def __init__(self, loader: DataLoader, order: TrainingOrder, dataset: RepeatableDataset):
@@ -172,20 +177,24 @@ class ResumableLoader:
         self.batch_size = order.batch_size
 
     def start_at(self, images_seen: int) -> None:
-        """Leaves out what all processes together have already seen; to be called before iterating."""
+        """Skips the images that all processes together have seen; must precede iteration."""
         self._order.start = images_seen // comm.get_world_size()
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
         """
         Raises:
-            DeadWorker: (on iterating) a process died while it was handing data over.
+            DeadWorker: While iterating, a process died during the transfer of its data.
         """
         return _named_deaths(iter(self._loader))
 
     def dead_worker(self, error: Exception) -> Optional[DeadWorker]:
-        """What torch says of dead workers, with the files they were reading; None where it says something else.
+        """Converts torch's error about dead workers to one that names the files they were reading.
 
-        torch notices by a signal: the error may be raised anywhere, not only where data are waited for.
+        torch detects dead workers by a signal, so the error may be raised anywhere and not only
+        where data are awaited.
+
+        Returns:
+            The error, or None if ``error`` is not about dead workers.
         """
         match = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
         if not match:
@@ -195,7 +204,7 @@ class ResumableLoader:
         files = [
             self._dataset.dataset[index].get("file_name", str(index)) for index in own if index >= 0
         ]
-        when = " between two images" if own else ""  # or it was reading other data, to evaluate
+        when = " between two images" if own else ""  # else it was another loader, for evaluation
         when = " while it read " + ", ".join(files) if files else when
         reason = " ".join(str(error).split())
         return DeadWorker(f"a data-loading process died{when} ({reason})")
@@ -204,34 +213,36 @@ class ResumableLoader:
 def _named_deaths(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
-    except (ConnectionError, EOFError) as error:  # nothing else of data loading is a connection
+    except (ConnectionError, EOFError) as error:  # data loading uses no other connection
         reason = f"{type(error).__name__}: {error}"
         raise DeadWorker(
-            f"a data-loading process died while it handed data over ({reason})"
+            f"a data-loading process died while it transferred its data ({reason})"
         ) from error
 
 
 def build_resumable_train_loader(
     cfg: CfgNode, mapper: Mapper
 ) -> Union[ResumableLoader, DataLoader]:
-    """Detectron2's training loader with its samplers, whose batches depend on ``SEED`` and their number alone.
+    """Builds Detectron2's training loader so that batches depend only on ``SEED`` and their number.
 
-    Neither the number of worker processes nor what was computed before changes them. An iterable data set, which has
-    no order to go back to, gets Detectron2's loader.
+    Neither the number of worker processes nor earlier computation changes them. An iterable
+    dataset has no order to resume, and gets Detectron2's loader.
 
     Args:
-        cfg: a ``SEED`` below 0 stands for a random one.
-        mapper: from a data set's dict to the model's input.
+        cfg: the configuration. A negative ``SEED`` is replaced by a random one.
+        mapper: maps a dataset dict to the input of the model.
 
     Raises:
-        UnreadableImage: (on iterating) more than ``DATALOADER.MAX_UNREADABLE`` images cannot be read.
+        UnreadableImage: While iterating, more than ``DATALOADER.MAX_UNREADABLE`` images cannot be
+            read.
     """
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        min_keypoints=keypoints.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )  # fmt: skip
+    )
     if not isinstance(dicts, list):
         return build_detection_train_loader(cfg, mapper=mapper)
     can_group = all("width" in item and "height" in item for item in dicts)

@@ -1,4 +1,4 @@
-"""Training and evaluation: composes the packages below it."""
+"""Training and evaluation of any Detectron2 model, with this package's data and evaluators."""
 
 from .setup import setup
 from .trainer import Trainer, build_optimizer

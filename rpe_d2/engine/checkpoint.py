@@ -1,4 +1,4 @@
-"""Saving and loading weights: whole files, nothing executed, and what does not fit a model is an error."""
+"""Safe checkpoints: complete files, no code from pickles, and an error where weights do not fit."""
 
 import re
 from pathlib import Path
@@ -10,50 +10,53 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.utils.files import TEMPORARY, replacing_file
-from rpe_d2.utils.safe_pickle import load_arrays
+from rpe_d2.utils.safe_loading import load_arrays
 
 __all__ = ["ModelCheckpointer", "UnreadableCheckpoint"]
 
-AVERAGED = "ema"  # key of averaged weights in a checkpoint
+AVERAGED = "ema"  # the key of the averaged weights in a checkpoint
 
 
 class UnreadableCheckpoint(ValueError):
-    """A file is no checkpoint, or only a part of one; the message names it in one line."""
+    """A file is not a checkpoint, or is incomplete. The message is one line that names the file."""
 
 
 class ModelCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, made safe.
+    """Detectron2's checkpointer with safe saving, loading and resuming.
 
-    * Files are written under a temporary name, synced and renamed: a file with its final name is complete.
-    * Loading runs no code that a file brings along.
-    * Resuming passes over unreadable checkpoints, naming them, to the newest one that can be read.
-    * Weights of another architecture are refused. Detectron2 logs what is missing and goes on with random values.
-    * A model that does not go on training gets the averaged weights where a checkpoint has them.
+    * A file is written under a temporary name, synced and renamed, so that a file with its final
+      name is complete.
+    * Loading runs no code from the file.
+    * Resuming skips unreadable checkpoints with a warning and takes the newest readable one.
+    * Weights of another architecture are refused. Detectron2 logs the missing ones and continues
+      with random values.
+    * A model that does not resume training gets the averaged weights where a checkpoint has them.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool, **checkpointables):
         """
         Args:
-            complete: every tensor of the model must be in the file with its shape, as for inference; else, as for
-                training from a backbone's weights, at least one.
             model, save_dir, checkpointables: as in Detectron2.
+            complete: whether a file must hold every tensor of the model, as for inference.
+                Otherwise one tensor is enough, as when training starts from the weights of a
+                backbone.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.complete = complete
-        self.last_saved = ""  # name of the last checkpoint that this object has written
+        self.last_saved = ""  # the name of the last checkpoint that this object has written
         self._path = ""
         self._resuming = False
 
     def save(self, name: str, *, is_last: bool = True, **kwargs: Any) -> None:
-        """Writes ``NAME.pth`` into the folder, complete or not at all.
+        """Writes ``NAME.pth``, either completely or not at all.
 
         Args:
-            name: without suffix.
-            is_last: a resumed run goes on from it.
-            kwargs: more to save.
+            name: the name of the file without its suffix.
+            is_last: whether a resumed run continues from this checkpoint.
+            kwargs: more entries of the checkpoint.
 
         Raises:
-            OSError: it cannot be written; the files that were there are as they were.
+            OSError: the file cannot be written. Existing files stay as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -69,33 +72,35 @@ class ModelCheckpointer(DetectionCheckpointer):
                 self.tag_last_checkpoint(path.name)
                 self.last_saved = name
         except (OSError, RuntimeError) as error:
-            # Where a write fails torch raises a RuntimeError about its own position over the system's reason.
+            # torch hides the system's reason for a failed write behind a RuntimeError of its own.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             last = self.get_checkpoint_file() if self.has_checkpoint() else "none"
             raise OSError(
-                f"checkpoint {path} could not be written ({one_line_reason(reason)}); the last good one: {last}"
+                f"checkpoint {path} could not be written ({one_line_reason(reason)}); "
+                f"the last good one: {last}"
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """As in Detectron2; complete or not at all."""
+        """As in Detectron2, but the file is written completely or not at all."""
         with replacing_file(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename.encode())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
-        """As in Detectron2, but goes back to an earlier checkpoint where the last one cannot be read.
+        """As in Detectron2, but takes an earlier checkpoint where the last one cannot be read.
 
-        Of several processes the first one chooses; all of them read the same checkpoint.
+        The main process chooses the checkpoint that all processes load.
 
         Raises:
-            ValueError: no checkpoint of the folder can be read, or one does not fit the model.
+            ValueError: no checkpoint in the folder can be read, or one does not fit the model.
         """
         if not comm.all_gather(resume and self.has_checkpoint())[0]:
             return self.load(path, checkpointables=[])
         loaded: Dict[str, Any] = {}
         chosen, unreadable = "", []
         if comm.is_main_process():
-            if not self.complete:  # an evaluation may look on while a training writes
-                for leftover in Path(self.save_dir).glob(f"*{TEMPORARY}"):  # of a killed process
+            # An evaluation removes nothing: a training may be writing at the same time.
+            if not self.complete:
+                for leftover in Path(self.save_dir).glob(f"*{TEMPORARY}"):  # from a killed process
                     leftover.unlink(missing_ok=True)
             for candidate in self._newest_first():
                 try:
@@ -106,7 +111,7 @@ class ModelCheckpointer(DetectionCheckpointer):
                     break
                 except UnreadableCheckpoint as error:
                     unreadable.append(candidate)
-                    self.logger.warning("%s; trying the one before", error)
+                    self.logger.warning("%s; trying the previous one", error)
         chosen, unreadable = comm.all_gather((chosen, unreadable))[0]
         if not chosen:
             raise ValueError(
@@ -115,7 +120,7 @@ class ModelCheckpointer(DetectionCheckpointer):
         return loaded if comm.is_main_process() else self.load(chosen)
 
     def _newest_first(self) -> List[str]:
-        """The checkpoint named last, then the others of training, the last written first."""
+        """The paths of checkpoints: the one tagged as last, then the others, newest first."""
         last = self.get_checkpoint_file()
         paths = [
             path
@@ -129,15 +134,15 @@ class ModelCheckpointer(DetectionCheckpointer):
         """As in Detectron2.
 
         Raises:
-            UnreadableCheckpoint: the file is no checkpoint.
-            ValueError: its weights do not fit the model.
+            UnreadableCheckpoint: the file is not a checkpoint.
+            ValueError: the weights do not fit the model.
         """
         self._path = path
         self._resuming = checkpointables is None and "trainer" in self.checkpointables
         try:
             return super().load(path, checkpointables)
         finally:
-            self._parsed_url_during_load = None  # or every later call fails
+            self._parsed_url_during_load = None  # left set after an error, it breaks later calls
 
     def _load_file(self, filename: str) -> Any:
         try:
@@ -147,22 +152,21 @@ class ModelCheckpointer(DetectionCheckpointer):
                 content = load_arrays(file)
             if "model" in content and "__author__" in content:
                 return content
-            blobs = content.get(
-                "blobs", content
-            )  # Caffe2: detectors have "blobs", classifiers have none
+            # Caffe2 stores the weights of detectors under "blobs", those of classifiers directly.
+            blobs = content.get("blobs", content)
             blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not self._resuming:
                 raise
             raise UnreadableCheckpoint(f"weights {self._path}: {one_line_reason(error)}") from error
-        except Exception as error:  # unpickling something else may raise anything
+        except Exception as error:  # unpickling may raise any error
             raise UnreadableCheckpoint(
                 f"weights {self._path}: not a checkpoint ({one_line_reason(error)})"
             ) from error
 
     def _torch_load(self, filename: str) -> Any:
-        # Tensors and plain types only: a pickle could run anything.
+        # Only tensors and plain types: other pickles can run code.
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: Any):
@@ -172,9 +176,9 @@ class ModelCheckpointer(DetectionCheckpointer):
             )
         averaged = checkpoint.get(AVERAGED)
         if averaged and not self._resuming:
-            self.logger.info("Taking the averaged weights of %s", self._path)
+            self.logger.info("Loading the averaged weights of %s", self._path)
             checkpoint["model"] = averaged_model(averaged)
-        # Older files lack these counters, and torch does without.
+        # Older files lack these counters, which torch does not need.
         names = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
         reshaped = {name for name, _, _ in incompatible.incorrect_shapes}
@@ -182,26 +186,26 @@ class ModelCheckpointer(DetectionCheckpointer):
         if missing and (self.complete or self._resuming or len(missing) >= len(names)):
             name = missing[0]
             shapes = [
-                f" has shape {tuple(found)} there and {tuple(needed)} in the model"
-                for key, found, needed in incompatible.incorrect_shapes
+                f" has shape {tuple(file_shape)} in the file and {tuple(shape)} in the model"
+                for key, file_shape, shape in incompatible.incorrect_shapes
                 if key == name
             ]
             raise ValueError(
-                f"weights {self._path} are not of this model: {len(missing)} of its {len(names)} tensors do not fit, "
-                f"first {name}{shapes[0] if shapes else ', which is not there'}; "
+                f"weights {self._path} are not of this model: {len(missing)} of its {len(names)} "
+                f"tensors do not fit, first {name}{shapes[0] if shapes else ', which is missing'}; "
                 "give the configuration that they were trained with"
             )
         return incompatible
 
 
 def averaged_model(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """The model's weights in the state of a ``torch.optim.swa_utils.AveragedModel``."""
+    """Extracts the weights of the model from the state of torch's ``AveragedModel``."""
     prefix = "module."
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def one_line_reason(error: Exception) -> str:
-    """What went wrong, short: torch's messages go on for a page."""
+    """The message of an error on one line of at most 200 characters: torch's fill a page."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join((text or type(error).__name__).split())
     return text if len(text) <= 200 else text[:200] + " …"

@@ -1,13 +1,14 @@
-"""Registering the data sets that a configuration names."""
+"""The data sets of a configuration: their registration, and whether they fit the model."""
 
 import logging
 from functools import partial
-from typing import Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.data import (
+    check_voc_files,
     register_bsds,
     register_coco_jsons,
     register_helen,
@@ -15,27 +16,30 @@ from rpe_d2.data import (
     register_voc,
 )
 
+from .host_models import num_classes_keys
+
 logger = logging.getLogger("rpe_d2")
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Registers all of them.
+    """Registers every data set that the configuration gives files for.
 
     Raises:
-        FileNotFoundError, ValueError: one is missing or wrong.
+        FileNotFoundError, ValueError: a file is missing or wrong.
     """
     for register in _registrations(cfg):
         register()
 
 
-def register_present_datasets(cfg: CfgNode, needed: Optional[str] = None) -> None:
-    """Registers the data sets that the configuration names; missing ones are left out with a warning.
+def register_present_datasets(cfg: CfgNode, required: Optional[str] = None) -> None:
+    """Registers the data sets whose files are present, and warns about the others.
 
     Args:
-        needed: name of a data set that has to be there.
+        cfg: the configuration.
+        required: the name of a data set that must be present.
 
     Raises:
-        FileNotFoundError: that one is missing.
+        FileNotFoundError: the required data set is missing.
         ValueError: an entry or a file is wrong.
     """
     missing = []
@@ -44,14 +48,14 @@ def register_present_datasets(cfg: CfgNode, needed: Optional[str] = None) -> Non
             register()
         except FileNotFoundError as error:
             missing.append(str(error))
-    if missing and needed and needed not in DatasetCatalog:
-        raise FileNotFoundError(f"{needed} is not there; {'; '.join(missing)}")
+    if missing and required and required not in DatasetCatalog:
+        raise FileNotFoundError(f"{required} is not there; {'; '.join(missing)}")
     for reason in missing:
-        logger.warning("data left out, %s", reason)
+        logger.warning("data set left out: %s", reason)
 
 
 def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
-    """A call for everything that the configuration names as data."""
+    """One call for every entry of the configuration that gives files of data."""
     data, head = cfg.DATASETS, cfg.MODEL.SEM_SEG_HEAD
     return [
         *(partial(register_coco_jsons, [entry]) for entry in data.COCO_JSONS),
@@ -63,3 +67,81 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
             for entry in data.SEM_SEG_DIRS
         ),
     ]
+
+
+def number_of_classes(cfg: CfgNode) -> Dict[str, int]:
+    """Returns the model's numbers of classes, by "thing_classes" and "stuff_classes".
+
+    "thing_classes" is left out where the model does not declare the key of their number.
+    """
+    keys = {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES", **num_classes_keys(cfg)}
+    return {f"{kind}_classes": _value(cfg, key) for kind, key in keys.items()}
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Checks that the data sets exist, and that their classes agree with each other and the model.
+
+    Raises:
+        ValueError: in one line, the key or data set at fault and what is allowed.
+    """
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, which is not registered; own data: "
+                    'DATASETS.COCO_JSONS "name=path.json:image_root", '
+                    'DATASETS.SEM_SEG_DIRS "name=images/:labels/"'
+                )
+            check_voc_files(name)
+    # Where a model declares no number of classes, the data sets must still agree with each other.
+    for kind, class_key in (num_classes_keys(cfg) or {"thing": ""}).items():
+        _check_classes(cfg, kind, class_key)
+
+
+def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
+    """Checks the classes of one kind.
+
+    Args:
+        cfg: the configuration.
+        kind: "thing" or "stuff".
+        class_key: the key of the model's number of classes, or "" where it has none.
+    """
+    first = None
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            classes = MetadataCatalog.get(name).get(f"{kind}_classes")
+            if classes is None:
+                if kind == "stuff":
+                    raise ValueError(
+                        f"DATASETS.{key}: {name} has no semantic maps, from which "
+                        f"{cfg.MODEL.META_ARCHITECTURE} learns"
+                    )
+                continue
+            first = first or (name, classes)
+            if classes != first[1]:
+                raise ValueError(
+                    f"DATASETS.{key}: {name} has the classes {_listed(classes)}; "
+                    f"{first[0]} has {_listed(first[1])}; "
+                    "allowed: the same, in the order of their category ids"
+                )
+            if class_key and len(classes) != _value(cfg, class_key):
+                raise ValueError(
+                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes"
+                )
+            ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+            label = MetadataCatalog.get(name).get("ignore_label", ignored)
+            if kind == "stuff" and label != ignored:
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignored}; "
+                    f"the unlabelled pixels of {name} are {label}"
+                )
+
+
+def _listed(names: List[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f", … ({len(names)})" if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""What Detectron2's hooks leave out: averaged weights, validation loss, the best model, and stopping in good order."""
+"""Hooks that Detectron2 lacks: averaged weights, validation loss, best model, stop on a signal."""
 
 import logging
 import math
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(BaseException):
-    """Ends the training loop in good order. No ``Exception``: nothing went wrong.
+    """Ends the training loop on purpose. It is no ``Exception``, because nothing went wrong.
 
     Attributes:
-        signal_number: of the signal that asked for it; 0: none did.
+        signal_number: the signal that stopped the training; 0: it was not a signal.
     """
 
     def __init__(self, reason: str, signal_number: int = 0):
@@ -37,9 +37,14 @@ class TrainingStopped(BaseException):
 
 
 class AverageWeights(HookBase):
-    """Keeps an exponential moving average of the weights, `SOLVER.EMA`."""
+    """Maintains an exponential moving average of the weights, ``SOLVER.EMA``."""
 
     def __init__(self, averaged: AveragedModel, model: nn.Module):
+        """
+        Args:
+            averaged: the average, as :func:`averaged_copy` makes it.
+            model: the model in training.
+        """
         self._averaged = averaged
         self._model = model
 
@@ -48,10 +53,15 @@ class AverageWeights(HookBase):
 
 
 def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that follows it with ``average = decay * average + (1 - decay) * weights`` each step.
+    """Copies a model; the copy keeps an exponential moving average of the model's weights.
 
-    The decay grows with the number of steps n as (1 + n) / (10 + n), so that the first weights, random ones, are soon
-    forgotten. Buffers, running statistics, are averaged as well.
+    Each step it becomes ``decay * average + (1 - decay) * weights``. At step n the decay is at most
+    (1 + n) / (10 + n), so that the random initial weights are soon forgotten. Buffers, as running
+    statistics, are averaged as well.
+
+    Args:
+        model: the model in training.
+        decay: the decay per step, above 0 and below 1.
     """
 
     def update(averages, weights, steps):
@@ -62,13 +72,13 @@ def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
 
 
 class ValidationLoss(HookBase):
-    """Puts the training losses on other data into the storage, as ``validation/loss_...`` and ``validation/total_loss``."""
+    """Stores the losses on validation data, ``validation/loss_…`` and ``validation/total_loss``."""
 
     def __init__(self, period: int, losses: Callable[[], Dict[str, float]]):
         """
         Args:
-            period: iterations; 0: after the last one only.
-            losses: computes them.
+            period: the number of iterations between evaluations; 0: only after the last iteration.
+            losses: computes the losses, ``total_loss`` among them.
         """
         self._period = period
         self._losses = losses
@@ -89,20 +99,31 @@ class ValidationLoss(HookBase):
 
 
 def is_evaluated(trainer: Any, period: int) -> bool:
-    """Whether Detectron2's ``EvalHook`` evaluates after this step; the last is evaluated after training."""
+    """Whether Detectron2's ``EvalHook`` evaluates after this step.
+
+    The last step is left out: it is evaluated after training.
+    """
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 def last_iteration(trainer: Any) -> int:
-    """The iteration done last; after the whole training, Detectron2 counts one more."""
+    """The last iteration that is complete. After training, Detectron2's counter is one higher."""
     return min(trainer.iter, trainer.max_iter - 1)
 
 
 def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
-    """Losses of a model on all images of a loader, averaged over images and processes, and their ``total_loss``.
+    """Averages the losses of a model over all images of a loader and all processes.
 
-    Nothing of the model changes: no gradients, and batch normalisation uses its running statistics.
+    The model does not change: no gradients are computed, and batch normalization uses its running
+    statistics.
+
+    Args:
+        model: returns a dict of losses for a batch.
+        loader: yields batches, lists of dicts.
+
+    Returns:
+        The mean losses by name, and their sum as ``total_loss``.
     """
     was_training = {module: module.training for module in model.modules()}
     model.train()
@@ -114,8 +135,8 @@ def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
     try:
         with torch.no_grad():
             for number, batch in enumerate(loader):
-                seed_all(number)  # the same pixels are sampled each time
-                with EventStorage(1):  # what models report about training does not belong here
+                seed_all(number)  # so that the same pixels are sampled each time
+                with EventStorage(1):  # discards what the model reports about training
                     losses = model(batch)
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(loss) * len(batch)
@@ -130,9 +151,9 @@ def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
 
 
 class BestModel(HookBase):
-    """Keeps the model with the best score in ``model_best.pth``, also over resumes, and ends a run that stagnates.
+    """Keeps the model with the best score in ``model_best.pth``, and ends a run that stagnates.
 
-    The file says itself how good it is: what was lost with a process cannot disagree with it.
+    The file also holds its score, which a resumed run reads.
     """
 
     FILE = "model_best"
@@ -140,10 +161,12 @@ class BestModel(HookBase):
     def __init__(self, period: int, checkpointer: ModelCheckpointer, metric: str, patience: int):
         """
         Args:
-            period: of the evaluations, iterations.
+            period: the number of iterations between evaluations.
             checkpointer: writes the file.
-            metric: name of a scalar in the storage, as "segm/AP"; of a loss the smallest is the best.
-            patience: evaluations without improvement after which training ends; 0: never.
+            metric: the name of a scalar in the storage, as "segm/AP". A metric with "loss" in its
+                name is minimized, any other is maximized.
+            patience: the number of evaluations without improvement after which training ends; 0:
+                training never ends early.
         """
         self._period = period
         self._checkpointer = checkpointer
@@ -160,9 +183,9 @@ class BestModel(HookBase):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             metric, best, iteration = (content[key] for key in ("metric", "best", "iteration"))
-        except Exception as error:  # a broken file may raise anything
+        except Exception as error:  # a damaged file may raise any error
             reason = one_line_reason(error)
-            logger.warning("%s is not read, the best score starts anew: %s", path, reason)
+            logger.warning("%s cannot be read, so the best score is forgotten: %s", path, reason)
             return
         if metric == self._metric:
             self.best, self.best_iteration = best, iteration
@@ -170,32 +193,33 @@ class BestModel(HookBase):
     def after_step(self) -> None:
         if not is_evaluated(self.trainer, self._period):
             return
-        self._check()
+        self._update()
         reason = comm.all_gather(self._stagnation())[0]
         if reason:
             raise TrainingStopped(reason)
 
     def _stagnation(self) -> str:
+        """Why training should end, or "" where it should not."""
         stagnant = self.trainer.iter - self.best_iteration >= self._patience * self._period
         if self._patience == 0 or self.best is None or not stagnant:
             return ""
         return (
-            f"{self._metric} has not improved in {self._patience} evaluations: best {self.best:.4g} "
-            f"after iteration {self.best_iteration}, kept in {self.FILE}.pth"
+            f"{self._metric} has not improved in {self._patience} evaluations: "
+            f"best {self.best:.4g} after iteration {self.best_iteration}, kept in {self.FILE}.pth"
         )
 
     def after_train(self) -> None:
         if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._check()
+            self._update()
 
-    def _check(self) -> None:
+    def _update(self) -> None:
         if not comm.is_main_process():
             return
         score, _ = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
         if not math.isfinite(score):
             names = ", ".join(n for n in self.trainer.storage.latest() if "/" in n)
             logger.warning(
-                "TEST.BEST_METRIC %s was not evaluated; there are: %s", self._metric, names
+                "TEST.BEST_METRIC %s was not evaluated; allowed: %s", self._metric, names
             )
             return
         if self.best is None or self._sign * score > self._sign * self.best:
@@ -206,16 +230,16 @@ class BestModel(HookBase):
 
 
 class ResumedEvaluation(HookBase):
-    """Catches up on the evaluation of the checkpoint that a run resumes from.
+    """Repeats the evaluation of the checkpoint from which a run resumes.
 
-    The checkpoint is written first, so the process may have died in the evaluation, and with it the news of a best
-    model.
+    A checkpoint is written before it is evaluated. If the process died during that evaluation, the
+    checkpoint may be the best model without being known as such.
     """
 
     def __init__(self, evaluations: Sequence[HookBase]):
         """
         Args:
-            evaluations: hooks that act after evaluated steps.
+            evaluations: the hooks that evaluate after a step.
         """
         self._evaluations = evaluations
 
@@ -230,7 +254,10 @@ class ResumedEvaluation(HookBase):
 
 
 class FixedPreciseBN(hooks.PreciseBN):
-    """Detectron2's exact statistics of batch normalisation, from the same images each time: a resumed run repeats them."""
+    """Detectron2's precise batch normalization, always from the same images.
+
+    A resumed run therefore computes the same statistics.
+    """
 
     def update_stats(self) -> None:
         self._data_iter = None
@@ -238,14 +265,15 @@ class FixedPreciseBN(hooks.PreciseBN):
 
 
 class StopOnSignal(HookBase):
-    """On SIGINT (Ctrl-C) or SIGTERM ends training after the iteration; on a second signal the process ends at once.
+    """Ends training after the current iteration on SIGINT (Ctrl-C) or SIGTERM.
 
-    Of several processes it is enough that one gets the signal. A single process breaks an evaluation off, with which
-    nothing is lost; several go on to its end, where they meet.
+    A second signal ends the process at once. With several processes, it is enough that one of them
+    gets the signal. A single process stops in the middle of an evaluation, which loses nothing;
+    several processes first complete the evaluation together.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    # A signal to a whole group of processes may arrive twice: directly, and passed on by the launcher.
+    # A signal to a group of processes may arrive twice: directly, and passed on by the launcher.
     SAME_SIGNAL_SECONDS = 2.0
 
     def __init__(self):
@@ -256,7 +284,7 @@ class StopOnSignal(HookBase):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles signals until the end of the block."""
+        """Handles the signals within a ``with`` block."""
         previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         try:
             yield
@@ -266,7 +294,7 @@ class StopOnSignal(HookBase):
 
     def _handle(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:
-            return  # a data-loading process: the one that trains will end it
+            return  # a data-loading process, which the training process will end
         name = signal.Signals(number).name
         if self._received:
             if time.monotonic() - self._received_at > self.SAME_SIGNAL_SECONDS:
@@ -277,10 +305,10 @@ class StopOnSignal(HookBase):
         if self._evaluating and comm.get_world_size() == 1:
             raise TrainingStopped(f"{name} during an evaluation", number)
         what = "evaluation" if self._evaluating else "iteration"
-        print(f"{name}: ending after this {what}; once more ends at once", file=sys.stderr)
+        print(f"{name}: ending after this {what}; a second one ends at once", file=sys.stderr)
 
     def evaluate(self, evaluation: Callable[[], Any]) -> Any:
-        """Calls a function that a signal breaks off."""
+        """Calls a function that a signal may interrupt, and returns its result."""
         self._evaluating = True
         try:
             return evaluation()

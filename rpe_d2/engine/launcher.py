@@ -1,4 +1,4 @@
-"""Processes of a run: started by Detectron2's flags, torchrun or srun; one way for all of them to work together."""
+"""Starts the processes of a run by Detectron2's flags, torchrun or srun, on GPUs or CPUs."""
 
 import gc
 import os
@@ -27,9 +27,9 @@ class Process:
     """One of the processes of a run.
 
     Attributes:
-        rank, world_size: its number among all processes, and how many there are.
-        local_rank, local_size: the same on its machine.
-        init_method: where the processes meet: "tcp://host:port" or "env://".
+        rank, world_size: its number among all processes, and their number.
+        local_rank, local_size: the same among the processes of its machine.
+        init_method: torch's rendezvous of the processes, "tcp://host:port" or "env://".
     """
 
     rank: int
@@ -40,22 +40,26 @@ class Process:
 
 
 def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
-    """The process that torchrun or srun has started, None where neither has or it is the only one.
+    """Finds out which process of a run this is from the variables that torchrun and srun set.
 
     Args:
         environment: as ``os.environ``.
 
+    Returns:
+        None where neither has started this process, or where it is the only one.
+
     Raises:
-        ValueError: srun has put different numbers of tasks on the machines.
+        ValueError: srun has placed different numbers of tasks on the machines.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         rank, world_size, local_rank, local_size = (
-            int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        )  # fmt: skip
+            int(environment[name])
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        )
         return (
             Process(rank, world_size, local_rank, local_size, "env://") if world_size > 1 else None
         )
-    # Steps of srun only: inside a batch script these variables do not stand for a process of its own.
+    # Only a step of srun counts. A batch script has similar variables, but does not train.
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks == 1 or "SLURM_PROCID" not in environment:
         return None
@@ -63,11 +67,12 @@ def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
     match = re.fullmatch(r"(\d+)(?:\(x\d+\))?", layout)
     if not match:
         raise ValueError(
-            f"SLURM_STEP_TASKS_PER_NODE is {layout}; allowed: as many tasks on every machine, srun --ntasks-per-node"
+            f"SLURM_STEP_TASKS_PER_NODE is {layout}; allowed: as many tasks on every machine, "
+            "srun --ntasks-per-node"
         )
     host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
     step = f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"
-    # Steps that share a machine meet at different ports.
+    # Steps that share a machine use different ports.
     port = environment.get("MASTER_PORT") or 20000 + zlib.crc32(step.encode()) % 20000
     return Process(
         int(environment["SLURM_PROCID"]),
@@ -79,19 +84,24 @@ def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
 
 
 def check_meeting_point(machines: int, dist_url: str) -> None:
-    """
+    """Checks that several machines are given an address at which they reach each other.
+
+    Args:
+        machines: their number, ``--num-machines``.
+        dist_url: ``--dist-url``.
+
     Raises:
-        ValueError: several machines would look for each other on themselves.
+        ValueError: the address is local to each machine.
     """
     if machines > 1 and (dist_url == "auto" or re.search(r"//(127\.|localhost|\[::1\])", dist_url)):
         raise ValueError(
-            f"--dist-url is {dist_url}; with --num-machines {machines} give the first machine's address, "
-            "tcp://HOST:PORT, on all of them"
+            f"--dist-url is {dist_url}; with --num-machines {machines} give the first machine's "
+            "address, tcp://HOST:PORT, on all of them"
         )
 
 
 def first_host(nodes: str) -> str:
-    """First name of a SLURM node list, as "gpu01" of "gpu[01-04,7],cpu3"."""
+    """The first name of a SLURM node list: "gpu01" of "gpu[01-04,7],cpu3"."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(part or "" for part in match.groups())
 
@@ -108,13 +118,15 @@ def launch(
 ) -> None:
     """Calls ``run(*args)`` in every process of a run.
 
-    Ends the process with the exit status of the first that fails.
+    Where a process fails, this one exits with its exit status.
 
     Args:
-        run: a function of a module (it is pickled).
-        device: "cpu", with gloo between the processes, or "cuda", with NCCL and a GPU each.
-        process: which of them this one is, where torchrun or srun has started it; what follows does not count then.
-        processes: on each machine.
+        run: a module's function, which must be picklable.
+        args: its arguments.
+        device: "cpu", with gloo between the processes, or "cuda", with NCCL and one GPU each.
+        process: this process, where torchrun or srun has started it. The remaining arguments are
+            ignored then.
+        processes: the number of processes on each machine.
         machines, machine_rank, dist_url: as Detectron2's flags.
     """
     world_size = processes * machines
@@ -141,7 +153,7 @@ def _free_port() -> int:
 
 
 def _wait(context: mp.ProcessContext) -> None:
-    """Waits for started processes and passes signals on to them."""
+    """Waits for the started processes and passes signals on to them."""
 
     def pass_on(number, frame):
         for child in context.processes:
@@ -152,11 +164,12 @@ def _wait(context: mp.ProcessContext) -> None:
         number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        # Where one has failed the others soon notice; they end by themselves, or are ended.
+        # The others notice that one has failed and end by themselves; after the grace period they
+        # are terminated.
         while not context.join(grace_period=_GRACE_SECONDS):
             pass
     except mp.ProcessExitedException as error:
-        # It has said why.
+        # The process has printed the reason.
         sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
     finally:
         for number, handler in previous.items():
@@ -170,7 +183,7 @@ def _spawned(local_rank, local_size, machine_rank, world_size, init_method, devi
 
 def _work(process: Process, device: str, run: Callable[..., None], args: tuple) -> None:
     if device.startswith("cuda"):
-        # A scheduler may show each process only its own GPU.
+        # A scheduler may make only its own GPU visible to each process.
         torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // process.local_size))
@@ -179,7 +192,7 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
         init_method=process.init_method,
         rank=process.rank,
         world_size=process.world_size,
-        timeout=DEFAULT_TIMEOUT,  # of Detectron2: the first process may compute scores for a long time
+        timeout=DEFAULT_TIMEOUT,  # Detectron2's: the main process may compute scores for long
     )
     comm.create_local_process_group(process.local_size)
     comm.synchronize()
@@ -187,7 +200,7 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
         run(*args)
         comm.synchronize()
     except BaseException as error:
-        # The frames that it came through hold models, and these the process groups.
+        # The frames of the traceback hold models, which hold the process groups.
         while error is not None:
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__
@@ -197,10 +210,13 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
 
 
 def _end_process_groups() -> None:
-    """Ends them and their threads: one of gloo's that outlives the interpreter aborts the process now and then."""
+    """Destroys the process groups and ends their threads.
+
+    A thread of gloo that outlives the interpreter aborts the process now and then.
+    """
     dist.destroy_process_group()
-    # Threads end with the last reference to their group; comm keeps two.
+    # A thread ends with the last reference to its group; comm keeps two of them.
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
-    comm.create_local_process_group.cache_clear()  # a later run in this process makes its own
+    comm.create_local_process_group.cache_clear()  # a later run needs a new one
     gc.collect()

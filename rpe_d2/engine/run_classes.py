@@ -1,4 +1,7 @@
-"""Names and ids of the classes of a run, beside its configuration: pictures are labelled without the data."""
+"""Names and ids of a run's classes, stored beside its configuration.
+
+They label pictures where the data of the run are not present.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import class_colors
 
-from .setup import number_of_classes
+from .datasets import number_of_classes
 
 FILE = "classes.json"
 _NAMES = ("thing_classes", "stuff_classes")
@@ -18,24 +21,31 @@ _LISTS = (*_NAMES, "stuff_colors", "category_ids")
 
 
 def write_classes(cfg: CfgNode) -> None:
-    """Writes ``OUTPUT_DIR/classes.json``: what the data sets of the run know of their classes.
+    """Writes ``OUTPUT_DIR/classes.json``, what the data sets of a run tell about their classes.
 
-    Its lists, those that are known: "thing_classes" and "stuff_classes", the names, "stuff_colors", RGB in 0-255, and
-    "category_ids", those of the things in the data, all in the order of the model's classes.
+    The file holds those of these lists that are known, all in the order of the model's classes:
+    "thing_classes" and "stuff_classes", the names; "stuff_colors", RGB in 0-255; and
+    "category_ids", the ids of the things in the data.
     """
     known: Dict[str, Any] = {}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name)
-        found = {kind: metadata.get(kind) for kind in (*_NAMES, "stuff_colors")}
+        lists = {kind: metadata.get(kind) for kind in (*_NAMES, "stuff_colors")}
         ids = metadata.get("thing_dataset_id_to_contiguous_id")
-        found["category_ids"] = sorted(ids, key=ids.get) if ids else None
-        known = {**{kind: values for kind, values in found.items() if values}, **known}
+        lists["category_ids"] = sorted(ids, key=ids.get) if ids else None
+        known = {**{kind: values for kind, values in lists.items() if values}, **known}
     with replacing_file(Path(cfg.OUTPUT_DIR) / FILE) as file:
         file.write((json.dumps(known, indent=1) + "\n").encode())
 
 
 def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
-    """What :func:`write_classes` wrote beside a configuration; None: nothing.
+    """Reads the file that :func:`write_classes` wrote beside a configuration.
+
+    Args:
+        config_file: the path of the configuration.
+
+    Returns:
+        The lists of the file, or None where there is no such file.
 
     Raises:
         ValueError: the file holds something else.
@@ -46,20 +56,23 @@ def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
     try:
         known = json.loads(path.read_text())
         if not all(isinstance(known.get(key, []), list) for key in _LISTS):
-            raise TypeError("no lists")
+            raise TypeError("not lists")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} holds no classes of a run ({error}); it may be deleted"
+            f"{path} does not hold the classes of a run ({error}); it may be deleted"
         ) from error
     return known
 
 
 def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = None) -> Metadata:
-    """What a model's classes are called, "class 3" where nothing is known of them, and the colours of their maps.
+    """Returns names for all classes of a model, and colors for its semantic maps.
+
+    A class without a known name is called "class 3" and so on.
 
     Args:
-        config_file: of the run, which may have written its classes.
-        dataset: registered, of which pictures are drawn; its own names come first.
+        cfg: the configuration.
+        config_file: its path, beside which the run may have written its classes.
+        dataset: the registered data set whose images are drawn. Its names take precedence.
     """
     known = read_classes(config_file)
     if dataset or known is None:
@@ -71,14 +84,19 @@ def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = No
     for kind, count in number_of_classes(cfg).items():
         names = list(known.get(kind) or [])
         known[kind] = names + [f"class {index}" for index in range(len(names), count)]
-    # Detectron2 would take others in each picture where there are none.
+    # Without colors, Detectron2 would choose different ones for each picture.
     colors = list(known.get("stuff_colors") or [])
     known["stuff_colors"] = colors + class_colors(known.get("stuff_classes") or [])[len(colors) :]
     return Metadata(**known)
 
 
 def class_names(classes: List[int], metadata: Metadata) -> List[str]:
-    """A name for each class, "" where there is one class alone and nothing to tell apart."""
+    """Returns a label for each class: its name, or "" where the data have a single class.
+
+    Args:
+        classes: indices of classes.
+        metadata: as :func:`drawing_metadata` returns it.
+    """
     known = metadata.get("thing_classes")
     if known is not None and len(known) == 1:
         return [""] * len(classes)

@@ -1,4 +1,4 @@
-"""What a run was and what it measured, as one small JSON."""
+"""Records of runs: configuration, conditions and metrics of a run in one small JSON file."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from tabulate import tabulate
 from rpe_d2.utils.files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+# Overrides that a run's title leaves out: tables show them in columns of their own, or not at all.
 UNTITLED = (
     "OUTPUT_DIR",
     "SEED",
@@ -40,20 +41,23 @@ def write_run_record(
     iterations: int,
     resumed_from: int,
 ) -> Path:
-    """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` … where there is one already.
+    """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` and so on where that exists.
 
-    It holds config file, overrides, seed, commit, hardware, time, command and metrics: what a figure in the README
-    is traced back to. "cpu_seconds" is the time that this process has computed, all its threads together: what remains
-    comparable where others compute on the same machine.
+    The record holds everything needed to trace a published figure to its run: configuration file,
+    overrides, seed, commit, hardware, times, command and metrics. "cpu_seconds" is the CPU time of
+    all threads of this process. Unlike wall time, it stays comparable on a machine that is shared.
 
     Args:
-        args: ``config_file``, ``opts``, ``command`` and ``commit`` of the run, taken when it started.
-        seconds: wall time of training and evaluation.
-        iterations: of the training; 0: none, an evaluation only.
-        resumed_from: how many of them had been done before this command, of whose times the record knows nothing.
+        cfg: the configuration of the run.
+        args: has ``config_file``, ``opts``, ``command`` and ``commit``, taken when the run started.
+        metrics: the results of the last evaluation.
+        seconds: the wall time of training and evaluation.
+        iterations: the number of training iterations; 0 in an evaluation.
+        resumed_from: the number of iterations that were complete before this command. The times in
+            the record do not include them.
 
     Returns:
-        Path of the file.
+        The path of the file.
     """
     record = {
         "title": run_title(args.config_file, args.opts),
@@ -76,7 +80,10 @@ def write_run_record(
 
 
 def run_title(config_file: str, opts: List[str]) -> str:
-    """The configuration's name and the overrides that have no column of their own in a table of results."""
+    """The title of a run in tables of results: the name of its configuration, and its overrides.
+
+    Overrides of data sets and of the keys in ``UNTITLED`` are left out.
+    """
     name = str(Path(config_file).with_suffix(""))
     pairs = [
         f"{key} {value}"
@@ -87,7 +94,10 @@ def run_title(config_file: str, opts: List[str]) -> str:
 
 
 def current_commit() -> str:
-    """Commit of the source tree, with "+changes" where the code differs from it; "" outside a repository."""
+    """The commit of the source tree, or "" outside a git repository.
+
+    "+changes" is appended where the code has uncommitted changes.
+    """
     git = ["git", "-C", str(_REPOSITORY)]
     try:
         commit = subprocess.run(
@@ -106,14 +116,14 @@ def current_commit() -> str:
 
 
 def hardware(device: str) -> str:
-    """The device in words: GPU name, or processor architecture and the threads torch uses."""
+    """Describes a device: the name of a GPU, or the architecture of a CPU and torch's threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     return f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def plain_numbers(value: Any) -> Any:
-    """Nested results with every number a rounded float, and None where it is not finite, as JSON wants it."""
+    """Converts nested results for JSON: numbers are rounded, and None where they are not finite."""
     if isinstance(value, dict):
         return {str(key): plain_numbers(item) for key, item in value.items()}
     number = float(value)
@@ -121,13 +131,16 @@ def plain_numbers(value: Any) -> Any:
 
 
 def print_table(metrics: Dict[str, Any]) -> None:
-    """Prints the scores (percent) of every task of every data set.
+    """Prints tables of the scores, in percent, of every task and data set.
 
-    AP and AR of instances, AR@n of proposals, IoU of maps, best F-measures and AP of boundaries.
+    They show AP and AR of instances, AR@n of proposals, IoU of semantic maps, and F-measures and AP
+    of contours.
+
+    Args:
+        metrics: the results of an evaluation, {task: scores}, or {data set: {task: scores}}.
     """
     instances, proposals, semantic, boundaries = [], [], [], []
     for name, result in metrics.items():
-        # One data set: {task: scores}; several: {data set: {task: scores}}.
         nested = any(isinstance(scores, dict) for scores in result.values())
         tasks = (
             {f"{name} {task}": scores for task, scores in result.items()}

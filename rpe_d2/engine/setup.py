@@ -1,4 +1,4 @@
-"""From command-line arguments to a checked configuration."""
+"""Builds and checks the configuration of a run."""
 
 import argparse
 import importlib.util
@@ -6,48 +6,48 @@ import logging
 import os
 import pickle
 import secrets
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import List
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from rpe_d2.config import add_rpe_config
-from rpe_d2.data import check_voc_files
-from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead
-from rpe_d2.modeling.sem_seg.spn_sem_seg_head import SPNSemSegHead
-from rpe_d2.ops.sphere import min_margin
+from rpe_d2.config import (
+    add_rpe_config,
+    check_config,
+    check_config_file,
+    check_registered_names,
+    find_config_file,
+)
 from rpe_d2.utils.files import make_new_folder, make_writable_folder
-from rpe_d2.utils.safe_pickle import load_arrays
+from rpe_d2.utils.safe_loading import load_arrays
 
-from .config_checks import check_config_file, check_overrides
-from .datasets import register_datasets
-from .train_step import PRECISIONS
+from .datasets import check_datasets, register_datasets
+from .host_models import check_run, check_training_data
 
 logger = logging.getLogger("rpe_d2")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Builds the configuration of a run, registers its data sets, checks it and sets up logging and seed.
+    """Builds and checks the configuration of a run, registers its data, sets up logging and seed.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: the arguments that Detectron2's ``default_argument_parser`` returns.
 
     Returns:
-        The frozen configuration. An evaluation's ``OUTPUT_DIR`` is that of :func:`evaluation_folder`.
+        The frozen configuration. In an evaluation its ``OUTPUT_DIR`` is the folder that
+        :func:`evaluation_folder` chooses.
 
     Raises:
-        ValueError, FileNotFoundError: one line that names the key or file at fault.
+        ValueError, FileNotFoundError: in one line, the key or file at fault.
     """
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
         cfg.SEED = choose_seed(cfg, args.resume)
+    check_registered_names(cfg)
     check_solver(cfg)
     if not args.eval_only:
         check_batch_size(cfg)
@@ -57,17 +57,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
             raise ValueError(f"DATASETS.{key} is empty; allowed: names of data sets, ('mine',)")
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("MODEL.WEIGHTS is empty; --eval-only needs the weights to evaluate")
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "SharpMask" and not (cfg.MODEL.WEIGHTS or args.resume):
-        raise ValueError(
-            "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
-        )
-    if cfg.MODEL.SPN.FREEZE_HEAD and not (cfg.MODEL.WEIGHTS or args.resume):
-        raise ValueError(
-            "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head, name its checkpoint"
-        )
     check_datasets(cfg)
-    check_semantic_head(cfg)
-    check_output_dir(cfg.OUTPUT_DIR, starts_anew=not (args.eval_only or args.resume))
+    check_run(cfg, has_weights=bool(cfg.MODEL.WEIGHTS or args.resume))
+    check_output_dir(cfg.OUTPUT_DIR, is_new_training=not (args.eval_only or args.resume))
     if args.eval_only:
         cfg.OUTPUT_DIR = evaluation_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -75,12 +67,21 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.DETERMINISTIC:
         use_deterministic_algorithms()
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="rpe_d2")
-    check_margin(cfg, training=not args.eval_only)
+    if not args.eval_only:
+        check_training_data(cfg)
     return cfg
 
 
 def load_config(config_file: str, opts: List[str]) -> CfgNode:
-    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's, and registers named data sets."""
+    """Reads a configuration, adapts it to the available device and registers its data sets.
+
+    Args:
+        config_file: the path of a YAML file.
+        opts: KEY VALUE overrides, as on the command line.
+
+    Raises:
+        As :func:`read_config` and :func:`register_datasets`.
+    """
     cfg = read_config(config_file, opts)
     use_available_device(cfg)
     register_datasets(cfg)
@@ -88,37 +89,47 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
 
 
 def read_config(config_file: str, opts: List[str]) -> CfgNode:
-    """Merges a file and KEY VALUE pairs into Detectron2's keys and this package's.
+    """Merges a YAML file and KEY VALUE overrides into the defaults of Detectron2 and this package.
+
+    Args:
+        config_file: the path of a YAML file.
+        opts: KEY VALUE overrides, as on the command line.
 
     Raises:
-        ValueError, KeyError, AssertionError, OSError, yaml.YAMLError: a file, key or value is wrong.
+        ValueError, KeyError, AssertionError, OSError, yaml.YAMLError: a file, a key or a value is
+            wrong.
     """
     reject_swallowed_flags(opts)
     cfg = get_cfg()
     add_rpe_config(cfg)
+    config_file = find_config_file(config_file)
     check_config_file(config_file, cfg)
-    check_overrides(opts, cfg)
-    cfg.merge_from_file(config_file, allow_unsafe=False)  # YAML could build any Python object
+    # Unsafe YAML can build any Python object.
+    cfg.merge_from_file(config_file, allow_unsafe=False)
     cfg.merge_from_list(opts)
     return cfg
 
 
 def reject_swallowed_flags(opts: List[str]) -> None:
-    """Flags after the first KEY VALUE pair end up among the pairs; say so instead of failing on the pair."""
+    """Refuses flags that stand after KEY VALUE overrides: argparse takes them for overrides.
+
+    Raises:
+        ValueError: there is such a flag.
+    """
     flags = [opt for opt in opts if opt.startswith("--")]
     if flags:
         raise ValueError(f"{flags[0]} stands after KEY VALUE overrides; put all flags before them")
 
 
 def use_available_device(cfg: CfgNode) -> None:
-    """Falls back to the CPU where there is no CUDA, and turns off what the CPU does not have.
+    """Falls back to the CPU where CUDA is unavailable, and turns off float16 training on a CPU.
 
     Raises:
-        ValueError: there is no such device.
+        ValueError: ``MODEL.DEVICE`` does not exist.
     """
     check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s and CUDA is not available: using cpu", cfg.MODEL.DEVICE)
+        logger.warning("MODEL.DEVICE is %s, but CUDA is unavailable: using cpu", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     amp = cfg.SOLVER.AMP
     if amp.ENABLED and amp.PRECISION == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -127,13 +138,14 @@ def use_available_device(cfg: CfgNode) -> None:
 
 
 def check_device(key: str, name: str) -> None:
-    """Checks the name of a device; GPUs' numbers only where there are GPUs.
+    """Checks the name of a device. On a machine without GPUs, any GPU number is accepted.
 
     Args:
-        key: what the user has named it by.
+        key: the configuration key or flag that names the device, for the message.
+        name: the device, as "cpu" or "cuda:1".
 
     Raises:
-        ValueError: torch knows no such device, or the machine has fewer GPUs.
+        ValueError: torch does not know the device, or the machine has fewer GPUs.
     """
     gpus = torch.cuda.device_count()
     try:
@@ -147,13 +159,17 @@ def check_device(key: str, name: str) -> None:
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> int:
-    """The seed of a training: that of the run to resume, else ``SEED``, else a random one; the same in all processes."""
+    """Chooses the seed of a training, the same in all processes.
+
+    A resumed run keeps its seed. A new one takes ``SEED``, or a random seed where ``SEED`` is
+    negative.
+    """
     seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if resume and os.path.exists(last):
         seed = _seed_of_checkpoints(cfg.OUTPUT_DIR, seed)
         if 0 <= cfg.SEED != seed:
-            logger.warning("SEED is %d; the run to resume has %d and keeps it", cfg.SEED, seed)
+            logger.warning("SEED is %d; the resumed run keeps its own, %d", cfg.SEED, seed)
     return comm.all_gather(seed)[0]
 
 
@@ -162,14 +178,14 @@ def _seed_of_checkpoints(folder: str, default: int) -> int:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return content["trainer"]["_trainer"]["seed"]
-        except Exception:  # broken, or of another trainer; the checkpointer will say so
+        except Exception:  # damaged, or of another trainer; the checkpointer reports it
             continue
     return default
 
 
 def use_deterministic_algorithms() -> None:
-    """Makes torch take the deterministic one of two ways, and warn where there is none."""
-    # cuBLAS is deterministic only with this, set before it is first used.
+    """Makes torch use deterministic algorithms, and warn about operations that have none."""
+    # cuBLAS is deterministic only where this is set before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = True
@@ -177,41 +193,29 @@ def use_deterministic_algorithms() -> None:
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Checks the keys of training.
+    """Checks the keys of rpe_d2, and those of the training that depend on others.
 
     Raises:
-        ValueError: one line that names the key, the value and what is allowed.
+        ValueError: in one line, the key, its value and what is allowed.
     """
-    solver = cfg.SOLVER
-    for key, value, allowed, text in (
-        ("SOLVER.ACCUMULATE_STEPS", solver.ACCUMULATE_STEPS, solver.ACCUMULATE_STEPS >= 1, "1 or more"),
-        (
-            "TEST.DENSE_CRF.ENABLED",
-            cfg.TEST.DENSE_CRF.ENABLED,
-            not cfg.TEST.DENSE_CRF.ENABLED or importlib.util.find_spec("pydensecrf") is not None,
-            "False, or True after pip install -e '.[crf]'",
-        ),
-        ("SOLVER.AMP.PRECISION", solver.AMP.PRECISION, solver.AMP.PRECISION in PRECISIONS, ", ".join(PRECISIONS)),
-        ("SOLVER.EMA.DECAY", solver.EMA.DECAY, 0 < solver.EMA.DECAY < 1, "above 0 and below 1"),
-        ("SOLVER.MAX_NONFINITE_STEPS", solver.MAX_NONFINITE_STEPS, solver.MAX_NONFINITE_STEPS >= 0, "0 or more"),
-        ("DATALOADER.MAX_UNREADABLE", cfg.DATALOADER.MAX_UNREADABLE, cfg.DATALOADER.MAX_UNREADABLE >= 0, "0 or more"),
-        (
-            "SOLVER.EARLY_STOPPING_PATIENCE",
-            solver.EARLY_STOPPING_PATIENCE,
-            solver.EARLY_STOPPING_PATIENCE == 0
-            or (solver.EARLY_STOPPING_PATIENCE > 0 and cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0),
-            "0, or more with TEST.BEST_METRIC and TEST.EVAL_PERIOD",
-        ),
-    ):  # fmt: skip
-        if not allowed:
-            raise ValueError(f"{key} is {value}; allowed: {text}")
+    check_config(cfg)
+    if cfg.TEST.DENSE_CRF.ENABLED and importlib.util.find_spec("pydensecrf") is None:
+        raise ValueError(
+            "TEST.DENSE_CRF.ENABLED is True; allowed: False, or True after pip install -e '.[crf]'"
+        )
+    patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
+    if patience > 0 and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0):
+        raise ValueError(
+            f"SOLVER.EARLY_STOPPING_PATIENCE is {patience}; allowed: 0, or more with "
+            "TEST.BEST_METRIC and TEST.EVAL_PERIOD"
+        )
 
 
 def check_batch_size(cfg: CfgNode) -> None:
-    """Checks that every process gets images, and as many as the others.
+    """Checks that a batch can be divided equally between the processes.
 
     Raises:
-        ValueError: one line that names the key, the value and what is allowed.
+        ValueError: in one line, the key, its value and what is allowed.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
@@ -221,10 +225,10 @@ def check_batch_size(cfg: CfgNode) -> None:
 
 
 def check_proposal_files(cfg: CfgNode) -> None:
-    """Reads the pickles of proposals that Detectron2 will unpickle: it would run whatever they bring along.
+    """Checks the pickles of proposals before Detectron2 loads them: a pickle can run any code.
 
     Raises:
-        ValueError: one holds more than arrays and plain types, or is broken.
+        ValueError: a file holds something other than arrays and plain types, or is damaged.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
@@ -237,14 +241,18 @@ def check_proposal_files(cfg: CfgNode) -> None:
                 raise ValueError(f"DATASETS.{key}: {path}: {error}") from error
 
 
-def check_output_dir(folder: str, starts_anew: bool) -> None:
-    """Makes the folder of a run; a training that starts anew finds no other training's checkpoints there.
+def check_output_dir(folder: str, is_new_training: bool) -> None:
+    """Makes the output folder of a run.
+
+    Args:
+        folder: ``OUTPUT_DIR``.
+        is_new_training: whether the run is a training that does not resume another one.
 
     Raises:
-        ValueError: it cannot be written, or holds checkpoints that would be overwritten.
+        ValueError: the folder cannot be written, or a new training would overwrite its checkpoints.
     """
     make_writable_folder("OUTPUT_DIR", Path(folder))
-    if starts_anew and os.path.exists(os.path.join(folder, "last_checkpoint")):
+    if is_new_training and os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise ValueError(
             f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
             "continue it with --resume or choose another folder"
@@ -252,149 +260,16 @@ def check_output_dir(folder: str, starts_anew: bool) -> None:
 
 
 def evaluation_folder(folder: str) -> str:
-    """Where an evaluation writes: into the folder itself or, where a run has written there, a new one inside.
+    """Chooses the folder into which an evaluation writes.
 
-    That one is ``evaluation``, ``evaluation-2`` …: a training's configuration and predictions stay as they are. To be
-    called by all processes; the first one chooses.
+    It is the given folder or, where another run has written there, a new folder inside of it,
+    ``evaluation``, ``evaluation-2`` and so on. The configuration and predictions of a training are
+    never overwritten. All processes must call this; the main one makes the folder.
+
+    Args:
+        folder: ``OUTPUT_DIR``.
     """
     chosen = folder
     if comm.is_main_process() and os.path.exists(os.path.join(folder, "config.yaml")):
         chosen = str(make_new_folder(Path(folder) / "evaluation"))
     return comm.all_gather(chosen)[0]
-
-
-# What each of Detectron2's meta-architectures learns, and where its number of classes stands.
-_CLASS_KEYS = {
-    "PixelEmbeddingNet": {"thing": "MODEL.RPE.NUM_CLASSES"},
-    "GeneralizedRCNN": {"thing": "MODEL.ROI_HEADS.NUM_CLASSES"},
-    "RetinaNet": {"thing": "MODEL.RETINANET.NUM_CLASSES"},
-    "SemanticSegmentor": {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
-    "PanopticFPN": {
-        "thing": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    },
-}
-
-
-def number_of_classes(cfg: CfgNode) -> Dict[str, int]:
-    """By "thing_classes" and "stuff_classes", how many the model has; without a kind whose number it does not have."""
-    keys = {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
-    keys.update(_CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE, {}))
-    return {f"{kind}_classes": _value(cfg, key) for kind, key in keys.items()}
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
-def check_datasets(cfg: CfgNode) -> None:
-    """Checks that the data sets exist, agree on their classes and have as many as the model."""
-    for key in ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog:
-                raise ValueError(
-                    f"DATASETS.{key} names {name!r}, which is not registered; "
-                    'own data: DATASETS.COCO_JSONS "name=path.json:image_root", DATASETS.SEM_SEG_DIRS '
-                    '"name=images/:labels/"'
-                )
-            check_voc_files(name)
-    kinds = _CLASS_KEYS.get(cfg.MODEL.META_ARCHITECTURE, {"thing": ""})
-    for kind, class_key in kinds.items():
-        _check_classes(cfg, kind, class_key)
-
-
-def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
-    """Of the "thing" or "stuff" classes; ``class_key`` "" if the model has no number of them."""
-    first = None
-    for key in ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[key]:
-            classes = MetadataCatalog.get(name).get(f"{kind}_classes")
-            if classes is None:
-                if kind == "stuff":
-                    raise ValueError(
-                        f"DATASETS.{key}: {name} has no semantic maps, from which {cfg.MODEL.META_ARCHITECTURE} learns"
-                    )
-                continue
-            first = first or (name, classes)
-            if classes != first[1]:
-                raise ValueError(
-                    f"DATASETS.{key}: {name} has the classes {_listed(classes)}; "
-                    f"{first[0]} has {_listed(first[1])}; allowed: the same, in the order of their category ids"
-                )
-            if class_key and len(classes) != _value(cfg, class_key):
-                raise ValueError(
-                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes"
-                )
-            ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-            label = MetadataCatalog.get(name).get("ignore_label", ignored)
-            if kind == "stuff" and label != ignored:
-                raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignored}; the unlabelled pixels of {name} are {label}"
-                )
-
-
-def check_semantic_head(cfg: CfgNode) -> None:
-    """Checks that the semantic head has the pair loss, where the configuration asks for that."""
-    name, weight = cfg.MODEL.SEM_SEG_HEAD.NAME, cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT
-    if cfg.MODEL.META_ARCHITECTURE not in ("SemanticSegmentor", "PanopticFPN") or weight <= 0:
-        return
-    if name in SEM_SEG_HEADS_REGISTRY and not issubclass(
-        SEM_SEG_HEADS_REGISTRY.get(name), (SemSegHead, SPNSemSegHead)
-    ):
-        raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is {weight:g}; {name} has no pair loss, allowed: "
-            "EmbeddingSemSegHead on the same features, SPNSemSegHead around it, or the weight 0"
-        )
-
-
-def _listed(names: List[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f", … ({len(names)})" if len(names) > limit else "")
-
-
-def check_margin(cfg: CfgNode, training: bool) -> None:
-    """Warns of settings with which grouping cannot succeed on the training data, and says what would fit."""
-    rpe = cfg.MODEL.RPE
-    if cfg.MODEL.META_ARCHITECTURE != "PixelEmbeddingNet" or not training:
-        return
-    if rpe.NEGATIVE_RADIUS > 0:
-        if rpe.GROUPING == "mean_shift" and not (rpe.VOTES or rpe.SPLIT_COMPONENTS):
-            logger.warning(
-                "MODEL.RPE.NEGATIVE_RADIUS lets instances that are far apart share an embedding, and nothing tells "
-                "them apart: set MODEL.RPE.VOTES or MODEL.RPE.SPLIT_COMPONENTS True"
-            )
-        return
-    largest = max((most_instances(name) for name in cfg.DATASETS.TRAIN), default=0)
-    groups = largest + (rpe.BACKGROUND == "group")
-    if groups < 2:
-        return
-    needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
-    if needed <= rpe.MARGIN + 1e-9:
-        return
-    # 2 dim points are known to fit at margin 1/2, and no dimension helps below the simplex's margin.
-    dim = max(rpe.EMBEDDING_DIM, -(-groups // 2))
-    logger.warning(
-        "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in %d dimensions "
-        "(smallest margin: %s%.3f). What fits: MODEL.RPE.EMBEDDING_DIM %d with MARGIN %.2f, or "
-        "MODEL.RPE.NEGATIVE_RADIUS > 0.",
-        rpe.MARGIN,
-        groups,
-        rpe.EMBEDDING_DIM,
-        "" if exact else "at least ",
-        needed,
-        dim,
-        max(rpe.MARGIN, 0.5),
-    )
-
-
-@lru_cache(maxsize=None)
-def most_instances(dataset_name: str) -> int:
-    """Instances, without crowds, in the fullest image of a registered data set."""
-    return max(
-        (
-            sum(1 for annotation in item.get("annotations", ()) if not annotation.get("iscrowd", 0))
-            for item in DatasetCatalog.get(dataset_name)
-        ),
-        default=0,
-    )

@@ -1,4 +1,4 @@
-"""One iteration of training: batches, losses, gradients, a step of the optimizer."""
+"""One iteration of training, from the batches to the step of the optimizer."""
 
 import itertools
 import logging
@@ -22,22 +22,23 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class NonFinite(RuntimeError):
-    """Losses or gradients are infinite or NaN more often than allowed; the message is one line."""
+    """Losses or gradients are infinite or NaN more often than allowed. The message is one line."""
 
 
 class TooManyUnreadable(UnreadableImage):
-    """More images than allowed are unreadable; all processes raise it in the same iteration."""
+    """More images than allowed are unreadable. All processes raise this in the same iteration."""
 
 
-class SpoiltStatistics(NonFinite):
-    """Running statistics of the model are infinite or NaN: it must not be saved."""
+class NonFiniteStatistics(NonFinite):
+    """Running statistics of the model are infinite or NaN, so that it must not be saved."""
 
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's step with accumulated gradients, mixed precision and skipped steps where numbers are not finite.
+    """Detectron2's training step with gradient accumulation and mixed precision.
 
-    All randomness of an iteration is seeded by the run's seed, the process and the iteration, so that a resumed run
-    repeats it whatever was computed in between.
+    A step whose losses or gradients are not finite is skipped. All randomness of an iteration is
+    seeded by the run's seed, the process and the iteration, so that a resumed run repeats it
+    exactly.
     """
 
     def __init__(
@@ -54,14 +55,15 @@ class TrainStep(SimpleTrainer):
     ):
         """
         Args:
-            model: gives a dict of losses; wrapped for distributed training where there are several processes.
-            data_loader: endless, of lists of dicts.
-            optimizer: of the model's parameters.
-            seed: of the run, >= 0.
-            accumulate_steps: batches whose mean gradient makes a step.
-            precision: the forward pass runs under autocast with it; None: no autocast.
-            max_nonfinite_steps: steps that may be skipped.
-            max_unreadable: images that may be unreadable.
+            model: returns a dict of losses. With several processes it is wrapped for distributed
+                training.
+            data_loader: yields lists of dicts without end.
+            optimizer: the optimizer of the model's parameters.
+            seed: the seed of the run, 0 or more.
+            accumulate_steps: the number of batches whose mean gradient makes a step.
+            precision: the type that autocast uses in the forward pass; None: no autocast.
+            max_nonfinite_steps: the number of steps that may be skipped.
+            max_unreadable: the number of images that may be unreadable.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
@@ -74,13 +76,14 @@ class TrainStep(SimpleTrainer):
         self.max_nonfinite_steps = max_nonfinite_steps
         self.max_unreadable = max_unreadable
         self.images_seen = 0  # by all processes
-        self.unreadable: Dict[str, str] = {}  # reasons by file name, of all processes
+        self.unreadable: Dict[str, str] = {}  # reasons by file name, from all processes
         self.nonfinite_steps = 0
 
     def run_step(self) -> None:
-        """
+        """Computes the gradient of ``accumulate_steps`` batches and updates the weights.
+
         Raises:
-            TooManyUnreadable, NonFinite: more of them than allowed.
+            TooManyUnreadable, NonFinite: there are more of them than allowed.
         """
         start = time.perf_counter()
         batches = self._next_batches()
@@ -90,7 +93,7 @@ class TrainStep(SimpleTrainer):
         for number, batch in enumerate(batches):
             seed_all(self.seed, comm.get_rank(), self.iter, number)
             is_last = number == self.accumulate_steps - 1
-            # Gradients are summed over processes once, with the last batch.
+            # Gradients are averaged over the processes once, with the last batch.
             with nullcontext() if is_last or comm.get_world_size() == 1 else self.model.no_sync():
                 for name, loss in self._backward(batch).items():
                     losses[name] = losses[name] + loss.detach() / self.accumulate_steps
@@ -98,12 +101,12 @@ class TrainStep(SimpleTrainer):
 
         if self.grad_scaler.is_enabled():
             self.grad_scaler.unscale_(self.optimizer)
-        culprits = self._bad_losses(losses)
-        # The scaler of half precision finds its scale by overflowing gradients now and then.
+        culprits = self._nonfinite_losses(losses)
+        # The loss scaler of float16 finds its scale by letting gradients overflow now and then.
         is_normal = (
             not culprits and self.grad_scaler.is_enabled() and self.grad_scaler.get_scale() > 1
         )
-        culprits = culprits or self._bad_gradients()
+        culprits = culprits or self._nonfinite_gradients()
         if culprits:
             self._skip(culprits, batches, is_normal)
         else:
@@ -122,7 +125,10 @@ class TrainStep(SimpleTrainer):
         return losses
 
     def _next_batches(self) -> List[List[Dict[str, Any]]]:
-        """Batches of a step. Counts what is unreadable in all processes, so that all of them stop in the same step."""
+        """The batches of a step.
+
+        Unreadable images are counted over all processes, so that all of them stop in the same step.
+        """
         batches: List[List[Dict[str, Any]]] = []
         failure = ""
         try:
@@ -130,12 +136,12 @@ class TrainStep(SimpleTrainer):
                 batches.append(next(self._data_loader_iter))
         except UnreadableImage as error:  # no replacement was found
             failure = unreadable_reason(error)
-        met: Dict[str, str] = {}
+        skipped: Dict[str, str] = {}
         for item in itertools.chain(*batches):
-            met.update(item.pop(SKIPPED, {}))
+            skipped.update(item.pop(SKIPPED, {}))
         unreadable = dict(self.unreadable)
         failures = []
-        for part, part_failure in comm.all_gather((met, failure)):
+        for part, part_failure in comm.all_gather((skipped, failure)):
             failures += [part_failure] if part_failure else []
             for file_name, reason in part.items():
                 if file_name not in unreadable:
@@ -148,22 +154,22 @@ class TrainStep(SimpleTrainer):
         self.unreadable = unreadable
         return batches
 
-    def _bad_losses(self, losses: Dict[str, torch.Tensor]) -> List[str]:
-        """What is infinite or NaN of the losses of any process; the same in all processes."""
-        bad = [
+    def _nonfinite_losses(self, losses: Dict[str, torch.Tensor]) -> List[str]:
+        """Describes the losses that are infinite or NaN in any process, the same in all of them."""
+        nonfinite = [
             f"{name} is {float(loss)}" for name, loss in losses.items() if not loss.isfinite().all()
         ]
-        return sorted(set(sum(comm.all_gather(bad), [])))
+        return sorted(set(sum(comm.all_gather(nonfinite), [])))
 
-    def _bad_gradients(self) -> List[str]:
-        """The first parameter whose gradient is infinite or NaN; the same in all processes."""
-        # Summed over processes already, hence the same in all of them.
+    def _nonfinite_gradients(self) -> List[str]:
+        """Describes the first parameter whose gradient is infinite or NaN."""
+        # Gradients are averaged over the processes already, hence equal in all of them.
         named = [(n, p.grad) for n, p in self.model.named_parameters() if p.grad is not None]
         largest = torch._foreach_norm([gradient for _, gradient in named], float("inf"))
         finite = torch.stack(largest).isfinite()
         if finite.all():
             return []
-        names = [name for (name, _), good in zip(named, finite.tolist()) if not good]
+        names = [name for (name, _), is_finite in zip(named, finite.tolist()) if not is_finite]
         more = f" and of {len(names) - 1} other parameters" if len(names) > 1 else ""
         return [f"the gradient of {names[0].removeprefix('module.')}{more} is not finite"]
 
@@ -181,12 +187,12 @@ class TrainStep(SimpleTrainer):
         if is_normal:
             logger.info("skipped, loss scale is now %g: %s", self.grad_scaler.get_scale(), message)
             return
-        polluted = [n for n, b in self.model.named_buffers() if not b.isfinite().all()]
-        polluted = sum(comm.all_gather(polluted), [])
-        if polluted:
-            raise SpoiltStatistics(
-                f"{message}; the running statistics {polluted[0]} are spoilt, go on from the last checkpoint "
-                "with --resume and a lower SOLVER.BASE_LR"
+        nonfinite = [n for n, b in self.model.named_buffers() if not b.isfinite().all()]
+        nonfinite = sum(comm.all_gather(nonfinite), [])
+        if nonfinite:
+            raise NonFiniteStatistics(
+                f"{message}; the running statistics {nonfinite[0]} are not finite, "
+                "continue from the last checkpoint with --resume and a lower SOLVER.BASE_LR"
             )
         if self.nonfinite_steps >= self.max_nonfinite_steps:
             raise NonFinite(
@@ -194,7 +200,7 @@ class TrainStep(SimpleTrainer):
                 f"{self.max_nonfinite_steps}"
             )
         self.nonfinite_steps += 1
-        logger.warning("skipped step %d, %s", self.nonfinite_steps, message)
+        logger.warning("skipped step %d: %s", self.nonfinite_steps, message)
 
     def state_dict(self) -> Dict[str, Any]:
         state = {

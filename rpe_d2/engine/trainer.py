@@ -1,4 +1,4 @@
-"""Detectron2's trainer with this package's data, evaluation, optimizer and care for interrupted runs."""
+"""Detectron2's trainer with this package's data, evaluators and optimizer, and exact resuming."""
 
 import logging
 import os
@@ -21,27 +21,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
-    BoundaryMapper,
     CoarseInstances,
     CountInstances,
     NameUnreadable,
-    PixelLabelMapper,
     ResumableLoader,
     UnreadableImage,
-    additional_augmentations,
     build_resumable_train_loader,
+    build_train_mapper,
 )
 from rpe_d2.evaluation import (
     BoundaryAPEvaluator,
     BSDSBoundaryEvaluator,
     DenseCRF,
     DenseCRFEvaluator,
-    InstanceEvaluator,
+    InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
     VOCInstanceEvaluator,
 )
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 
 from .checkpoint import AVERAGED, ModelCheckpointer
 from .hooks import (
@@ -55,25 +53,29 @@ from .hooks import (
     averaged_copy,
     mean_losses,
 )
-from .train_step import PRECISIONS, NonFinite, SpoiltStatistics, TooManyUnreadable, TrainStep
+from .host_models import inference_inputs, only_proposals, training_mapper_name
+from .train_step import PRECISIONS, NonFinite, NonFiniteStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("SGD", "ADAMW")
-_GENERATORS_OF_MASKS = ("MeanShiftProposalGenerator", "DeepMask", "SharpMask", "InstanceFCN")
+# The wrapper of the evaluation mapper that provides an input of the model beside images.
+_INPUT_MAPPERS = {"num_instances": CountInstances, "coarse_masks": CoarseInstances}
 
 
 class Trainer(DefaultTrainer):
-    """Trains any Detectron2 configuration; what it adds is chosen by the configuration."""
+    """Trains any Detectron2 model. Everything that it adds is switched on by the configuration."""
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: a ``SEED`` below 0 is replaced by a random one, with which a later resume goes on only where
-                :func:`rpe_d2.engine.setup.setup` reads it from the checkpoint.
+            cfg: the configuration. A negative ``SEED`` is replaced by a random one. A resumed run
+                continues exactly only with the same seed, which
+                :func:`rpe_d2.engine.setup.setup` reads from the checkpoint.
         """
-        # Instead of DefaultTrainer's: its distributed model fails on CPUs, and its loader cannot resume.
+        # DefaultTrainer's constructor is skipped: its distributed model fails on CPUs, and its
+        # loader cannot resume.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
@@ -109,11 +111,11 @@ class Trainer(DefaultTrainer):
 
     @property
     def trained_model(self) -> nn.Module:
-        """What is evaluated: the averaged weights where there are some."""
+        """The model to evaluate: the averaged weights where ``SOLVER.EMA`` is enabled."""
         return self.averaged.module if self.averaged else self.model
 
     def build_hooks(self) -> List[Optional[HookBase]]:
-        """Detectron2's, and those the configuration asks for, in the order in which they act after a step."""
+        """Builds the hooks, in the order in which they act after a step."""
         cfg, test = self.cfg, self.cfg.TEST
         is_main = comm.is_main_process()
         self._stop = stop = StopOnSignal()
@@ -136,7 +138,7 @@ class Trainer(DefaultTrainer):
             here.DATALOADER.NUM_WORKERS = 0
             loader, steps = self.build_train_loader(here), test.PRECISE_BN.NUM_ITER
             train_hooks.append(FixedPreciseBN(test.EVAL_PERIOD, self.model, loader, steps))
-        # Saved before they are evaluated: a failing evaluation costs less.
+        # A checkpoint is saved before it is evaluated, so that a failing evaluation costs less.
         if is_main:
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             train_hooks.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
@@ -164,17 +166,18 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         self.start_iter = comm.all_gather(self.start_iter)[0]
         if self.averaged and self.averaged.n_averaged == 0:
-            # Nothing is averaged yet, but the copy was made before the weights were loaded.
+            # The copy was made before the weights were loaded.
             self.averaged.module.load_state_dict(unwrapped(self.model).state_dict())
 
     def train(self) -> None:
-        """Trains to the last iteration, or until something asks to stop.
+        """Trains up to the last iteration, unless training is stopped.
 
         Raises:
-            TrainingStopped: by a signal, or because nothing improves; the state is saved.
-            UnreadableImage, NonFinite: more of them than allowed; the state before the iteration is saved.
-            DeadWorker: a process that reads data died, which may be noticed in the middle of an update: nothing is
-                saved.
+            TrainingStopped: a signal arrived, or the best score stagnates. The state is saved.
+            UnreadableImage, NonFinite: there are more of them than allowed. The state before the
+                iteration is saved.
+            DeadWorker: a data-loading process died. Nothing is saved, because this may be noticed
+                in the middle of an update.
         """
         with self._stop.installed():
             try:
@@ -184,13 +187,14 @@ class Trainer(DefaultTrainer):
                 text = f"stopped after iteration {min(self.iter, self.max_iter - 1)}: {stop}{saved}"
                 raise TrainingStopped(text, stop.signal_number) from None
             except TooManyUnreadable:
-                raise  # saved by run_step
+                raise  # run_step has saved the state
             except UnreadableImage:
-                # In an evaluation, of one process's share: the others are still waiting for it.
+                # Raised in an evaluation, perhaps in one process alone: the others would wait for
+                # this one, and saving is done by all of them together.
                 if comm.get_world_size() == 1:
                     logger.error("stopped%s", self.save_state(self.iter))
                 raise
-            except (RuntimeError, OSError) as error:  # or noticed while a checkpoint was written
+            except (RuntimeError, OSError) as error:  # torch may report a dead worker anywhere
                 loader = self.data_loader
                 dead = isinstance(loader, ResumableLoader) and loader.dead_worker(error)
                 if dead:
@@ -201,16 +205,16 @@ class Trainer(DefaultTrainer):
         self._trainer.iter = self.iter
         try:
             self._trainer.run_step()
-        except SpoiltStatistics:
+        except NonFiniteStatistics:
             raise
         except (TooManyUnreadable, NonFinite):
-            # All processes are here, with the weights of the iteration before.
+            # All processes raise this together, with the weights of the previous iteration.
             self.iter -= 1
             logger.error("stopped%s", self.save_state(self.iter))
             raise
 
     def after_train(self) -> None:
-        # Detectron2's evaluates also where the last iteration has failed, and its other processes may not.
+        # Detectron2 also evaluates where the last iteration failed, perhaps in one process alone.
         finished = self.iter >= self.max_iter
         self.storage.iter = self.iter
         for hook in self._hooks:
@@ -218,9 +222,16 @@ class Trainer(DefaultTrainer):
                 hook.after_train()
 
     def save_state(self, iteration: int) -> str:
-        """Saves the training after an iteration, if it has begun and is not saved yet; says so in words.
+        """Saves the state of the training after an iteration, unless that is done already.
 
-        To be called by all processes: none goes on, and maybe ends, before the file is complete.
+        All processes must call this: none continues before the file is complete.
+
+        Args:
+            iteration: the last iteration that is complete.
+
+        Returns:
+            The end of a log message that names the file, or "" where this run has completed no
+            iteration yet.
         """
         if not self.start_iter <= iteration < self.max_iter:
             return ""
@@ -228,11 +239,11 @@ class Trainer(DefaultTrainer):
         if self.checkpointer.last_saved != name:
             self.checkpointer.save(name, iteration=iteration)
         comm.synchronize()
-        return f"; saved {Path(self.cfg.OUTPUT_DIR) / name}.pth, go on with --resume"
+        return f"; saved {Path(self.cfg.OUTPUT_DIR) / name}.pth, continue with --resume"
 
     @classmethod
     def validation_losses(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, float]:
-        """Training losses on the first of ``DATASETS.TEST``, without augmentation."""
+        """Computes the training losses on the first of ``DATASETS.TEST``, without augmentation."""
         resize = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST, "choice"
         )
@@ -244,23 +255,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_mapper(cls, cfg: CfgNode, **changes: Any) -> DatasetMapper:
-        """The mapper of training.
+        """Builds the mapper that training needs.
 
         Args:
+            cfg: the configuration.
             changes: arguments of the mapper that replace the configuration's.
+
+        Raises:
+            ValueError: ``INPUT.DATASET_MAPPER_NAME`` is not registered.
         """
-        if cfg.MODEL.META_ARCHITECTURE == "BoundaryEmbeddingNet":
-            return BoundaryMapper(cfg, is_train=True, **changes)
-        learns_masks = (
-            cfg.MODEL.META_ARCHITECTURE in ("PixelEmbeddingNet", "SPNRefiner")
-            or cfg.MODEL.PROPOSAL_GENERATOR.NAME in _GENERATORS_OF_MASKS
-        )
-        if cfg.MODEL.MASK_ON or learns_masks:
-            return PixelLabelMapper(cfg, is_train=True, **changes)
-        mapper = DatasetMapper(cfg, is_train=True, **changes)
-        if "augmentations" not in changes:
-            mapper.augmentations.augs.extend(additional_augmentations(cfg))
-        return mapper
+        return build_train_mapper(training_mapper_name(cfg), cfg, **changes)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
@@ -269,51 +273,39 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         mapper = DatasetMapper(cfg, is_train=False)
-        if cfg.MODEL.RPE.GROUPING == "kmeans":
-            mapper = CountInstances(mapper)
-        if cfg.MODEL.META_ARCHITECTURE == "SPNRefiner":
-            spn = cfg.MODEL.SPN
-            mapper = CoarseInstances(mapper, spn.COARSE_FACTORS[0], spn.JITTER)
+        for name in inference_inputs(cfg):
+            if name in _INPUT_MAPPERS:
+                mapper = _INPUT_MAPPERS[name](mapper)
         return build_detection_test_loader(cfg, dataset_name, mapper=NameUnreadable(mapper))
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
+        """Builds the evaluators of a data set, by its ``evaluator_type`` and the configuration."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        only_proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
-        if MetadataCatalog.get(dataset_name).get("evaluator_type") == "boundaries":
-            return BSDSBoundaryEvaluator(dataset_name, cfg.TEST.BOUNDARY_THRESHOLDS)
-        evaluators = []
-        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if evaluator_type in ("sem_seg", "panoptic"):
-            semantic = SemSegEvaluator(
-                dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map
-            )
-            # It erodes the map of labels, of which two classes are the most: a 3 beside a 1 has the boundary "2".
-            # BoundaryAPEvaluator takes the classes one by one.
-            semantic._compute_boundary_iou = False
-            evaluators.append(semantic)
-            if MetadataCatalog.get(dataset_name).get("part_classes"):
+        metadata, test = MetadataCatalog.get(dataset_name), cfg.TEST
+        kind = metadata.get("evaluator_type")
+        if kind == "boundaries":
+            return BSDSBoundaryEvaluator(dataset_name, test.BOUNDARY_THRESHOLDS)
+        has_instances = kind != "sem_seg" and not only_proposals(cfg)
+        evaluators: List[DatasetEvaluator] = []
+        if kind in ("sem_seg", "panoptic"):
+            evaluators.append(_semantic_evaluator(dataset_name, folder))
+            if metadata.get("part_classes"):
                 evaluators.append(PartFScoreEvaluator(dataset_name))
-        if evaluator_type != "sem_seg" and not only_proposals:
-            evaluators.append(
-                InstanceEvaluator(
-                    dataset_name,
-                    folder,
-                    cfg.TEST.DETECTIONS_PER_IMAGE,
-                    cfg.TEST.TOUCHING_INSTANCES,
-                )
-            )
-            if evaluator_type == "voc_instances" or cfg.TEST.VOC_AP:
-                evaluators.append(VOCInstanceEvaluator(dataset_name))
-        if only_proposals or cfg.TEST.PROPOSALS:
+        if has_instances:
+            limit, touching = test.DETECTIONS_PER_IMAGE, test.TOUCHING_INSTANCES
+            evaluators.append(InstanceSegmentationEvaluator(dataset_name, folder, limit, touching))
+        if has_instances and (kind == "voc_instances" or test.VOC_AP):
+            evaluators.append(VOCInstanceEvaluator(dataset_name))
+        if only_proposals(cfg) or test.PROPOSALS:
             evaluators.append(MaskProposalEvaluator(dataset_name))
-        if cfg.TEST.BOUNDARIES:
-            evaluators.append(BoundaryAPEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE))
+        if test.BOUNDARIES:
+            evaluators.append(BoundaryAPEvaluator(dataset_name, test.DETECTIONS_PER_IMAGE))
         evaluator = DatasetEvaluators(evaluators)
-        if evaluator_type == "sem_seg" and cfg.TEST.DENSE_CRF.ENABLED:
-            crf = cfg.TEST.DENSE_CRF
+        if kind == "sem_seg" and test.DENSE_CRF.ENABLED:
+            crf = test.DENSE_CRF
             refinement = DenseCRF(crf.ITERATIONS, crf.POSITION, crf.COLOR, crf.WEIGHT)
             return DenseCRFEvaluator(refinement, evaluator)
         return evaluator
@@ -323,8 +315,17 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
 
+def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:
+    evaluator = SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
+    # Detectron2's boundary IoU erodes the map of labels as a whole, which is right for two classes
+    # alone: class 3 beside class 1 gets a boundary of class 2. BoundaryAPEvaluator takes the
+    # classes one by one.
+    evaluator._compute_boundary_iou = False
+    return evaluator
+
+
 def distributed(model: nn.Module, find_unused_parameters: bool) -> nn.Module:
-    """The model with gradients averaged over the processes; itself where there is one process."""
+    """Wraps a model for distributed training where there are several processes."""
     if comm.get_world_size() == 1:
         return model
     on_cuda = next(model.parameters()).is_cuda
@@ -337,21 +338,22 @@ def distributed(model: nn.Module, find_unused_parameters: bool) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives all processes the first one's running statistics: those that a checkpoint holds."""
+    """Copies the main process's buffers to all processes. A checkpoint holds the same ones."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without the wrapper of distributed training."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's ``build_optimizer`` with a choice of algorithm, ``SOLVER.OPTIMIZER``.
+    """Builds the optimizer that ``SOLVER.OPTIMIZER`` names, with Detectron2's options for both.
 
     Raises:
-        ValueError: an unknown algorithm.
+        ValueError: ``SOLVER.OPTIMIZER`` is unknown.
     """
     solver = cfg.SOLVER
     parameters = get_default_optimizer_params(
@@ -360,7 +362,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        # Decay would pull a learned bandwidth towards 1, the widest that makes sense.
+        # Weight decay would pull a learned bandwidth towards 1, the largest that makes sense.
         overrides={"log_bandwidth": {"weight_decay": 0.0}},
     )
     options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
@@ -369,7 +371,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **options
         )
     elif solver.OPTIMIZER == "ADAMW":
-        # Fused, a step takes a third of the time on a CPU.
+        # On a CPU, the fused implementation takes a third of the time.
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         optimizer = torch.optim.AdamW(parameters, fused=on_cpu, **options)
     else:

@@ -1,4 +1,4 @@
-"""Scores and losses of a run on Weights & Biases."""
+"""Logging scores and losses to Weights & Biases."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from rpe_d2.utils.files import replacing_file
 
 
 class WandbWriter(EventWriter):
-    """Sends scores and losses to a run of `wandb`; a resumed training continues the same run."""
+    """Sends scores and losses to a run of ``wandb``. A resumed training continues its run."""
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: ``WANDB_PROJECT`` names the project; all of it is shown as the run's configuration.
+            cfg: the configuration, which is sent too. ``WANDB_PROJECT`` names the project.
 
         Raises:
-            ValueError: wandb is not installed.
+            ValueError: ``wandb`` is not installed.
         """
         try:
             import wandb

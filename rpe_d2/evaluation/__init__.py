@@ -1,9 +1,9 @@
-"""Evaluators."""
+"""Evaluators of instances, proposals, semantic label maps and contours."""
 
 from .boundary_ap_evaluator import BoundaryAPEvaluator
 from .bsds_boundary_evaluator import BSDSBoundaryEvaluator
 from .dense_crf import DenseCRF, DenseCRFEvaluator
-from .instance_evaluator import InstanceEvaluator
+from .instance_evaluator import InstanceSegmentationEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
 from .voc_instance_evaluator import VOCInstanceEvaluator
@@ -13,7 +13,7 @@ __all__ = [
     "BoundaryAPEvaluator",
     "DenseCRF",
     "DenseCRFEvaluator",
-    "InstanceEvaluator",
+    "InstanceSegmentationEvaluator",
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",
     "VOCInstanceEvaluator",

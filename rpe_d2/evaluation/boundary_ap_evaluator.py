@@ -1,4 +1,4 @@
-"""Average precision and IoU that depend on boundaries."""
+"""Boundary AP of instances and Boundary IoU of semantic label maps (Cheng et al., CVPR 2021)."""
 
 import contextlib
 import io
@@ -14,25 +14,33 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .boundaries import boundary_rle, boundary_width, mask_boundary
-from .coco_scores import precision_by_size
-from .ground_truth import coco_ground_truth, instance_results, load_results, read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 
-# Suffix of a result's name: width of the boundary in pixels, None: 2 % of the picture's diagonal.
+from .coco_scores import precision_by_size
+from .ground_truth import coco_ground_truth, instance_results, load_results
+from .mask_boundaries import boundary_rle, boundary_width, mask_boundary
+
+# Suffix of a result's name -> boundary width in pixels, None for 2 % of the image diagonal.
 _WIDTHS = {"": None, "_2px": 2, "_1px": 1}
 
 
 class BoundaryAPEvaluator(DatasetEvaluator):
-    """Boundary AP of instances, Boundary IoU of semantic maps (Cheng et al., CVPR 2021).
+    """Evaluates the quality of mask boundaries (Cheng et al., CVPR 2021).
 
-    The overlap of two instances is the smaller of their masks' IoU and their boundaries' IoU; with it COCO's AP is
-    computed. Boundaries are 2 % of the picture's diagonal wide; on small objects that is most of the mask, so the same
-    is computed with a fixed width of 2 pixels and of 1 pixel.
+    Boundary AP is COCO's AP with the smaller of the IoU of two masks and the IoU of their
+    boundaries in place of mask IoU. The paper's boundaries are 2 % of the image diagonal wide. On
+    small objects that is most of the mask, so fixed widths of 2 pixels and 1 pixel are evaluated
+    as well.
 
-    Results, in percent: for data with annotations "segm_boundary", "segm_boundary_2px" and "segm_boundary_1px", each with ``AP``,
-    ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``; for data with semantic maps "sem_seg_boundary" and so on, each with
-    ``mIoU`` and the ``IoU`` of every class: intersections and unions of boundaries, summed over the data set. NaN where
-    there is no such ground truth: the mean is over the classes that occur, as Detectron2's ``SemSegEvaluator`` has it.
+    Results are in percent:
+
+    * If the dataset has annotations, "segm_boundary", "segm_boundary_2px" and "segm_boundary_1px"
+      with ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm`` and ``APl``.
+    * If it has semantic label maps, "sem_seg_boundary" and so on with the ``IoU`` of every class
+      and their mean ``mIoU``. Intersections and unions of boundaries are summed over the dataset.
+
+    A result without ground truth is NaN. ``mIoU`` is the mean over the classes that occur, as in
+    Detectron2's ``SemSegEvaluator``.
     """
 
     def __init__(
@@ -40,9 +48,11 @@ class BoundaryAPEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: registered, with annotations or with semantic maps.
-            detections_per_image: so many instances enter, at least COCO's 100.
-            distributed: gather what other processes found; only the main one returns results.
+            dataset_name: a registered dataset with annotations or semantic label maps.
+            detections_per_image: largest number of instances evaluated in an image, at least COCO's
+                100.
+            distributed: whether to gather the results of all processes. Only the main process
+                returns metrics.
         """
         self._dataset_name = dataset_name
         self._detections_per_image = max(100, detections_per_image)
@@ -61,28 +71,29 @@ class BoundaryAPEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._results: List[Dict[str, Any]] = []
-        # (widths, intersection, union or ground truth, classes)
+        # (widths, 3, K): areas of intersection, union and ground truth
         count = len(self._metadata.stuff_classes) if self._semantic else 0
         self._areas = np.zeros((len(_WIDTHS), 3, count), np.int64)
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: with ``image_id`` for instances and ``file_name`` for semantic maps.
-            outputs: with "instances" and "sem_seg" scores (K, H, W), as the data set has annotations and maps.
+            inputs: dicts with ``image_id`` (instances) and ``file_name`` (label maps).
+            outputs: dicts with "instances", and "sem_seg" scores (K, H, W), as far as the dataset
+                has annotations and label maps.
         """
         for item, output in zip(inputs, outputs):
             if self._semantic:
-                found = output["sem_seg"].argmax(dim=0).cpu().numpy()
+                pred = output["sem_seg"].argmax(dim=0).cpu().numpy()
                 truth = read_label_map(self._map_of_image[item["file_name"]])
                 self._areas += boundary_areas(
-                    found, truth, self._areas.shape[2], self._metadata.get("ignore_label", 255)
+                    pred, truth, self._areas.shape[2], self._metadata.get("ignore_label", 255)
                 )
             if self._has_instances:
                 self._results += instance_results(output, item["image_id"], self._metadata)
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
-        """Metrics on the main process, None on others."""
+        """Returns metrics on the main process and None on others."""
         results, areas = self._results, self._areas
         if self._distributed:
             comm.synchronize()
@@ -106,20 +117,20 @@ class BoundaryAPEvaluator(DatasetEvaluator):
 
 
 class BoundaryCOCOeval(COCOeval):
-    """COCOeval in which two instances overlap as much as the less similar of their masks and of their boundaries."""
+    """COCOeval with the smaller of mask IoU and boundary IoU as the overlap of two instances."""
 
     def __init__(self, truth: COCO, results: COCO, width: Optional[int]):
         """
         Args:
             truth: ground truth with masks.
             results: detections with masks.
-            width: of boundaries in pixels; None: 2 % of the picture's diagonal.
+            width: boundary width in pixels, or None for 2 % of the image diagonal.
         """
         super().__init__(truth, results, "segm")
         self._width = width
 
     def _prepare(self) -> None:
-        super()._prepare()  # makes every segmentation run-length encoded
+        super()._prepare()  # converts every segmentation to RLE
         for annotations in itertools.chain(self._gts.values(), self._dts.values()):
             for annotation in annotations:
                 rle = annotation["segmentation"]
@@ -127,18 +138,19 @@ class BoundaryCOCOeval(COCOeval):
                 annotation["boundary"] = boundary_rle(rle, width)
 
     def computeIoU(self, imgId: int, catId: int):
-        """(D, G) overlaps of the detections, by falling score, with the ground truth."""
+        """Computes (D, G) overlaps of detections in descending order of score with ground truth."""
         overlaps = super().computeIoU(imgId, catId)
         if len(overlaps) == 0:
             return overlaps
         categories = [catId] if self.params.useCats else self.params.catIds
         truth = [a for c in categories for a in self._gts[imgId, c]]
-        found = [a for c in categories for a in self._dts[imgId, c]]
-        # As COCOeval sorts them.
-        order = np.argsort([-a["score"] for a in found], kind="mergesort")
-        found = [found[i]["boundary"] for i in order[: self.params.maxDets[-1]]]
+        preds = [a for c in categories for a in self._dts[imgId, c]]
+        # Sort as COCOeval does.
+        order = np.argsort([-a["score"] for a in preds], kind="mergesort")
+        boundaries = [preds[i]["boundary"] for i in order[: self.params.maxDets[-1]]]
         crowd = [int(a["iscrowd"]) for a in truth]
-        return np.minimum(overlaps, mask_util.iou(found, [a["boundary"] for a in truth], crowd))
+        boundary_iou = mask_util.iou(boundaries, [a["boundary"] for a in truth], crowd)
+        return np.minimum(overlaps, boundary_iou)
 
 
 def boundary_metrics(
@@ -147,13 +159,16 @@ def boundary_metrics(
     detections_per_image: int,
     width: Optional[int] = None,
 ) -> Dict[str, float]:
-    """Boundary AP, in percent, by IoU and by object size.
+    """Computes Boundary AP in percent, by IoU threshold and by object size.
 
     Args:
         truth: ground truth with masks.
-        results: in COCO's results format, with masks.
-        detections_per_image: so many enter.
-        width: of boundaries in pixels; None: 2 % of the picture's diagonal.
+        results: detections with masks in COCO's results format.
+        detections_per_image: largest number of detections evaluated in an image.
+        width: boundary width in pixels, or None for 2 % of the image diagonal.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm`` and ``APl``.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = BoundaryCOCOeval(truth, load_results(truth, results, "segm"), width)
@@ -164,35 +179,36 @@ def boundary_metrics(
 
 
 def boundary_areas(
-    found: np.ndarray, truth: np.ndarray, num_classes: int, ignore_label: int
+    pred: np.ndarray, truth: np.ndarray, num_classes: int, ignore_label: int
 ) -> np.ndarray:
-    """Common and united pixels of the boundaries in two semantic maps.
+    """Counts the pixels of intersections and unions of the boundaries in two label maps.
 
     Args:
-        found: (H, W) integer.
-        truth: (H, W) integer; pixels with ``ignore_label`` are no class's, in both maps.
-        num_classes: K.
-        ignore_label: if it is one of 0 to K - 1, that is no class.
+        pred: (H, W) integer.
+        truth: (H, W) integer. Pixels with ``ignore_label`` belong to no class in both maps.
+        num_classes: number of classes K.
+        ignore_label: label to ignore, also if it is in 0 to K - 1.
 
     Returns:
-        (widths, 3, K) int64: for each width of boundaries intersection, union and ground truth.
+        (widths, 3, K) int64: for each boundary width the areas of intersection, union and ground
+        truth.
     """
-    found = np.where(truth == ignore_label, ignore_label, found)
+    pred = np.where(truth == ignore_label, ignore_label, pred)
     areas = np.zeros((len(_WIDTHS), 3, num_classes), np.int64)
-    present = np.union1d(found, truth)
+    present = np.union1d(pred, truth)
     present = present[(present >= 0) & (present < num_classes) & (present != ignore_label)]
     for label in present:
         for number, width in enumerate(_WIDTHS.values()):
             width = width or boundary_width(truth.shape)
-            one, other = (mask_boundary(labels == label, width) for labels in (found, truth))
+            one, other = (mask_boundary(labels == label, width) for labels in (pred, truth))
             areas[number, :, label] = (one & other).sum(), (one | other).sum(), other.sum()
     return areas
 
 
 def _semantic_metrics(areas: np.ndarray, names: List[str]) -> Dict[str, float]:
-    """From (3, K) intersections, unions and ground truth."""
-    common, united, truth = areas
+    """Computes IoU in percent from (3, K) areas of intersection, union and ground truth."""
+    intersection, union, truth = areas
     with np.errstate(invalid="ignore"):
-        iou = np.where(truth > 0, 100 * common / united, np.nan)
+        iou = np.where(truth > 0, 100 * intersection / union, np.nan)
     mean = float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
     return {"mIoU": mean, **{f"IoU-{name}": float(value) for name, value in zip(names, iou)}}

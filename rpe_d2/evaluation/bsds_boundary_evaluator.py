@@ -1,4 +1,4 @@
-"""The boundary benchmark of BSDS500: ODS, OIS and AP."""
+"""The contour detection benchmark of BSDS500: ODS, OIS and AP."""
 
 import itertools
 import logging
@@ -15,31 +15,34 @@ from .bsds_files import as_boundary_map, check_sizes, read_boundary_annotations
 
 
 class BSDSBoundaryEvaluator(DatasetEvaluator):
-    """F-measure and average precision of boundary maps against several annotators (Martin et al., PAMI 2004).
+    """Evaluates contour maps against several annotators (BSDS500; Martin et al., PAMI 2004).
 
-    The data set's dicts have one more key, ``boundary_file_name``: path of the image's human boundaries, a .mat file
-    as BSDS500 has them. The model's output is ``boundaries``: (H, W) float, 0-1, in the original image's size. See
-    :mod:`rpe_d2.ops.boundary_scores` for what is counted.
+    The dataset dicts need ``boundary_file_name``, the path of a .mat file with the annotators'
+    contours as in BSDS500. The model's output is ``boundaries``, (H, W) float in 0 to 1, at the
+    size of the original image. See :mod:`rpe_d2.ops.boundary_scores` for the definition of the
+    scores.
 
-    Matching takes about 4 seconds an image at 99 thresholds, in the process that predicts; predictions written to
-    files are evaluated on all cores by tools/eval_bsds.py.
+    Matching takes about 4 seconds per image at 99 thresholds, in the process that predicts. To use
+    all cores, write predictions to files and evaluate them with ``tools/eval_bsds.py``.
 
-    Results, for "boundary", in percent but for the threshold (0-1) and the number of images:
+    Results for "boundary" are in percent, except for the threshold and the number of images:
 
-    * ``ODS``: best F-measure with one threshold for the data set, ``ODS_threshold``.
+    * ``ODS``: best F-measure with one threshold, ``ODS_threshold`` (0 to 1), for the dataset.
     * ``OIS``: F-measure with the best threshold of each image.
     * ``AP``: area under the precision-recall curve.
-    * ``images``: how many were used. One whose ground truth or map is at fault is left out, with a warning.
+    * ``images``: number of images evaluated. Images with an invalid ground truth or prediction are
+      left out with a warning.
 
-    NaN where no image could be used.
+    Scores are NaN if no image could be evaluated.
     """
 
     def __init__(self, dataset_name: str, num_thresholds: int = 99, distributed: bool = True):
         """
         Args:
-            dataset_name: for messages.
-            num_thresholds: evenly spaced inside (0, 1); the benchmark's 99.
-            distributed: gather what other processes found; only the main one returns results.
+            dataset_name: name of the dataset in messages.
+            num_thresholds: number of thresholds, evenly spaced inside (0, 1). The benchmark has 99.
+            distributed: whether to gather the results of all processes. Only the main process
+                returns metrics.
 
         Raises:
             ValueError: ``num_thresholds`` is below 1.
@@ -59,21 +62,22 @@ class BSDSBoundaryEvaluator(DatasetEvaluator):
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: with ``boundary_file_name``, and ``file_name`` or ``image_id``.
-            outputs: with ``boundaries``, a tensor (H, W), 0-1.
+            inputs: dicts with ``boundary_file_name``, and ``file_name`` or ``image_id``.
+            outputs: dicts with ``boundaries``, a tensor (H, W) in 0 to 1.
 
         Raises:
-            ValueError: one of these keys is missing.
+            ValueError: One of these keys is missing.
         """
         for item, output in zip(inputs, outputs):
             name = str(item.get("file_name", item.get("image_id", "image")))
             if "boundary_file_name" not in item:
                 raise ValueError(
-                    f"{name} of {self._dataset_name} has no boundary_file_name, the .mat file of its human boundaries"
+                    f"{name} of {self._dataset_name} has no boundary_file_name, "
+                    "the .mat file of its human boundaries"
                 )
             if "boundaries" not in output:
-                found = ", ".join(output) or "nothing"
-                raise ValueError(f"the model's output for {name} has no boundaries, found {found}")
+                keys = ", ".join(output) or "nothing"
+                raise ValueError(f"the model's output for {name} has no boundaries, found {keys}")
             try:
                 annotations = read_boundary_annotations(item["boundary_file_name"])
                 boundaries = as_boundary_map(
@@ -89,7 +93,7 @@ class BSDSBoundaryEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
-        """Metrics on the main process, None on others."""
+        """Returns metrics on the main process and None on others."""
         counts, left_out = self._counts, self._left_out
         if self._distributed:
             comm.synchronize()

@@ -1,4 +1,4 @@
-"""Counts of the boundary benchmark for many images: on several processes, each kept on disk once it is there."""
+"""Match counts of the BSDS contour benchmark for many images, in parallel and cached on disk."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from rpe_d2.utils.files import replacing_file
 from .bsds_files import check_sizes, read_boundary_annotations, read_boundary_map
 
 _KIND = "bsds_boundary_counts"
-# To be raised when the same files give other counts.
+# To be incremented when the same files give different counts.
 _VERSION = 1
 
 
@@ -29,9 +29,9 @@ class BoundaryImage(NamedTuple):
     """An image of the benchmark.
 
     Attributes:
-        name: file name without its ending.
-        prediction: path of the boundary map.
-        ground_truth: path of the human boundaries.
+        name: file name without suffix.
+        prediction: path of the contour map.
+        ground_truth: path of the annotators' contours.
     """
 
     name: str
@@ -40,12 +40,12 @@ class BoundaryImage(NamedTuple):
 
 
 class ImageCounts(NamedTuple):
-    """What was counted in an image.
+    """The counts of an image.
 
     Attributes:
-        matches: (T, 4) int64, see :func:`rpe_d2.ops.boundary_scores.count_boundary_matches`.
-        human: (4,) int64, see :func:`rpe_d2.ops.boundary_scores.count_human_matches`.
-        seconds: of one core.
+        matches: (T, 4) int64 from :func:`rpe_d2.ops.boundary_scores.count_boundary_matches`.
+        human: (4,) int64 from :func:`rpe_d2.ops.boundary_scores.count_human_matches`.
+        seconds: CPU time of one core.
     """
 
     matches: np.ndarray
@@ -54,26 +54,27 @@ class ImageCounts(NamedTuple):
 
 
 class CountStore:
-    """A folder with one JSON file an image.
+    """A folder with one JSON file of counts per image.
 
-    Its name says what it was counted from: the contents of both files and the number of thresholds. So other
-    predictions, another ground truth or other thresholds never meet stale counts, and nothing is ever replaced.
+    The name of a file includes a hash of the contents of both input files and of the number of
+    thresholds. Other predictions, ground truth or thresholds therefore never read stale counts,
+    and no file is ever replaced.
     """
 
     def __init__(self, folder: Path, num_thresholds: int):
         """
         Args:
-            folder: made when the first counts are written.
-            num_thresholds: T.
+            folder: the folder, which is created when the first counts are written.
+            num_thresholds: number of thresholds T.
         """
         self.folder = folder
         self._num_thresholds = num_thresholds
 
     def path(self, image: BoundaryImage) -> Path:
-        """Where counts of an image's files, as they are now, belong.
+        """Returns the path of the counts for the current contents of an image's files.
 
         Raises:
-            OSError: one of the image's files cannot be read.
+            OSError: One of the image's files cannot be read.
         """
         parts = [f"{_VERSION} {self._num_thresholds} {TOLERANCE} {image.prediction.suffix.lower()}"]
         for file in (image.prediction, image.ground_truth):
@@ -82,10 +83,10 @@ class CountStore:
         return self.folder / f"{image.name}.{key[:24]}.json"
 
     def load(self, path: Path) -> Optional[ImageCounts]:
-        """Counts that were written to a path; None where there are none.
+        """Reads the counts at a path, or returns None if there is no such file.
 
         Raises:
-            ValueError: what has this name was not written here.
+            ValueError: The file was not written by this class.
         """
         try:
             content = json.loads(path.read_bytes())
@@ -104,7 +105,7 @@ class CountStore:
         return counts
 
     def save(self, path: Path, counts: ImageCounts) -> None:
-        """Writes the counts, all or nothing."""
+        """Writes the counts atomically."""
         content = {
             "kind": _KIND,
             "seconds": round(counts.seconds, 3),
@@ -119,14 +120,20 @@ class CountStore:
 def find_boundary_images(
     predictions: Path, ground_truth: Path, suffixes: Sequence[str]
 ) -> Tuple[List[BoundaryImage], List[str], List[str]]:
-    """Pairs boundary maps with the .mat files of the same name.
+    """Pairs contour maps with the .mat files of the same name.
+
+    Args:
+        predictions: folder of contour maps.
+        ground_truth: folder of .mat files.
+        suffixes: suffixes of contour maps, in lower case.
 
     Returns:
-        The pairs, in the order of their names; names without a map; names without ground truth.
+        The pairs in the order of their names, the names without a map, and the names without
+        ground truth.
 
     Raises:
-        ValueError: two maps have one name.
-        OSError: a folder cannot be read.
+        ValueError: Two maps have the same name.
+        OSError: A folder cannot be read.
     """
     truths = {path.stem: path for path in ground_truth.iterdir() if path.suffix.lower() == ".mat"}
     maps = {}
@@ -144,22 +151,25 @@ def find_boundary_images(
 def count_images(
     images: Sequence[BoundaryImage], num_thresholds: int, num_workers: int
 ) -> Iterator[Tuple[BoundaryImage, Union[ImageCounts, str]]]:
-    """Counts images and yields each as it is done, with what is wrong with it, in one line, instead of its counts.
+    """Counts matches in images and yields each image when it is done.
 
     Args:
-        images: in any order.
-        num_thresholds: T.
-        num_workers: processes; 1: this one.
+        images: images in any order.
+        num_thresholds: number of thresholds T.
+        num_workers: number of processes. 1 counts in this process.
+
+    Yields:
+        The image and its counts, or a message of one line if one of its files is invalid.
 
     Raises:
-        ValueError: a process was killed.
+        ValueError: A process was killed.
     """
     num_workers = min(num_workers, len(images))
     if num_workers <= 1:
         for image in images:
             yield image, _count_image(image, num_thresholds)
         return
-    # What the server forks has imported everything, and has computed nothing.
+    # Processes are forked from a server that has imported everything and computed nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(
@@ -171,14 +181,15 @@ def count_images(
             yield waiting[future], future.result()
     except BrokenProcessPool as error:
         raise ValueError(
-            f"one of {num_workers} processes was killed, which a lack of memory does; try fewer --workers"
+            f"one of {num_workers} processes was killed, which happens when memory runs out;"
+            " try fewer --workers"
         ) from error
-    finally:  # also where the caller is interrupted: images that have not begun do not begin any more
+    finally:  # also if the caller is interrupted: pending images are cancelled
         pool.shutdown(cancel_futures=True)
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Returns the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -196,7 +207,7 @@ def _count_image(image: BoundaryImage, num_thresholds: int) -> Union[ImageCounts
 
 
 def _follow_the_main_process() -> None:
-    """In a process of the pool: Ctrl-C is the main process's affair, and where that was killed this one ends, too."""
+    """Initialises a worker: ignores Ctrl-C, which the main process handles, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end() -> None:

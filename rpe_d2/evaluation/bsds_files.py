@@ -1,4 +1,4 @@
-"""Files of the Berkeley boundary benchmark: boundary maps of several kinds; human boundaries from mat_files."""
+"""Files of the BSDS contour benchmark: contour maps in several formats."""
 
 from pathlib import Path
 from typing import Sequence
@@ -17,24 +17,25 @@ __all__ = [
 ]
 
 BOUNDARY_MAP_SUFFIXES = (".png", ".npy", ".mat")
-# Rounding of maps that were scaled to 0-1.
+# Tolerance for rounding of maps that were scaled to 0 to 1.
 _SLACK = 1e-6
 
 
 def read_boundary_map(path: str) -> np.ndarray:
-    """A predicted boundary map.
+    """Reads a predicted contour map.
 
     Args:
-        path: a greyscale .png; an .npy of (H, W) floats 0-1, bools or unsigned integers; or a .mat with ``ucm2``, an
-            ultrametric contour map of the doubled size (2H + 1, 2W + 1), of which every second row and column is taken
-            from the third on, as BSDS500's ``boundaryBench`` does.
+        path: a greyscale .png, an .npy of (H, W) floats in 0 to 1, bools or unsigned integers, or
+            a .mat with ``ucm2``. The latter is an ultrametric contour map of doubled size
+            (2H + 1, 2W + 1), which is sampled at every second row and column from the third on, as
+            ``boundaryBench`` of BSDS500 does.
 
     Returns:
-        (H, W) float64, 0-1; of unsigned integers the largest is 1.
+        (H, W) float64 in 0 to 1. The largest unsigned integer maps to 1.
 
     Raises:
-        ValueError: in one line, the file and what is wrong with it.
-        OSError: it cannot be opened.
+        ValueError: The file is invalid. The message is one line that names it.
+        OSError: The file cannot be opened.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".mat":
@@ -51,33 +52,38 @@ def read_boundary_map(path: str) -> np.ndarray:
         content = _read_png(path)
     else:
         allowed = ", ".join(BOUNDARY_MAP_SUFFIXES)
-        raise ValueError(f"{path}: boundary maps are files of the kinds {allowed}")
+        raise ValueError(f"{path}: suffix of a boundary map is {suffix!r}; allowed: {allowed}")
     return as_boundary_map(content, path)
 
 
 def as_boundary_map(content: np.ndarray, name: str) -> np.ndarray:
-    """A map (H, W) of floats, bools or unsigned integers as float64 in 0-1.
+    """Converts a map (H, W) of floats, bools or unsigned integers to float64 in 0 to 1.
+
+    Args:
+        content: the map.
+        name: prefix of error messages.
 
     Raises:
-        ValueError: with the name, where it is no such map, or leaves 0-1.
+        ValueError: The array has a wrong shape, dtype or range.
     """
     if content.ndim != 2 or not content.size or content.dtype.kind not in "buf":
         raise ValueError(
-            f"{name}: is no boundary map, found {content.dtype} of the shape {content.shape}; "
+            f"{name}: not a boundary map, found {content.dtype} of shape {content.shape}; "
             "allowed: (H, W) of floats 0-1, bools or unsigned integers"
         )
     largest = np.iinfo(content.dtype).max if content.dtype.kind == "u" else 1
     boundaries = content.astype(np.float64) / largest
     low, high = boundaries.min(), boundaries.max()
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # so written, NaN fails
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # also true for NaN
         raise ValueError(f"{name}: values from {low:.4g} to {high:.4g}; allowed: 0 to 1")
     return boundaries
 
 
 def check_sizes(boundaries: np.ndarray, annotations: Sequence[np.ndarray], name: str) -> None:
-    """
+    """Checks that a map and its ground truth have the same size.
+
     Raises:
-        ValueError: with the name, where the map and its ground truth differ in size.
+        ValueError: The sizes differ. The message begins with ``name``.
     """
     if boundaries.shape != annotations[0].shape:
         raise ValueError(
@@ -108,5 +114,5 @@ def _read_png(path: str) -> np.ndarray:
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "I", "I;16"):
-        raise ValueError(f"{path}: is a picture of the mode {image.mode}; allowed: greyscale")
+        raise ValueError(f"{path}: is an image of the mode {image.mode}; allowed: greyscale")
     return np.asarray(image).astype(np.uint8 if image.mode == "L" else np.uint16)

@@ -1,4 +1,4 @@
-"""Scores and curves of COCO results, for tables and plots."""
+"""Scores and curves of results in COCO's format, for tables and plots."""
 
 import contextlib
 import io
@@ -11,24 +11,25 @@ from pycocotools.cocoeval import COCOeval
 from .ground_truth import load_results
 from .mask_proposal_evaluator import evaluate_proposals
 
-# Of the curves of recall: by number of proposals, and by IoU at so many of them.
+# Number of proposals of the curve of recall by IoU.
 _RECALL_CURVE_AT = 100
 
 
 def instance_scores(
     truth: COCO, results: Sequence[Dict[str, Any]], detections_per_image: int, iou_type: str
 ) -> Dict[str, Any]:
-    """COCO's AP and AR in percent, and precision by recall.
+    """Computes COCO's AP and AR in percent, and precision-recall curves.
 
     Args:
         truth: ground truth.
-        results: in COCO's results format, with classes.
-        detections_per_image: so many enter.
+        results: detections with classes in COCO's results format.
+        detections_per_image: largest number of detections evaluated in an image.
         iou_type: "segm" or "bbox".
 
     Returns:
-        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AR`` (NaN where there is nothing to find), and
-        ``precision50`` and ``precision75``: 101 values in 0-1 at recalls 0, 0.01 … 1, means over the classes.
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and ``AR``, NaN without ground truth.
+        ``precision50`` and ``precision75`` are lists of 101 values in 0 to 1 at the recalls 0,
+        0.01 … 1, averaged over the classes.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, load_results(truth, results, iou_type), iou_type)
@@ -49,15 +50,15 @@ def instance_scores(
 
 
 def recall_curves(truth: COCO, results: Sequence[Dict[str, Any]]) -> Dict[str, List[float]]:
-    """Class-agnostic recall of masks, in percent.
+    """Computes class-agnostic recall of masks in percent.
 
     Args:
         truth: ground truth.
-        results: in COCO's results format, with masks; see :func:`proposal_results`.
+        results: proposals with masks in COCO's results format, see :func:`proposal_results`.
 
     Returns:
-        ``numbers`` of proposals and ``recall_by_number``, averaged over IoU .5:.05:.95; ``ious`` and ``recall_by_iou`` with 100
-        proposals.
+        ``numbers`` of proposals and ``recall_by_number``, averaged over the IoU thresholds
+        .5:.05:.95, and ``ious`` and ``recall_by_iou`` of 100 proposals.
     """
     evaluation = evaluate_proposals(truth, results, "segm")
     recall = np.maximum(evaluation.eval["recall"][:, 0, 0], 0)  # (10 IoUs, limits)
@@ -71,7 +72,10 @@ def recall_curves(truth: COCO, results: Sequence[Dict[str, Any]]) -> Dict[str, L
 
 
 def precision_by_size(evaluation: COCOeval) -> Dict[str, float]:
-    """AP, by IoU and by object size, in percent; of the largest number of detections. NaN where there is nothing to find."""
+    """Averages AP in percent, by IoU threshold and by object size, at the largest ``maxDets``.
+
+    Values without ground truth are NaN.
+    """
     precision = evaluation.eval["precision"][..., -1]  # (10 IoUs, 101 recalls, K classes, 4 sizes)
     return {
         "AP": _mean(precision[..., 0]),

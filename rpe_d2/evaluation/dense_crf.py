@@ -1,4 +1,4 @@
-"""A fully connected CRF after the network: what the refinement of semantic maps is compared with."""
+"""A fully connected CRF as post-processing, the baseline of refining semantic label maps."""
 
 import importlib.util
 from typing import Any, Dict, List
@@ -12,17 +12,18 @@ __all__ = ["DenseCRF", "DenseCRFEvaluator"]
 
 
 class DenseCRF:
-    """A fully connected CRF (Krähenbühl & Koltun, NIPS 2011) by ``pydensecrf2``, on one CPU thread."""
+    """A fully connected CRF (Krähenbühl & Koltun, NIPS 2011) from pydensecrf2 on one CPU thread."""
 
     def __init__(
         self, iterations: int = 5, position: float = 80.0, color: float = 13.0, weight: float = 10.0
     ):
         """
         Args:
-            iterations: of mean-field inference.
-            position: sigma of the appearance kernel in the picture, pixels.
-            color: sigma of the appearance kernel in each of three channels of 0-255.
-            weight: of the appearance kernel; that of the smoothness kernel (3 pixels) is 3.
+            iterations: number of iterations of mean-field inference.
+            position: standard deviation of the appearance kernel in position, in pixels.
+            color: standard deviation of the appearance kernel in each channel of 0 to 255.
+            weight: weight of the appearance kernel. The smoothness kernel has a standard deviation
+                of 3 pixels and the weight 3.
 
         Raises:
             ValueError: pydensecrf2 is not installed.
@@ -37,13 +38,14 @@ class DenseCRF:
         self.weight = weight
 
     def __call__(self, picture: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-        """
+        """Refines class probabilities.
+
         Args:
             picture: (H, W, 3) uint8.
-            probabilities: (K, H, W) float32 of classes.
+            probabilities: (K, H, W) float32.
 
         Returns:
-            Refined probabilities (K, H, W) float32.
+            (K, H, W) float32 probabilities.
         """
         from pydensecrf.densecrf import DenseCRF2D
         from pydensecrf.utils import unary_from_softmax
@@ -62,13 +64,13 @@ class DenseCRF:
 
 
 class DenseCRFEvaluator(DatasetEvaluator):
-    """Refines the class scores of each picture by a dense CRF before other evaluators see them."""
+    """Wraps an evaluator and refines the class scores of each image by a dense CRF."""
 
     def __init__(self, crf: DenseCRF, evaluator: DatasetEvaluator):
         """
         Args:
             crf: the refinement.
-            evaluator: of "sem_seg".
+            evaluator: an evaluator of "sem_seg".
         """
         self.crf = crf
         self.evaluator = evaluator
@@ -79,8 +81,8 @@ class DenseCRFEvaluator(DatasetEvaluator):
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: with "image" (3, h, w), 0-255.
-            outputs: with "sem_seg", class scores (K, H, W) before the softmax.
+            inputs: dicts with "image" (3, h, w) in 0 to 255.
+            outputs: dicts with "sem_seg", class logits (K, H, W).
         """
         self.evaluator.process(
             inputs, [{**y, "sem_seg": self._refined(x, y)} for x, y in zip(inputs, outputs)]

@@ -1,23 +1,20 @@
-"""Ground truth and results as COCOeval needs them."""
+"""Ground truth and results in the form that COCOeval needs."""
 
 import contextlib
 import io
 from typing import Any, Dict, List, Sequence
 
-import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from pycocotools.coco import COCO
 
 from rpe_d2.utils.coco_annotations import usable_segmentation
 
 
 def coco_ground_truth(dataset_name: str) -> COCO:
-    """A registered data set in COCO's form, fit for COCOeval."""
+    """Loads a registered dataset in COCO's format and completes it for COCOeval."""
     path = MetadataCatalog.get(dataset_name).get("json_file")
     with contextlib.redirect_stdout(io.StringIO()):
         if path:
@@ -31,11 +28,12 @@ def coco_ground_truth(dataset_name: str) -> COCO:
 
 
 def make_fit_for_cocoeval(truth: COCO) -> None:
-    """Gives annotations, in place, everything without which COCOeval fails or miscounts.
+    """Completes annotations in place, so that COCOeval neither fails nor miscounts.
 
-    Ids are numbered anew from 1: to COCOeval a detection that matches the annotation 0 matches nothing. ``iscrowd`` is 0
-    and ``area`` the mask's where they are missing. Masks are those of :func:`usable_segmentation`: filled boxes where
-    there are none; annotations whose polygons all have fewer than 3 corners are left out, as in training.
+    Ids are renumbered from 1, because COCOeval treats a match with the id 0 as no match. A missing
+    ``iscrowd`` becomes 0, and a missing ``area`` the mask's. Masks come from
+    :func:`usable_segmentation`: if there is none, it is the filled box. Annotations whose polygons
+    all have fewer than three corners are removed, as in training.
 
     Args:
         truth: ground truth with its index.
@@ -56,16 +54,10 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
         truth.createIndex()
 
 
-def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
-    """A semantic map (H, W) from an image file. Detectron2's reader fails with NumPy 2."""
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-        return np.array(image, dtype=dtype)
-
-
 def instance_results(
     output: Dict[str, Any], image_id: Any, metadata: Metadata
 ) -> List[Dict[str, Any]]:
-    """The instances of an image in COCO's results format, with the data set's category ids."""
+    """Converts the instances of an image to COCO's results format, with the dataset's class ids."""
     ids = metadata.get("thing_dataset_id_to_contiguous_id")
     results = instances_to_coco_json(output["instances"].to("cpu"), image_id)
     if ids is not None:
@@ -76,12 +68,12 @@ def instance_results(
 
 
 def load_results(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCO:
-    """Results in COCO's format, to be evaluated as "segm" or "bbox"; also none at all."""
-    if not results:  # which COCO.loadRes does not take
+    """Loads results in COCO's format, possibly none, to evaluate them as "segm" or "bbox"."""
+    if not results:  # COCO.loadRes does not accept an empty list
         empty = COCO()
         empty.dataset = {**truth.dataset, "annotations": []}
         empty.createIndex()
         return empty
-    # COCO.loadRes decides by the first key it knows, and changes what it is given.
+    # COCO.loadRes infers the type from the first key it knows, and changes its argument.
     dropped = "bbox" if iou_type == "segm" else "segmentation"
     return truth.loadRes([{k: v for k, v in r.items() if k != dropped} for r in results])

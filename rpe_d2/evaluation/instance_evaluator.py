@@ -1,4 +1,4 @@
-"""COCO metrics of instance segmentation, average recall included."""
+"""COCO metrics of instance segmentation, including average recall."""
 
 import contextlib
 import io
@@ -13,15 +13,16 @@ from .ground_truth import load_results, make_fit_for_cocoeval
 from .touching import subset_metrics, touching_annotations
 
 
-class InstanceEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator that also keeps average recall, which COCOeval computes and Detectron2 drops.
+class InstanceSegmentationEvaluator(COCOEvaluator):
+    """Detectron2's COCO evaluator with average recall, which Detectron2 computes and drops.
 
-    For every task ("bbox", "segm") the results gain, in percent: "AR1", "AR10" (at most that many detections an
-    image), "AR" (all that are evaluated) and "ARs", "ARm", "ARl" by object size. On request there is one more task,
-    "segm_touching": the instances whose mask, dilated by 2 pixels, meets another's, evaluated by themselves.
+    For every task ("bbox", "segm") the results also have, in percent, "AR1" and "AR10" (at most
+    that many detections per image), "AR" (all evaluated detections), and "ARs", "ARm" and "ARl" by
+    object size. Optionally there is a task "segm_touching", which evaluates only instances whose
+    mask, dilated by 2 pixels, overlaps another mask.
 
-    Where nothing is found, all of them are 0, as far as there is something to find (otherwise NaN); masks are evaluated
-    wherever the model has them.
+    Without any detections, metrics are 0 where there is ground truth and NaN elsewhere. Masks are
+    evaluated whenever the model predicts them.
     """
 
     def __init__(
@@ -33,17 +34,18 @@ class InstanceEvaluator(COCOEvaluator):
     ):
         """
         Args:
-            dataset_name: registered, in COCO format or convertible to it.
-            output_dir: where predictions are written; None: nowhere.
-            detections_per_image: so many enter the metrics, at least COCO's 100.
-            touching_instances: evaluate them by themselves, too.
+            dataset_name: a registered dataset in COCO's format or convertible to it.
+            output_dir: folder to which predictions are written, or None.
+            detections_per_image: largest number of detections evaluated in an image, at least
+                COCO's 100.
+            touching_instances: whether to add the task "segm_touching".
         """
         super().__init__(
             dataset_name,
             output_dir=output_dir,
             max_dets_per_image=max(100, detections_per_image),
-            use_fast_impl=False,  # needs Detectron2's compiled extension
-            allow_cached_coco=False,  # an old output folder may hold another version of the data
+            use_fast_impl=False,  # it needs Detectron2's compiled extension
+            allow_cached_coco=False,  # an old output folder may have another version of the data
         )
         self._touching_instances = touching_instances
         make_fit_for_cocoeval(self._coco_api)
@@ -53,16 +55,18 @@ class InstanceEvaluator(COCOEvaluator):
         self._has_masks = False
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
-        # Proposals are MaskProposalEvaluator's: Detectron2's recall leaves out images in which nothing was found.
+        # MaskProposalEvaluator evaluates proposals. Detectron2's recall leaves out images without
+        # any proposal.
         kept = [{k: v for k, v in output.items() if k != "proposals"} for output in outputs]
         super().process(inputs, kept)
-        # Detectron2 tells from what was found whether there are masks; where nothing was, only the output says it.
+        # Detectron2 infers from the detections whether there are masks. Without detections, only
+        # the fields of the output tell.
         self._has_masks |= any(
             "instances" in output and output["instances"].has("pred_masks") for output in outputs
         )
 
     def evaluate(self, img_ids=None) -> Dict[str, Dict[str, float]]:
-        """Metrics by task on the main process, nothing on others."""
+        """Returns metrics by task on the main process and an empty dict on others."""
         if self._distributed:
             self._has_masks = any(comm.all_gather(self._has_masks))
         return super().evaluate(img_ids)
@@ -85,11 +89,11 @@ class InstanceEvaluator(COCOEvaluator):
     def _derive_coco_results(
         self, coco_eval, iou_type: str, class_names: Optional[List[str]] = None
     ) -> Dict[str, float]:
-        if iou_type == "keypoints":  # has other statistics
+        if iou_type == "keypoints":  # its statistics are in another order
             return super()._derive_coco_results(coco_eval, iou_type, class_names)
         if coco_eval is None:
-            self._logger.warning(f"{iou_type}: nothing was found")
-            coco_eval = self._evaluation_of_nothing(iou_type)
+            self._logger.warning(f"{iou_type}: there are no detections")
+            coco_eval = self._evaluate_no_detections(iou_type)
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         names = ("AR1", "AR10", "AR", "ARs", "ARm", "ARl")
         for position, name in enumerate(names, start=6):
@@ -97,10 +101,10 @@ class InstanceEvaluator(COCOEvaluator):
             results[name] = 100 * recall if recall >= 0 else float("nan")
         return results
 
-    def _evaluation_of_nothing(self, iou_type: str) -> COCOevalMaxDets:
-        nothing = load_results(self._coco_api, [], iou_type)
+    def _evaluate_no_detections(self, iou_type: str) -> COCOevalMaxDets:
+        empty = load_results(self._coco_api, [], iou_type)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOevalMaxDets(self._coco_api, nothing, iou_type)
+            evaluation = COCOevalMaxDets(self._coco_api, empty, iou_type)
             evaluation.params.maxDets = self._max_dets_per_image
             evaluation.evaluate()
             evaluation.accumulate()

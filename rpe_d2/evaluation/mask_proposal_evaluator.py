@@ -20,34 +20,36 @@ from .ground_truth import coco_ground_truth, load_results
 
 _AVERAGE_RECALL_AT = (1, 10, 100, 1000)
 _RECALL50_AT = (10, 20, 30, 60)
-# Numbers of proposals, even on a log axis, between which the area under the recall curve is integrated.
+# Numbers of proposals, evenly spaced on a log axis, at which the recall curve is integrated.
 _AUC_AT = tuple(sorted({round(10**exponent) for exponent in np.linspace(0, 3, 31)}))
 _LIMITS = tuple(sorted({*_AVERAGE_RECALL_AT, *_RECALL50_AT, *_AUC_AT}))
 _SIZES = ("", "s", "m", "l")  # COCO's area ranges: all, small < 32^2 <= medium < 96^2 <= large
 
 
 class MaskProposalEvaluator(DatasetEvaluator):
-    """COCOeval without classes: how much of the ground truth is covered by the best n proposals of an image.
+    """Evaluates class-agnostic average recall of the best n proposals of an image.
 
-    Works on "proposals" (``proposal_boxes``, ``objectness_logits`` and, where there are any, box-relative
-    ``proposal_masks``) and, without these, on "instances". Proposals without masks are evaluated as filled boxes, and
-    the result says so. Every image of the data set counts, also one without any proposal.
+    It uses "proposals" (``proposal_boxes``, ``objectness_logits`` and, if present, box-relative
+    ``proposal_masks``), or "instances" if there are no "proposals". Proposals without masks are
+    evaluated as filled boxes, and the name of the result says so. Images without any proposal
+    count as well.
 
-    Results, in percent, for "proposals_segm" (or "proposals_segm_of_filled_boxes") and "proposals_bbox":
+    Results for "proposals_segm" (or "proposals_segm_of_filled_boxes") and "proposals_bbox" are in
+    percent, NaN without ground truth:
 
-    * ``AR@1 … AR@1000``: recall averaged over IoU .5:.05:.95; ``ARs@n``, ``ARm@n``, ``ARl@n`` by object size.
-    * ``AUC``: mean of AR@n over n = 1…1000 on a logarithmic axis.
-    * ``R50@10 … R50@60``: recall at IoU .5.
-    * ``AP``, ``AP50``, ``AP75``: class-agnostic average precision of the best 1,000.
-
-    NaN where there is no such ground truth.
+    * ``AR@1 … AR@1000``: recall averaged over the IoU thresholds .5:.05:.95, and ``ARs@n``,
+      ``ARm@n`` and ``ARl@n`` by object size.
+    * ``AUC``: mean of AR@n over n = 1 … 1000 on a logarithmic axis.
+    * ``R50@10 … R50@60``: recall at the IoU threshold .5.
+    * ``AP``, ``AP50``, ``AP75``: class-agnostic average precision of the best 1,000 proposals.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True):
         """
         Args:
-            dataset_name: registered, with annotations.
-            distributed: gather what other processes found; only the main one returns results.
+            dataset_name: a registered dataset with annotations.
+            distributed: whether to gather the results of all processes. Only the main process
+                returns metrics.
         """
         self._dataset_name = dataset_name
         self._distributed = distributed
@@ -60,8 +62,8 @@ class MaskProposalEvaluator(DatasetEvaluator):
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: with ``image_id``.
-            outputs: with "proposals" or "instances" in the original image's coordinates.
+            inputs: dicts with ``image_id``.
+            outputs: dicts with "proposals" or "instances" in coordinates of the original image.
         """
         for item, output in zip(inputs, outputs):
             results, filled_boxes = proposal_results(output, item["image_id"])
@@ -69,7 +71,7 @@ class MaskProposalEvaluator(DatasetEvaluator):
             self._filled_boxes |= filled_boxes
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
-        """Metrics on the main process, None on others."""
+        """Returns metrics on the main process and None on others."""
         results, filled_boxes = self._results, self._filled_boxes
         if self._distributed:
             comm.synchronize()
@@ -89,14 +91,17 @@ class MaskProposalEvaluator(DatasetEvaluator):
 
 
 def proposal_results(output: Dict[str, Any], image_id: Any) -> Tuple[List[Dict[str, Any]], bool]:
-    """The best 1,000 proposals (or, without any, instances) of an image in COCO's results format, without classes.
+    """Converts the best 1,000 proposals of an image to COCO's results format without classes.
+
+    If there are no proposals, instances are used.
 
     Args:
-        output: of a model, for the image in its original size.
-        image_id: of the image.
+        output: output of a model for the image, at its original size.
+        image_id: id of the image.
 
     Returns:
-        Results with ``bbox`` and ``segmentation``, and whether their masks are filled boxes for want of others.
+        Results with ``bbox`` and ``segmentation``, and whether the latter are filled boxes because
+        the proposals have no masks.
     """
     proposals = output["proposals"] if "proposals" in output else output["instances"]
     proposals = proposals.to("cpu")
@@ -118,7 +123,7 @@ def proposal_results(output: Dict[str, Any], image_id: Any) -> Tuple[List[Dict[s
 
 
 def _encoded(proposals: Instances, boxes: torch.Tensor) -> Tuple[List[Dict[str, Any]], bool]:
-    """Run-length encoded masks in the image, and whether they are filled boxes."""
+    """Encodes masks of the whole image as RLE, and returns whether they are filled boxes."""
     height, width = proposals.image_size
     if proposals.has("pred_masks"):
         masks = proposals.pred_masks
@@ -134,21 +139,24 @@ def _encoded(proposals: Instances, boxes: torch.Tensor) -> Tuple[List[Dict[str, 
 
 
 def proposal_ground_truth(dataset_name: str) -> COCO:
-    """A data set in COCO's form, boxes taken from the masks."""
+    """Loads a dataset in COCO's format with boxes recomputed from the masks."""
     truth = coco_ground_truth(dataset_name)
     for annotation in truth.anns.values():
-        # Boxes that annotators drew may be loose; recall of boxes is defined on the masks' own.
+        # Annotated boxes may be loose; box recall is defined on the tight boxes of the masks.
         annotation["bbox"] = mask_util.toBbox(truth.annToRLE(annotation)).tolist()
     return truth
 
 
 def evaluate_proposals(truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str) -> COCOeval:
-    """COCOeval without classes, accumulated, at all limits of the number of proposals.
+    """Runs a class-agnostic COCOeval at all limits of the number of proposals.
 
     Args:
-        truth: ground truth; crowds neither count nor hurt.
+        truth: ground truth. Crowds are ignored regions.
         results: dicts with image_id, score, bbox (XYWH) and segmentation (RLE).
         iou_type: "segm" or "bbox".
+
+    Returns:
+        The accumulated COCOeval.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
@@ -164,7 +172,10 @@ def evaluate_proposals(truth: COCO, results: Sequence[Dict[str, Any]], iou_type:
 def proposal_metrics(
     truth: COCO, results: Sequence[Dict[str, Any]], iou_type: str
 ) -> Dict[str, float]:
-    """Metrics of :class:`MaskProposalEvaluator` for one kind of overlap; arguments of :func:`evaluate_proposals`."""
+    """Computes the metrics of :class:`MaskProposalEvaluator` for "segm" or "bbox" overlaps.
+
+    The arguments are those of :func:`evaluate_proposals`.
+    """
     evaluation = evaluate_proposals(truth, results, iou_type)
     recall = evaluation.eval["recall"][:, 0]  # (10 IoUs, 4 sizes, limits), -1 = no ground truth
     precision = evaluation.eval["precision"][:, :, 0, 0, -1]  # (10 IoUs, 101 recalls)
@@ -187,5 +198,5 @@ def proposal_metrics(
 
 
 def _without_classes(truth: COCO, results: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
-    # Also without classes COCOeval sees only results of categories that the data have; any will do.
+    # Without classes COCOeval still drops results of unknown categories, so any known one is set.
     return [{**result, "category_id": truth.getCatIds()[0]} for result in results]

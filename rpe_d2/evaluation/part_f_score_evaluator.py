@@ -1,4 +1,4 @@
-"""F-scores of parts in semantic maps."""
+"""F-scores of parts in semantic label maps."""
 
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional
@@ -8,21 +8,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from .ground_truth import read_label_map
+from rpe_d2.utils.label_maps import read_label_map
 
 
 class PartFScoreEvaluator(DatasetEvaluator):
-    """F-score of every part, from pixels counted over the whole data set (Smith et al., CVPR 2013).
+    """Evaluates the F-score of every part over all pixels of a dataset (Smith et al., CVPR 2013).
 
-    A part consists of classes of the semantic map that count as one; the data set's metadata name them in
-    ``part_classes``. Results, in percent: "f_score" with each part; NaN for one that is neither there nor found.
+    A part is a group of classes that count as one. The metadata of the dataset define the parts in
+    ``part_classes``. Results for "f_score" are in percent, one per part. If a part occurs neither
+    in the ground truth nor in the prediction, it is NaN.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True):
         """
         Args:
-            dataset_name: registered, with semantic maps and ``part_classes``.
-            distributed: gather what other processes found; only the main one returns results.
+            dataset_name: a registered dataset with semantic label maps and ``part_classes``.
+            distributed: whether to gather the results of all processes. Only the main process
+                returns metrics.
         """
         self._distributed = distributed
         metadata = MetadataCatalog.get(dataset_name)
@@ -35,24 +37,25 @@ class PartFScoreEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._counts = np.zeros((len(self._parts), 3), np.int64)  # found and there, found, there
+        # Pixels by part: intersection, prediction, ground truth.
+        self._counts = np.zeros((len(self._parts), 3), np.int64)
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: with ``file_name``.
-            outputs: with "sem_seg" scores (K, H, W).
+            inputs: dicts with ``file_name``.
+            outputs: dicts with "sem_seg" scores (K, H, W).
         """
         for item, output in zip(inputs, outputs):
-            found = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            pred = output["sem_seg"].argmax(dim=0).cpu().numpy()
             truth = read_label_map(self._map_of_image[item["file_name"]])
-            counted = truth != self._ignore_label
+            valid = truth != self._ignore_label
             for number, classes in enumerate(self._parts.values()):
-                one, other = np.isin(found, classes) & counted, np.isin(truth, classes)
+                one, other = np.isin(pred, classes) & valid, np.isin(truth, classes)
                 self._counts[number] += (one & other).sum(), one.sum(), other.sum()
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
-        """Metrics on the main process, None on others."""
+        """Returns metrics on the main process and None on others."""
         counts = self._counts
         if self._distributed:
             comm.synchronize()
@@ -61,6 +64,6 @@ class PartFScoreEvaluator(DatasetEvaluator):
                 return None
             counts = sum(gathered)
         scores = {}
-        for part, (common, found, there) in zip(self._parts, counts.tolist()):
-            scores[part] = 100 * 2 * common / (found + there) if found + there else float("nan")
+        for part, (both, pred, truth) in zip(self._parts, counts.tolist()):
+            scores[part] = 100 * 2 * both / (pred + truth) if pred + truth else float("nan")
         return OrderedDict(f_score=scores)

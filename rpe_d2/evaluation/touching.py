@@ -1,4 +1,4 @@
-"""The instances that touch another: where grouping is hard."""
+"""Evaluation of touching instances, which are hard to separate by grouping pixels."""
 
 from typing import Any, Dict, List, Set
 
@@ -9,44 +9,47 @@ from pycocotools.cocoeval import COCOeval
 
 from .ground_truth import load_results
 
-# Pixels that a mask is dilated by, in a square, to meet its neighbours.
+# Dilation in pixels, by a square, at which a mask that overlaps another one touches it.
 TOUCHING_DISTANCE = 2
-# From this mask IoU on a detection belongs to an instance, whatever the threshold that is evaluated.
-_BELONGS = 0.5
+# Mask IoU from which a detection is assigned to an instance, whatever the evaluated threshold.
+_ASSIGNMENT_IOU = 0.5
 
 
 def touching_annotations(truth: COCO, distance: int = TOUCHING_DISTANCE) -> Set[int]:
-    """Ids of the annotations whose mask, dilated by a square of ``distance`` pixels, meets another's mask.
+    """Finds the annotations whose mask, dilated by a square, overlaps the mask of another one.
 
     Args:
-        truth: with masks; crowds are left out.
-        distance: in pixels, at least 1.
+        truth: ground truth with masks. Crowds are ignored.
+        distance: dilation in pixels, >= 1.
+
+    Returns:
+        Ids of the annotations.
     """
     touching: Set[int] = set()
     for image_id in truth.getImgIds():
         image = truth.loadImgs(image_id)[0]
         annotations = truth.loadAnns(truth.getAnnIds(imgIds=image_id, iscrowd=False))
-        # The instance of each pixel by its number in the image; 0: none.
+        # Number of the instance at each pixel, 0 where there is none.
         owner = np.zeros((image["height"], image["width"]), np.int64)
         ids = {}
         for number, annotation in enumerate(annotations, start=1):
             mask = mask_util.decode(truth.annToRLE(annotation)).astype(bool)
             covered = np.unique(owner[mask])
-            # Overlapping is touching, also where nothing of the lower one stays visible.
+            # Overlapping masks touch, even if one hides the other completely.
             if covered.any():
                 touching.update(ids[other] for other in covered[covered > 0])
                 touching.add(annotation["id"])
             owner[mask] = number
             ids[number] = annotation["id"]
-        touching.update(ids[number] for number in _meeting(owner, distance))
+        touching.update(ids[number] for number in _touching_labels(owner, distance))
     return touching
 
 
-def _meeting(owner: np.ndarray, distance: int) -> Set[int]:
-    """Positive labels of a map that lie within a square of ``distance`` pixels of another positive label."""
+def _touching_labels(owner: np.ndarray, distance: int) -> Set[int]:
+    """Finds positive labels of a map within a square of ``distance`` pixels of another one."""
     height, width = owner.shape
-    found: Set[int] = set()
-    # One half of the neighbours: each pair of pixels is seen from one side.
+    labels: Set[int] = set()
+    # Half of the neighbourhood, so that each pair of pixels is visited once.
     offsets = [(dy, dx) for dy in range(distance + 1) for dx in range(-distance, distance + 1)]
     for dy, dx in offsets:
         if (dy == 0 and dx <= 0) or dy >= height or abs(dx) >= width:
@@ -54,23 +57,27 @@ def _meeting(owner: np.ndarray, distance: int) -> Set[int]:
         here = owner[: height - dy, max(0, -dx) : width - max(0, dx)]
         there = owner[dy:, max(0, dx) : width - max(0, -dx)]
         meet = (here > 0) & (there > 0) & (here != there)
-        found.update(np.unique(here[meet]).tolist(), np.unique(there[meet]).tolist())
-    return found
+        labels.update(np.unique(here[meet]).tolist(), np.unique(there[meet]).tolist())
+    return labels
 
 
 class SubsetCOCOeval(COCOeval):
-    """COCOeval in which only some annotations count; detections of the others neither count nor hurt.
+    """COCOeval on a subset of the annotations, in which detections of other instances are ignored.
 
-    COCOeval by itself ignores a detection only where it matches an ignored annotation, so one that overlaps it by .8
-    would be false at the thresholds above. Here a detection is of the instance of its class that it overlaps most, if
-    their IoU is at least .5. If that instance does not count, the detection is ignored at every threshold at which it
-    matches nothing; that holds for second detections of the instance, too. Crowds are treated as COCOeval does.
+    COCOeval ignores a detection only if it matches an ignored annotation. A detection that overlaps
+    such an annotation by .8 would therefore be a false positive at the thresholds above .8. Here,
+    each detection is assigned to the instance of its class that it overlaps most, if their IoU is
+    at least .5. If that instance is not in the subset, the detection is ignored at every threshold
+    at which it matches nothing, also if it is a duplicate. Crowds are treated as in COCOeval.
     """
 
     def __init__(self, truth: COCO, results: COCO, iou_type: str, counted: Set[int]):
         """
         Args:
-            counted: ids of the annotations that count.
+            truth: ground truth with all annotations.
+            results: detections.
+            iou_type: "segm" or "bbox".
+            counted: ids of the annotations in the subset.
         """
         super().__init__(truth, results, iou_type)
         self._counted = counted
@@ -83,9 +90,9 @@ class SubsetCOCOeval(COCOeval):
                     annotation["ignore"] = 1
 
     def evaluateImg(self, imgId: int, catId: int, aRng: List[float], maxDet: int):
-        """COCOeval's matches of one class in one image, with ``dtIgnore`` by the rule above."""
+        """Matches one class in one image, with ``dtIgnore`` as described for the class."""
         matches = super().evaluateImg(imgId, catId, aRng, maxDet)
-        overlaps = self.ious[imgId, catId]  # (D, G), detections by falling score, as in the matches
+        overlaps = self.ious[imgId, catId]  # (D, G), detections sorted by score as in the matches
         instances = [
             (column, annotation["id"] in self._counted)
             for column, annotation in enumerate(self._gts[imgId, catId])
@@ -95,7 +102,8 @@ class SubsetCOCOeval(COCOeval):
             return matches
         columns, counts = (np.array(values) for values in zip(*instances))
         overlaps = overlaps[:, columns]
-        of_others = ~counts[overlaps.argmax(axis=1)] & (overlaps.max(axis=1) >= _BELONGS)
+        assigned = overlaps.max(axis=1) >= _ASSIGNMENT_IOU
+        of_others = assigned & ~counts[overlaps.argmax(axis=1)]
         matches["dtIgnore"] |= (matches["dtMatches"] == 0) & of_others
         return matches
 
@@ -103,13 +111,16 @@ class SubsetCOCOeval(COCOeval):
 def subset_metrics(
     truth: COCO, results: List[Dict[str, Any]], counted: Set[int], max_detections: int
 ) -> Dict[str, float]:
-    """Mask AP, AP50, AP75 and AR, in percent, on some of the annotations; NaN where there are none.
+    """Computes mask AP, AP50, AP75 and AR in percent on a subset of the annotations.
 
     Args:
-        truth: all annotations.
-        results: in COCO's results format, with masks.
-        counted: ids of the annotations that count.
-        max_detections: best detections of an image that enter.
+        truth: ground truth with all annotations.
+        results: detections with masks in COCO's results format.
+        counted: ids of the annotations in the subset.
+        max_detections: largest number of detections evaluated in an image.
+
+    Returns:
+        The metrics, NaN without ground truth, and ``count``, the size of the subset.
     """
     evaluation = SubsetCOCOeval(truth, load_results(truth, results, "segm"), "segm", counted)
     evaluation.params.maxDets = [1, 10, max_detections]

@@ -1,1 +1,1 @@
-"""From pictures to predictions, without a data set."""
+"""Inference on images that belong to no data set."""

@@ -1,4 +1,4 @@
-"""What demo and visualize share: finding pictures and loading a trained model."""
+"""Finding images and loading a trained model, for the tools that run a model on images."""
 
 import argparse
 import glob
@@ -15,39 +15,66 @@ from detectron2.utils.file_io import PathManager
 
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.datasets import register_present_datasets
+from rpe_d2.engine.host_models import default_confidence_threshold, inference_inputs
 from rpe_d2.engine.run_classes import read_classes
 from rpe_d2.engine.setup import read_config, use_available_device
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "add_predictor_arguments",
+    "build_predictor",
+    "check_needs_only_pictures",
+    "find_images",
+    "predictor_config",
+    "with_instances",
+]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
+# What models need beside images, in words.
+_INPUTS = {
+    "num_instances": "the true number of instances in each image, as it does where "
+    "MODEL.RPE.GROUPING is kmeans",
+    "coarse_masks": "masks to refine; tools/refine_masks.py refines masks",
+    "proposals": "files of proposals",
+}
+
+
 def find_images(patterns: Sequence[str]) -> List[str]:
-    """Files that are named, that lie in named folders (by suffix, not deeper) or that match globs.
+    """Finds image files.
+
+    Args:
+        patterns: paths of files, folders or globs. Of a folder, all files with a suffix in
+            ``IMAGE_SUFFIXES`` are taken, those of its subfolders are not.
+
+    Returns:
+        The paths, each once, in the order of the patterns.
 
     Raises:
-        ValueError: nothing was found for a pattern.
+        ValueError: a pattern matches nothing.
     """
     files: List[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
-            found = [
+            matches = [
                 str(path)
                 for path in sorted(Path(pattern).iterdir())
                 if path.suffix.lower() in IMAGE_SUFFIXES
             ]
         elif os.path.exists(pattern):
-            found = [pattern]
+            matches = [pattern]
         else:
-            matches = sorted(glob.glob(pattern, recursive=True))
-            found = [path for path in matches if os.path.isfile(path)]
-        if not found:
+            paths = sorted(glob.glob(pattern, recursive=True))
+            matches = [path for path in paths if os.path.isfile(path)]
+        if not matches:
             raise ValueError(f"--input {pattern}: no image there")
-        files.extend(found)
+        files.extend(matches)
     return list(dict.fromkeys(files))
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags that demo and visualize share; the overrides come after all of them."""
+    """Adds the flags that demo and visualize share, and the overrides that follow all flags."""
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--output", required=True, metavar="DIR")
@@ -55,8 +82,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="instances below are left out; default: 0.5, but 0.1 for PixelEmbeddingNet, whose instances hardly "
-        "overlap",
+        help="leave out instances below this score; default: the model's own, for most models 0.5",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
@@ -64,50 +90,45 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predictor_config(args: argparse.Namespace, dataset: Optional[str] = None) -> CfgNode:
-    """Configuration of the shared flags; fills in ``args.confidence_threshold`` where the user names none.
+    """Builds the configuration from the shared flags.
 
     Args:
-        dataset: the only data set that has to be there.
+        args: the parsed flags. A missing ``args.confidence_threshold`` is filled in.
+        dataset: the name of the only data set that must be present.
     """
     cfg = read_config(args.config_file, args.opts)
     use_available_device(cfg)
-    # Without a data set only names of classes are needed, which the run may have kept: its data are not read.
+    # Without a data set, only the names of the classes are needed. The run may have stored them.
     if dataset or read_classes(args.config_file) is None:
         register_present_datasets(cfg, dataset)
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
     if args.confidence_threshold is None:
-        is_rpe = cfg.MODEL.META_ARCHITECTURE == "PixelEmbeddingNet"
-        args.confidence_threshold = 0.1 if is_rpe else 0.5
+        args.confidence_threshold = default_confidence_threshold(cfg)
     return cfg
 
 
 def check_needs_only_pictures(cfg: CfgNode) -> None:
-    """
+    """Checks that the model needs nothing but images at inference.
+
     Raises:
-        ValueError: at inference the model needs more than pictures.
+        ValueError: it needs something else, as masks to refine.
     """
-    model = cfg.MODEL
-    if model.META_ARCHITECTURE == "SPNRefiner":
+    for name in inference_inputs(cfg):
         raise ValueError(
-            "MODEL.META_ARCHITECTURE is SPNRefiner, which refines given masks; allowed: models that find something "
-            "in a picture, and SPNRefiner with tools/refine_masks.py"
-        )
-    if model.META_ARCHITECTURE == "PixelEmbeddingNet" and model.RPE.GROUPING == "kmeans":
-        raise ValueError(
-            "MODEL.RPE.GROUPING is kmeans, which needs the true number of instances; allowed: mean_shift, components"
-        )
-    if model.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
-        raise ValueError(
-            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals, which needs files of proposals; allowed: "
-            "generators that take a picture, RPN"
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which needs "
+            f"{_INPUTS.get(name, name)}; allowed: models that need images alone"
         )
 
 
 def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
-    """A model's output for one image; proposals, where there is nothing else, as instances of the first class.
+    """Adds "instances" to a model's output for one image where it has proposals alone.
 
-    Their scores are the sigmoid of their objectness; soft masks, where they have any, are pasted into the image.
+    They are proposals as instances of the first class. Their scores are the sigmoid of the
+    objectness logits; soft masks, where the proposals have them, are pasted into the image.
+
+    Args:
+        output: a model's output for one image.
     """
     if "proposals" not in output or "instances" in output:
         return output
@@ -126,10 +147,10 @@ def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Detectron2's predictor with weights that fit.
+    """Builds Detectron2's predictor, and checks that the weights fit the model.
 
     Raises:
-        ValueError: no weights, no such file, or of another model.
+        ValueError: ``MODEL.WEIGHTS`` is empty, does not exist or holds weights of another model.
     """
     weights = cfg.MODEL.WEIGHTS
     if not weights:

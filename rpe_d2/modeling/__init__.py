@@ -4,9 +4,13 @@ from .backbone import GuidedBackbone
 from .boundary_head import BoundaryHead, BoundaryMaps
 from .boundary_loss import BoundaryLoss, BoundaryTarget
 from .embedding import (
+    ComponentGrouping,
     EmbeddingHead,
     EmbeddingLoss,
     EmbeddingMaps,
+    ImageMaps,
+    KMeansGrouping,
+    MeanShiftGrouping,
     MeanShiftLayer,
     PixelGrouping,
     PixelGroups,
@@ -23,6 +27,7 @@ __all__ = [
     "BoundaryLoss",
     "BoundaryMaps",
     "BoundaryTarget",
+    "ComponentGrouping",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
@@ -30,6 +35,9 @@ __all__ = [
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
+    "ImageMaps",
+    "KMeansGrouping",
+    "MeanShiftGrouping",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",
     "PixelEmbeddingNet",

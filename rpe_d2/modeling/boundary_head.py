@@ -1,31 +1,33 @@
-"""Embeddings of boundaries at every output of a backbone, and what is said of a pixel from them."""
+"""A head for contour detection that embeds the pixels at every output of a backbone."""
 
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Sequence
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
 
+from .argument_checks import check_choice, check_range
 from .layers import chosen_features, enlarge_maps, normalized_conv
 
 STRIDES = (1, 2, 4, 8)
-# Of the logistic stage's first weights: its inputs are unit vectors, from which small weights make no decision.
+# Standard deviation of the initial logistic weights. The inputs are unit vectors, so that small
+# weights would keep all probabilities close to 0.5.
 _LOGISTIC_STD = 2.0
-# Of an old mean direction in the new one, each step.
+# Momentum of the running means of the two groups.
 _CENTER_MOMENTUM = 0.98
-# Groups, as they are numbered in labels and centres.
-NO_BOUNDARY, BOUNDARY = 0, 1
+# Indices of the two groups in labels and centers.
+NON_BOUNDARY, BOUNDARY = 0, 1
 
 
 class BoundaryMaps(NamedTuple):
-    """What the head says of a batch, on a grid of ``stride`` pixels.
+    """Predictions of the head for a batch, on a grid of ``stride`` pixels per cell.
 
     Attributes:
-        embeddings: (B, L, D, h, w) float32 unit vectors of the L levels: one an output of the backbone, then the one
-            of all outputs together.
-        logits: (B, L, h, w) float32, of the logistic stage.
+        embeddings: (B, L, D, h, w) float32 unit vectors at L levels: one level per output of the
+            backbone, then one level that fuses all of them.
+        logits: (B, L, h, w) float32 boundary logits of the logistic stage.
         stride: pixels per grid cell.
     """
 
@@ -34,7 +36,7 @@ class BoundaryMaps(NamedTuple):
     stride: int
 
     def at_pixels(self) -> "BoundaryMaps":
-        """The same at stride 1, interpolated linearly; embeddings are unit vectors again."""
+        """Interpolates the maps bilinearly to stride 1 and normalizes the embeddings again."""
         if self.stride == 1:
             return self
         batch, levels, dim, height, width = self.embeddings.shape
@@ -47,11 +49,12 @@ class BoundaryMaps(NamedTuple):
 
 
 class BoundaryHead(nn.Module):
-    """Unit vectors at each output of the backbone and from all of them together (Kong & Fowlkes, CVPR 2018, section 5).
+    """Embeds pixels at each output of the backbone and from all of them together.
 
-    Every output is convolved at its own resolution; a 1x1 convolution makes D numbers a cell of it, which are enlarged
-    to a common stride and normalised. These unit vectors, concatenated, pass a 3x3 and a 1x1 convolution, which make the
-    last embedding. The logistic stage is a 1x1 convolution of each embedding: a plane that cuts the sphere.
+    Every output is convolved at its own resolution. A 1x1 convolution predicts D values per cell,
+    which are enlarged to a common stride and normalized. A 3x3 and a 1x1 convolution of the
+    concatenated embeddings predict the fused embedding. The logistic stage is a 1x1 convolution of
+    each embedding. Source: Kong & Fowlkes, CVPR 2018, section 5.
     """
 
     @configurable
@@ -59,32 +62,37 @@ class BoundaryHead(nn.Module):
         self,
         input_shape: Dict[str, ShapeSpec],
         *,
-        in_features: List[str],
-        stride: int,
-        conv_dim: int,
-        norm: str,
-        embedding_dim: int,
+        in_features: Sequence[str] = (),
+        stride: int = 4,
+        conv_dim: int = 64,
+        norm: str = "GN",
+        embedding_dim: int = 3,
     ):
         """
         Args:
             input_shape: channels and stride of each backbone output.
-            in_features: which of them are used.
-            stride: pixels per cell of what is returned, 1, 2, 4 or 8.
+            in_features: the backbone outputs to use; all if empty.
+            stride: stride of the predictions in pixels, 1, 2, 4 or 8.
             conv_dim: channels of the convolutions.
-            norm: any Detectron2 normalisation, "" for none.
-            embedding_dim: D.
+            norm: any normalization of Detectron2's ``get_norm``; "" for none.
+            embedding_dim: dimension D of the embeddings.
         """
         super().__init__()
-        self.in_features = list(in_features)
+        check_choice("stride", stride, STRIDES)
+        check_range("conv_dim", conv_dim, 1)
+        check_range("embedding_dim", embedding_dim, 1)
+        in_features = chosen_features("in_features", in_features, input_shape)
+        self.in_features = in_features
         self.stride = stride
         self.finest_stride = min(input_shape[name].stride for name in in_features)
         self.lateral = nn.ModuleDict()
         self.embedding = nn.ModuleDict()
-        self.ratios = {}  # of a convolved output's stride to the common one
+        # How much each convolved output has to be enlarged to the common stride.
+        self.ratios: Dict[str, int] = {}
         for name in in_features:
             shape = input_shape[name]
-            shrink = max(1, stride // shape.stride)
-            self.lateral[name] = normalized_conv(shape.channels, conv_dim, 3, norm, shrink)
+            downsampling = max(1, stride // shape.stride)
+            self.lateral[name] = normalized_conv(shape.channels, conv_dim, 3, norm, downsampling)
             self.embedding[name] = nn.Conv2d(conv_dim, embedding_dim, 1)
             self.ratios[name] = max(1, shape.stride // stride)
         self.fusion = nn.Sequential(
@@ -92,7 +100,7 @@ class BoundaryHead(nn.Module):
             nn.Conv2d(conv_dim, embedding_dim, 1),
         )
         self.num_levels = len(in_features) + 1
-        # One plane a level.
+        # One group per level: every logit depends on the embedding of its own level only.
         self.logistic = nn.Conv2d(
             self.num_levels * embedding_dim, self.num_levels, 1, groups=self.num_levels
         )
@@ -101,16 +109,13 @@ class BoundaryHead(nn.Module):
         self.centers = GroupCenters(self.num_levels, embedding_dim)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         boundary = cfg.MODEL.BOUNDARY
-        in_features = chosen_features(
-            "MODEL.BOUNDARY.IN_FEATURES", boundary.IN_FEATURES, input_shape
-        )
-        if boundary.STRIDE not in STRIDES:
-            raise ValueError(f"MODEL.BOUNDARY.STRIDE is {boundary.STRIDE}; allowed: 1, 2, 4, 8")
         return {
             "input_shape": input_shape,
-            "in_features": in_features,
+            "in_features": chosen_features(
+                "MODEL.BOUNDARY.IN_FEATURES", boundary.IN_FEATURES, input_shape
+            ),
             "stride": boundary.STRIDE,
             "conv_dim": boundary.CONV_DIM,
             "norm": boundary.NORM,
@@ -119,15 +124,16 @@ class BoundaryHead(nn.Module):
 
     @property
     def level_names(self) -> List[str]:
+        """Names of the levels: those of the backbone outputs, then "all"."""
         return [*self.in_features, "all"]
 
     def forward(self, features: Dict[str, torch.Tensor]) -> BoundaryMaps:
         """
         Args:
-            features: the backbone's maps, (B, C_i, H / stride_i, W / stride_i).
+            features: feature maps of the backbone, (B, C_i, H / stride_i, W / stride_i).
 
         Returns:
-            :class:`BoundaryMaps` for the padded pictures, h = H / stride, w = W / stride.
+            :class:`BoundaryMaps` of the padded images, h = H / stride, w = W / stride.
         """
         finest = max((features[name].shape[-2:] for name in self.in_features), key=sum)
         size = [-(-side * self.finest_stride // self.stride) for side in finest]
@@ -145,42 +151,53 @@ class BoundaryHead(nn.Module):
 
 
 def _unit(maps: torch.Tensor) -> torch.Tensor:
-    """(B, D, h, w) float32 of length 1."""
+    """Normalizes (B, D, h, w) to float32 unit vectors."""
     return F.normalize(maps.float(), dim=1)
 
 
 class GroupCenters(nn.Module):
-    """Running mean directions of the two groups at every level: what the pair loss alone leaves to score pixels by."""
+    """Running means of the embeddings of boundary and other pixels at every level.
+
+    They score pixels where the logistic stage is not trained, with the pair loss alone.
+    """
 
     def __init__(self, num_levels: int, dim: int):
+        """
+        Args:
+            num_levels: number L of levels.
+            dim: dimension D of the embeddings.
+        """
         super().__init__()
-        # Their length says how much has been seen, and how little a group scatters; only the direction is used.
+        # Only the directions are used. The lengths depend on the number of updates and on how much
+        # a group scatters.
         self.register_buffer("means", torch.zeros(num_levels, 2, dim))
 
     @torch.no_grad()
     def update(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-        """
+        """Updates the running means; the mean of a group without pixels does not change.
+
         Args:
-            embeddings: (L, P, D) unit vectors.
-            labels: (P,) NO_BOUNDARY or BOUNDARY. A group without pixels stays where it was.
+            embeddings: (L, P, D) unit vectors of P pixels.
+            labels: (P,) int64 BOUNDARY or NON_BOUNDARY.
         """
-        for group in (NO_BOUNDARY, BOUNDARY):
+        for group in (NON_BOUNDARY, BOUNDARY):
             chosen = embeddings[:, labels == group]
             if chosen.shape[1] and bool(chosen.isfinite().all()):
                 self.means[:, group].lerp_(chosen.mean(dim=1).to(self.means), 1 - _CENTER_MOMENTUM)
 
     def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Where between the centres a pixel lies: its cosine distance from the one as a share of both.
+        """Scores pixels by their cosine distances d from the two centers.
 
         Args:
             embeddings: (B, L, D, h, w) unit vectors.
 
         Returns:
-            (B, L, h, w) 0-1: 1 at the boundaries' centre, 0 at the others', 0.5 where both are equally far, and
-            everywhere before training.
+            (B, L, h, w) d(non-boundary) / (d(non-boundary) + d(boundary)), in 0-1. The score is 1
+            at the center of the boundary pixels and 0 at the other one. It is 0.5 where both
+            distances are equal, which includes all pixels before training.
         """
         directions = F.normalize(self.means, dim=2)
-        # Clamped: rounding may take a cosine above 1.
+        # Rounding can make a cosine larger than 1.
         distance = (1 - torch.einsum("bldhw,lgd->blghw", embeddings, directions)).clamp(min=0)
-        tiny = 1e-6
-        return (distance[:, :, NO_BOUNDARY] + tiny) / (distance.sum(dim=2) + 2 * tiny)
+        epsilon = 1e-6
+        return (distance[:, :, NON_BOUNDARY] + epsilon) / (distance.sum(dim=2) + 2 * epsilon)

@@ -1,47 +1,52 @@
-"""Losses of the boundary head: pair loss of two groups, balanced cross-entropy of the logistic stage."""
+"""Losses for contour detection: two-group pair loss and class-balanced cross-entropy."""
 
 from typing import Dict, List, NamedTuple, Tuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.ops.pair_loss import spherical_pair_loss
 
-from .boundary_head import BOUNDARY, NO_BOUNDARY, BoundaryMaps, GroupCenters
+from .argument_checks import check_choice, check_range
+from .boundary_head import BOUNDARY, NON_BOUNDARY, BoundaryMaps, GroupCenters
+from .layers import zero_loss
 
 CONSENSUS = ("weighted", "any", "minimum")
 
 
 class BoundaryTarget(NamedTuple):
-    """What annotators say of each pixel.
+    """Training target of one image. Pixels for which both weights are 0 are ignored.
 
     Attributes:
-        boundary: (H, W) float32, 0-1: weight of the pixel as a boundary.
-        no_boundary: (H, W) float32, 0-1: weight of the pixel as none. Where both are 0 it is ignored.
+        boundary: (H, W) float32 weight of each pixel as a boundary pixel, in 0-1.
+        non_boundary: (H, W) float32 weight of each pixel as a non-boundary pixel, in 0-1.
     """
 
     boundary: torch.Tensor
-    no_boundary: torch.Tensor
+    non_boundary: torch.Tensor
 
     def padded(self, size: Tuple[int, int]) -> "BoundaryTarget":
-        """Of (H, W) at least the picture's; what lies outside the picture is ignored."""
-        rows, columns = (side - own for side, own in zip(size, self.boundary.shape))
-        return BoundaryTarget(*(F.pad(part, (0, columns, 0, rows)) for part in self))
+        """Pads the target on the right and at the bottom with ignored pixels."""
+        rows, columns = (
+            side - unpadded_side for side, unpadded_side in zip(size, self.boundary.shape)
+        )
+        return BoundaryTarget(*(F.pad(weight, (0, columns, 0, rows)) for weight in self))
 
 
 def boundary_target(
     annotations: torch.Tensor, consensus: str, min_annotators: int
 ) -> BoundaryTarget:
-    """Weighs annotators against each other.
+    """Combines the contours of several annotators into one target.
 
     Args:
-        annotations: (A, H, W) bool, what each of A annotators drew, at least one.
-        consensus: "weighted": a pixel that a share t of them drew is boundary with the weight t and none with 1 - t, as
-            if the annotator were drawn by lot; "any": boundary where anybody drew it, none elsewhere; "minimum":
-            boundary where at least ``min_annotators`` drew it, none where nobody did, ignored where fewer did.
-        min_annotators: of an image with fewer annotators, all of them.
+        annotations: (A, H, W) bool contours of A annotators, A >= 1.
+        consensus: how annotators are combined. "weighted": a pixel that a share t of the annotators
+            marked has the weight t as boundary and 1 - t as non-boundary. "any": a pixel is
+            boundary if any annotator marked it. "minimum": a pixel is boundary if at least
+            ``min_annotators`` marked it, and ignored if fewer did.
+        min_annotators: for "minimum"; all annotators if there are fewer.
     """
     count = annotations.float().sum(dim=0)
     if consensus == "weighted":
@@ -52,36 +57,47 @@ def boundary_target(
 
 
 class BoundaryLoss(nn.Module):
-    """Trains the head's levels alike; every loss is the mean over levels and images.
+    """The losses of a :class:`BoundaryHead`, averaged over levels and images.
 
-    The pair loss sees two groups, boundary and no boundary. In a picture one pixel of sixteen or fewer is boundary:
-    so half of the sampled pixels are drawn from each group, and in the loss itself each group weighs the same, whatever
-    the number of its pixels. The cross-entropy is balanced by weighing both kinds of a picture's pixels the same. Maps
-    are read at pixels, between their cells: labels are exact at any stride.
+    The pair loss separates two groups, boundary and non-boundary pixels. Typically no more than one
+    pixel in sixteen is a boundary pixel, so half of the sampled pixels are drawn from each group,
+    and both groups have the same total weight in the loss. The cross-entropy of the logistic stage
+    also gives both groups the same weight. Maps are interpolated at the pixels, so the labels are
+    exact at any stride.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        consensus: str,
-        min_annotators: int,
-        num_points: int,
-        pair_loss_weight: float,
-        logistic_loss_weight: float,
-        margin: float,
-        positive_weight: float,
-        negative_weight: float,
+        consensus: str = "weighted",
+        min_annotators: int = 3,
+        num_points: int = 1024,
+        pair_loss_weight: float = 1.0,
+        logistic_loss_weight: float = 1.0,
+        margin: float = 0.5,
+        positive_weight: float = 1.0,
+        negative_weight: float = 1.0,
     ):
         """
         Args:
             consensus, min_annotators: see :func:`boundary_target`.
             num_points: pixels per image in the pair loss.
-            pair_loss_weight, logistic_loss_weight: factors of the losses; 0: none.
-            margin, positive_weight, negative_weight: of the pair loss, see
+            pair_loss_weight, logistic_loss_weight: weights of the two losses; 0 disables a loss.
+            margin, positive_weight, negative_weight: see
                 :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
         """
         super().__init__()
+        check_choice("consensus", consensus, CONSENSUS)
+        check_range("min_annotators", min_annotators, 1)
+        check_range("num_points", num_points, 2)
+        check_range("pair_loss_weight", pair_loss_weight, 0)
+        check_range("logistic_loss_weight", logistic_loss_weight, 0)
+        check_range("margin", margin, 0, 1)
+        if not pair_loss_weight and not logistic_loss_weight:
+            raise ValueError(
+                "pair_loss_weight and logistic_loss_weight are 0; allowed: at least one above 0"
+            )
         self.consensus = consensus
         self.min_annotators = min_annotators
         self.num_points = num_points
@@ -94,12 +110,8 @@ class BoundaryLoss(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode):
         boundary = cfg.MODEL.BOUNDARY
-        if boundary.CONSENSUS not in CONSENSUS:
-            raise ValueError(
-                f"MODEL.BOUNDARY.CONSENSUS is {boundary.CONSENSUS!r}; allowed: {', '.join(CONSENSUS)}"
-            )
         if not boundary.PAIR_LOSS_WEIGHT and not boundary.LOGISTIC_LOSS_WEIGHT:
             raise ValueError(
                 "MODEL.BOUNDARY.PAIR_LOSS_WEIGHT and MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT are 0; "
@@ -117,6 +129,7 @@ class BoundaryLoss(nn.Module):
         }
 
     def target(self, annotations: torch.Tensor) -> BoundaryTarget:
+        """Makes the target of one image from contours (A, H, W) bool of A annotators."""
         return boundary_target(annotations, self.consensus, self.min_annotators)
 
     def forward(
@@ -124,29 +137,28 @@ class BoundaryLoss(nn.Module):
     ) -> Dict[str, torch.Tensor]:
         """
         Args:
-            maps: of a padded batch, at any stride.
-            targets: one per image, of the image's own size.
-            centers: follow the groups, where gradients are computed.
+            maps: predictions for a padded batch, at any stride.
+            targets: one per image, of the unpadded size of the image.
+            centers: running means, updated in training where gradients are enabled.
 
         Returns:
-            Weighted scalars "loss_pair" and "loss_logistic", without those of weight 0.
+            Weighted scalars "loss_pair" and "loss_logistic", except those of weight 0.
         """
         size = tuple(side * maps.stride for side in maps.logits.shape[-2:])
         targets = [target.padded(size) for target in targets]
         losses = {}
         if self.pair_loss_weight:
-            pairs = [
+            pair_losses = [
                 self._pair_loss(maps, index, target, centers)
                 for index, target in enumerate(targets)
             ]
-            losses["loss_pair"] = self.pair_loss_weight * sum(pairs) / len(pairs)
+            losses["loss_pair"] = self.pair_loss_weight * sum(pair_losses) / len(pair_losses)
         if self.logistic_loss_weight:
             logits = F.interpolate(maps.logits, size=size, mode="bilinear", align_corners=False)
             errors = [balanced_cross_entropy(*item) for item in zip(logits, targets)]
             losses["loss_logistic"] = self.logistic_loss_weight * sum(errors) / len(errors)
         else:
-            # The logistic stage takes part all the same, as distributed training demands.
-            losses["loss_pair"] = losses["loss_pair"] + maps.logits.sum() * 0.0
+            losses["loss_pair"] = losses["loss_pair"] + zero_loss(maps.logits)
         return losses
 
     def _pair_loss(
@@ -161,49 +173,70 @@ class BoundaryLoss(nn.Module):
 
 
 def balanced_cross_entropy(logits: torch.Tensor, target: BoundaryTarget) -> torch.Tensor:
-    """Cross-entropy in which boundary and no boundary weigh a half each (Xie & Tu, ICCV 2015, equation 2).
+    """Computes the class-balanced cross-entropy (Xie & Tu, ICCV 2015, equation 2).
+
+    Boundary and non-boundary pixels have a total weight of one half each. A group without pixels is
+    left out.
 
     Args:
-        logits: (L, H, W).
-        target: of (H, W).
+        logits: (L, H, W) boundary logits.
+        target: weights of (H, W).
 
     Returns:
-        Scalar, the mean over the L levels. A kind that is not there is left out.
+        Scalar, the mean over the L levels.
     """
     terms = [
         (F.softplus(sign * logits) * weight).sum(dim=(1, 2)).mean() / weight.sum()
-        for sign, weight in ((-1, target.boundary), (1, target.no_boundary))
+        for sign, weight in ((-1, target.boundary), (1, target.non_boundary))
         if bool(weight.any())
     ]
-    return sum(terms) / len(terms) if terms else logits.sum() * 0.0
+    return sum(terms) / len(terms) if terms else zero_loss(logits)
 
 
 def sample_groups(target: BoundaryTarget, num_points: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Draws pixels by their weights, without replacement, as many of each group as there are, up to half of all.
+    """Samples pixels by their weights, without replacement within a group.
+
+    At most half of the pixels are boundary pixels.
 
     Returns:
-        (P,) int64 indices into the flattened map and (P,) int64 BOUNDARY or NO_BOUNDARY, P <= ``num_points``. A pixel
-        that has both weights may be drawn twice, once in each group.
+        (P,) int64 indices into the flattened map and (P,) int64 labels BOUNDARY or NON_BOUNDARY,
+        P <= ``num_points``. A pixel for which both weights are positive can be drawn once in each
+        group.
     """
-    boundary = _draw(target.boundary.flatten(), num_points // 2)
-    others = _draw(target.no_boundary.flatten(), num_points - len(boundary))
-    labels = torch.full((len(boundary) + len(others),), NO_BOUNDARY, device=others.device)
+    boundary = _sample(target.boundary.flatten(), num_points // 2)
+    others = _sample(target.non_boundary.flatten(), num_points - len(boundary))
+    labels = torch.full((len(boundary) + len(others),), NON_BOUNDARY, device=others.device)
     labels[: len(boundary)] = BOUNDARY
     return torch.cat([boundary, others]), labels
 
 
-def _draw(weights: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of at most ``count`` of the positive weights; torch.multinomial ends at 2^24 of them."""
+def _sample(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """Samples at most ``count`` indices of positive weights.
+
+    ``torch.multinomial`` is limited to 2^24 weights.
+    """
     candidates = torch.nonzero(weights).squeeze(1)
     if len(candidates) <= count:
         return candidates
-    # The first of exponential clocks with these rates (Efraimidis & Spirakis, 2006).
+    # The smallest of exponential variables with these rates (Efraimidis & Spirakis, 2006).
     times = torch.empty_like(weights[candidates]).exponential_() / weights[candidates]
     return candidates[times.topk(count, largest=False).indices]
 
 
-def _embeddings_at(maps: BoundaryMaps, index: int, points: torch.Tensor, size) -> torch.Tensor:
-    """(L, P, D) unit vectors of one image at pixels, by bilinear interpolation."""
+def _embeddings_at(
+    maps: BoundaryMaps, index: int, points: torch.Tensor, size: Tuple[int, int]
+) -> torch.Tensor:
+    """Interpolates the embeddings of one image at pixels.
+
+    Args:
+        maps: predictions for a batch.
+        index: index of the image.
+        points: (P,) int64 indices into the flattened image.
+        size: (H, W) of the padded image.
+
+    Returns:
+        (L, P, D) unit vectors.
+    """
     height, width = size
     pixels = torch.stack([points % width, points // width], dim=-1) + 0.5  # (P, 2) x, y
     grid = 2 * pixels / pixels.new_tensor([width, height]) - 1

@@ -1,4 +1,4 @@
-"""Layers that several components share."""
+"""Layers and helpers that several components share."""
 
 from typing import Dict, List, Sequence, Tuple, Union
 
@@ -10,10 +10,15 @@ from torch.nn import functional as F
 
 
 def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> List[str]:
-    """Names of the backbone's outputs that a key chooses; all of them where it is empty.
+    """Returns the backbone outputs that a configuration key selects.
+
+    Args:
+        key: the key, for the error message.
+        names: its value; an empty sequence selects all outputs.
+        input_shape: channels and stride of each backbone output.
 
     Raises:
-        ValueError: the backbone has no such output.
+        ValueError: the backbone has no output of one of these names.
     """
     missing = [name for name in names if name not in input_shape]
     if missing:
@@ -26,7 +31,11 @@ def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, Shape
 def normalized_conv(
     in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
 ) -> nn.Module:
-    """Convolution, normalisation (any of Detectron2's, "" for none) and ReLU; the result's size is size / stride."""
+    """Builds a convolution with normalization and ReLU; its output size is the input size / stride.
+
+    Args:
+        norm: any normalization of Detectron2's ``get_norm``; "" for none.
+    """
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -42,12 +51,20 @@ def normalized_conv(
 
 
 def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """(B, C, h, w) to a size: linearly interpolated, or averaged where it is smaller."""
+    """Resizes feature maps by bilinear interpolation, or by average pooling to a smaller size.
+
+    Args:
+        maps: (B, C, h, w).
+        size: (H, W) of the result.
+
+    Returns:
+        (B, C, H, W).
+    """
     if list(maps.shape[-2:]) == list(size):
         return maps
     if maps.numel() == 0:
         return maps.new_zeros(*maps.shape[:2], *size)
-    if maps.shape[-2:] == (1, 1):  # interpolation would round
+    if maps.shape[-2:] == (1, 1):  # interpolation would introduce rounding errors
         return maps.expand(*maps.shape[:2], *size)
     if maps.shape[-1] > size[-1]:
         return F.adaptive_avg_pool2d(maps, list(size))
@@ -55,10 +72,19 @@ def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def enlarge_maps(maps: torch.Tensor, ratio: int, size: Sequence[int]) -> torch.Tensor:
-    """Maps ``ratio`` times as large, cut to a size: cells stay where they are in the picture.
+    """Enlarges feature maps by an integer factor and crops or pads them to a size.
 
-    A coarse map may end beyond finer ones, where the picture is no multiple of its stride; or before them, one of a
-    smaller picture that was rounded down: its last cells are then repeated.
+    Every cell keeps its position in the image. The enlarged map can be larger than ``size`` if the
+    image size is not a multiple of the coarse stride; the excess is cropped. It can be smaller if
+    the map comes from a downscaled image whose size was rounded down; the last cells are repeated.
+
+    Args:
+        maps: (B, C, h, w).
+        ratio: enlargement factor.
+        size: (H, W) of the result.
+
+    Returns:
+        (B, C, H, W).
     """
     if ratio > 1:
         maps = F.interpolate(maps, scale_factor=ratio, mode="bilinear", align_corners=False)
@@ -73,13 +99,18 @@ def enlarge_maps(maps: torch.Tensor, ratio: int, size: Sequence[int]) -> torch.T
 
 
 def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:
-    """Registers a module's children in another one under their names, so that checkpoints load both ways.
+    """Registers the children of a wrapped module in its owner under the same names.
+
+    The owner then has the parameter names of the wrapped module, so checkpoints of either load into
+    the other.
 
     Returns:
-        The wrapped module in a tuple, as an attribute no submodule; ``owner.train`` has to set its ``training``.
+        A tuple of the wrapped module. Stored as an attribute, the tuple does not register the
+        module a second time; ``owner.train`` has to call the ``train`` of the wrapped module.
 
     Raises:
-        ValueError: it has parameters outside its children, or a child whose name is taken.
+        ValueError: the wrapped module has parameters or buffers outside its children, or a child
+            whose name the owner already uses.
     """
     kind, owner_kind = type(wrapped).__name__, type(owner).__name__
     if next(wrapped.parameters(recurse=False), None) is not None or (
@@ -90,7 +121,9 @@ def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:
         )
     for name, child in wrapped.named_children():
         if hasattr(owner, name):
-            raise ValueError(f"{kind} has a part {name!r}, as {owner_kind} has; it cannot wrap it")
+            raise ValueError(
+                f"{kind} has a submodule {name!r}; {owner_kind} has one too and cannot wrap it"
+            )
         owner.add_module(name, child)
     return (wrapped,)
 

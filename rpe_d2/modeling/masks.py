@@ -1,27 +1,90 @@
-"""Proposals with soft masks relative to their boxes, the format that generators and ROI heads share."""
+"""Soft masks on grids and in boxes, their suppression, and proposals that carry them."""
 
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 from torchvision.ops import nms, roi_align
 
-from .soft_masks import cut_at_half
+from .layers import resize_maps
+
+# Full-resolution masks are made this many pixels at a time (float32: 256 MB).
+_UPSAMPLE_ELEMENTS = 1 << 26
+
+
+def masks_on_grid(masks: torch.Tensor, size: Sequence[int], stride: int) -> torch.Tensor:
+    """Averages masks over the cells of a grid.
+
+    Args:
+        masks: (R, h, w) bool or in 0-1, of any resolution.
+        size: (H, W) of the network's input image, to which the masks are resized.
+        stride: pixels per cell. The last cells may extend beyond the image.
+
+    Returns:
+        (R, ceil(H / stride), ceil(W / stride)) float32 in 0-1.
+    """
+    if len(masks) == 0:
+        return masks.new_zeros(0, *(-(-side // stride) for side in size), dtype=torch.float32)
+    masks = resize_maps(masks.float()[None], size)
+    return F.avg_pool2d(masks, stride, ceil_mode=True)[0]
+
+
+def upsample_masks(
+    soft_masks: torch.Tensor, stride: int, size: tuple, out_size: tuple, threshold: float
+) -> torch.Tensor:
+    """Interpolates soft masks on a grid and thresholds them afterwards.
+
+    Args:
+        soft_masks: (R, h, w) in 0-1 on cells of ``stride`` pixels.
+        stride: pixels per cell.
+        size: (H, W) of the network's input image.
+        out_size: (height, width) of the result.
+        threshold: value in 0-1 from which on a pixel belongs to the mask.
+
+    Returns:
+        (R, height, width) bool.
+    """
+    height, width = (side * stride for side in soft_masks.shape[-2:])
+    at_once = max(1, _UPSAMPLE_ELEMENTS // max(1, height * width, out_size[0] * out_size[1]))
+    masks = torch.empty(len(soft_masks), *out_size, dtype=torch.bool, device=soft_masks.device)
+    for start in range(0, len(soft_masks), at_once):
+        chunk = soft_masks[None, start : start + at_once]
+        chunk = F.interpolate(chunk, size=(height, width), mode="bilinear", align_corners=False)
+        chunk = chunk[..., : size[0], : size[1]]
+        if tuple(out_size) != tuple(size):
+            chunk = F.interpolate(chunk, size=tuple(out_size), mode="bilinear", align_corners=False)
+        masks[start : start + at_once] = chunk[0] >= threshold
+    return masks
+
+
+def rescale_to_half(masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Maps the values of masks so that the threshold becomes 0.5, at which Detectron2 cuts masks.
+
+    Args:
+        masks: (R, m, m) in 0-1.
+        threshold: above 0 and below 1.
+
+    Returns:
+        (R, 1, m, m) in 0-1.
+    """
+    low = masks * (0.5 / threshold)
+    high = 1 - (1 - masks) * (0.5 / (1 - threshold))
+    return torch.where(masks < threshold, low, high).unsqueeze(1)
 
 
 def mask_overlaps(
     soft_masks: torch.Tensor, relative_to: str, mask_threshold: float
 ) -> torch.Tensor:
-    """Common areas of masks.
+    """Computes the intersections of all pairs of masks, relative to an area.
 
     Args:
         soft_masks: (R, h, w) in 0-1.
-        relative_to: "union": the usual IoU. "smaller": of the smaller mask.
-        mask_threshold: where the masks are cut.
+        relative_to: "union" for the IoU, or "smaller" for the area of the smaller mask.
+        mask_threshold: value from which on a cell belongs to a mask.
 
     Returns:
-        (R, R) in 0-1; 0 for empty masks.
+        (R, R) in 0-1, 0 for empty masks.
     """
     masks = (soft_masks >= mask_threshold).flatten(1).float()
     areas = masks.sum(dim=1)
@@ -33,69 +96,72 @@ def mask_overlaps(
     return common / area.clamp(min=1)
 
 
-def suppress(overlaps: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Greedy non-maximum suppression: what overlaps a better one that stays by more than the threshold goes.
+def greedy_nms(overlaps: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Greedy non-maximum suppression on given overlaps.
+
+    An item is suppressed if it overlaps a kept item with a higher score by more than the threshold.
 
     Args:
-        overlaps: (R, R) symmetric, in 0-1.
-        scores: (R,).
-        threshold: 0-1; at 1 everything stays.
+        overlaps: (R, R) symmetric overlaps in 0-1.
+        scores: (R,) scores.
+        threshold: overlap in 0-1. At 1 everything is kept.
 
     Returns:
-        (K,) indices of what stays, by falling score.
+        (K,) indices of the kept items in descending order of their scores.
     """
     order = torch.argsort(scores, descending=True, stable=True)
-    # Row i suppresses column j only where i is the better one.
+    # Row i can suppress column j only if i has the higher score.
     suppresses = (overlaps[order][:, order] > threshold).triu(diagonal=1)
-    stays = torch.ones_like(scores, dtype=torch.bool)
-    # Each round settles at least one more; the longest chain of overlaps bounds the rounds.
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    # Each round decides at least one more item. The longest chain of overlaps bounds the rounds.
     while True:
-        settled = ~(suppresses & stays[:, None]).any(dim=0)
-        if torch.equal(settled, stays):
-            return order[stays]
-        stays = settled
+        decided = ~(suppresses & kept[:, None]).any(dim=0)
+        if torch.equal(decided, kept):
+            return order[kept]
+        kept = decided
 
 
-def suppress_overlaps(
+def contained_mask_nms(
     soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float, mask_threshold: float
 ) -> torch.Tensor:
-    """:func:`suppress` of masks that overlap by more than a part of the smaller one.
+    """Non-maximum suppression with the intersection over the smaller mask.
 
-    Of a group and the two halves that a narrower bandwidth finds in it, either the whole or the halves stay; by IoU a
-    whole and its smaller part would.
+    If a narrow bandwidth splits a group into two halves, either the group or the halves are kept.
+    With the IoU, the group and its smaller part would be kept together.
 
     Args:
         soft_masks: (R, h, w) in 0-1.
-        scores: (R,).
-        threshold: 0-1; at 1 everything stays.
-        mask_threshold: where the masks are cut.
+        scores: (R,) scores.
+        threshold: overlap in 0-1. At 1 everything is kept.
+        mask_threshold: value from which on a cell belongs to a mask.
 
     Returns:
-        (K,) indices of what stays, by falling score.
+        (K,) indices of the kept masks in descending order of their scores.
     """
-    return suppress(mask_overlaps(soft_masks, "smaller", mask_threshold), scores, threshold)
+    return greedy_nms(mask_overlaps(soft_masks, "smaller", mask_threshold), scores, threshold)
 
 
-def rank_duplicates_last(
+def soft_nms(
     overlaps: torch.Tensor, scores: torch.Tensor, threshold: float, duplicate_threshold: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Soft suppression (linear Soft-NMS; Bodla et al., ICCV 2017) with two thresholds.
+    """Linear Soft-NMS (Bodla et al., ICCV 2017) that drops near-duplicates.
 
-    What overlaps a better one that stays is not lost: it may be the better fit, and heads that refine boxes learn from
-    both.
+    An item that overlaps a better one is kept with a lower score. It may fit the object better, and
+    heads that refine boxes learn from both.
 
     Args:
-        overlaps: (R, R) IoUs, symmetric, in 0-1.
-        scores: (R,) in 0-1.
-        threshold: the score of what overlaps a better one by more is multiplied by 1 - IoU.
-        duplicate_threshold: what overlaps a better one by more is dropped; at "threshold", this is :func:`suppress`.
+        overlaps: (R, R) symmetric IoUs in 0-1.
+        scores: (R,) scores in 0-1.
+        threshold: IoU with a better item above which a score is multiplied by 1 - IoU.
+        duplicate_threshold: IoU with a better item above which an item is dropped. If it equals
+            ``threshold``, this is :func:`greedy_nms`.
 
     Returns:
-        (K,) indices and (K,) scores of what stays, by falling score.
+        (K,) indices and (K,) scores of the kept items in descending order of their scores.
     """
-    kept = suppress(overlaps, scores, max(threshold, duplicate_threshold))
+    kept = greedy_nms(overlaps, scores, max(threshold, duplicate_threshold))
     overlaps, ranked = overlaps[kept][:, kept], scores[kept]
-    distinct = suppress(overlaps, ranked, threshold)
+    distinct = greedy_nms(overlaps, ranked, threshold)
     decay = 1 - overlaps[:, distinct].amax(dim=1) if len(kept) else ranked
     decay[distinct] = 1
     ranked = ranked * decay
@@ -110,19 +176,22 @@ def soft_mask_boxes(
     threshold: float,
     tip_threshold: Optional[float] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Boxes of soft masks, finer than their grid: where the linearly interpolated masks cross the threshold.
+    """Computes the boxes of soft masks with sub-cell precision.
+
+    The sides of a box lie where the linearly interpolated mask crosses the threshold.
 
     Args:
-        soft_masks: (R, h, w) in 0-1, h and w at least 1.
+        soft_masks: (R, h, w) in 0-1. h and w are at least 1.
         stride: pixels per grid cell.
-        size: (H, W) of the image that the boxes are clipped to.
-        threshold: where the masks are cut.
-        tip_threshold: boxes also hold cells that reach only this, as those of an object's tips may, to where the mask
-            has fallen to "threshold" times their value. Boxes of hard masks are the same with it.
+        size: (H, W) of the image to which boxes are clipped.
+        threshold: value from which on a cell belongs to a mask.
+        tip_threshold: lower value from which on a cell extends the box, because masks are least
+            certain at the tips of an object. The box then ends where the mask falls to
+            ``threshold`` times the value of this cell. It does not change boxes of binary masks.
 
     Returns:
-        (R,) bool: whether there is a box, of a mask that reaches the threshold inside the image; and (R, 4) x0, y0, x1,
-        y1 in pixels.
+        (R,) bool, whether the mask reaches the threshold inside the image, and boxes (R, 4) x0, y0,
+        x1, y1 in pixels.
     """
     x0, x1 = _extent(soft_masks.amax(dim=1), threshold, tip_threshold)
     y0, y1 = _extent(soft_masks.amax(dim=2), threshold, tip_threshold)
@@ -136,7 +205,7 @@ def soft_mask_boxes(
 def _extent(
     profiles: torch.Tensor, threshold: float, tip_threshold: Optional[float] = None
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Where each of (R, n) profiles rises above the threshold and where it finally falls below, in cells."""
+    """Returns the cells where profiles (R, n) first rise above and last fall below a threshold."""
     low = _rise(profiles, threshold, tip_threshold)
     return low, profiles.shape[1] - _rise(profiles.flip(1), threshold, tip_threshold)
 
@@ -148,7 +217,7 @@ def _rise(profiles: torch.Tensor, threshold: float, tip_threshold: Optional[floa
     below = profiles.gather(1, (first - 1).clamp(min=0))
     crossed = threshold if tip_threshold is None else threshold * above
     between = ((above - crossed) / (above - below).clamp(min=1e-6)).clamp(0, 1)
-    # Values stand at the cells' centres; outside of the grid the first one continues.
+    # Values belong to the centres of the cells. Outside the grid the first value is repeated.
     return torch.where(first > 0, first + 0.5 - between, torch.zeros_like(between)).squeeze(1)
 
 
@@ -162,22 +231,25 @@ def soft_masks_to_proposals(
     threshold: float,
     mask_size: Optional[int],
 ) -> Instances:
-    """Soft masks on a grid as proposals with objectness and box-relative masks.
+    """Converts soft masks on a grid to proposals.
 
     Args:
         soft_masks: (R, h, w) float32 in 0-1.
-        scores: (R,) in 0-1.
-        boxes: (R, 4) their boxes, as of :func:`soft_mask_boxes`, x0, y0, x1, y1 in pixels of the input image.
+        scores: (R,) scores in 0-1.
+        boxes: (R, 4) boxes of the masks, see :func:`soft_mask_boxes`, x0, y0, x1, y1 in pixels of
+            the input image.
         stride: pixels per grid cell.
         size: (H, W) of the network's input image.
-        out_size: (height, width) that the boxes are scaled to; the masks, relative to them, need no scaling.
-        threshold: where the soft masks are cut, above 0 and at most 1.
-        mask_size: M; None: no masks.
+        out_size: (height, width) to which boxes are scaled. Masks are relative to their boxes and
+            need no scaling.
+        threshold: value from which on a cell belongs to a mask, above 0 and below 1.
+        mask_size: M, the side of the proposal masks, or None for proposals without masks.
 
     Returns:
-        Instances with ``proposal_boxes``, ``objectness_logits`` (logits of the scores) and, where they are wanted,
-        ``proposal_masks`` (R, M, M) uint8 0-255, above a half where the soft masks are above the threshold, sorted by
-        falling score.
+        Instances in descending order of their scores, with ``proposal_boxes``,
+        ``objectness_logits`` (logits of the scores) and, with ``mask_size``, ``proposal_masks`` (R,
+        M, M) uint8 in 0-255. A proposal mask is above one half where the soft mask is above the
+        threshold.
     """
     order = torch.argsort(scores, descending=True, stable=True)
     soft_masks, scores, boxes = soft_masks[order], scores[order], boxes[order]
@@ -194,7 +266,7 @@ def soft_masks_to_proposals(
             1 / stride,
             aligned=True,
         )
-        masks = cut_at_half(masks.squeeze(1), threshold).squeeze(1)
+        masks = rescale_to_half(masks.squeeze(1), threshold).squeeze(1)
         proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
     return proposals
 
@@ -210,24 +282,26 @@ def windows_to_proposals(
     topk: int,
     mask_size: Optional[int],
 ) -> Instances:
-    """Boxes, objectness and box-relative masks of soft masks that each fill a window of their own.
+    """Converts soft masks that each fill a window to proposals.
 
     Args:
-        soft_masks: (R, m, m) in 0-1, over windows whose middles lie in the image; what they say of its outside is not
-            used. Masks without a box are left out.
+        soft_masks: (R, m, m) in 0-1 over windows whose centres lie in the image. Values outside the
+            image are not used. Masks without a box are dropped.
         scores: (R,) logits.
-        windows: (R, 4) x0, y0, x1, y1 in pixels; they may reach beyond the image.
+        windows: (R, 4) x0, y0, x1, y1 in pixels. Windows may extend beyond the image.
         size: (H, W) of the network's input image.
-        threshold: of the masks that the boxes enclose, above 0 and below 1.
-        nms_threshold: IoU of boxes with a better proposal's above which one is dropped; 1: none is.
-        min_box_size: proposals with a shorter side, pixels, are dropped.
-        topk: the best proposals that remain.
-        mask_size: M; None: no masks.
+        threshold: value from which on a cell belongs to a mask, above 0 and below 1.
+        nms_threshold: IoU of boxes above which the worse of two proposals is dropped. At 1 all are
+            kept.
+        min_box_size: proposals with a side below this many pixels are dropped.
+        topk: number of the best proposals that are kept.
+        mask_size: M, the side of the proposal masks, or None for proposals without masks.
 
     Returns:
-        Instances with ``proposal_boxes``, ``objectness_logits`` (the scores) and, where they are wanted,
-        ``proposal_masks`` (R, M, M) uint8 0-255, above a half where the soft masks are above the threshold, sorted by
-        falling score.
+        Instances in descending order of their scores, with ``proposal_boxes``,
+        ``objectness_logits`` (the scores) and, with ``mask_size``, ``proposal_masks`` (R, M, M)
+        uint8 in 0-255. A proposal mask is above one half where the soft mask is above the
+        threshold.
     """
     order = torch.argsort(scores, descending=True, stable=True)
     soft_masks, scores, windows = soft_masks[order].float(), scores[order].float(), windows[order]
@@ -256,7 +330,7 @@ def windows_to_proposals(
             mask_size,
             aligned=True,
         )
-        masks = cut_at_half(masks.squeeze(1), threshold).squeeze(1)
+        masks = rescale_to_half(masks.squeeze(1), threshold).squeeze(1)
         proposals.proposal_masks = (masks * 255).round().to(torch.uint8)
     return proposals
 
@@ -264,9 +338,9 @@ def windows_to_proposals(
 def _continued_outside(
     soft_masks: torch.Tensor, windows: torch.Tensor, size: Tuple[int, int]
 ) -> torch.Tensor:
-    """The masks, with the last cells inside of the image in place of those outside of it.
+    """Replaces cells outside the image by the last cells inside it.
 
-    So that the image's border cuts objects straight.
+    The border of the image then cuts objects straight.
     """
     cells = soft_masks.shape[-1]
     place = torch.arange(cells, device=windows.device, dtype=windows.dtype)
@@ -284,22 +358,24 @@ def _continued_outside(
 def masks_in_boxes(
     masks: torch.Tensor, frames: torch.Tensor, rows: torch.Tensor, boxes: torch.Tensor
 ) -> torch.Tensor:
-    """Masks relative to one box as seen in another one; outside of its own box there is nothing of a mask.
+    """Resamples masks that are relative to one box in another box.
+
+    A mask is 0 outside its own box.
 
     Args:
         masks: (V, m, m) in 0-1.
-        frames: (D, 4) own box of each mask that is read.
-        rows: (D,) which of the masks that is.
-        boxes: (D, 4) boxes they are seen in.
+        frames: (D, 4) boxes that the masks are relative to.
+        rows: (D,) indices into the masks.
+        boxes: (D, 4) boxes in which the masks are resampled.
 
     Returns:
         (D, m, m) in 0-1, linearly interpolated at the centres of the cells.
     """
-    size = int(masks.shape[-1])  # also where a tracer has made a tensor of it
-    # In the frame of the mask, in which its cells have side 1.
+    size = int(masks.shape[-1])  # a tracer may turn it into a tensor
+    # Relative to the mask's own box, in units of its cells.
     sides = (frames[:, 2:] - frames[:, :2]).clamp(min=1e-6) / size
     relative = (boxes - frames[:, :2].repeat(1, 2)) / sides.repeat(1, 2)
-    # A margin of nothing around each mask.
+    # Each mask gets a border of zeros.
     padded = F.pad(masks, (1, 1, 1, 1))[:, None]
     regions = torch.cat([rows[:, None].to(relative), relative + 1], dim=1)
     return roi_align(padded, regions, size, 1.0, sampling_ratio=1, aligned=True)[:, 0]

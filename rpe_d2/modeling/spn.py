@@ -1,80 +1,92 @@
-"""Spatial propagation as a part of networks: gates from features, and units that share them (Liu et al., NIPS 2017)."""
+"""Spatial propagation networks: gates predicted from features, and units that apply them.
 
-import math
-from typing import Dict, NamedTuple, Optional
+Source: Liu et al., "Learning Affinity via Spatial Propagation Networks", NIPS 2017.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
-from .config_ranges import check_ranges
-from .layers import chosen_features, enlarge_maps, normalized_conv
+from .argument_checks import check_choice, check_power_of_two, check_range
+from .layers import chosen_features, enlarge_maps, normalized_conv, zero_loss
 
-# Maps are propagated this many values at a time (float32, four directions: 256 MB).
-_PROPAGATED_VALUES = 1 << 24
-# Logits of gates with which maps hardly change: the input's, 0, then has 0.87 of the weight.
-SMALL_GATES = -3.0
-# A class's, so that its logarithm is finite.
-_LEAST_PROBABILITY = 1e-6
+# Masks are propagated in chunks of this many values (float32, four directions: 256 MB).
+_VALUES_PER_CHUNK = 1 << 24
+# Initial gate logits for a propagation close to the identity: with softmax gates the logit of the
+# input is 0, which gives the input a weight of 0.87.
+_CLOSED_GATE_LOGIT = -3.0
+# Lower bound of the propagated class probabilities, for finite logarithms.
+_MIN_PROBABILITY = 1e-6
 
 
-class PropagationOptions(NamedTuple):
-    """How maps are propagated; see :mod:`rpe_d2.ops.propagation`.
+@dataclass(frozen=True)
+class PropagationUnits:
+    """A sequence of propagation units that share their gates; see :mod:`rpe_d2.ops.propagation`.
 
     Attributes:
-        num_units: propagations one after the other, with the same gates; 0: maps stay as they are.
-        gate_mode: "softmax", "abs_sum" or "clipped".
-        connections: 3, or 1 (of the same row or column alone).
+        num_units: number of propagations in sequence; 0 leaves the maps unchanged.
+        gate_mode: normalization of the gates, "softmax", "abs_sum" or "clipped".
+        connections: gates per pixel and direction, 3 (the paper's three-way connection) or 1.
     """
 
-    num_units: int
-    gate_mode: str
-    connections: int
+    num_units: int = 2
+    gate_mode: str = "softmax"
+    connections: int = 3
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> "PropagationOptions":
-        check_ranges(cfg)
-        spn = cfg.MODEL.SPN
-        if spn.GATE_MODE not in GATE_MODES:
-            raise ValueError(
-                f"MODEL.SPN.GATE_MODE is {spn.GATE_MODE!r}; allowed: {', '.join(GATE_MODES)}"
-            )
-        if spn.CONNECTIONS not in (1, 3):
-            raise ValueError(f"MODEL.SPN.CONNECTIONS is {spn.CONNECTIONS}; allowed: 1 or 3")
-        return cls(spn.NUM_UNITS, spn.GATE_MODE, spn.CONNECTIONS)
+    def __post_init__(self) -> None:
+        check_range("num_units", self.num_units, 0)
+        check_choice("gate_mode", self.gate_mode, GATE_MODES)
+        check_choice("connections", self.connections, (1, 3))
 
-    def check_softmax(self, where: str) -> None:
-        """Raises ValueError where other gates would take values out of 0-1."""
-        if self.gate_mode != "softmax":
-            raise ValueError(
-                f"MODEL.SPN.GATE_MODE is {self.gate_mode!r}; allowed {where}: softmax, with which values stay in 0-1"
-            )
+    @property
+    def gates_per_channel(self) -> int:
+        """Number of gates for one pixel of one channel, in all four directions."""
+        return 4 * self.connections
 
-    def gates(self, raw: torch.Tensor) -> torch.Tensor:
-        """(B, G, 4 x connections, H, W) for :func:`spatial_propagation` from (B, G x 4 x connections, H, W)."""
-        return normalize_gates(
-            raw.unflatten(1, (-1, 4 * self.connections)), self.gate_mode, self.connections
-        )
+    def normalize(self, raw: torch.Tensor) -> torch.Tensor:
+        """Normalizes raw gates for :meth:`propagate`.
+
+        Args:
+            raw: (B, G x gates_per_channel, H, W) predicted gates of G channels.
+
+        Returns:
+            (B, G, gates_per_channel, H, W).
+        """
+        raw = raw.unflatten(1, (-1, self.gates_per_channel))
+        return normalize_gates(raw, self.gate_mode, self.connections)
 
     def propagate(self, maps: torch.Tensor, gates: torch.Tensor, merge: str) -> torch.Tensor:
-        """(B, C, H, W) like ``maps``, after all units."""
+        """Applies all units.
+
+        Args:
+            maps: (B, C, H, W).
+            gates: (B, C or 1, gates_per_channel, H, W) normalized gates.
+            merge: how the four directions are merged, "max" or "mean".
+
+        Returns:
+            (B, C, H, W).
+        """
         if self.num_units == 0:
-            # What made the gates takes part all the same, as distributed training demands.
-            return maps + (gates * 0.0).sum().to(maps.dtype)
+            return maps + zero_loss(gates).to(maps.dtype)
         for _ in range(self.num_units):
             maps = spatial_propagation(maps, gates, merge)
         return maps
 
 
 class GuidanceNetwork(nn.Module):
-    """The way up of a U: maps from coarse to fine, each added to what comes from below (sum-skips).
+    """The decoder of a U-shaped network that predicts gates from feature maps.
 
-    The way down is whatever made the maps: a backbone, which may pass on the picture itself.
+    Feature maps are merged from coarse to fine with sum skip connections. The encoder is the
+    backbone, whose outputs can include the image itself.
     """
 
     def __init__(
@@ -82,39 +94,44 @@ class GuidanceNetwork(nn.Module):
         input_shape: Dict[str, ShapeSpec],
         *,
         out_channels: int,
-        stride: int,
-        conv_dim: int,
-        norm: str,
+        stride: int = 2,
+        conv_dim: int = 64,
+        norm: str = "GN",
         bias: float = 0.0,
     ):
         """
         Args:
-            input_shape: channels and stride of the maps.
-            out_channels: of the result.
-            stride: of the result; finer maps are convolved down to it.
-            conv_dim: channels of all convolutions.
-            norm: any Detectron2 normalisation, "" for none.
-            bias: that the result starts around.
+            input_shape: channels and stride of the feature maps.
+            out_channels: number of output channels.
+            stride: output stride in pixels, a power of two. Finer feature maps are downsampled to
+                it by a strided convolution.
+            conv_dim: channels of the hidden convolutions.
+            norm: any normalization of Detectron2's ``get_norm``; "" for none.
+            bias: initial bias of the output.
         """
         super().__init__()
+        check_power_of_two("stride", stride)
+        check_range("conv_dim", conv_dim, 1)
         self.stride = stride
         self.in_features = sorted(input_shape, key=lambda name: -input_shape[name].stride)
         self.finest_stride = min(shape.stride for shape in input_shape.values())
         self.skip = nn.ModuleDict()
         self.merge = nn.ModuleDict()
-        self.ratios: Dict[str, int] = {}  # of what comes from below to a map
-        below = max(shape.stride for shape in input_shape.values())
+        # How much the next coarser level has to be enlarged to match each feature map.
+        self.ratios: Dict[str, int] = {}
+        coarser_stride = max(shape.stride for shape in input_shape.values())
         for name in self.in_features:
-            down = max(1, stride // input_shape[name].stride)
-            here = max(stride, input_shape[name].stride)
-            self.ratios[name], below = below // here, here
-            # Of maps finer than the result a kernel sees all that a cell covers.
-            kernel_size = 1 if down == 1 else 2 * down + 1
+            downsampling = max(1, stride // input_shape[name].stride)
+            level_stride = max(stride, input_shape[name].stride)
+            self.ratios[name] = coarser_stride // level_stride
+            coarser_stride = level_stride
+            # The kernel of a strided convolution covers its whole output cell.
+            kernel_size = 1 if downsampling == 1 else 2 * downsampling + 1
             self.skip[name] = normalized_conv(
-                input_shape[name].channels, conv_dim, kernel_size, "", down
+                input_shape[name].channels, conv_dim, kernel_size, "", downsampling
             )
             self.merge[name] = normalized_conv(conv_dim, conv_dim, 3, norm)
-        self.last_ratio = below // stride
+        self.last_ratio = coarser_stride // stride
         self.predictor = nn.Conv2d(conv_dim, out_channels, 3, padding=1)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.constant_(self.predictor.bias, bias)
@@ -122,35 +139,49 @@ class GuidanceNetwork(nn.Module):
     def forward(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
         """
         Args:
-            features: (B, C_i, H / stride_i, W / stride_i).
+            features: feature maps (B, C_i, H / stride_i, W / stride_i).
 
         Returns:
             (B, out_channels, H / stride, W / stride).
         """
         finest = features[self.in_features[-1]]
         size = [-(-side * self.finest_stride // self.stride) for side in finest.shape[-2:]]
-        found = None
+        merged = None
         for name in self.in_features:
             skip = self.skip[name](features[name])
-            if found is not None:
-                skip = skip + enlarge_maps(found, self.ratios[name], skip.shape[-2:])
-            found = self.merge[name](skip)
-        return self.predictor(enlarge_maps(found, self.last_ratio, size))
+            if merged is not None:
+                skip = skip + enlarge_maps(merged, self.ratios[name], skip.shape[-2:])
+            merged = self.merge[name](skip)
+        return self.predictor(enlarge_maps(merged, self.last_ratio, size))
 
 
 class PropagationHead(nn.Module):
-    """Embeds maps, propagates them and adds what comes of it to them; starts as the identity."""
+    """Propagates an embedding of logits and adds a projection of the result to the logits.
 
-    def __init__(self, num_maps: int, channels: int, options: PropagationOptions):
+    The projection starts at zero, so an untrained head is the identity.
+    """
+
+    initial_gate_logit = 0.0  # for the bias of the network that predicts the gates
+
+    def __init__(
+        self,
+        num_maps: int,
+        channels: int = 8,
+        *,
+        num_units: int = 2,
+        gate_mode: str = "softmax",
+        connections: int = 3,
+    ):
         """
         Args:
-            num_maps: K.
-            channels: C that are propagated, each with gates of its own.
-            options: how.
+            num_maps: number K of logit maps.
+            channels: number C of propagated channels, each with its own gates.
+            num_units, gate_mode, connections: see :class:`PropagationUnits`.
         """
         super().__init__()
-        self.options = options
-        self.num_gates = channels * 4 * options.connections
+        check_range("channels", channels, 1)
+        self.units = PropagationUnits(num_units, gate_mode, connections)
+        self.num_gates = channels * self.units.gates_per_channel
         self.num_features = 2 * channels
         self.embed = nn.Conv2d(num_maps, channels, 3, padding=1)
         c2_msra_fill(self.embed)
@@ -162,90 +193,118 @@ class PropagationHead(nn.Module):
     def forward(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            maps: (B, K, H, W), logits.
-            raw_gates: (B, num_gates, H, W).
+            maps: (B, K, H, W) logits.
+            raw_gates: (B, num_gates, H, W) gates before normalization.
 
         Returns:
-            (B, K, H, W).
+            (B, K, H, W) refined logits.
         """
-        return self.refined(maps, self.features(maps, raw_gates))
+        return self.refine(maps, self.propagate(maps, raw_gates))
 
-    def features(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
-        """(B, num_features, H, W): what the refinement is projected from, after propagation."""
-        x = self.options.propagate(self.embed(maps), self.options.gates(raw_gates), "max")
+    def propagate(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
+        """Returns the features (B, num_features, H, W) of the logits after propagation."""
+        x = self.units.propagate(self.embed(maps), self.units.normalize(raw_gates), "max")
         return self.hidden(x)
 
-    def refined(self, maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """(B, K, H, W) from the maps and what :meth:`features` made of them."""
-        return maps + self.project(features)
+    def refine(self, maps: torch.Tensor, propagated: torch.Tensor) -> torch.Tensor:
+        """Refines logits by their propagated features.
+
+        Args:
+            maps: (B, K, H, W) logits.
+            propagated: (B, num_features, H, W) result of :meth:`propagate`.
+
+        Returns:
+            (B, K, H, W) refined logits.
+        """
+        return maps + self.project(propagated)
 
 
 class ProbabilityPropagation(nn.Module):
-    """Propagates the probabilities of classes themselves, all with the same gates; starts close to the identity.
+    """Propagates class probabilities directly, with the same gates for all classes.
 
-    Directions are averaged and gates are a softmax's, so that probabilities still sum to 1. The loss reaches the gates
-    through nothing else, from the first step on: they learn faster than :class:`PropagationHead`'s, whose layers have to
-    find out first what propagated maps are good for.
+    The directions are averaged and the gates are normalized by a softmax, so the probabilities
+    still sum to 1. The gates start nearly closed, so an untrained module is close to the identity.
+    There are no layers between the loss and the gates, which therefore learn faster than those of
+    :class:`PropagationHead`.
     """
 
-    def __init__(self, num_maps: int, options: PropagationOptions):
+    initial_gate_logit = _CLOSED_GATE_LOGIT
+
+    def __init__(self, num_maps: int, *, num_units: int = 2, connections: int = 3):
         """
         Args:
-            num_maps: K.
-            options: how.
-
-        Raises:
-            ValueError: gates are not a softmax's.
+            num_maps: number K of classes.
+            num_units, connections: see :class:`PropagationUnits`.
         """
         super().__init__()
-        options.check_softmax("with MODEL.SPN.CHANNELS 0")
-        self.options = options
-        self.num_gates = 4 * options.connections
+        self.units = PropagationUnits(num_units, "softmax", connections)
+        self.num_gates = self.units.gates_per_channel
         self.num_features = num_maps
 
-    def features(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
-        """
+    def propagate(self, maps: torch.Tensor, raw_gates: torch.Tensor) -> torch.Tensor:
+        """Propagates the softmax of logits.
+
         Args:
-            maps: (B, K, H, W), logits.
-            raw_gates: (B, num_gates, H, W).
+            maps: (B, K, H, W) logits.
+            raw_gates: (B, num_gates, H, W) gates before normalization.
 
         Returns:
-            (B, K, H, W) logarithms of the propagated probabilities, none of them below 1e-6.
+            (B, K, H, W) logarithms of the propagated probabilities, which are at least 1e-6.
         """
-        gates = self.options.gates(raw_gates.float())
-        found = self.options.propagate(maps.softmax(dim=1), gates, "mean")
-        certain = 1 - _LEAST_PROBABILITY * maps.shape[1]
-        return (found * certain + _LEAST_PROBABILITY).log()
+        gates = self.units.normalize(raw_gates.float())
+        propagated = self.units.propagate(maps.softmax(dim=1), gates, "mean")
+        scale = 1 - _MIN_PROBABILITY * maps.shape[1]
+        return (propagated * scale + _MIN_PROBABILITY).log()
 
-    def refined(self, maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """``features``, which are scores already."""
-        return features
+    def refine(self, maps: torch.Tensor, propagated: torch.Tensor) -> torch.Tensor:
+        """Returns ``propagated``, which are the refined logits already."""
+        return propagated
 
 
 class MaskPropagation(nn.Module):
-    """Refines any number of soft masks of a picture by one set of gates.
+    """Refines any number of soft masks of an image with one set of gates.
 
-    There is nothing between the masks and the propagation, so that it does not matter whose masks they are: the
-    universal propagation network. Directions are averaged: masks that sum to 1 still do. With the gate mode "softmax"
-    results stay in 0-1.
+    This is the universal propagation network (Liu et al., NIPS 2017, section 4). Masks are
+    propagated directly, without layers in between, so the same gates fit the masks of any model.
+    The directions are averaged and the gates are normalized by a softmax: values stay in 0-1, and
+    masks that sum to 1 still do.
     """
 
-    def __init__(self, guidance: GuidanceNetwork, options: PropagationOptions):
+    @configurable
+    def __init__(
+        self,
+        input_shape: Dict[str, ShapeSpec],
+        *,
+        num_units: int = 2,
+        connections: int = 3,
+        stride: int = 2,
+        conv_dim: int = 64,
+        norm: str = "GN",
+    ):
         """
         Args:
-            guidance: with 4 x connections channels.
-            options: how masks are propagated.
+            input_shape: channels and stride of the feature maps that guide the propagation.
+            num_units, connections: see :class:`PropagationUnits`.
+            stride, conv_dim, norm: see :class:`GuidanceNetwork`.
         """
         super().__init__()
-        self.guidance = guidance
-        self.options = options
+        self.units = PropagationUnits(num_units, "softmax", connections)
+        self.guidance = GuidanceNetwork(
+            input_shape,
+            out_channels=self.units.gates_per_channel,
+            stride=stride,
+            conv_dim=conv_dim,
+            norm=norm,
+            bias=_CLOSED_GATE_LOGIT,
+        )
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> "MaskPropagation":
-        options = PropagationOptions.from_config(cfg)
-        options.check_softmax("where masks are propagated (SPNRefiner, MODEL.RPE.REFINE spn)")
-        out_channels = 4 * options.connections
-        return cls(build_guidance(cfg, input_shape, out_channels, bias=SMALL_GATES), options)
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+        arguments = unit_arguments(cfg)
+        check_softmax_gates(
+            arguments.pop("gate_mode"), "where masks are propagated (SPNRefiner, RPE.REFINE spn)"
+        )
+        return {**arguments, **guidance_arguments(cfg, input_shape)}
 
     @property
     def stride(self) -> int:
@@ -253,62 +312,75 @@ class MaskPropagation(nn.Module):
         return self.guidance.stride
 
     def gates(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, 1, 4 x connections, H / stride, W / stride) from the backbone's maps."""
-        return self.options.gates(self.guidance(features).float())
+        """Predicts gates (B, 1, 4 x connections, H / stride, W / stride) from feature maps."""
+        return self.units.normalize(self.guidance(features).float())
 
     def forward(self, masks: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         """
         Args:
             masks: (K, h, w) in 0-1.
-            gates: (1, 4 x connections, h', w') of their picture, h' and w' at least h and w: what lies beyond, padding,
-                takes no part.
+            gates: (1, 4 x connections, h', w') of one image, h' >= h and w' >= w. Gates outside
+                the masks, which belong to the padding of the image, are not used.
 
         Returns:
-            (K, h, w).
+            (K, h, w) in 0-1.
         """
         if len(masks) == 0:
             return masks
         gates = gates[..., : masks.shape[-2], : masks.shape[-1]]
-        at_once = max(1, _PROPAGATED_VALUES // masks[0].numel())
-        parts = [
-            self.options.propagate(part[None], gates[None], "mean")[0]
-            for part in masks.split(at_once)
+        masks_per_chunk = max(1, _VALUES_PER_CHUNK // masks[0].numel())
+        chunks = [
+            self.units.propagate(chunk[None], gates[None], "mean")[0]
+            for chunk in masks.split(masks_per_chunk)
         ]
-        return torch.cat(parts)
+        return torch.cat(chunks)
 
 
-def build_guidance(
-    cfg: CfgNode, input_shape: Dict[str, ShapeSpec], out_channels: int, bias: float = 0.0
-) -> GuidanceNetwork:
-    """The guidance network of ``MODEL.SPN`` on the backbone's maps."""
+def unit_arguments(cfg: CfgNode) -> Dict[str, Any]:
+    """Reads the arguments of :class:`PropagationUnits` from ``MODEL.SPN``."""
+    check_config(cfg, "MODEL.SPN")
+    spn = cfg.MODEL.SPN
+    return {
+        "num_units": spn.NUM_UNITS,
+        "gate_mode": spn.GATE_MODE,
+        "connections": spn.CONNECTIONS,
+    }
+
+
+def guidance_arguments(cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+    """Reads the arguments of a :class:`GuidanceNetwork` on the backbone from ``MODEL.SPN``."""
     spn = cfg.MODEL.SPN
     names = chosen_features("MODEL.SPN.IN_FEATURES", spn.IN_FEATURES, input_shape)
-    _power_of_two("MODEL.SPN.STRIDE", spn.STRIDE)
-    return GuidanceNetwork(
-        {name: input_shape[name] for name in names},
-        out_channels=out_channels,
-        stride=spn.STRIDE,
-        conv_dim=spn.CONV_DIM,
-        norm=spn.NORM,
-        bias=bias,
-    )
+    return {
+        "input_shape": {name: input_shape[name] for name in names},
+        "stride": spn.STRIDE,
+        "conv_dim": spn.CONV_DIM,
+        "norm": spn.NORM,
+    }
 
 
-def _power_of_two(key: str, value: int) -> None:
-    if value < 1 or math.log2(value) % 1:
-        raise ValueError(f"{key} is {value}; allowed: 1, 2, 4 …")
+def check_softmax_gates(gate_mode: str, where: str) -> None:
+    """Raises a ValueError for gate modes with which values can leave the range 0-1."""
+    if gate_mode != "softmax":
+        raise ValueError(
+            f"MODEL.SPN.GATE_MODE is {gate_mode!r}; allowed {where}: softmax, which keeps values "
+            "in 0-1"
+        )
 
 
 def propagation_loss(
-    found: torch.Tensor, wanted: torch.Tensor, counted: Optional[torch.Tensor] = None
+    pred: torch.Tensor, target: torch.Tensor, counted: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
-    """Cross-entropy of (K, h, w) masks in 0-1, summed over the cells, relative to the area of the wanted ones.
+    """Computes the binary cross-entropy of soft masks, relative to the area of the targets.
 
     Args:
-        found, wanted: (K, h, w) in 0-1.
-        counted: (h, w) bool, cells with a loss; None: all.
+        pred, target: (K, h, w) in 0-1.
+        counted: (h, w) bool, the cells that enter the loss; None for all.
+
+    Returns:
+        Scalar: the sum over all cells, divided by the sum of ``target`` (at least 1).
     """
-    error = F.binary_cross_entropy(found.clamp(1e-6, 1 - 1e-6), wanted, reduction="none")
+    error = F.binary_cross_entropy(pred.clamp(1e-6, 1 - 1e-6), target, reduction="none")
     if counted is not None:
         error = error * counted
-    return error.sum() / wanted.sum().clamp(min=1)
+    return error.sum() / target.sum().clamp(min=1)

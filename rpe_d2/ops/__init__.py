@@ -1,1 +1,1 @@
-"""The mathematics: tensors in, tensors out. No Detectron2, no configuration, no files."""
+"""Mathematical operators on tensors, independent of Detectron2, configurations and files."""

@@ -1,42 +1,48 @@
-"""One-to-one matching of boundary pixels."""
+"""One-to-one matching of the pixels of two boundary maps."""
 
 from typing import Tuple
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 
 def match_boundaries(
     predicted: np.ndarray, truth: np.ndarray, max_distance: float
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Pairs of pixels, one from each map: as many as possible and, among those, of the smallest sum of distances.
+    """Matches the pixels of two boundary maps one to one.
 
-    The matching of the Berkeley benchmark (Martin, Fowlkes and Malik, "Learning to detect natural image boundaries
-    using local brightness, color, and texture cues", PAMI 2004, section 5). Its own program rounds distances to 1/100
-    pixel and lets a pixel stay alone in only a few random ways, so it may be a pixel off in a thousand; this is exact.
+    The matching has the largest possible number of pairs and, among all such matchings, the
+    smallest sum of distances. This is the matching of the Berkeley benchmark (Martin, Fowlkes and
+    Malik, "Learning to detect natural image boundaries using local brightness, color, and texture
+    cues", PAMI 2004, section 5). The benchmark's own program rounds distances to 1/100 pixel and
+    samples the edges to outliers, so its counts may differ by about one pixel in a thousand. This
+    implementation is exact.
 
     Args:
-        predicted, truth: (H, W) bool.
-        max_distance: in pixels, between the centres of the two pixels of a pair; inclusive.
+        predicted: (H, W) bool.
+        truth: (H, W) bool.
+        max_distance: largest distance between the centres of two matched pixels, inclusive, in
+            pixels.
 
     Returns:
-        Two arrays (K,) int: the positions of the K pairs in the flattened maps, ascending in ``predicted``.
+        Two arrays (K,) int, the positions of the K pairs in the flattened ``predicted`` and
+        ``truth``. The positions in ``predicted`` ascend.
 
     Raises:
-        ValueError: the maps differ in size.
+        ValueError: The maps differ in size.
     """
     if predicted.shape != truth.shape:
-        raise ValueError(f"maps of one size are matched, found {predicted.shape} and {truth.shape}")
+        raise ValueError(
+            f"sizes of the two maps are {predicted.shape} and {truth.shape}; allowed: equal sizes"
+        )
     first, second, distances = _near_pairs(predicted, truth, max_distance)
     if not distances.size:
         return first, second
-    # Pixels without a partner in reach play no part.
+    # Pixels with no candidate within max_distance cannot be matched and are left out of the graph.
     rows_of, rows = _numbered(first, predicted.size)
     columns_of, columns = _numbered(second, predicted.size)
     if len(rows_of) <= len(columns_of):
         rows, columns = _assign(rows, columns, distances)
-    else:  # the time grows with the side that is assigned
+    else:  # the run time grows with the side whose vertices are assigned
         columns, rows = _assign(columns, rows, distances)
         order = np.argsort(rows)
         rows, columns = rows[order], columns[order]
@@ -46,7 +52,12 @@ def match_boundaries(
 def _near_pairs(
     predicted: np.ndarray, truth: np.ndarray, max_distance: float
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions in the flattened maps of all pairs within a distance, and their distances."""
+    """Finds all pairs of pixels within a distance.
+
+    Returns:
+        Three arrays (P,): positions in the flattened ``predicted``, positions in the flattened
+        ``truth``, and distances in pixels.
+    """
     height, width = predicted.shape
     down, right = (min(int(max_distance), side - 1) for side in (height, width))
     steps = np.stack(np.mgrid[-down : down + 1, -right : right + 1]).reshape(2, -1)
@@ -64,7 +75,7 @@ def _near_pairs(
 
 
 def _numbered(positions: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:
-    """The different ones of positions below ``size``, ascending, and each position's index among them."""
+    """Returns the unique positions in ascending order and each position's index among them."""
     occurs = np.zeros(size, dtype=bool)
     occurs[positions] = True
     return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[positions]
@@ -73,13 +84,21 @@ def _numbered(positions: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]
 def _assign(
     rows: np.ndarray, columns: np.ndarray, distances: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """The matching on indices 0 … of rows and columns that each occur; rows ascending."""
+    """Solves the matching on compact indices, each of which occurs at least once.
+
+    Returns:
+        Two arrays (K,), the matched rows in ascending order and their columns.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     num_rows, num_columns = rows.max() + 1, columns.max() + 1
-    # A column of its own for each row to stay alone in makes every row matchable. It costs more than what one more
-    # pair may add along any exchange of partners: so the number of pairs comes first, their distances second. Few rows
-    # need theirs, but where rows and columns are about as many the library is twenty times as slow without them.
+    # Each row gets a private outlier column, so that a matching of all rows always exists. Its
+    # cost exceeds what one more pair can add along any augmenting path, so the number of pairs is
+    # maximised first and the distances are minimised second. Few rows need their outlier column,
+    # but with about as many rows as columns the solver is twenty times slower without them.
     alone = (num_rows + 1) * (distances.max() + 1)
-    # + 1: the library takes a weight of 0 for no edge; each row pays it once, so it changes nothing.
+    # The solver treats a weight of 0 as a missing edge. Each row pays the added 1 exactly once.
     graph = csr_array(
         (
             np.concatenate([distances + 1, np.full(num_rows, alone)]),

@@ -1,4 +1,4 @@
-"""Precision and recall of boundaries as the Berkeley benchmark (BSDS500) defines them: counts and what follows."""
+"""Boundary precision and recall as defined by the Berkeley benchmark (BSDS500)."""
 
 from typing import List, NamedTuple, Optional, Sequence
 
@@ -7,21 +7,23 @@ import numpy as np
 from .boundary_matching import match_boundaries
 from .thinning import thin
 
-# The largest distance of two pixels that may be matched, as a share of the image's diagonal.
+# Largest distance between two matched pixels, as a fraction of the image diagonal.
 TOLERANCE = 0.0075
-# Columns of counts: matched pixels and all pixels, of the ground truth and of the prediction.
+# Columns of the counts: matched and total pixels of the ground truth, then of the prediction.
 COUNTS = ("matched_truth", "truth", "matched_predicted", "predicted")
-# The curve is interpolated at so many points between two thresholds, both included, in search of the best F-measure.
+# Number of interpolated points between two thresholds, both included, where the best F-measure is
+# searched.
 _POINTS_BETWEEN = 100
 
 
 class OperatingPoint(NamedTuple):
-    """A point on, or of, precision–recall curves.
+    """A point of a precision-recall curve.
 
     Attributes:
-        threshold: 0-1; None where every image has its own, or there is none.
-        recall, precision: 0-1.
-        f_measure: their harmonic mean.
+        threshold: 0 to 1, or None where no single threshold applies.
+        recall: 0 to 1.
+        precision: 0 to 1.
+        f_measure: harmonic mean of precision and recall, 0 to 1.
     """
 
     threshold: Optional[float]
@@ -31,14 +33,14 @@ class OperatingPoint(NamedTuple):
 
 
 class BoundaryScores(NamedTuple):
-    """Scores of a data set.
+    """Boundary scores of a dataset.
 
     Attributes:
-        ods: best F-measure with one threshold for the data set.
-        ois: F-measure with the best threshold of each image.
-        ap: area under the precision–recall curve, 0-1.
-        images: of each image by itself, the best point.
-        curve: of the data set, one point a threshold.
+        ods: best F-measure with one threshold for the whole dataset (optimal dataset scale).
+        ois: F-measure with the best threshold of each image (optimal image scale).
+        ap: area under the precision-recall curve, 0 to 1.
+        images: best point of each image.
+        curve: curve of the dataset, one point per threshold.
     """
 
     ods: OperatingPoint
@@ -49,32 +51,34 @@ class BoundaryScores(NamedTuple):
 
 
 def boundary_thresholds(num_thresholds: int) -> np.ndarray:
-    """(T,) ascending, evenly spaced inside (0, 1): 99 of them are 0.01, 0.02 … 0.99."""
+    """Returns (T,) ascending thresholds, evenly spaced inside (0, 1), such as 0.01, 0.02 … 0.99."""
     return np.linspace(1 / (num_thresholds + 1), 1 - 1 / (num_thresholds + 1), num_thresholds)
 
 
 def count_boundary_matches(
     boundaries: np.ndarray, annotations: Sequence[np.ndarray], num_thresholds: int
 ) -> np.ndarray:
-    """Matches of one image's predicted boundaries with each annotator's, at all thresholds.
+    """Counts the matched boundary pixels of one image at all thresholds.
 
-    At each threshold the pixels at or above it are thinned and matched one to one with every annotator's boundaries
-    on their own. The pixels of the annotators are added up; a predicted pixel counts once, as matched where any
-    annotator has a partner for it (Martin et al., PAMI 2004, section 5; BSDS500's ``boundaryBench``).
+    At each threshold, the predicted pixels at or above it are thinned and matched one to one with
+    the boundaries of every annotator separately. Ground-truth pixels are summed over the
+    annotators. A predicted pixel counts once, and it is matched if any annotator has a partner for
+    it (Martin et al., PAMI 2004, section 5, and ``boundaryBench`` of BSDS500).
 
     Args:
-        boundaries: (H, W) float, 0-1.
-        annotations: (H, W) bool each.
-        num_thresholds: T.
+        boundaries: (H, W) float in 0 to 1, the predicted boundary probability.
+        annotations: one (H, W) bool map per annotator.
+        num_thresholds: number of thresholds T.
 
     Returns:
-        (T, 4) int64, columns :data:`COUNTS`.
+        (T, 4) int64 with the columns :data:`COUNTS`.
     """
     thresholds = boundary_thresholds(num_thresholds)
     above = [int((boundaries >= threshold).sum()) for threshold in thresholds]
     counts = np.zeros((num_thresholds, 4), dtype=np.int64)
     for index, threshold in enumerate(thresholds):
-        if index and above[index] == above[index - 1]:  # the sets are nested: it is the same one
+        # The pixels above ascending thresholds are nested: equal numbers mean equal sets.
+        if index and above[index] == above[index - 1]:
             counts[index] = counts[index - 1]
         else:
             counts[index] = _count(thin(boundaries >= threshold), annotations)
@@ -82,13 +86,14 @@ def count_boundary_matches(
 
 
 def count_human_matches(annotations: Sequence[np.ndarray]) -> np.ndarray:
-    """Matches of each annotator's boundaries, taken as the prediction, with all the others'.
+    """Counts the matched pixels of each annotator's boundaries against all other annotators'.
 
     Args:
-        annotations: (H, W) bool each.
+        annotations: one (H, W) bool map per annotator.
 
     Returns:
-        (4,) int64, columns :data:`COUNTS`, added up over the annotators; zeros where there is only one.
+        (4,) int64 with the columns :data:`COUNTS`, summed over the annotators. All are 0 if there
+        is only one annotator.
     """
     counts = np.zeros(4, dtype=np.int64)
     for index, annotation in enumerate(annotations):
@@ -99,7 +104,7 @@ def count_human_matches(annotations: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def operating_point(counts: np.ndarray, threshold: Optional[float] = None) -> OperatingPoint:
-    """Recall and precision of counts (4,); 0 where there is nothing to count."""
+    """Computes recall, precision and F-measure from counts (4,), 0 where a denominator is 0."""
     matched_truth, truth, matched_predicted, predicted = map(float, counts)
     recall = matched_truth / truth if truth else 0.0
     precision = matched_predicted / predicted if predicted else 0.0
@@ -107,15 +112,17 @@ def operating_point(counts: np.ndarray, threshold: Optional[float] = None) -> Op
 
 
 def boundary_scores(counts: np.ndarray) -> BoundaryScores:
-    """ODS, OIS and AP as BSDS500's ``collect_eval_bdry`` takes them from the counts of all images.
+    """Computes ODS, OIS and AP as ``collect_eval_bdry`` of BSDS500 does.
 
-    The best F-measure (ODS, and of an image by itself) is sought on the curve, interpolated linearly between
-    neighbouring thresholds; for OIS each image contributes its counts at its best threshold, without interpolation; AP
-    is .01 times the sum of the precision at recall 0, .01 … 1, interpolated linearly, and 0 beyond the curve's ends: so
-    also 0 where all thresholds have the same recall.
+    - ODS, and the best point of each image, is the largest F-measure on the curve after linear
+      interpolation between neighbouring thresholds.
+    - OIS sums each image's counts at its best threshold, without interpolation.
+    - AP is 0.01 times the sum of the precision at the recalls 0, 0.01 … 1. The precision is
+      interpolated linearly and is 0 beyond the ends of the curve. AP is therefore 0 if all
+      thresholds have the same recall.
 
     Args:
-        counts: (N, T, 4), N and T at least 1, columns :data:`COUNTS`.
+        counts: (N, T, 4) of N >= 1 images and T >= 1 thresholds with the columns :data:`COUNTS`.
     """
     thresholds = boundary_thresholds(counts.shape[1])
     best_counts = np.zeros(4, dtype=np.int64)
@@ -131,7 +138,7 @@ def boundary_scores(counts: np.ndarray) -> BoundaryScores:
 
 
 def _count(predicted: np.ndarray, annotations: Sequence[np.ndarray]) -> np.ndarray:
-    """Counts (4,) of thinned predicted boundaries (H, W) bool."""
+    """Counts (4,) the matched pixels of thinned predicted boundaries (H, W) bool."""
     max_distance = TOLERANCE * float(np.hypot(*predicted.shape))
     matched = np.zeros(predicted.size, dtype=bool)
     matched_truth = 0
@@ -153,7 +160,10 @@ def _curve(counts: np.ndarray, thresholds: np.ndarray) -> List[OperatingPoint]:
 
 
 def _best_point(curve: Sequence[OperatingPoint]) -> OperatingPoint:
-    """Of the largest F-measure on a curve between its thresholds; of the lowest threshold where there are several."""
+    """Returns the point of largest F-measure on the interpolated curve.
+
+    Ties go to the lowest threshold.
+    """
     ends = np.array([point[:3] for point in curve])  # (T, 3): threshold, recall, precision
     share = np.linspace(0, 1, _POINTS_BETWEEN)[:, None]
     between = ends[1:, None] * share + ends[:-1, None] * (1 - share)  # (T - 1, 100, 3)
@@ -164,7 +174,7 @@ def _best_point(curve: Sequence[OperatingPoint]) -> OperatingPoint:
 
 
 def _average_precision(curve: Sequence[OperatingPoint]) -> float:
-    # Of thresholds with the same recall the lowest counts.
+    # Among thresholds of equal recall the lowest one counts.
     recall, first = np.unique([point.recall for point in curve], return_index=True)
     if recall.size < 2:
         return 0.0

@@ -1,16 +1,14 @@
-"""From shifted embeddings to groups of pixels."""
+"""Clustering of shifted embeddings into groups of pixels."""
 
 from typing import Optional, Tuple, Union
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch.nn import functional as F
 
-# Points that stand for all others when modes are sought: bounds time and memory whatever the number of points.
+# Largest number of points among which modes are searched. It bounds time and memory.
 _MAX_SEEDS = 2048
-# Elements of one block of similarities (64 MB in float32).
+# Elements of one block of the similarity matrix (64 MB in float32).
 _BLOCK_ELEMENTS = 1 << 24
 
 
@@ -20,37 +18,41 @@ def cluster_embeddings(
     positions: Optional[torch.Tensor] = None,
     max_distance: Union[None, float, torch.Tensor] = None,
 ) -> torch.Tensor:
-    """Groups unit vectors around the modes of their density.
+    """Clusters unit vectors around the modes of their density.
 
-    Two points are neighbours when their cosine is at least ``threshold`` and, with ``max_distance``, their positions
-    are at most that far apart. Each point leads to its densest neighbour; following the leads ends at a mode (the
-    flat-kernel medoid shift of Sheikh et al., ICCV 2007). Every point that neighbours the centre of a mode's points
-    joins the nearest such mode; the others are grouped among themselves in the same way. So each cluster lies
-    within ``threshold`` of one centre, and the order of the points does not matter.
+    Two points are neighbours if their cosine is at least ``threshold`` and, with ``max_distance``,
+    if their positions are at most that far apart. Each point links to its densest neighbour, and
+    a chain of links ends at a mode (the flat-kernel medoid shift of Sheikh et al., ICCV 2007).
+    Every point that is a neighbour of a mode's centre joins the nearest such mode. The remaining
+    points are clustered in the same way. Each cluster therefore lies within ``threshold`` of one
+    centre, and the result does not depend on the order of the points.
 
-    At most 2,048 points seek modes at once, so time is O(N K) and memory O(N) for K clusters.
+    Modes are searched among at most 2,048 points at a time, so that K clusters of N points take
+    O(N K) time and O(N) memory.
 
     Args:
-        x: (N, D) unit vectors, floating point, as a rule already shifted.
-        threshold: raw cosine in -1..1.
-        positions: (N, 2) in pixels; needed with ``max_distance``.
-        max_distance: in pixels, > 0; one for all, or one for each point, (N,): of two points the smaller one counts.
+        x: (N, D) floating-point unit vectors, usually the output of mean shift.
+        threshold: cosine in -1 to 1, not calibrated to 0 to 1.
+        positions: (N, 2) in pixels, required with ``max_distance``.
+        max_distance: largest distance of neighbours in pixels, > 0. A tensor (N,) gives each point
+            its own, and the smaller one of the two points applies.
 
     Returns:
-        (N,) int64 labels 0..K-1 by falling cluster size. Reordering the points reorders the labels and nothing else
-        (on CUDA up to the rounding of sums whose order is not fixed there).
+        (N,) int64 labels 0 to K - 1 in descending order of cluster size. Permuting the points
+        permutes the labels and changes nothing else. (On CUDA the order of summation is not
+        fixed, so results are equal up to rounding.)
 
     Raises:
-        ValueError: shapes do not fit, or a value is out of range.
+        ValueError: A shape does not fit, or a value is out of range.
     """
     _check(x, threshold, positions, max_distance)
     x = x.detach() if x.dtype == torch.float64 else x.detach().float()
     if max_distance is None:
-        where, reach = x.new_zeros(len(x), 0), x.new_zeros(len(x))
+        where, radius = x.new_zeros(len(x), 0), x.new_zeros(len(x))
     else:
-        reach = torch.as_tensor(max_distance, device=x.device).detach().to(x.dtype).expand(len(x))
-        # Whole coordinates of a pixel grid stay whole: squared distances are then exact, and neither the order of
-        # the points nor rounding decides about points that are exactly max_distance apart.
+        radius = torch.as_tensor(max_distance, device=x.device).detach().to(x.dtype).expand(len(x))
+        # Integer coordinates of a pixel grid stay integers. Squared distances are then exact, so
+        # neither the order of the points nor rounding affects pairs exactly max_distance apart.
         where = positions.detach().to(x.dtype)
         if len(where):
             where = where - ((where.amin(dim=0) + where.amax(dim=0)) / 2).round()
@@ -58,32 +60,40 @@ def cluster_embeddings(
     key = _order_free_key(x, where)
     num_clusters = 0
     while True:
-        open_points = torch.nonzero(labels < 0).squeeze(1)
-        if open_points.numel() == 0:
+        remaining = torch.nonzero(labels < 0).squeeze(1)
+        if remaining.numel() == 0:
             break
-        free = x[open_points], where[open_points], reach[open_points]
-        modes = _find_modes(*free, key[open_points], threshold)
+        free = x[remaining], where[remaining], radius[remaining]
+        modes = _find_modes(*free, key[remaining], threshold)
         centers = modes[0]
         nearest = _nearest_center(*free, *modes, threshold)
         joined = nearest >= 0
-        labels[open_points[joined]] = nearest[joined] + num_clusters
+        labels[remaining[joined]] = nearest[joined] + num_clusters
         num_clusters += len(centers)
     return _number_by_size(labels, key)
 
 
 def split_components(label_map: torch.Tensor) -> torch.Tensor:
-    """Gives every 8-connected part of every group its own number.
+    """Splits every group into its 8-connected components.
 
     Args:
-        label_map: (H, W) integer; negative = no group.
+        label_map: (H, W) integer. Negative values mark pixels without a group.
 
     Returns:
-        (H, W) int64: 0..K-1 in raster order of the parts' first pixels, -1 where ``label_map`` is negative.
+        (H, W) int64 component numbers 0 to K - 1 in raster order of the components' first pixels,
+        -1 where ``label_map`` is negative.
+
+    Raises:
+        ValueError: ``label_map`` has a wrong shape or dtype.
     """
     if label_map.dim() != 2 or label_map.is_floating_point():
         raise ValueError(
-            f"label_map is {label_map.dtype} of shape {tuple(label_map.shape)}; allowed: integer (H, W)"
+            f"label_map is {label_map.dtype} of shape {tuple(label_map.shape)}; "
+            "allowed: integer (H, W)"
         )
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     labels = label_map.cpu().numpy()
     number = np.arange(labels.size).reshape(labels.shape)
     starts, ends = [], []
@@ -105,40 +115,44 @@ def split_components(label_map: torch.Tensor) -> torch.Tensor:
 
 
 def _order_free_key(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """A number per point that depends on the point alone: breaks ties without looking at the order of the points."""
+    """Returns (N,) a key per point that breaks ties independently of the order of the points."""
     generator = torch.Generator().manual_seed(0)
     width = x.shape[1] + where.shape[1]
     direction = torch.randn(width, generator=generator, dtype=torch.float64).to(x)
-    # Summed element by element, the result does not depend on how a matrix product is blocked.
+    # An element-wise sum does not depend on how a matrix product is split into blocks.
     return (torch.cat([x, where], dim=1) * direction).sum(dim=1)
 
 
 def _find_modes(
     x: torch.Tensor,
     where: torch.Tensor,
-    reach: torch.Tensor,
+    radius: torch.Tensor,
     key: torch.Tensor,
     threshold: float,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Centres (K, D), positions (K, 2 or 0) and reaches (K,) of the modes of evenly chosen seeds."""
+    """Finds the modes among evenly sampled seeds.
+
+    Returns:
+        Centres (K, D), positions (K, 2 or 0) and radii (K,) of the modes.
+    """
     order = torch.argsort(key, stable=True)
     if len(order) > _MAX_SEEDS:
         picks = torch.arange(_MAX_SEEDS, device=x.device) * len(order) // _MAX_SEEDS
         order = order[picks]
-    seeds, seed_where, seed_reach = x[order], where[order], reach[order]
+    seeds, seed_where, seed_radius = x[order], where[order], radius[order]
     num_seeds = len(order)
 
     near = seeds @ seeds.T >= threshold  # (S, S)
     if where.shape[1]:
-        smaller = torch.minimum(seed_reach[:, None], seed_reach)
+        smaller = torch.minimum(seed_radius[:, None], seed_radius)
         near &= _squared_distances(seed_where, seed_where) <= smaller**2
-    # Rounding may tell a point from itself. (torch cannot trace a fill with True.)
+    # With rounding a point may not be its own neighbour. (torch cannot trace a fill with True.)
     near.fill_diagonal_(1)
-    # Distinct priorities: the denser first, among equally dense the smaller key.
+    # Unique priorities: a denser seed comes first, and ties go to the smaller key.
     priority = near.sum(dim=1) * num_seeds - torch.arange(num_seeds, device=x.device)
     by_priority = torch.argsort(priority, descending=True)
     lead = by_priority[near[:, by_priority].to(torch.uint8).argmax(dim=1)]
-    while True:  # doubles the length of the paths each time
+    while True:  # each iteration doubles the number of links followed
         further = lead[lead]
         if torch.equal(further, lead):
             break
@@ -147,12 +161,12 @@ def _find_modes(
     num_modes = len(sizes)
     centers = F.normalize(x.new_zeros(num_modes, x.shape[1]).index_add_(0, mode, seeds), dim=1)
     center_where = x.new_zeros(num_modes, where.shape[1]).index_add_(0, mode, seed_where)
-    center_reach = x.new_zeros(num_modes).index_add_(0, mode, seed_reach)
-    return centers, center_where / sizes[:, None], center_reach / sizes
+    center_radius = x.new_zeros(num_modes).index_add_(0, mode, seed_radius)
+    return centers, center_where / sizes[:, None], center_radius / sizes
 
 
 def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(N, M); as one product, several times faster than torch.cdist."""
+    """Returns (N, M) squared distances; one product is several times faster than torch.cdist."""
     ones = torch.ones_like(where[:, :1]), torch.ones_like(others[:, :1])
     left = torch.cat([-2 * where, where.square().sum(dim=1, keepdim=True), ones[0]], dim=1)
     right = torch.cat([others, ones[1], others.square().sum(dim=1, keepdim=True)], dim=1)
@@ -160,12 +174,12 @@ def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tenso
 
 
 def _nearest_center(
-    x, where, reach, centers, center_where, center_reach, threshold
+    x, where, radius, centers, center_where, center_radius, threshold
 ) -> torch.Tensor:
-    """(N,) index of the nearest centre that neighbours the point, -1 where there is none.
+    """Returns (N,) the index of the nearest centre that is a neighbour, -1 where there is none.
 
-    A point that is its own mode's only nearby seed may miss the centre of a spread mode; so that every round makes
-    progress, the point nearest to each centre joins it.
+    The centre of a spread mode may have no neighbour at all. If that holds for all centres, the
+    point nearest to each centre joins it, so that every round makes progress.
     """
     nearest = torch.empty(len(x), dtype=torch.long, device=x.device)
     rows_per_block = max(1, _BLOCK_ELEMENTS // len(centers))
@@ -176,7 +190,7 @@ def _nearest_center(
         rows = slice(start, start + rows_per_block)
         distance = (1.0 - x[rows] @ centers.T) * scale
         if where.shape[1]:
-            smaller = torch.minimum(reach[rows, None], center_reach)
+            smaller = torch.minimum(radius[rows, None], center_radius)
             far = _squared_distances(where[rows], center_where) / smaller**2
             distance = torch.maximum(distance, far)
         value, nearest[rows] = distance.min(dim=1)
@@ -185,14 +199,14 @@ def _nearest_center(
         closer = value < best_value
         best_value = torch.where(closer, value, best_value)
         best_point = torch.where(closer, point + start, best_point)
-    lonely = torch.bincount(nearest[nearest >= 0], minlength=len(centers)) == 0
-    if bool(lonely.all()):
+    empty = torch.bincount(nearest[nearest >= 0], minlength=len(centers)) == 0
+    if bool(empty.all()):
         nearest[best_point] = torch.arange(len(centers), device=x.device)
     return nearest
 
 
 def _number_by_size(labels: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Renumbers clusters by falling size, equal sizes by their smallest key."""
+    """Renumbers clusters by descending size. Ties go to the smaller key."""
     if labels.numel() == 0:
         return labels
     _, labels, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
@@ -216,11 +230,11 @@ def _check(x, threshold, positions, max_distance):
     if isinstance(max_distance, torch.Tensor) and max_distance.dim():
         if max_distance.shape != (len(x),):
             raise ValueError(
-                f"max_distance has shape {tuple(max_distance.shape)}; allowed: a number or one for each of the "
-                f"{len(x)} points"
+                f"max_distance has shape {tuple(max_distance.shape)}; allowed: a number or one for "
+                f"each of the {len(x)} points"
             )
     elif not max_distance > 0:
         raise ValueError(f"max_distance is {max_distance}; allowed: > 0 or None")
     if positions is None or positions.shape != (len(x), 2):
-        found = None if positions is None else tuple(positions.shape)
-        raise ValueError(f"positions are {found}; max_distance needs ({len(x)}, 2)")
+        shape = None if positions is None else tuple(positions.shape)
+        raise ValueError(f"positions are {shape}; max_distance needs ({len(x)}, 2)")

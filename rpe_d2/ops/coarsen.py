@@ -1,4 +1,4 @@
-"""Masks as a coarse model makes them, from true ones."""
+"""Simulation of coarse masks from ground-truth masks."""
 
 from typing import Optional
 
@@ -12,16 +12,16 @@ def coarsen_masks(
     jitter: int = 2,
     generator: Optional[torch.Generator] = None,
 ) -> torch.Tensor:
-    """Moves each mask by a random offset and cuts it at a fraction of its resolution.
+    """Shifts each mask by a random offset and reduces its resolution.
 
     Args:
-        masks: (R, H, W) bool, or floating point in 0-1.
-        factor: pixels per cell, each way; a cell is inside where at least half of it is.
-        jitter: largest offset in x and in y, in pixels; all whole ones are as likely.
-        generator: of the offsets, on the CPU.
+        masks: (R, H, W) bool, or floating point in 0 to 1.
+        factor: side of a cell in pixels. A cell is foreground if at least half of it is.
+        jitter: largest offset in x and in y, in pixels. Offsets are uniform integers.
+        generator: CPU generator of the offsets. Defaults to torch's global one.
 
     Returns:
-        (R, H, W) float32, 0 or 1, constant in each cell.
+        (R, H, W) float32, 0 or 1, constant within each cell.
     """
     count, height, width = masks.shape
     offsets = torch.randint(-jitter, jitter + 1, (count, 2), generator=generator)

@@ -1,4 +1,4 @@
-"""Embeddings as colours."""
+"""Visualisation of embeddings as colours."""
 
 import torch
 
@@ -6,22 +6,22 @@ METHODS = ("random", "pca")
 
 
 def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> torch.Tensor:
-    """Projects D-dimensional embeddings to colours, stretched to the full range over the picture.
+    """Projects D-dimensional embeddings to colours and stretches them to the full range.
 
-    ``random`` projects onto three fixed random directions (Kong & Fowlkes, CVPR 2018, figures), ``pca`` onto the three
-    directions of largest variance in this picture. Put pictures that are to be compared side by side into one ``x``:
-    they are then stretched alike.
+    ``random`` projects onto three fixed random directions, as in the figures of Kong & Fowlkes,
+    CVPR 2018. ``pca`` projects onto the three directions of largest variance in this image. To
+    compare several images, concatenate them into one ``x``, so that all are stretched alike.
 
     Args:
         x: (D, H, W) floating point.
         method: "random" or "pca".
-        seed: chooses the random directions.
+        seed: seed of the random directions.
 
     Returns:
-        (3, H, W) float32 in 0-1; a picture of equal embeddings is mid-grey.
+        (3, H, W) float32 in 0 to 1. If all embeddings are equal, the image is mid-grey.
 
     Raises:
-        ValueError: wrong shape or an unknown method.
+        ValueError: ``x`` has a wrong shape or dtype, or ``method`` is unknown.
     """
     if x.dim() != 3 or not x.is_floating_point():
         raise ValueError(
@@ -37,13 +37,13 @@ def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> 
         return torch.full((3, *x.shape[1:]), 0.5, device=x.device)
     if method == "random":
         generator = torch.Generator().manual_seed(seed)
-        # Orthonormal directions keep colours as different as the embeddings are.
+        # Orthonormal directions keep distances between colours close to those of the embeddings.
         directions = torch.linalg.qr(torch.randn(max(dim, 3), 3, generator=generator))[0][:dim]
     else:
         pixels = pixels - pixels.mean(dim=0)
         _, vectors = torch.linalg.eigh((pixels.T @ pixels).cpu())
         directions = vectors.flip(1)[:, :3]
-        # The sign of an eigenvector is arbitrary; the largest entry is made positive.
+        # The sign of an eigenvector is arbitrary, so its largest entry is made positive.
         largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
         directions = directions * torch.where(largest < 0, -1.0, 1.0)
     colors = pixels @ directions.to(pixels)  # (H*W, 3 or fewer)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression across boundaries: ridges become lines."""
+"""Non-maximum suppression of boundary maps."""
 
 from typing import Tuple
 
@@ -13,26 +13,32 @@ def edge_nms(
     border: int = 5,
     tolerance: float = 1.01,
 ) -> torch.Tensor:
-    """Keeps the values of pixels that are largest across the boundary on which they lie, and sets the others to 0.
+    """Suppresses pixels that are not a local maximum across the boundary on which they lie.
 
-    The direction across is that of the largest curvature of the smoothed map, of either sign. A pixel stays where ``tolerance``
-    times its value reaches the values, interpolated linearly, at 1 … ``radius`` pixels on both sides. This is what
-    boundary detectors do before they are scored (Dollar & Zitnick, PAMI 2015, section 4; Kong & Fowlkes, CVPR 2018).
-    They take the direction from a quotient of second derivatives, which is the same on a straight ridge and, unlike
-    the curvature's own direction, undefined where the ridge follows a row.
+    The direction across the boundary is the eigenvector of the smoothed map's Hessian whose
+    eigenvalue has the largest magnitude. A pixel is kept if ``tolerance`` times its value is at
+    least the bilinearly interpolated values at 1 … ``radius`` pixels on both sides, and is set to 0
+    otherwise.
+
+    This is the usual step before boundary detectors are scored (Dollar & Zitnick, PAMI 2015,
+    section 4; Kong & Fowlkes, CVPR 2018). The cited implementations take the direction from a
+    quotient of second derivatives. It is the same on a straight ridge, but it is undefined where
+    the ridge is parallel to a row.
 
     Args:
         boundaries: (..., H, W) floating point, >= 0.
-        smoothing: radius, pixels, of the triangle filter before the derivatives; 0: none.
-        radius: pixels on both sides that are compared.
-        border: values are scaled by x / border at x pixels (0, 1, …) from the picture's edge, where they are unsure.
-        tolerance: >= 1.
+        smoothing: radius in pixels of the triangle filter applied before the derivatives. 0
+            disables it.
+        radius: number of pixels compared on each side.
+        border: values at distance d = 0, 1, … pixels from the edge of the image are multiplied by
+            d / border (at most 1), because boundaries are unreliable there.
+        tolerance: factor >= 1 on the pixel's own value in the comparison.
 
     Returns:
-        Like ``boundaries``.
+        A tensor like ``boundaries``.
 
     Raises:
-        ValueError: a number is out of range, or ``boundaries`` is no such map.
+        ValueError: A number is out of range, or ``boundaries`` has a wrong shape or dtype.
     """
     _check(boundaries, smoothing, radius, border, tolerance)
     maps = boundaries.reshape(-1, 1, *boundaries.shape[-2:])
@@ -65,7 +71,7 @@ def _check(boundaries, smoothing, radius, border, tolerance) -> None:
 
 
 def _triangle_filter(maps: torch.Tensor, radius: int) -> torch.Tensor:
-    """Weights 1, 2 … radius + 1 … 2, 1 in both directions; the edges' pixels are repeated outside."""
+    """Convolves both axes with the weights 1, 2 … radius + 1 … 2, 1; the padding repeats edges."""
     if radius == 0:
         return maps
     up = torch.arange(1, radius + 2, device=maps.device, dtype=maps.dtype)
@@ -77,18 +83,19 @@ def _triangle_filter(maps: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _slope(maps: torch.Tensor, dim: int) -> torch.Tensor:
-    """Central differences, one-sided at the edges; 0 along a side of one pixel."""
+    """Computes central differences, one-sided at the edges, and 0 along an axis of one pixel."""
     if maps.shape[dim] == 1:
         return torch.zeros_like(maps)
     return torch.gradient(maps, dim=dim)[0]
 
 
 def _across(maps: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors x, y along the Hessian's eigenvector of the eigenvalue that is largest in size."""
+    """Computes x and y of the unit eigenvector whose Hessian eigenvalue is largest in magnitude."""
     dx, dy = _slope(maps, -1), _slope(maps, -2)
     dxx, dxy, dyy = _slope(dx, -1), _slope(dx, -2), _slope(dy, -2)
-    # Half the angle of (dxx - dyy, 2 dxy) belongs to the larger eigenvalue, the one at a right angle to the smaller. On a
-    # ridge the smaller is the largest in size, on its flanks and in valleys the other one.
+    # Half the angle of (dxx - dyy, 2 dxy) is the direction of the larger eigenvalue; the smaller
+    # one's is perpendicular. The smaller one has the largest magnitude on a ridge, and the larger
+    # one on its flanks and in valleys.
     angle = torch.atan2(2 * dxy, dxx - dyy) / 2
     upwards = dxx + dyy > 0
     sine, cosine = angle.sin(), angle.cos()
@@ -96,11 +103,11 @@ def _across(maps: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _values_beside(maps: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Values at (x, y) pixels from each pixel, bilinear; the edges' pixels are repeated outside."""
+    """Interpolates the values at (x, y) pixels from each pixel; the padding repeats edges."""
     height, width = maps.shape[-2:]
     columns = torch.arange(width, device=maps.device, dtype=maps.dtype)
     rows = torch.arange(height, device=maps.device, dtype=maps.dtype).view(-1, 1)
-    # grid_sample's -1 and 1 are the centres of the first and last pixel.
+    # In grid_sample -1 and 1 are the centres of the first and the last pixel.
     grid_x = 2 * (columns + x) / max(width - 1, 1) - 1
     grid_y = 2 * (rows + y) / max(height - 1, 1) - 1
     grid = torch.stack([grid_x, grid_y], dim=-1).squeeze(1)  # (N, H, W, 2)
@@ -108,12 +115,12 @@ def _values_beside(maps: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torc
 
 
 def _border_weight(maps: torch.Tensor, border: int) -> torch.Tensor:
-    """(H, W) 0-1."""
+    """Returns (H, W) weights in 0 to 1."""
     sides = []
     for side in maps.shape[-2:]:
         place = torch.arange(side, device=maps.device, dtype=maps.dtype)
         distance = torch.minimum(place, side - 1 - place)
-        # Of a small picture no more than the outer half.
+        # In a small image the two borders must not overlap.
         width = min(border, side // 2)
         sides.append((distance / width).clamp(max=1) if width else torch.ones_like(distance))
     return sides[0].view(-1, 1) * sides[1]

@@ -1,8 +1,9 @@
 """Mean shift on the unit sphere as a recurrent, differentiable layer.
 
-One loop moves every embedding to the kernel-weighted mean of all of them and back onto the sphere (Kong & Fowlkes,
-CVPR 2018, section 4). With the von Mises-Fisher kernel ``exp(x.y / bandwidth^2)`` this is attention with query, key
-and value equal, which torch computes fused, exactly and without an N x N matrix.
+One loop moves every embedding to the kernel-weighted mean of all embeddings and projects it back
+onto the sphere (Kong & Fowlkes, CVPR 2018, section 4). With the von Mises-Fisher kernel
+``exp(x.y / bandwidth^2)`` this is self-attention in which queries, keys and values are equal. It
+is computed exactly by torch's fused attention, without an N x N matrix.
 """
 
 from typing import List, Optional, Tuple, Union
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 
 Shifted = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
-# Added to the logit of a masked key; exp() of it is 0 in float32 whatever the other logits are.
+# Added to the logit of a masked key. Its exponential is 0 in float32 whatever the other logits are.
 _MASKED = -1e9
-# The fused attention kernels want one width for query, key and value, a multiple of this.
+# The fused attention kernels need query, key and value of one width that is a multiple of this.
 _WIDTH_MULTIPLE = 8
 
 
@@ -34,41 +35,45 @@ def mean_shift(
     mask: Optional[torch.Tensor] = None,
     return_trajectory: bool = False,
 ) -> Union[Shifted, List[Shifted]]:
-    """Shifts unit vectors towards the modes of their kernel density, ``num_loops`` times.
+    """Shifts unit vectors ``num_loops`` times towards the modes of their kernel density.
 
-    Without ``keys`` all points move together (Gaussian blurring mean shift, the recurrent layer of the paper); with
-    ``keys`` the points climb the fixed density of the keys. With ``spatial_bandwidth`` the kernel is the joint one,
-    ``exp(x.y / bandwidth^2 - |p - q|^2 / (2 spatial_bandwidth^2))``. Memory is linear in the number of points, in
-    forward and backward; half-precision inputs are computed in float32, also under autocast.
+    Without ``keys``, all points move together (Gaussian blurring mean shift, the recurrent layer
+    of the paper). With ``keys``, the points climb the fixed density of the keys. With
+    ``spatial_bandwidth``, the kernel is
+    ``exp(x.y / bandwidth^2 - |p - q|^2 / (2 spatial_bandwidth^2))`` on embeddings x, y and
+    positions p, q. Forward and backward take memory linear in the number of points. Half-precision
+    inputs are computed in float32, also under autocast.
 
     Args:
-        x: (N, D) or (B, N, D) unit vectors, floating point.
-        bandwidth: standard deviation of the kernel in embedding space (delta in the paper), > 0; a 0-d tensor may
-            require a gradient.
-        num_loops: number of loops, 0 or more.
-        tolerance: stop as soon as no coordinate of ``x`` (valid points only), nor of positions that are shifted, in
-            units of ``spatial_bandwidth``, changes by more than this in a loop; 0 runs all loops.
-        keys: (M, D) or (B, M, D) unit vectors that define the density; default: the points themselves.
+        x: (N, D) or (B, N, D) floating-point unit vectors.
+        bandwidth: standard deviation of the kernel in embedding space (delta in the paper), > 0. A
+            0-d tensor may require a gradient.
+        num_loops: number of loops, >= 0.
+        tolerance: stops after a loop in which no coordinate of a valid point changes by more than
+            this. Shifted positions count in units of ``spatial_bandwidth``. 0 runs all loops.
+        keys: (M, D) or (B, M, D) unit vectors that define the density. Defaults to the points.
         positions: (N, 2) or (B, N, 2) positions of the points in pixels.
-        key_positions: the same for the keys; needed with ``keys`` and ``spatial_bandwidth``.
-        targets: like ``keys``, with them: the points move to means of these, weighted by the kernel with the keys. With
-            the keys' last place after some loops they go where their neighbours went, at the price of one loop.
-        target_positions: the same for shifted positions.
-        spatial_bandwidth: standard deviation of the kernel on positions, in pixels, > 0; one for all, or one for each
-            point, (N,) or (B, N): how far it looks (the balloon estimator).
-        shift_positions: move the positions by the same weights as the embeddings.
-        mask: (B, N) bool, True = valid, for padded batches: invalid points move but attract nobody. With ``keys``
-            it speaks of the keys, (B, M).
-        return_trajectory: return every loop's result.
+        key_positions: (M, 2) or (B, M, 2) positions of the keys in pixels, required if ``keys`` and
+            ``positions`` are given.
+        targets: (M, D) or (B, M, D) values to average instead of ``keys``. The kernel weights still
+            come from the keys. If ``targets`` are the keys after some loops of their own, one loop
+            takes each point to where its neighbouring keys went.
+        target_positions: (M, 2) or (B, M, 2) positions to average instead of ``key_positions``.
+        spatial_bandwidth: standard deviation of the kernel on positions in pixels, > 0. A tensor
+            (N,) or (B, N) gives each point its own (the balloon estimator).
+        shift_positions: whether positions are averaged by the same weights as the embeddings.
+        mask: (B, N) bool, True = valid, for padded batches. Invalid points have no weight in any
+            mean, but they move. With ``keys``, the mask is (B, M) and applies to the keys.
+        return_trajectory: whether to return the result of every loop.
 
     Returns:
-        The shifted points like ``x``; with ``shift_positions`` a pair (points, positions), the latter floating
-        point even where they were given as integers; with
-        ``return_trajectory`` a list whose first item is the input and whose item k is the result of loop k:
-        ``num_loops + 1`` items, fewer when ``tolerance`` stopped the loops early.
+        The shifted points, like ``x``. With ``shift_positions``, a pair of the points and their
+        positions, which are floating point even if ``positions`` are integers. With
+        ``return_trajectory``, a list whose item 0 is the input and whose item k is the result of
+        loop k. It has ``num_loops + 1`` items, or fewer if ``tolerance`` stopped the loops.
 
     Raises:
-        ValueError: shapes do not fit, or a value is out of range.
+        ValueError: A shape does not fit, or a value is out of range.
     """
     _check(
         x,
@@ -94,7 +99,7 @@ def mean_shift(
         if isinstance(spatial_bandwidth, torch.Tensor):
             spatial_bandwidth = _as_batch(spatial_bandwidth.unsqueeze(-1), dtype)  # (B, N, 1)
         if where is not None:
-            # Only differences matter; small coordinates keep the dot products of the kernel exact.
+            # Only differences matter. Small coordinates keep the kernel's dot products exact.
             origin = _center(where.detach(), mask if keys is None else None)
             where = where - origin
             key_where = None if key_where is None else key_where - origin
@@ -113,7 +118,7 @@ def mean_shift(
             return moved, moved_positions if batched else moved_positions[0]
 
         def state() -> torch.Tensor:
-            """What has to come to rest: embeddings, and shifted positions in bandwidths."""
+            """Concatenates what must converge: embeddings, and shifted positions / bandwidth."""
             if not shift_positions or spatial_bandwidth is None:
                 return points
             return torch.cat([points, where / spatial_bandwidth], dim=-1)
@@ -141,7 +146,7 @@ def mean_shift(
 
 
 def margin_bandwidth(margin: float) -> float:
-    """Bandwidth tied to the margin of the pair loss, ``(1 - margin) / 3``: a third of what separates two groups."""
+    """Returns the bandwidth ``(1 - margin) / 3``, a third of the margin between two groups."""
     return (1.0 - margin) / 3.0
 
 
@@ -157,8 +162,8 @@ def _shift_once(
     shift_positions: bool,
     mask: Optional[torch.Tensor],
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    # The logit of the kernel as one dot product: [x/b, p/s^2, 1/s^2, 1] . [y/b, q, -|q|^2/2, mask]. Terms that depend
-    # on the query alone cancel in the softmax.
+    # The kernel's logit as one dot product: [x/b, p/s^2, 1/s^2, 1] . [y/b, q, -|q|^2/2, mask].
+    # Terms that depend only on the query cancel in the softmax.
     query = [points / bandwidth]
     key = [keys / bandwidth]
     value = [targets]
@@ -180,7 +185,10 @@ def _shift_once(
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """softmax(query key^T) value through the fused kernels, which want (B, 1, N, width) with one common width."""
+    """Computes softmax(query key^T) value with the fused kernels.
+
+    They need (B, 1, N, width) with one width for all three, so zeros are appended.
+    """
     width = max(query.shape[-1], value.shape[-1])
     width += -width % _WIDTH_MULTIPLE
     query, key, value = (
@@ -190,7 +198,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
 
 
 def _center(where: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
-    """(B, 1, 2) mean position of the valid points: padding must not move the origin away from them."""
+    """Returns (B, 1, 2) mean positions of the valid points, which padding must not affect."""
     if mask is None:
         return where.mean(dim=1, keepdim=True)
     valid = mask.unsqueeze(-1)
@@ -235,14 +243,14 @@ def _check(
         )
     if num_loops < 0:
         raise ValueError(f"num_loops is {num_loops}; allowed: 0 or more")
-    # A tensor bandwidth is not read here: that would make the host wait for the device.
+    # A bandwidth tensor is not read here, because that would synchronise the host with the device.
     if not isinstance(bandwidth, torch.Tensor) and not bandwidth > 0:
         raise ValueError(f"bandwidth is {bandwidth}; allowed: > 0")
     if isinstance(spatial_bandwidth, torch.Tensor):
         if spatial_bandwidth.shape != x.shape[:-1]:
             raise ValueError(
-                f"spatial_bandwidth has shape {tuple(spatial_bandwidth.shape)}; allowed: a number or one for each of "
-                f"the points, {tuple(x.shape[:-1])}"
+                f"spatial_bandwidth has shape {tuple(spatial_bandwidth.shape)}; allowed: a number "
+                f"or one for each of the points, {tuple(x.shape[:-1])}"
             )
     elif spatial_bandwidth is not None and not spatial_bandwidth > 0:
         raise ValueError(f"spatial_bandwidth is {spatial_bandwidth}; allowed: > 0 or None")
@@ -272,5 +280,6 @@ def _check(
         rows = (x if keys is None else keys).shape[:-1]
         if x.dim() != 3 or mask.dtype != torch.bool or mask.shape != rows:
             raise ValueError(
-                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; allowed: bool of shape {tuple(rows)}, batched x"
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; allowed: bool of shape "
+                f"{tuple(rows)}, batched x"
             )

@@ -21,60 +21,60 @@ def spherical_pair_loss(
     positions: Optional[torch.Tensor] = None,
     negative_radius: Optional[float] = None,
 ) -> torch.Tensor:
-    """Pulls embeddings of one group together and pushes different groups apart (Kong & Fowlkes, CVPR 2018, sec. 3).
+    """Pulls embeddings of one group together and pushes embeddings of different groups apart.
 
-    With the calibrated similarity ``s = (1 + cos) / 2`` in 0-1, every ordered pair of pixels, self-pairs included,
-    contributes its term times ``w_i w_j`` with ``w = 1 / (size of the pixel's group)``:
+    This is the spherical max-margin loss of Kong & Fowlkes, CVPR 2018, section 3. The calibrated
+    similarity is ``s = (1 + cos) / 2`` in 0 to 1. Every ordered pair of pixels i, j, including
+    i = j, contributes its term times ``w_i w_j``, where ``w = 1 / (size of the pixel's group)``:
 
-    ==================  =====================  ==========================
-    ``form``            same group             different groups
-    ==================  =====================  ==========================
-    ``linear``          ``1 - s``              ``max(s - margin, 0)``
-    ``squared_hinge``   ``(1 - s)^2 / 2``      ``max(s - margin, 0)^2 / 2``
-    ``released``        ``(1 - s^2) / 2``      ``max(s - margin, 0)^2 / 2``
-    ==================  =====================  ==========================
+    | ``form``          | same group        | different groups             |
+    |-------------------|-------------------|------------------------------|
+    | ``linear``        | ``1 - s``         | ``max(s - margin, 0)``       |
+    | ``squared_hinge`` | ``(1 - s)^2 / 2`` | ``max(s - margin, 0)^2 / 2`` |
+    | ``released``      | ``(1 - s^2) / 2`` | ``max(s - margin, 0)^2 / 2`` |
 
-    ``linear`` is the published loss, ``released`` the one whose gradient the authors' code applies and
-    ``squared_hinge`` the one that pulls hardest on the hardest pairs.
+    ``linear`` is the published loss. ``released`` is the loss whose gradient the authors' code
+    applies. ``squared_hinge`` has its largest gradients at the hardest pairs.
 
-    ``normalization="joint"`` divides by the sum of all weights, so Q groups give the positive pairs 1/Q of the
-    weight; ``"per_term"`` averages positive and negative pairs separately, so their balance does not depend on Q.
-    With ``negative_radius`` only pixels of different groups at most that far apart repel each other, and only they
-    count in the sum of weights (no such pair: the negative term is 0).
+    ``normalization="joint"`` divides by the sum of all weights, so that with Q groups the positive
+    pairs have 1/Q of the total weight. ``"per_term"`` averages positive and negative pairs
+    separately, so that their balance does not depend on Q. With ``negative_radius``, only pixels of
+    different groups at most that far apart repel each other, and only their weights are summed.
+    Without any such pair the negative term is 0.
 
-    Every pair enters exactly; memory is linear in N. The gradient is computed block by block in the forward pass, so
-    second derivatives are not available.
+    All pairs enter the loss exactly, and memory is linear in N. The gradient is computed block by
+    block in the forward pass, so second derivatives are not available.
 
     Args:
-        embeddings: (N, D) raw or unit vectors, floating point; normalised here. Half precision is computed in
-            float32, also under autocast.
+        embeddings: (N, D) floating point. They need not be unit vectors, since the loss normalises
+            them. Half precision is computed in float32, also under autocast.
         labels: (N,) integer group of each pixel.
-        margin: calibrated similarity in 0-1 below which different groups no longer repel each other.
+        margin: calibrated similarity in 0 to 1 below which different groups do not repel.
         form: "linear", "squared_hinge" or "released".
         normalization: "joint" or "per_term".
         positive_weight: factor of the same-group term, >= 0.
         negative_weight: factor of the different-groups term, >= 0.
-        ignore_label: pixels with this label take no part.
-        positions: (N, 2) pixel positions; needed with ``negative_radius``.
-        negative_radius: in pixels, > 0; None lets all pixels of different groups repel each other.
+        ignore_label: label of pixels that are ignored.
+        positions: (N, 2) pixel positions, required with ``negative_radius``.
+        negative_radius: radius in pixels, > 0. None lets all pixels of different groups repel.
 
     Returns:
-        Scalar, >= 0; a zero that backpropagates where no pixel takes part.
+        Scalar >= 0. If all pixels are ignored, a zero that supports backpropagation.
 
     Raises:
-        ValueError: shapes do not fit, or a value is out of range.
+        ValueError: A shape does not fit, or a value is out of range.
     """
     _check(embeddings, labels, margin, form, normalization, positions, negative_radius)
     _check_weights(positive_weight=positive_weight, negative_weight=negative_weight)
     with torch.autocast(device_type=embeddings.device.type, enabled=False):
         if embeddings.dtype != torch.float64:
             embeddings = embeddings.float()
-        # As int64, because torch wraps -1 to 255 when it compares it with uint8 labels.
+        # torch wraps -1 to 255 when it compares it with uint8 labels, so compare as int64.
         kept = torch.nonzero(labels.long() != ignore_label).squeeze(1)
         if kept.numel() == 0:
             return embeddings[kept].sum()
 
-        # Sorted by group, most blocks of pairs hold only different groups and need no mask.
+        # After sorting by group, most blocks of pairs hold only different groups and need no mask.
         sorted_labels, order = torch.sort(labels[kept], stable=True)
         kept = kept[order]
         _, group, sizes = torch.unique_consecutive(
@@ -85,8 +85,8 @@ def spherical_pair_loss(
         weights = sizes.to(unit.dtype).reciprocal()[group]  # (N,)
         where = None
         if negative_radius is not None:
-            # Small coordinates and, for a pixel grid, a shift that keeps them whole: squared distances are then exact,
-            # and no rounding decides about the pairs that are exactly the radius apart.
+            # Small coordinates, shifted by an integer so that a pixel grid stays integer: squared
+            # distances are then exact, and rounding cannot affect pairs at exactly the radius.
             where = positions[kept].to(unit.dtype)
             where = where - where.mean(dim=0).round()
 
@@ -106,10 +106,11 @@ def spherical_pair_loss(
 
 
 class _PairSums(torch.autograd.Function):
-    """Weighted sums of the same-group terms, of the different-groups terms and of the latter's weights.
+    """Weighted sums over all pairs: same-group terms, different-groups terms and latter's weights.
 
-    Takes ``unit`` (N, D) sorted by ``group`` (N,), ``weights`` (N,) and, where a radius is set, ``where`` (N, 2):
-    centred positions in its unit. The pairs are visited in square blocks on and above the diagonal.
+    The inputs are ``unit`` (N, D) sorted by ``group`` (N,), ``weights`` (N,) and, if a radius is
+    given, ``where`` (N, 2), centred positions in the radius's unit. Pairs are processed in square
+    blocks on and above the diagonal.
     """
 
     @staticmethod
@@ -119,7 +120,8 @@ class _PairSums(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             positive_gradient, negative_gradient = torch.zeros_like(unit), torch.zeros_like(unit)
 
-        # Constants appended to the vectors make a block of s - margin, or of radius^2 - distance^2, one product.
+        # Appended constants turn a block of s - margin, or of radius^2 - distance^2, into one
+        # matrix product.
         ones = torch.ones_like(unit[:, :1])
         left = torch.cat([unit / 2, ones], dim=1)
         right = torch.cat([unit, ones * (0.5 - margin)], dim=1)
@@ -167,7 +169,7 @@ class _PairSums(torch.autograd.Function):
 
 
 class _Block(NamedTuple):
-    """The pairs (rows x columns) and, off the diagonal, also their mirror images."""
+    """A block of pairs (rows x columns) that stands, off the diagonal, for its mirror image too."""
 
     weights: torch.Tensor  # (N,)
     weighted: torch.Tensor  # (N, D) unit vectors times their weights
@@ -179,7 +181,10 @@ class _Block(NamedTuple):
         return total if self.rows == self.columns else 2 * total
 
     def add_gradient(self, gradient: Optional[torch.Tensor], slope: torch.Tensor) -> None:
-        """Adds d(sum)/d(unit), given d(term)/ds: ds/dx_i = x_j / 2, twice because (i, j) comes with (j, i)."""
+        """Adds d(sum)/d(unit) given d(term)/ds.
+
+        ds/dx_i is x_j / 2, and it counts twice because (i, j) comes with (j, i).
+        """
         if gradient is None:
             return
         rows, columns = self.rows, self.columns
@@ -189,7 +194,7 @@ class _Block(NamedTuple):
 
 
 def _positive_terms(similarity: torch.Tensor, form: str) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Same-group terms and their derivatives by the similarity."""
+    """Computes the same-group terms and their derivatives with respect to the similarity."""
     if form == "linear":
         return 1 - similarity, torch.full_like(similarity, -1.0)
     if form == "squared_hinge":
@@ -199,7 +204,10 @@ def _positive_terms(similarity: torch.Tensor, form: str) -> Tuple[torch.Tensor, 
 
 
 def _negative_terms(excess: torch.Tensor, form: str) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Different-groups terms and their derivatives by the similarity; overwrites ``excess``, s - margin."""
+    """Computes the different-groups terms and their derivatives with respect to the similarity.
+
+    Overwrites ``excess``, which is s - margin.
+    """
     hinge = excess.relu_()
     if form == "linear":
         return hinge, hinge.sign()
@@ -207,18 +215,20 @@ def _negative_terms(excess: torch.Tensor, form: str) -> Tuple[torch.Tensor, torc
 
 
 def _block_size(unit: torch.Tensor) -> int:
-    # Blocks that stay in a CPU's cache, or that fill a GPU (64 MB each).
+    # Blocks of this size stay in a CPU's cache, or fill a GPU (64 MB each).
     return 4096 if unit.is_cuda else 512
 
 
 def _check(embeddings, labels, margin, form, normalization, positions, negative_radius):
     if embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise ValueError(
-            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; allowed: floating point (N, D)"
+            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; "
+            "allowed: floating point (N, D)"
         )
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
         raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; allowed: integer ({len(embeddings)},)"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
+            f"allowed: integer ({len(embeddings)},)"
         )
     if not 0.0 <= margin <= 1.0:
         raise ValueError(f"margin is {margin}; allowed: 0 to 1")
@@ -233,8 +243,8 @@ def _check(embeddings, labels, margin, form, normalization, positions, negative_
     if not negative_radius > 0:
         raise ValueError(f"negative_radius is {negative_radius}; allowed: > 0 or None")
     if positions is None or positions.shape != (len(embeddings), 2):
-        found = None if positions is None else tuple(positions.shape)
-        raise ValueError(f"positions are {found}; negative_radius needs ({len(embeddings)}, 2)")
+        shape = None if positions is None else tuple(positions.shape)
+        raise ValueError(f"positions are {shape}; negative_radius needs ({len(embeddings)}, 2)")
 
 
 def _check_weights(**weights: float) -> None:

@@ -1,10 +1,12 @@
-"""Spatial propagation: linear recurrences over an image in four directions (Liu et al., NIPS 2017).
+"""Spatial propagation: linear recurrences over an image in four directions.
 
-From left to right, with t the column and i the row, ``h_1 = x_1`` and
+Liu et al., "Learning Affinity via Spatial Propagation Networks", NIPS 2017. From left to right,
+with the column t and the row i, ``h_1 = x_1`` and
 
     h_t[i] = (1 - a - b - c) x_t[i] + a h_{t-1}[i-1] + b h_{t-1}[i] + c h_{t-1}[i+1],
 
-where the gates a, b, c belong to the pixel (t, i). The other directions are the same on the flipped or transposed image.
+where a, b and c are the gates of the pixel (t, i). The other directions are the same recurrence on
+the flipped or transposed image.
 """
 
 from typing import Tuple
@@ -22,21 +24,23 @@ DIRECTIONS = ("left to right", "right to left", "top down", "down top")
 
 
 def normalize_gates(raw: torch.Tensor, mode: str = "softmax", connections: int = 3) -> torch.Tensor:
-    """Gates that keep the recurrence stable, from any numbers.
+    """Normalises raw gates so that the recurrence is stable.
 
     Args:
-        raw: (B, G, 4 x connections, H, W): for each of the four directions the connections to the previous, the same
-            and the next neighbour (or to the same alone).
-        mode: "softmax": positive, and so is the weight of the input, whose logit is 0; results then stay within the
-            range of the input. "abs_sum": divided by the sum of their magnitudes, as the released networks. "clipped":
-            the same, only where that sum exceeds 1.
+        raw: (B, G, 4 x connections, H, W). Each of the four directions has its connections to the
+            previous, the same and the next neighbour, or to the same neighbour alone.
+        mode: "softmax" includes the weight of the input with logit 0, so all weights are positive
+            and results stay within the range of the input. "abs_sum" divides gates by the sum of
+            their magnitudes, as the released networks do. "clipped" does so only where that sum
+            exceeds 1.
         connections: 3 or 1.
 
     Returns:
-        Like ``raw``. Magnitudes of a direction's gates sum to at most 1 (but for rounding).
+        A tensor like ``raw``. The magnitudes of a direction's gates sum to at most 1, up to
+        rounding.
 
     Raises:
-        ValueError: shapes or values do not fit.
+        ValueError: A shape does not fit, or a value is not allowed.
     """
     if mode not in GATE_MODES:
         raise ValueError(f"mode is {mode!r}; allowed: {', '.join(GATE_MODES)}")
@@ -47,7 +51,7 @@ def normalize_gates(raw: torch.Tensor, mode: str = "softmax", connections: int =
         )
     gates = raw.unflatten(2, (4, connections))  # (B, G, 4, K, H, W)
     if mode == "softmax":
-        # The input's logit, 0, is one more; it is not returned.
+        # Append the logit 0 of the input's weight, and drop that weight from the result.
         gates = F.pad(gates, (0, 0, 0, 0, 0, 1)).softmax(dim=3)[:, :, :, :-1]
     else:
         total = gates.abs().sum(dim=3, keepdim=True)
@@ -61,26 +65,29 @@ def spatial_propagation(
 ) -> torch.Tensor:
     """Propagates maps over the image in four directions.
 
-    Gates that point out of the image, and all of a direction's first column, count as 0. So constants are preserved
-    exactly; where gates are positive and sum to at most 1, results stay within the range of the input.
+    Gates that point out of the image, and all gates of a direction's first column, are treated as
+    0. Constants are therefore preserved exactly. If gates are positive and sum to at most 1,
+    results stay within the range of the input.
 
     Args:
         x: (B, C, H, W) floating point. Half precision is computed in float32.
-        gates: (B, C, 12, H, W), or (B, 1, 12, H, W) shared by all channels, floating point: for left to right, right
-            to left, top down and down top in turn, the gates of the previous (row or column i - 1), the same and the
-            next neighbour; with 4 instead of 12, of the same alone. See :func:`normalize_gates`.
-        merge: of the directions: "max" at each pixel (the paper's), "mean", "none".
-        backend: "torch" (any device), "cpp" (CPU, where there is a C++ compiler), "triton" (CUDA), "auto": of these the
-            fastest that there is.
+        gates: (B, C, 12, H, W) floating point, or (B, 1, 12, H, W) to share them between channels.
+            For left to right, right to left, top to down and down to top in turn, the gates to the
+            previous neighbour (row or column i - 1), the same and the next one. With 4 instead of
+            12, only those to the same neighbour. See :func:`normalize_gates`.
+        merge: "max" takes the maximum over the directions at each pixel, as in the paper. "mean"
+            averages them. "none" returns all four.
+        backend: "torch" (any device), "cpp" (CPU, needs a C++ compiler), "triton" (CUDA) or
+            "auto", the fastest available one.
 
     Returns:
-        (B, C, H, W) like ``x``; with "none" (4, B, C, H, W) in the order of the gates. Not to be changed in place where
-        gradients are computed: it may be kept for them.
+        (B, C, H, W) like ``x``, or (4, B, C, H, W) in the order of the gates with "none". It may
+        be saved for the backward pass, so it must not be changed in place if gradients are needed.
 
     Raises:
-        ValueError: shapes or values do not fit, gates hold NaN, or the backend is not available. NaN is looked for on
-            the CPU alone: a GPU's host would have to wait for the answer, and an assertion on the GPU would leave the
-            process unable to use it. There the results of NaN are NaN.
+        ValueError: A shape does not fit, a value is not allowed, the backend is not available, or
+            gates on the CPU contain NaN. Gates on a GPU are not checked for NaN, because that would
+            synchronise the host with the device. NaN then propagates to the results.
     """
     if merge not in MERGES:
         raise ValueError(f"merge is {merge!r}; allowed: {', '.join(MERGES)}")
@@ -95,10 +102,10 @@ def spatial_propagation(
         gates = gates.to(x.dtype)
         if backend == "cpp" and merge == "max":
             return _MaxPropagation.apply(x, gates)
-        found = _Propagation.apply(x, gates, backend)
+        directions = _Propagation.apply(x, gates, backend)
     if merge == "none":
-        return found
-    return found.amax(dim=0) if merge == "max" else found.mean(dim=0)
+        return directions
+    return directions.amax(dim=0) if merge == "max" else directions.mean(dim=0)
 
 
 def _fastest_backend(x: torch.Tensor) -> str:
@@ -118,28 +125,28 @@ def _triton_fits(x: torch.Tensor) -> bool:
 
 
 class _Propagation(torch.autograd.Function):
-    """All four directions, (4, B, C, H, W)."""
+    """Propagation in all four directions, (4, B, C, H, W)."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, gates: torch.Tensor, backend: str) -> torch.Tensor:
         x, gates = _contiguous(x, gates)
-        found, saved = _implementation(backend).forward(x, gates)
+        result, saved = _implementation(backend).forward(x, gates)
         ctx.backend = backend
         ctx.save_for_backward(x, gates, *saved)
-        return found
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, None]:
         x, gates, *saved = ctx.saved_tensors
-        of_x, of_gates = _implementation(ctx.backend).backward(
+        grad_x, grad_gates = _implementation(ctx.backend).backward(
             gradient.contiguous(), x, gates, tuple(saved)
         )
-        return of_x, of_gates.flatten(2, 3), None
+        return grad_x, grad_gates.flatten(2, 3), None
 
 
 class _MaxPropagation(torch.autograd.Function):
-    """The directions' maximum (B, C, H, W), in C++: a channel's maps are merged while they are in the cache."""
+    """Maximum (B, C, H, W) over the directions in C++, merged while a channel is in the cache."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
@@ -152,12 +159,12 @@ class _MaxPropagation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         x, gates, *saved = ctx.saved_tensors
-        of_x, of_gates = propagation_cpp.backward(gradient.contiguous(), x, gates, tuple(saved))
-        return of_x, of_gates.flatten(2, 3)
+        grad_x, grad_gates = propagation_cpp.backward(gradient.contiguous(), x, gates, tuple(saved))
+        return grad_x, grad_gates.flatten(2, 3)
 
 
 def _contiguous(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """(B, C, H, W), and (B, G, 4, K, H, W)."""
+    """Returns x as (B, C, H, W) and gates as (B, G, 4, K, H, W), both contiguous."""
     return x.contiguous(), gates.unflatten(2, (4, gates.shape[2] // 4)).contiguous()
 
 
@@ -180,7 +187,8 @@ def _implementation(backend: str):
 def _check(x: torch.Tensor, gates: torch.Tensor) -> None:
     if x.dim() != 4 or not x.is_floating_point() or 0 in x.shape[2:]:
         raise ValueError(
-            f"x is {x.dtype} of shape {tuple(x.shape)}; allowed: floating point (B, C, H, W) of at least 1 x 1"
+            f"x is {x.dtype} of shape {tuple(x.shape)}; "
+            "allowed: floating point (B, C, H, W) of at least 1 x 1"
         )
     batch, channels, height, width = x.shape
     fits = (
@@ -193,10 +201,11 @@ def _check(x: torch.Tensor, gates: torch.Tensor) -> None:
     )
     if not fits:
         raise ValueError(
-            f"gates are {gates.dtype} of shape {tuple(gates.shape)}; allowed for x {tuple(x.shape)}: floating point "
+            f"gates are {gates.dtype} of shape {tuple(gates.shape)}; allowed for x "
+            f"{tuple(x.shape)}: floating point "
             f"({batch}, 1 or {channels}, 12 or 4, {height}, {width})"
         )
     if gates.device != x.device:
         raise ValueError(f"gates are on {gates.device}; allowed: where x is, {x.device}")
     if not gates.is_cuda and torch.isnan(gates.detach().sum()):
-        raise ValueError("gates hold NaN; allowed: finite numbers")
+        raise ValueError("gates contain NaN; allowed: finite numbers")

@@ -1,8 +1,9 @@
-"""The recurrence of spatial propagation in C++ on the CPU, where there is a compiler.
+"""The recurrence of spatial propagation in C++ on the CPU, for machines with a compiler.
 
-``propagation.cpp`` needs no header of torch or Python, so it takes a few seconds to build, once a machine: at the first
-call, into ``~/.cache/rpe_d2`` (or that of ``XDG_CACHE_HOME``), with its checksum. Without a compiler nothing is lost but
-speed: :func:`available` says so, and the plain torch form is used.
+``propagation.cpp`` needs no header of torch or Python, so it compiles in a few seconds. It is
+compiled once per machine, at the first call, into ``$XDG_CACHE_HOME/rpe_d2`` (by default
+``~/.cache/rpe_d2``), where a checksum is stored beside it. Without a compiler :func:`available`
+returns False, and the slower torch implementation is used.
 """
 
 import ctypes
@@ -26,7 +27,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 
 @functools.lru_cache(maxsize=None)
 def available() -> bool:
-    """Whether the library is there or can be built; why not is logged once."""
+    """Returns whether the library can be loaded or built, and logs the reason once if it cannot."""
     try:
         library()
     except ValueError as error:
@@ -38,32 +39,36 @@ def available() -> bool:
 def forward(
     x: torch.Tensor, gates: torch.Tensor, merge: bool = False
 ) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
-    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W), both contiguous; and that for backward.
+    """Propagates x (B, C, H, W) by gates (B, G, 4, K, H, W), both contiguous.
 
-    With ``merge`` the directions' maximum (B, C, H, W) instead.
+    Returns:
+        The result (4, B, C, H, W), or with ``merge`` its maximum over directions (B, C, H, W), and
+        the tensors that :func:`backward` needs.
     """
     maps, weights = _precise(x), _precise(gates)
-    found = maps.new_empty(4, *x.shape)
+    directions = maps.new_empty(4, *x.shape)
     merged = torch.empty_like(maps) if merge else None
-    _call("forward", maps, weights, maps, weights, found, merged)
-    saved = (found, merged) if merge else (found,)
+    _call("forward", maps, weights, maps, weights, directions, merged)
+    saved = (directions, merged) if merge else (directions,)
     return saved[-1].to(x.dtype), saved
 
 
 def backward(
     gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Gradients like x and gates, from that of what :func:`forward` returned.
+    """Computes the gradients of x and gates from the gradient of the result of :func:`forward`.
 
-    That of a maximum is shared by the directions that reach it.
+    The gradient of a maximum is divided between the directions that attain it.
     """
     maps, weights = _precise(x), _precise(gates)
-    found, merged = saved if len(saved) == 2 else (*saved, None)
-    of_x = torch.empty_like(maps)
-    of_gates = torch.empty_like(weights) if x.numel() else torch.zeros_like(weights)
+    directions, merged = saved if len(saved) == 2 else (*saved, None)
+    grad_x = torch.empty_like(maps)
+    grad_gates = torch.empty_like(weights) if x.numel() else torch.zeros_like(weights)
     incoming = _precise(gradient)
-    _call("backward", maps, weights, incoming, maps, weights, found, merged, of_x, of_gates)
-    return of_x.to(x.dtype), of_gates.to(gates.dtype)
+    _call(
+        "backward", maps, weights, incoming, maps, weights, directions, merged, grad_x, grad_gates
+    )
+    return grad_x.to(x.dtype), grad_gates.to(gates.dtype)
 
 
 def _precise(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,22 +78,22 @@ def _precise(tensor: torch.Tensor) -> torch.Tensor:
 def _call(
     name: str, x: torch.Tensor, gates: torch.Tensor, *tensors: Optional[torch.Tensor]
 ) -> None:
-    """Calls a function for the sizes and dtype of x and gates with pointers to tensors, null for None."""
+    """Calls the function for the sizes and dtype of x and gates, with null pointers for None."""
     batch, channels, height, width = x.shape
     dtype = "float64" if x.dtype == torch.float64 else "float32"
     function = getattr(library(), f"propagation_{name}_{dtype}_{gates.shape[3]}")
     sizes = (ctypes.c_int64 * 5)(batch, channels, gates.shape[1], height, width)
-    pointers = [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in tensors]
+    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
     if not function(*pointers, sizes, ctypes.c_int64(torch.get_num_threads())):
         raise MemoryError(f"spatial propagation of x {tuple(x.shape)} needs more memory")
 
 
 @functools.lru_cache(maxsize=None)
 def library() -> ctypes.CDLL:
-    """The functions of ``propagation.cpp``, built before if need be.
+    """Loads the functions of ``propagation.cpp``, and compiles them if necessary.
 
     Raises:
-        ValueError: there is no compiler, it failed or hung, or the folder cannot be used.
+        ValueError: There is no compiler, it failed or timed out, or the cache cannot be used.
     """
     try:
         compiler = _compiler()
@@ -113,7 +118,7 @@ def _compiler() -> List[str]:
 
 
 def _cache() -> Path:
-    """A folder that nobody else can write to: what lies there is run."""
+    """Returns a folder that no other user can write to, because code is loaded from it."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if not root.is_absolute():
         raise FileNotFoundError(f"no home for a cache; XDG_CACHE_HOME is {root}; allowed: /…")
@@ -130,7 +135,7 @@ def _checksum(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Loading a truncated library would kill the process."""
+    """Verifies the checksum, because loading a truncated library would crash the process."""
     if not path.exists() or not _checksum(path).exists():
         return False
     return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -150,20 +155,20 @@ def _build(compiler: List[str], path: Path) -> None:
         if not built.exists():
             raise FileNotFoundError(f"{compiler[0]} wrote nothing; allowed: a C++17 compiler")
         _checksum(built).write_text(hashlib.sha256(built.read_bytes()).hexdigest())
-        # Whole or not at all: other processes may build it, too.
+        # Atomic renames, because other processes may build the library at the same time.
         os.replace(built, path)
         os.replace(_checksum(built), _checksum(path))
 
 
 def _reason(error: Exception) -> str:
-    """In one line; of what a compiler said, its first error."""
+    """Summarises an error in one line; for a compiler's output, its first error."""
     lines = (getattr(error, "stderr", None) or "").strip().splitlines()
-    said = [line for line in lines if "error" in line or "fatal" in line] or lines[-1:]
-    return said[0] if said else str(error)
+    errors = [line for line in lines if "error" in line or "fatal" in line] or lines[-1:]
+    return errors[0] if errors else str(error)
 
 
 def _key(compiler: List[str]) -> str:
-    """Of the source, the compiler and the machine it compiles for: homes are shared by machines that differ."""
+    """Hashes source, compiler and CPU, because different machines may share a home directory."""
     machine = " ".join([platform.machine(), platform.processor(), *platform.libc_ver()])
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

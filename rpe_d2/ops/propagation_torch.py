@@ -1,4 +1,7 @@
-"""The recurrence of spatial propagation in plain torch: one step a column, all directions, images and rows at once."""
+"""The recurrence of spatial propagation in plain torch.
+
+The Python loop runs over columns. Each step handles all directions, images and rows together.
+"""
 
 from typing import List, Tuple
 
@@ -6,7 +9,11 @@ import torch
 
 
 def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
-    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, G, 4, K, H, W); and what the backward pass needs."""
+    """Propagates x (B, C, H, W) by gates (B, G, 4, K, H, W).
+
+    Returns:
+        The result (4, B, C, H, W) and the tensors that :func:`backward` needs.
+    """
     saved = []
     for columns in zip(_columns_of_image(x), _columns_of_gates(gates)):
         saved += [*columns, _scan(*columns)]
@@ -16,18 +23,18 @@ def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[t
 def backward(
     gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Gradients like x and gates, from that of what was found (4, B, C, H, W)."""
-    of_x, of_gates = [], []
+    """Computes the gradients of x and gates from the gradient of the result (4, B, C, H, W)."""
+    grad_x, grad_gates = [], []
     for columns in zip(_columns_of_directions(gradient), saved[::3], saved[1::3], saved[2::3]):
         part_x, part_gates = _scan_backward(*columns)
-        of_x.append(part_x)
-        of_gates.append(part_gates)
-    of_x = _image(of_x, x.shape).sum(dim=0)
-    return of_x.to(x.dtype), _gates(of_gates, gates.shape).to(gates.dtype)
+        grad_x.append(part_x)
+        grad_gates.append(part_gates)
+    grad_x = _image(grad_x, x.shape).sum(dim=0)
+    return grad_x.to(x.dtype), _gates(grad_gates, gates.shape).to(gates.dtype)
 
 
-# ---- From images to columns (T, N, C, L): step, direction and image, channel, place in the column. Directions of equal
-# length are scanned together: all four of a square image, else two by two.
+# ---- Layout. Columns are (T, N, C, L): step, direction and image, channel, position in the column.
+# Directions of equal size are scanned together: all four of a square image, otherwise two by two.
 
 
 def _precise(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,7 +42,7 @@ def _precise(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _columns_of_directions(maps: torch.Tensor) -> List[torch.Tensor]:
-    """Of (4, B, C, H, W)."""
+    """Rearranges maps (4, B, C, H, W) to columns."""
     left, right, top, bottom = _precise(maps)
     return _together(
         [left.permute(3, 0, 1, 2), right.flip(-1).permute(3, 0, 1, 2)],
@@ -48,7 +55,7 @@ def _columns_of_image(x: torch.Tensor) -> List[torch.Tensor]:
 
 
 def _columns_of_gates(gates: torch.Tensor) -> List[torch.Tensor]:
-    """(T, N, G, K, L) of (B, G, 4, K, H, W); gates that point outside are 0."""
+    """Rearranges gates (B, G, 4, K, H, W) to (T, N, G, K, L); gates that point outside become 0."""
     left, right, top, bottom = _precise(gates).unbind(2)
     columns = _together(
         [left.permute(4, 0, 1, 2, 3), right.flip(-1).permute(4, 0, 1, 2, 3)],
@@ -58,16 +65,16 @@ def _columns_of_gates(gates: torch.Tensor) -> List[torch.Tensor]:
 
 
 def _together(across: List[torch.Tensor], down: List[torch.Tensor]) -> List[torch.Tensor]:
-    """Directions (T, B, …) of equal size in one tensor (T, 4 B, …), or in two (T, 2 B, …)."""
+    """Concatenates directions (T, B, …) to one tensor (T, 4 B, …) if sizes agree, else to two."""
     groups = [across + down] if across[0].shape == down[0].shape else [across, down]
-    found = []
+    joined = []
     for group in groups:
         length, *sizes = group[0].shape
         columns = group[0].new_empty(length, len(group), *sizes)
-        for number, part in enumerate(group):  # into place at once, not stacked and rearranged
+        for number, part in enumerate(group):  # one copy each, where stack and permute take two
             columns[:, number].copy_(part)
-        found.append(columns.flatten(1, 2))
-    return found
+        joined.append(columns.flatten(1, 2))
+    return joined
 
 
 def _drop_outside(gates: torch.Tensor) -> torch.Tensor:
@@ -79,21 +86,21 @@ def _drop_outside(gates: torch.Tensor) -> torch.Tensor:
 
 
 def _image(columns: List[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """(4, B, C, H, W) of what :func:`_columns_of_directions` made."""
+    """Inverts :func:`_columns_of_directions` to (4, B, C, H, W)."""
     across, down = _apart(columns, shape[0])
     across, down = across.permute(1, 2, 3, 4, 0), down.permute(1, 2, 3, 0, 4)
     return torch.stack([across[0], across[1].flip(-1), down[0], down[1].flip(-2)])
 
 
 def _gates(columns: List[torch.Tensor], shape: torch.Size) -> torch.Tensor:
-    """(B, G, 4, K, H, W) of what :func:`_columns_of_gates` made."""
+    """Inverts :func:`_columns_of_gates` to (B, G, 4, K, H, W)."""
     across, down = _apart(columns, shape[0])
     across, down = across.permute(1, 2, 3, 4, 5, 0), down.permute(1, 2, 3, 4, 0, 5)
     return torch.stack([across[0], across[1].flip(-1), down[0], down[1].flip(-2)], dim=2)
 
 
 def _apart(columns: List[torch.Tensor], batch: int) -> List[torch.Tensor]:
-    """(T, 2, B, …) of the two directions across and of the two down."""
+    """Splits columns into (T, 2, B, …) of the horizontal and of the vertical directions."""
     count = 4 // len(columns)
     directions = [part.unflatten(1, (count, batch)) for part in columns]
     return directions if len(directions) == 2 else list(directions[0].split(2, dim=1))
@@ -103,7 +110,12 @@ def _apart(columns: List[torch.Tensor], batch: int) -> List[torch.Tensor]:
 
 
 def _neighbours(padded: torch.Tensor, count: int) -> torch.Tensor:
-    """(T, N, C, K, L) view of columns (T, N, C, L + 2) with a 0 at both ends: the previous, the same and the next."""
+    """Returns a view (T, N, C, K, L) of the previous, the same and the next neighbours.
+
+    Args:
+        padded: (T, N, C, L + 2) columns with a 0 at both ends.
+        count: number of neighbours K, 3 or 1 (the same alone).
+    """
     *sizes, length = padded.shape
     if count == 1:
         return padded[..., 1:-1].unsqueeze(3)
@@ -111,7 +123,7 @@ def _neighbours(padded: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _scan(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-    """h (T, N, C, L) from x (T, N, C, L) and gates (T, N, G, K, L)."""
+    """Computes h (T, N, C, L) from x (T, N, C, L) and gates (T, N, G, K, L)."""
     padded = torch.nn.functional.pad(x, (1, 1))
     h = padded[..., 1:-1]
     connections = gates.shape[3]
@@ -123,8 +135,8 @@ def _scan(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         h[1:].unbind(0),
     )
     change = x.new_empty(x.shape[1:])
-    for x_t, gates_t, before, h_t in columns:  # h_t holds x_t so far
-        # As a change of x: exactly none where x and all that comes in are equal.
+    for x_t, gates_t, before, h_t in columns:  # h_t still holds x_t
+        # Computed as a change of x, which is exactly 0 where x and its neighbours' h are equal.
         torch.sub(before, x_t.unsqueeze(2), out=difference)
         torch.sum(difference.mul_(gates_t), dim=2, out=change)
         h_t.add_(change)
@@ -137,8 +149,8 @@ def _scan_backward(
     connections = gates.shape[3]
     padded = torch.nn.functional.pad(gradient, (1, 1))
     delta = padded[..., 1:-1]
-    # What flows back from the next column to the previous, the same and the next neighbour there; gates that point
-    # outside are 0.
+    # Gradients flow from each column to the previous, the same and the next neighbour in the column
+    # before. Gates that point outside are 0.
     middle = connections // 2
     targets = [
         padded[..., 1 + shift : padded.shape[-1] - 1 + shift]
@@ -149,11 +161,11 @@ def _scan_backward(
         torch.mul(gates[t], delta[t].unsqueeze(2), out=product)
         for number, target in enumerate(targets):
             target[t - 1].add_(product[:, :, number])
-    of_x = delta * (1 - gates.sum(dim=3))
+    grad_x = delta * (1 - gates.sum(dim=3))
 
     before = _neighbours(torch.nn.functional.pad(h, (1, 1)), connections)
-    of_gates = x.new_zeros(*x.shape[:3], connections, x.shape[3])
-    torch.sub(before[:-1], x[1:].unsqueeze(3), out=of_gates[1:]).mul_(delta[1:].unsqueeze(3))
+    grad_gates = x.new_zeros(*x.shape[:3], connections, x.shape[3])
+    torch.sub(before[:-1], x[1:].unsqueeze(3), out=grad_gates[1:]).mul_(delta[1:].unsqueeze(3))
     if gates.shape[2] == 1:
-        of_gates = of_gates.sum(dim=2, keepdim=True)
-    return of_x, _drop_outside(of_gates)
+        grad_gates = grad_gates.sum(dim=2, keepdim=True)
+    return grad_x, _drop_outside(grad_gates)

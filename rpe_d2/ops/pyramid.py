@@ -1,4 +1,4 @@
-"""Image pyramids, and the normalisation of their bands."""
+"""Image pyramids and local contrast normalisation."""
 
 from typing import List, Sequence
 
@@ -7,37 +7,38 @@ from torch.nn import functional as F
 
 
 def gaussian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torch.Tensor]:
-    """An image at several sizes, low-pass filtered where it is reduced.
+    """Resamples an image at several scales with a low-pass filter.
 
-    Halving weighs neighbours 1, 3, 3, 1 along each axis (a triangle as wide as two cells), weights beyond the border
-    left out.
+    Downsampling uses antialiased bilinear interpolation. Halving weighs neighbours by 1, 3, 3, 1
+    along each axis, without the weights beyond the border.
 
     Args:
-        image: (B, C, H, W), floating point.
-        scales: factors of the size, above 0.
+        image: (B, C, H, W) floating point.
+        scales: scale factors, > 0.
 
     Returns:
-        For each scale (B, C, floor(H * scale), floor(W * scale)), pixels exactly 1 / scale of the image's apart; at
-        scale 1 the image itself.
+        One tensor (B, C, floor(H * scale), floor(W * scale)) per scale, whose pixels are exactly
+        1 / scale pixels of the image apart. At scale 1, the image itself.
     """
     return [image if scale == 1 else _rescale(image, scale) for scale in scales]
 
 
 def laplacian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torch.Tensor]:
-    """What each size of an image shows beyond the next smaller one; last, the smallest (Burt & Adelson, 1983).
+    """Computes the Laplacian pyramid of Burt & Adelson, "The Laplacian Pyramid", 1983.
 
-    Each size is made from the one before. Enlarging each (bilinearly) and adding it to the one before gives the image
-    back.
+    Each level is the difference between the image at one scale and the enlarged image at the next
+    scale. The last level is the image at the smallest scale. Each image is resampled from the
+    previous one, so that enlarging (bilinearly) and adding the levels restores the image.
 
     Args:
-        image: (B, C, H, W), floating point.
-        scales: factors of the size, falling.
+        image: (B, C, H, W) floating point.
+        scales: scale factors in descending order.
 
     Returns:
-        For each scale (B, C, round(H * scale), round(W * scale)), at least one pixel a side.
+        One tensor (B, C, round(H * scale), round(W * scale)) per scale, at least one pixel a side.
 
     Raises:
-        ValueError: the scales do not fall.
+        ValueError: The scales are not in descending order.
     """
     if any(one <= other for one, other in zip(scales, scales[1:])):
         raise ValueError(f"scales are {list(scales)}; allowed: each smaller than the one before")
@@ -51,12 +52,18 @@ def laplacian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torc
 
 
 def normalize_contrast(maps: torch.Tensor, size: int = 15, floor: float = 0.1) -> torch.Tensor:
-    """Mean 0 and standard deviation 1 around every pixel, over all channels (Farabet et al., PAMI 2013, section 3.1).
+    """Normalises the local mean to 0 and the local standard deviation to 1.
+
+    Both are computed over all channels around every pixel (Farabet et al., PAMI 2013, section 3.1).
 
     Args:
-        maps: (B, C, H, W), floating point.
-        size: side of the neighbourhood, odd; what lies beyond the border is left out.
-        floor: smaller standard deviations count as this one, so that flat regions stay flat.
+        maps: (B, C, H, W) floating point.
+        size: side of the neighbourhood in pixels, odd. Pixels beyond the border are left out.
+        floor: lower bound of the standard deviation, so that noise in flat regions is not
+            amplified.
+
+    Returns:
+        A tensor like ``maps``.
     """
     mean = _local_mean(maps, size)
     centered = maps - mean
@@ -65,7 +72,7 @@ def normalize_contrast(maps: torch.Tensor, size: int = 15, floor: float = 0.1) -
 
 
 def _local_mean(maps: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, 1, H, W)."""
+    """Averages over channels and neighbourhood to (B, 1, H, W)."""
     mean = maps.mean(dim=1, keepdim=True)
     return F.avg_pool2d(mean, size, 1, size // 2, count_include_pad=False)
 
@@ -75,7 +82,7 @@ def _scaled_size(image: torch.Tensor, scale: float) -> List[int]:
 
 
 def _rescale(image: torch.Tensor, scale: float) -> torch.Tensor:
-    # Not the ratio of the rounded sizes.
+    # Use the given scale, not the ratio of the rounded sizes.
     return F.interpolate(
         image,
         scale_factor=scale,
@@ -89,7 +96,7 @@ def _rescale(image: torch.Tensor, scale: float) -> torch.Tensor:
 def _resize(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if list(size) == list(image.shape[-2:]):
         return image
-    # Antialiasing does nothing where an image is enlarged.
+    # Antialiasing has no effect on enlargement.
     return F.interpolate(
         image, size=list(size), mode="bilinear", align_corners=False, antialias=True
     )

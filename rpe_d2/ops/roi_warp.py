@@ -1,4 +1,4 @@
-"""RoI warping: regions of a map by bilinear interpolation, differentiable in their boxes (Dai et al., CVPR 2016)."""
+"""RoI warping, a pooling of regions that is differentiable in their boxes."""
 
 from typing import Tuple, Union
 
@@ -12,42 +12,45 @@ def roi_warp(
     output_size: Union[int, Tuple[int, int]],
     spatial_scale: float,
 ) -> torch.Tensor:
-    """Samples maps at the centres of the cells of a grid laid over each box (MNC, section 3.2, equations 3 to 7).
+    """Samples features bilinearly at the cell centres of a grid laid over each box.
 
-    RoIAlign and its kin give no gradient for boxes; this gives it for features and boxes. In the interior of a map it is
-    RoIAlign (``aligned=True``) with one sample a cell; beyond the border the outermost values continue.
+    This is the RoI warping layer of MNC (Dai et al., CVPR 2016, section 3.2, equations 3 to 7).
+    Unlike RoIAlign it has gradients with respect to the boxes as well as the features. In the
+    interior of a map it equals RoIAlign (``aligned=True``) with one sample per cell. Beyond the
+    border the outermost values are repeated.
 
     Args:
         features: (N, C, H, W) floating point.
-        boxes: (R, 5): index in the batch, x0, y0, x1, y1 in pixels of the image.
+        boxes: (R, 5): index in the batch, then x0, y0, x1, y1 in pixels of the image.
         output_size: (height, width) of the grid, or one side for both.
-        spatial_scale: cells of the map per pixel of the image, 1 / stride.
+        spatial_scale: 1 / stride of the features.
 
     Returns:
-        (R, C, height, width) like ``features``; where half precision comes in, interpolated in float32.
+        (R, C, height, width) like ``features``. Half precision is interpolated in float32.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: A shape does not fit.
     """
     if features.dim() != 4 or boxes.dim() != 2 or boxes.shape[1] != 5:
         raise ValueError(
-            f"features have shape {tuple(features.shape)} and boxes {tuple(boxes.shape)}; allowed: (N, C, H, W) and (R, 5)"
+            f"features have shape {tuple(features.shape)} and boxes {tuple(boxes.shape)}; "
+            "allowed: (N, C, H, W) and (R, 5)"
         )
     rows, columns = (output_size,) * 2 if isinstance(output_size, int) else output_size
     channels, height, width = features.shape[1:]
-    # bfloat16 knows positions of 1,000 cells to 4 of them.
+    # bfloat16 has a resolution of 4 cells at position 1,000.
     precise = torch.promote_types(features.dtype, torch.float32)
     corners = boxes[:, 1:].to(precise) * spatial_scale
     x = _centers(corners[:, 0], corners[:, 2], columns)  # (R, columns)
     y = _centers(corners[:, 1], corners[:, 3], rows)
-    # From cells to -1 … 1 over the map.
+    # From cells to grid_sample's -1 … 1 over the map.
     grid = torch.stack(
         torch.broadcast_tensors((2 * x / width - 1)[:, None], (2 * y / height - 1)[:, :, None]),
         dim=-1,
     )  # (R, rows, columns, 2)
     image = boxes[:, 0].long()
-    found = features.new_zeros(len(boxes), channels, rows, columns)
-    # All regions of an image are one tall picture: its map is not copied for each.
+    output = features.new_zeros(len(boxes), channels, rows, columns)
+    # Sample all regions of an image in one call, as one tall grid, so that its map is not copied.
     for index in torch.unique(image).tolist():
         chosen = torch.nonzero(image == index).squeeze(1)
         tall = grid[chosen].flatten(0, 1)[None]  # (1, R' x rows, columns, 2)
@@ -58,11 +61,11 @@ def roi_warp(
             align_corners=False,
         )
         sampled = sampled[0].unflatten(1, (len(chosen), rows)).transpose(0, 1)
-        found = found.index_copy(0, chosen, sampled.to(features.dtype))
-    return found
+        output = output.index_copy(0, chosen, sampled.to(features.dtype))
+    return output
 
 
 def _centers(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor:
-    """(R, count) centres of equal parts of each interval."""
+    """Returns (R, count) centres of equal parts of each interval."""
     share = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
     return start[:, None] + (end - start)[:, None] * share

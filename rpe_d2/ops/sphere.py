@@ -1,13 +1,11 @@
-"""How many groups fit on a sphere: the theory behind the margin of the pair loss."""
+"""Bounds on the number of groups that fit on a sphere, the theory behind the loss's margin."""
 
 import math
 from typing import Tuple
 
-from scipy.optimize import brentq
-from scipy.special import betaincinv
-
-# Largest cosine between any two of Q points spread as widely as possible on the sphere in three dimensions (Tammes
-# problem), where a proof of optimality exists and neither the simplex nor the cross-polytope is the answer.
+# Largest cosine between any two of Q points that are spread as widely as possible on the sphere in
+# three dimensions (Tammes problem). Holds the Q that have a proof of optimality and for which the
+# answer is neither the simplex nor the cross-polytope.
 _TAMMES_COSINE = {
     7: math.cos(math.radians(77.8695421)),
     8: math.cos(math.radians(74.8584922)),
@@ -22,18 +20,18 @@ _TAMMES_COSINE = {
 
 
 def loss_lower_bound(num_groups: int, margin: float) -> float:
-    """Smallest value that the linear pair loss with joint normalisation can take, in any dimension.
+    """Returns the smallest possible value of the linear pair loss with joint normalisation.
 
-    Corollary of Proposition 1 (Kong & Fowlkes, CVPR 2018): ``max(0, (Q-2)/(2Q) - margin (Q-1)/Q)``. It holds for
-    every dimension and all group sizes, and is attained by Q simplex vertices (dimension >= Q-1) as long as
-    ``margin <= (Q-2) / (2 (Q-1))``.
+    Corollary of Proposition 1 (Kong & Fowlkes, CVPR 2018):
+    ``max(0, (Q-2)/(2Q) - margin (Q-1)/Q)``. It holds in every dimension and for all group sizes. Q
+    simplex vertices (dimension >= Q - 1) attain it if ``margin <= (Q-2) / (2 (Q-1))``.
 
     Args:
-        num_groups: Q, at least 1.
-        margin: calibrated cosine similarity in 0-1 below which two groups no longer repel each other.
+        num_groups: number of groups Q, >= 1.
+        margin: calibrated cosine similarity in 0 to 1 below which two groups do not repel.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
     _check_groups(num_groups)
     if not 0.0 <= margin <= 1.0:
@@ -42,22 +40,23 @@ def loss_lower_bound(num_groups: int, margin: float) -> float:
 
 
 def min_margin(num_groups: int, dim: int) -> Tuple[float, bool]:
-    """Smallest margin for which ``num_groups`` groups can reach zero pair loss on the unit sphere of R^dim.
+    """Returns the smallest margin for which the pair loss of ``num_groups`` groups can be zero.
 
-    A margin ``a`` is feasible when Q unit vectors exist whose calibrated similarity ``(1 + cos) / 2`` never exceeds
-    ``a``: a spherical code. Closed forms exist for two dimensions, for ``Q <= 2 dim`` (simplex, then cross-polytope:
-    Rankin) and for a few Q in three dimensions (Tammes); elsewhere the value is a lower bound.
+    A margin ``a`` is feasible if there are Q unit vectors in R^dim whose calibrated similarity
+    ``(1 + cos) / 2`` never exceeds ``a``, that is a spherical code. Closed forms exist in two
+    dimensions, for ``Q <= 2 dim`` (simplex, then cross-polytope: Rankin) and for a few Q in three
+    dimensions (Tammes). Otherwise the value is a lower bound.
 
     Args:
-        num_groups: Q, at least 1.
-        dim: embedding dimension, at least 1.
+        num_groups: number of groups Q, >= 1.
+        dim: embedding dimension, >= 1.
 
     Returns:
-        (value in 0-1, exact). ``exact`` False: every feasible margin is at least ``value``, but ``value`` itself may
-        be infeasible.
+        The margin in 0 to 1, and whether it is exact. If it is not, every feasible margin is at
+        least this value, but the value itself may be infeasible.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
     _check_groups(num_groups)
     if dim < 1:
@@ -87,32 +86,40 @@ def _smallest_max_cosine(num_points: int, dim: int) -> Tuple[float, bool]:
     bounds = [0.0, _cap_packing_bound(num_points, dim), _levenshtein_bound(num_points, dim)]
     if dim == 3:
         bounds.append(_fejes_toth_bound(num_points))
-        # Fewer points fit at least as widely, so the best known smaller code bounds this one too.
+        # A subset of a code is a code, so the optimal codes of fewer points bound this one too.
         bounds.extend(cosine for points, cosine in _TAMMES_COSINE.items() if points < num_points)
     return max(bounds), False
 
 
 def _cap_packing_bound(num_points: int, dim: int) -> float:
-    """Caps of half the smallest angle are disjoint, so their areas add up to at most the sphere's."""
-    # A cap of angular radius phi <= pi/2 covers betainc((dim-1)/2, 1/2, sin(phi)^2) / 2 of the sphere.
+    """Bounds the cosine by the areas of disjoint caps, which sum to at most the sphere's area."""
+    from scipy.special import betaincinv
+
+    # A cap of angular radius phi <= pi/2 covers a fraction betainc((dim-1)/2, 1/2, sin(phi)^2) / 2
+    # of the sphere.
     sin_squared = betaincinv((dim - 1) / 2, 0.5, min(1.0, 2.0 / num_points))
     return 1.0 - 2.0 * float(sin_squared)  # cos(2 phi)
 
 
 def _levenshtein_bound(num_points: int, dim: int) -> float:
-    """Third Levenshtein bound: at most ``dim (1-s) (2 + (dim+1) s) / (1 - dim s^2)`` points have cosines <= s."""
+    """Inverts the third Levenshtein bound.
+
+    At most ``dim (1-s) (2 + (dim+1) s) / (1 - dim s^2)`` points have cosines <= s.
+    """
+    from scipy.optimize import brentq
+
     largest = (math.sqrt(dim + 3) - 1) / (dim + 2)  # the bound's range of validity
 
     def excess(cosine: float) -> float:
         points = dim * (1 - cosine) * (2 + (dim + 1) * cosine) / (1 - dim * cosine**2)
         return points - num_points
 
-    if excess(largest) <= 0:  # more points than the bound speaks of: they are at least this close
+    if excess(largest) <= 0:  # beyond the range of validity, where the cosine is at least this
         return largest
     return float(brentq(excess, 0.0, largest)) if excess(0.0) < 0 else 0.0
 
 
 def _fejes_toth_bound(num_points: int) -> float:
-    """Fejes Toth's bound on the sphere in three dimensions (tight for 3, 4, 6 and 12 points)."""
+    """Computes Fejes Toth's bound in three dimensions, tight for 3, 4, 6 and 12 points."""
     omega = num_points / (num_points - 2) * math.pi / 6
     return (1.0 / math.tan(omega) ** 2 - 1.0) / 2.0

@@ -1,21 +1,22 @@
-"""Thinning of binary maps to lines one pixel wide."""
+"""Thinning of binary masks to lines one pixel wide."""
 
 from typing import Tuple
 
 import numpy as np
 
-# (row, column) steps to the neighbours x1 … x8 of the paper: east first, then counter-clockwise.
+# (row, column) offsets of the neighbours x1 … x8 of the paper: east, then counter-clockwise.
 _NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
 
 
 def thin(mask: np.ndarray) -> np.ndarray:
-    """Thins shapes to connected lines of one pixel, as MATLAB's ``bwmorph(mask, "thin", Inf)`` does.
+    """Thins a mask to connected lines of one pixel, as MATLAB's ``bwmorph(mask, "thin", Inf)``.
 
-    The parallel algorithm with two subiterations of Guo and Hall, conditions G1, G2 and G3 of Lam, Lee and Suen,
-    "Thinning methodologies", PAMI 1992, p. 879. What lies outside the map counts as empty.
+    This is the parallel algorithm with two subiterations of Guo and Hall, with the conditions G1,
+    G2 and G3 of Lam, Lee and Suen, "Thinning methodologies", PAMI 1992, p. 879. Pixels outside the
+    mask are background.
 
     Args:
-        mask: (H, W), non-zero where there is something.
+        mask: (H, W), non-zero for foreground.
 
     Returns:
         (H, W) bool, a subset of the mask.
@@ -25,8 +26,8 @@ def thin(mask: np.ndarray) -> np.ndarray:
     padded[1:-1, 1:-1] = mask
     flat = padded.reshape(-1)  # a view
     steps = np.array([row * (width + 2) + column for row, column in _NEIGHBOURS])
-    # A pixel's fate depends on its neighbours alone: after the first round only those are looked at again that have
-    # lost a neighbour since the same subiteration looked at them, which is in this one or the one before.
+    # Whether a pixel is removed depends on its neighbours alone. After the first round only pixels
+    # that lost a neighbour in this or the previous subiteration are examined again.
     changed = [flat.copy(), flat.copy()]
     turn = 0
     while True:
@@ -38,7 +39,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
             code |= flat[candidates + step].view(np.uint8) << bit
         removed = candidates[_REMOVABLE[turn][code]]
         flat[removed] = False
-        # Neighbours of removed pixels lie inside the padding's outer edge, where the map is empty.
+        # Neighbours of removed pixels lie inside the padding's outer edge.
         around = np.zeros_like(flat)
         around[removed[:, None] + steps] = True
         changed = [changed[1], around]
@@ -47,7 +48,11 @@ def thin(mask: np.ndarray) -> np.ndarray:
 
 
 def _removable() -> Tuple[np.ndarray, np.ndarray]:
-    """For both subiterations, (256,) bool: whether a pixel goes whose neighbour x_k is bit k - 1 of the index."""
+    """Returns (256,) bool tables of removable pixels for both subiterations.
+
+    Bit k - 1 of the index is the neighbour x_k.
+    """
+
     x = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(bool).T  # (8, 256)
     odd, even, next_odd = x[0::2], x[1::2], np.roll(x[0::2], -1, axis=0)  # x_2k-1, x_2k, x_2k+1
     crossings = (~odd & (even | next_odd)).sum(axis=0)

@@ -1,24 +1,28 @@
-"""Masks of annotations in COCO's format that do not have everything a mask needs."""
+"""Masks of annotations in COCO's format that lack a mask or have invalid polygons."""
 
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 
 def is_polygon(coordinates: Sequence[float]) -> bool:
-    """Whether x, y, x, y … are the corners of a polygon, at least 3; Detectron2 leaves out what is none."""
+    """Whether coordinates x, y, x, y … describe a polygon of at least 3 corners.
+
+    Detectron2 drops the others when it loads annotations.
+    """
     return len(coordinates) >= 6 and len(coordinates) % 2 == 0
 
 
 def usable_segmentation(
     annotation: Dict[str, Any],
 ) -> Optional[Union[Dict[str, Any], List[List[float]]]]:
-    """What an annotation's mask is made of, the same in training and evaluation.
+    """Returns the segmentation of an annotation, the same in training and evaluation.
 
     Args:
-        annotation: in COCO's format, ``bbox`` in XYWH.
+        annotation: in COCO's format, with ``bbox`` in XYWH.
 
     Returns:
-        RLE as it is; polygons without those that are none; the filled box of an annotation without ``segmentation``.
-        None where no polygon is left: Detectron2 leaves out such an annotation when it loads the data.
+        RLE unchanged; polygons without the invalid ones; the filled box of an annotation that has
+        no ``segmentation``. None where no polygon is valid: Detectron2 drops such an annotation
+        when it loads the data.
     """
     segmentation = annotation.get("segmentation")
     if not segmentation:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line, no traceback."""
+"""One-line messages, without a traceback, for errors that a user can fix."""
 
 import sys
 import traceback
@@ -8,37 +8,38 @@ from typing import Iterator, Tuple, Type
 
 import yaml
 
-from rpe_d2.data import UnreadableImage
-
-from .readable import unreadable_reason
+from .readable import UnreadableImage, unreadable_reason
 
 # What a wrong key, value or file raises while a run is set up.
 USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line; where that is a word or nothing, also its type and the source line."""
-    # str() of a KeyError is quoted; of others it is the message.
+    """Returns the message of an error on one line.
+
+    Where the message is a single word or empty, the type of the error and the line of code that
+    raised it are added.
+    """
+    # str() puts the message of a KeyError in quotes.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = " ".join(str(message).split())
     if " " in text:
         return text
     kind = type(error).__name__
-    found = f"{kind}: {text}" if text else kind
+    text = f"{kind}: {text}" if text else kind
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
-        return found
-    return (
-        f"{found} ({Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})"
-    )
+        return text
+    last = frames[-1]
+    return f"{text} ({Path(last.filename).name}, line {last.lineno}: {last.line})"
 
 
 @contextmanager
 def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
-    """Ends the process with status 2 and one line on stderr for errors that a user can mend.
+    """Ends the process with status 2 and one line on stderr where a user's mistake raises an error.
 
     Args:
-        kinds: what counts as such; anything else is a bug and keeps its traceback.
+        kinds: the errors that a user can fix. Any other error is a bug and keeps its traceback.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Writing files so that none is lost: under a free name, or whole or not at all."""
+"""Writing files without losing any: under an unused name, or replaced in one step."""
 
 import os
 import tempfile
@@ -6,11 +6,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
-TEMPORARY = ".tmp"  # suffix of files that are not yet complete
+TEMPORARY = ".tmp"  # the suffix of incomplete files
 
 
 def free_path(path: Path) -> Path:
-    """``NAME.EXT``, or the first of ``NAME-2.EXT``, ``NAME-3.EXT`` … that does not exist."""
+    """Returns the first of ``NAME.EXT``, ``NAME-2.EXT``, ``NAME-3.EXT`` … that does not exist."""
     number = 1
     free = path
     while free.exists():
@@ -20,10 +20,14 @@ def free_path(path: Path) -> Path:
 
 
 def write_new_file(path: Path, content: bytes) -> Path:
-    """Writes ``NAME.EXT``, or ``NAME-2.EXT``, ``NAME-3.EXT`` … where there is one already.
+    """Writes a file under the first unused name of ``NAME.EXT``, ``NAME-2.EXT``, ``NAME-3.EXT`` …
+
+    Args:
+        path: ``NAME.EXT``.
+        content: the bytes of the file.
 
     Returns:
-        Path of the file.
+        The path of the file.
     """
     while True:
         free = free_path(path)
@@ -31,33 +35,34 @@ def write_new_file(path: Path, content: bytes) -> Path:
             with open(free, "xb") as file:
                 file.write(content)
             return free
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # another process took the name
             continue
 
 
 def make_new_folder(path: Path) -> Path:
-    """Makes the folder ``NAME``, or ``NAME-2``, ``NAME-3`` … where there is one already.
+    """Makes a folder under the first unused name of ``NAME``, ``NAME-2``, ``NAME-3`` …
 
     Returns:
-        Path of the folder.
+        The path of the folder.
     """
     while True:
         free = free_path(path)
         try:
             free.mkdir()
             return free
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # another process took the name
             continue
 
 
 def make_writable_folder(key: str, path: Path) -> None:
-    """Makes a folder and those it lies in, where there are none, and writes into it on trial.
+    """Makes a folder and its missing parents, and checks that files can be written into it.
 
     Args:
-        key: what the user has named it by.
+        key: the configuration key or flag that names the folder, for the message.
+        path: the folder.
 
     Raises:
-        ValueError: it cannot be made or written into.
+        ValueError: the folder cannot be made or written into.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -69,11 +74,11 @@ def make_writable_folder(key: str, path: Path) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name ``path`` once it is complete and on the disk.
+    """Opens a file that replaces ``path`` once it is complete and on the disk.
 
-    Until then, and for ever if anything is raised, what had the name before keeps it.
+    Until then, and whenever an exception is raised, a file of that name stays as it was.
     """
-    # Its own name: a run that is started again may meet the one before, which is not quite dead.
+    # The process id is in the name: a restarted run may overlap with one that is about to die.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
@@ -85,7 +90,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name has to reach the disk, too
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name must reach the disk, too
     try:
         os.fsync(folder)
     finally:

@@ -1,4 +1,4 @@
-"""MATLAB files of human boundaries. Data sets and evaluators both read them, and neither knows the other."""
+"""Reading MATLAB files of human boundary annotations, for data sets and evaluators alike."""
 
 from typing import Any, Dict, List, Sequence
 
@@ -9,36 +9,37 @@ __all__ = ["read_boundary_annotations", "read_field", "size_text"]
 
 
 def read_boundary_annotations(path: str) -> List[np.ndarray]:
-    """The boundaries that people drew, as BSDS500 stores them.
+    """Reads the boundaries that several annotators drew in an image, as BSDS500 stores them.
 
     Args:
         path: a .mat file with a cell array ``groundTruth`` of structs with a field ``Boundaries``.
 
     Returns:
-        (H, W) bool, one an annotator, at least one, of one size, with a boundary pixel in at least one.
+        A boolean map (H, W) for each annotator, at least one. All have the same size, and at least
+        one has a boundary pixel.
 
     Raises:
         ValueError: in one line, the file and what is wrong with it.
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     cells = read_field(path, "groundTruth")
     if cells.dtype != object:
-        raise ValueError(f"{path}: groundTruth is no cell array, found {cells.dtype}")
+        raise ValueError(f"{path}: groundTruth is not a cell array, found {cells.dtype}")
     annotations = []
     for number, cell in enumerate(cells.ravel(), start=1):
         names = getattr(getattr(cell, "dtype", None), "names", None) or ()
         if "Boundaries" not in names or cell.size != 1:
-            found = ", ".join(names) or "no struct"
+            found = ", ".join(names) or "something other than a struct"
             raise ValueError(f"{path}: groundTruth {{{number}}} has no Boundaries, found {found}")
         annotation = np.asarray(cell["Boundaries"].item())
         if annotation.ndim != 2 or annotation.dtype.kind not in "buif":
             raise ValueError(
-                f"{path}: Boundaries of groundTruth {{{number}}} is no map, "
-                f"found {annotation.dtype} of the shape {annotation.shape}"
+                f"{path}: Boundaries of groundTruth {{{number}}} is not a 2D map, "
+                f"found {annotation.dtype} of shape {annotation.shape}"
             )
         annotations.append(annotation != 0)
     if not annotations:
-        raise ValueError(f"{path}: groundTruth is empty, no annotator")
+        raise ValueError(f"{path}: groundTruth is empty; it needs at least one annotator")
     sizes = {annotation.shape for annotation in annotations}
     if len(sizes) > 1:
         found = " and ".join(size_text(shape) for shape in sorted(sizes))
@@ -49,13 +50,22 @@ def read_boundary_annotations(path: str) -> List[np.ndarray]:
 
 
 def read_field(path: str, name: str) -> np.ndarray:
-    """One array of a MATLAB file."""
+    """Reads an array from a MATLAB file.
+
+    Args:
+        path: the .mat file.
+        name: the name of the array.
+
+    Raises:
+        ValueError: in one line, the file and what is wrong with it.
+        OSError: the file cannot be opened.
+    """
     with open(path, "rb") as file:
         try:
             content: Dict[str, Any] = loadmat(file)
         except NotImplementedError as error:
             raise ValueError(f"{path}: is a MATLAB 7.3 file; save it with '-v7'") from error
-        except Exception as error:  # a damaged file raises whatever its bytes lead the reader to
+        except Exception as error:  # a damaged file may raise any error
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
     if not isinstance(content.get(name), np.ndarray):
@@ -65,4 +75,5 @@ def read_field(path: str, name: str) -> np.ndarray:
 
 
 def size_text(shape: Sequence[int]) -> str:
+    """A size as text, "height x width"."""
     return " x ".join(map(str, shape))

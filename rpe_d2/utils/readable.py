@@ -1,69 +1,47 @@
-"""Pictures that cannot be read are named in one line."""
+"""Errors about images that cannot be read: each names its file in one line."""
 
-import multiprocessing
-import os
-import signal
-import threading
 from typing import Any, Callable, Dict, Optional
 
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
-from torch.utils.data import get_worker_info
 
-# What PIL and Detectron2 raise for files that are missing, truncated, of another size, far too large or no pictures.
+from .worker_signals import leave_signals_to_the_trainer
+
+__all__ = ["UNREADABLE", "NameUnreadable", "UnreadableImage", "unreadable_reason"]
+
+# What PIL and Detectron2 raise for files that are missing or truncated, are no images, are far too
+# large or differ in size from what the data set says.
 UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
 
 
 class UnreadableImage(ValueError):
-    """A picture of a data set cannot be read; the message is one line with its file name."""
-
-
-_signal_guard: Optional[threading.Thread] = None
-
-
-def leave_signals_to_the_trainer() -> None:
-    """In a data-loading process: ignores SIGTERM unless the process that trains has sent it.
-
-    SLURM and service managers signal every process of a run; a data process that died of it would end the run before
-    its state is saved. Elsewhere, and on later calls, does nothing.
-    """
-    global _signal_guard
-    if _signal_guard is None and get_worker_info() is not None and hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        _signal_guard = threading.Thread(target=_end_with_parent, daemon=True)
-        _signal_guard.start()
-
-
-def _end_with_parent() -> None:
-    trainer = multiprocessing.parent_process()
-    while trainer.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, 5)
-        if received is not None and received.si_pid == trainer.pid:
-            break
-    os._exit(0)
+    """An image of a data set cannot be read. The message is one line that names its file."""
 
 
 def unreadable_reason(error: BaseException) -> str:
-    """The line of an :class:`UnreadableImage`, which a data-loading process passes on inside its traceback."""
-    return (
-        str(error).strip().splitlines()[-1].removeprefix("rpe_d2.utils.readable.UnreadableImage: ")
-    )
+    """Returns the message of an :class:`UnreadableImage`.
+
+    A data-loading process re-raises its errors with the whole traceback as the message, of which
+    the last line is "module.Class: message".
+    """
+    class_name = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}"
+    return str(error).strip().splitlines()[-1].removeprefix(f"{class_name}: ")
 
 
 class NameUnreadable:
-    """A mapper that calls another one and says which picture could not be read."""
+    """A mapper that wraps another one and names the images it cannot read."""
 
     def __init__(self, mapper: Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]):
         """
         Args:
-            mapper: from a data set's dict to the model's input.
+            mapper: turns a dict of a data set into an input of the model.
         """
         self.mapper = mapper
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         """
         Raises:
-            UnreadableImage: with the file's name.
+            UnreadableImage: the image cannot be read.
         """
         leave_signals_to_the_trainer()
         try:

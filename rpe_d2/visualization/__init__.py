@@ -1,6 +1,6 @@
-"""Pictures and reports: arrays in, pictures out."""
+"""Drawing of images and reports, from arrays to the contents of image files."""
 
-from .boundaries import BOUNDARY_LEGEND, annotator_panels, boundary_panel, level_panels
+from .contours import BOUNDARY_LEGEND, annotator_panels, boundary_panel, level_panels
 from .figure import Panel, draw_figure, image_panel, text_panel
 from .instances import (
     INSTANCE_LEGEND,

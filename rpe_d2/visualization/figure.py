@@ -1,4 +1,4 @@
-"""Rows of titled panels as one PNG."""
+"""Figures of titled panels in rows, as PNG files."""
 
 import io
 import textwrap
@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Pixels: longer side of a picture in its panel, shortest side of a panel, title strip, space between panels, heading.
+# In pixels: longer side of an image in its panel, shortest side of a panel, height of the titles,
+# space between panels, height of the heading.
 PANEL_SIDE = 380
 _SMALLEST_SIDE = 260
 _TITLE = 46
@@ -20,11 +21,11 @@ _DPI = 100
 
 
 class Panel(NamedTuple):
-    """One panel.
+    """A panel of a figure.
 
     Attributes:
         title: a few words.
-        note: a second, smaller line; "" for none.
+        note: a second, smaller line, or "".
         draw: draws into axes without frame and ticks.
     """
 
@@ -34,14 +35,14 @@ class Panel(NamedTuple):
 
 
 def fit_to_panel(image: np.ndarray, smooth: bool = False) -> np.ndarray:
-    """Resizes a picture so that its longer side is a panel's.
+    """Resizes an image so that its longer side is ``PANEL_SIDE``.
 
     Args:
         image: (H, W) or (H, W, C), uint8 or floating point.
-        smooth: interpolate; False keeps every value as it is, as label maps and cells need it.
+        smooth: whether to interpolate. Label maps need False.
 
     Returns:
-        The same dtype and number of dimensions.
+        The image with the same dtype and number of dimensions.
     """
     scale = PANEL_SIDE / max(image.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])  # (width, height)
@@ -51,11 +52,12 @@ def fit_to_panel(image: np.ndarray, smooth: bool = False) -> np.ndarray:
 
 
 def image_panel(image: np.ndarray, title: str, note: str = "", smooth: bool = True) -> Panel:
-    """A panel that shows a picture.
+    """Creates a panel that shows an image.
 
     Args:
-        image: (H, W, 3), RGB, uint8 0-255 or floating point 0-1.
-        title, note: see :class:`Panel`.
+        image: (H, W, 3) RGB, uint8 in 0 to 255 or floating point in 0 to 1.
+        title: title of the panel.
+        note: smaller second line of the title.
         smooth: see :func:`fit_to_panel`.
     """
     fitted = fit_to_panel(image, smooth)
@@ -63,7 +65,7 @@ def image_panel(image: np.ndarray, title: str, note: str = "", smooth: bool = Tr
 
 
 def text_panel(title: str, paragraphs: Sequence[str]) -> Panel:
-    """A panel of small text, such as a legend."""
+    """Creates a panel of small text, such as a legend."""
     text = "\n\n".join(textwrap.fill(paragraph, 46) for paragraph in paragraphs)
 
     def draw(axes: Axes) -> None:
@@ -73,12 +75,12 @@ def text_panel(title: str, paragraphs: Sequence[str]) -> Panel:
 
 
 def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[int]) -> bytes:
-    """Draws rows of panels on white; needs no display.
+    """Draws rows of panels on white, without a display.
 
     Args:
-        rows: panels, left to right.
-        heading: one line above everything.
-        image_size: (H, W) of the picture that the panels show, for their shape.
+        rows: panels from left to right.
+        heading: one line above the panels.
+        image_size: (H, W) of the image in the panels, which determines their shape.
 
     Returns:
         The content of a PNG file.
@@ -88,7 +90,7 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
     columns = max(len(row) for row in rows)
     width = columns * (panel_width + _GAP) + _GAP
     height = _HEADING + len(rows) * (panel_height + _TITLE + _GAP)
-    # A Figure of its own, not pyplot's: no global state, so a caller's backend and open figures stay as they are.
+    # Without pyplot there is no global state: the caller's backend and figures do not change.
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(_GAP / width, 1 - _HEADING / 2 / height, heading, va="center", fontsize=12)

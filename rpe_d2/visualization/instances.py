@@ -1,4 +1,4 @@
-"""Ground truth and predicted instances in the same colours, with what is wrong outlined in red."""
+"""Panels of ground-truth and predicted instances in matching colours, with errors in red."""
 
 import colorsys
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -7,31 +7,29 @@ import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
-from scipy.optimize import linear_sum_assignment
 
 from .figure import Panel, fit_to_panel
 
-# Kept free by the palette for what is missed or wrong.
-_ERROR_COLOR = (230, 0, 0)
+_ERROR_COLOR = (230, 0, 0)  # not in the palette of instances
 _MATCH_IOU = 0.5
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-# More names than this would hide the picture.
-_MOST_NAMES = 10
+# Above this number of instances names would hide the image.
+_MAX_NAMES = 10
 
 
 INSTANCE_LEGEND = (
-    "Ground truth and prediction: one colour an object. A prediction has the colour of the object that it covers "
-    "(IoU 0.5 or more). Red outline: an object that was missed, or a prediction that covers none. Red name: wrong "
-    "class. Stripes: ignored region."
+    "Ground truth and prediction: each object has a colour. A prediction has the colour of the "
+    "object that it matches (IoU 0.5 or more). Red outline: an object without a match, or a "
+    "prediction without a match. Red name: wrong class. Stripes: ignored region."
 )
 
 
 class InstanceMasks(NamedTuple):
-    """Instances of one picture.
+    """Instances of one image.
 
     Attributes:
         masks: (N, H, W) bool.
-        names: N class names, all "" where there is only one class.
+        names: N class names, all "" if there is only one class.
     """
 
     masks: np.ndarray
@@ -39,37 +37,39 @@ class InstanceMasks(NamedTuple):
 
 
 def instance_colors(count: int) -> np.ndarray:
-    """(count, 3) float RGB in 0-1: distinct, none of them red, the same for the same number."""
+    """Returns (count, 3) float RGB in 0 to 1, distinct, not red, and independent of ``count``."""
     colors = []
     for index in range(count):
-        # Multiples of the golden ratio are spread evenly however many there are; hues 0.11-0.87 leave out red.
+        # Multiples of the golden ratio fill the hues evenly for any count; 0.11-0.87 excludes red.
         hue = 0.11 + 0.76 * ((0.3 + index * 0.6180339887) % 1.0)
         saturation, value = ((0.9, 0.95), (0.55, 0.95), (0.95, 0.6))[index % 3]
         colors.append(colorsys.hsv_to_rgb(hue, saturation, value))
     return np.array(colors, dtype=np.float64).reshape(count, 3)
 
 
-def mask_iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(P, T) float32 IoU of (P, H, W) bool with (T, H, W) bool masks."""
-    flat_predicted, flat_truth = (
+def mask_iou(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Computes (P, T) float32 IoU of (P, H, W) bool with (T, H, W) bool masks."""
+    flat_pred, flat_truth = (
         masks.reshape(len(masks), np.prod(masks.shape[1:])).astype(np.float32)
-        for masks in (predicted, truth)
+        for masks in (pred, truth)
     )
-    common = flat_predicted @ flat_truth.T
-    union = flat_predicted.sum(axis=1)[:, None] + flat_truth.sum(axis=1) - common
-    return common / np.maximum(union, 1)
+    intersection = flat_pred @ flat_truth.T
+    union = flat_pred.sum(axis=1)[:, None] + flat_truth.sum(axis=1) - intersection
+    return intersection / np.maximum(union, 1)
 
 
 def match_by_iou(iou: np.ndarray, min_iou: float = _MATCH_IOU) -> np.ndarray:
-    """Pairs predictions with ground truth one to one so that the sum of their IoUs is largest.
+    """Matches predictions with ground truth one to one so that the sum of IoUs is largest.
 
     Args:
         iou: (P, T), see :func:`mask_iou`.
-        min_iou: pairs below it are dropped.
+        min_iou: smallest IoU of a pair.
 
     Returns:
-        (P,) int: index of the ground-truth instance, -1 where there is none.
+        (P,) int: index of the matched ground-truth instance, or -1.
     """
+    from scipy.optimize import linear_sum_assignment
+
     match = np.full(len(iou), -1)
     iou = np.where(iou >= min_iou, iou, 0)
     rows, columns = linear_sum_assignment(iou, maximize=True)
@@ -78,25 +78,26 @@ def match_by_iou(iou: np.ndarray, min_iou: float = _MATCH_IOU) -> np.ndarray:
     return match
 
 
-def panoptic_quality(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Summed IoU of the matched pairs over their mean number of masks (Kirillov et al., CVPR 2019, section 4).
+def panoptic_quality(pred: np.ndarray, truth: np.ndarray) -> float:
+    """Computes class-agnostic panoptic quality for one image (Kirillov et al., CVPR 2019, sec. 4).
 
     Args:
-        predicted, truth: (P, H, W) and (T, H, W) bool, of one picture and without classes.
+        pred: (P, H, W) bool.
+        truth: (T, H, W) bool.
 
     Returns:
-        0-1; 1 where there is nothing on either side.
+        Value in 0 to 1, which is 1 if there are no masks at all.
     """
-    if len(predicted) + len(truth) == 0:
+    if len(pred) + len(truth) == 0:
         return 1.0
-    iou = mask_iou(predicted, truth)
+    iou = mask_iou(pred, truth)
     match = match_by_iou(iou)
     matched = match >= 0
-    return float(2 * iou[matched, match[matched]].sum() / (len(predicted) + len(truth)))
+    return float(2 * iou[matched, match[matched]].sum() / (len(pred) + len(truth)))
 
 
 def label_map(masks: np.ndarray) -> np.ndarray:
-    """(N, H, W) bool -> (H, W) int: index of the smallest instance there, -1 where there is none."""
+    """Converts masks (N, H, W) bool to (H, W) int indices of the smallest instance, -1 for none."""
     labels = np.full(masks.shape[1:], -1)
     for index in _largest_first(masks):
         labels[masks[index]] = index
@@ -110,16 +111,17 @@ def instance_panels(
     ignored: Optional[np.ndarray] = None,
     min_score: float = 0.0,
 ) -> List[Panel]:
-    """Panels of ground truth and prediction over the grey picture.
+    """Creates panels of ground truth and prediction over the grey image.
 
-    A prediction has the colour of the ground-truth instance that it matches (IoU at least 0.5). A thick red outline
-    marks ground truth that nothing matches and predictions that match nothing; a red name a wrong class.
+    A prediction has the colour of the ground-truth instance that it matches (IoU at least 0.5). A
+    thick red outline marks instances without a match. A red name marks a wrong class.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        predicted, truth: None leaves out the panel.
+        predicted: predictions, or None for no panel.
+        truth: ground truth, or None for no panel.
         ignored: (H, W) bool, crowd regions of the ground truth, drawn striped.
-        min_score: that the predictions have, for the note.
+        min_score: smallest score of the predictions, for the note.
     """
     num_truth = len(truth.masks) if truth else 0
     num_predicted = len(predicted.masks) if predicted else 0
@@ -168,12 +170,12 @@ def instance_panels(
 def draw_instances(
     image: np.ndarray, masks: np.ndarray, colors: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:
-    """Coloured masks with outlines over a picture, at its own size.
+    """Draws coloured masks with outlines over an image at its own size.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        masks: (N, H, W) bool; small ones end up on top.
-        colors: (N, 3) in 0-1.
+        masks: (N, H, W) bool. Small masks are drawn on top.
+        colors: (N, 3) in 0 to 1.
         names: N texts, "" for none.
 
     Returns:
@@ -193,7 +195,7 @@ def draw_instances(
     scale = max(0.35, max(image.shape[:2]) / 1600)
     for index in order:
         if names[index] and masks[index].any():
-            x, y = _deepest(masks[index].astype(np.uint8))
+            x, y = _innermost_pixel(masks[index].astype(np.uint8))
             (text_width, _), _ = cv2.getTextSize(names[index], _FONT, scale, width)
             origin = (max(0, min(x - text_width // 2, image.shape[1] - text_width)), y)
             cv2.putText(
@@ -205,8 +207,8 @@ def draw_instances(
     return canvas
 
 
-def _deepest(mask: np.ndarray) -> Tuple[int, int]:
-    """(x, y) farthest from the edge: a centre of mass may lie outside. ``mask`` is (H, W) uint8."""
+def _innermost_pixel(mask: np.ndarray) -> Tuple[int, int]:
+    """Returns (x, y) farthest from the edge of a mask (H, W) uint8; a centroid may lie outside."""
     depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(x), int(y)
@@ -237,7 +239,7 @@ def _overlay_panel(
         stripes = np.add(*np.indices(grey.shape)) % 12 < 5
         canvas[stripes & (fit_to_panel(ignored.astype(np.uint8)) > 0)] = 255
     order = _largest_first(instances.masks)
-    for index in order:  # small ones end up on top
+    for index in order:  # small masks on top
         inside = masks[index] > 0
         canvas[inside] = 0.4 * canvas[inside] + 0.6 * 255 * colors[index]
     canvas = np.ascontiguousarray(canvas.round().astype(np.uint8))
@@ -248,12 +250,12 @@ def _overlay_panel(
 
     def draw(axes: Axes) -> None:
         axes.imshow(canvas)
-        if len(masks) > _MOST_NAMES:
+        if len(masks) > _MAX_NAMES:
             return
         for mask, name, wrong in zip(masks, instances.names, is_wrong_name):
             if not name or not mask.any():
                 continue
-            x, y = _deepest(mask)
+            x, y = _innermost_pixel(mask)
             position = x / mask.shape[1]
             alignment = "left" if position < 0.12 else "right" if position > 0.88 else "center"
             axes.text(

@@ -1,4 +1,4 @@
-"""What mean shift does to the embeddings of one picture: their colours after every loop, and the sphere."""
+"""Panels of mean shift: embeddings as colours after every loop, and as points on the sphere."""
 
 from typing import List, Sequence
 
@@ -13,16 +13,17 @@ from .figure import Panel, image_panel
 from .instances import instance_colors
 
 LOOP_LEGEND = (
-    "Embeddings: the same colour is the same embedding, in all loops; each object should become one colour that its "
-    "neighbours do not have. Background is left grey.",
-    "Sphere: each dot is a foreground pixel's embedding, in the colour of its object; a larger dot is many pixels, a "
-    "pale one is on the far side. Each object should shrink to one dot. Dark grey: in no object.",
+    "Embeddings: equal colours are equal embeddings, in all loops. Each object should converge to "
+    "one colour that its neighbours do not have. Background is light grey.",
+    "Sphere: each dot is the embedding of a foreground pixel in the colour of its object. A larger "
+    "dot is many pixels, and a pale one is on the far side. Each object should shrink to one dot. "
+    "Dark grey: in no object.",
 )
 _BACKGROUND = 0.88
 _NO_INSTANCE = (0.45, 0.45, 0.45)
-# More points would only hide each other.
-_MOST_POINTS = 5000
-# On the sphere of radius 1.
+# Larger numbers of points would hide each other.
+_MAX_POINTS = 5000
+# Side of the cells in which equal points are merged, on the unit sphere.
 _DOT_CELL = 0.02
 
 
@@ -34,19 +35,20 @@ def loop_panels(
     stride: int,
     network_size: Sequence[int],
 ) -> List[List[Panel]]:
-    """Panels of the embeddings' colours, one a loop, and of the sphere before and after all loops.
+    """Draws the embeddings' colours after every loop, and the sphere before and after all loops.
 
-    Colours are three fixed random directions of the embedding space, stretched over the foreground pixels of all
-    loops together: the same colour is the same embedding in every panel.
+    Colours are projections on three fixed random directions, stretched over the foreground pixels
+    of all loops together, so that equal colours are equal embeddings in every panel.
 
     Args:
-        loops: (D, h, w) unit vectors before the first and after each loop, on cells of ``stride`` pixels of the
-            network's input.
-        foreground: (h, w) bool: cells that are grouped.
-        labels: (H, W) int, instance of each pixel of the picture, negative = none: colours of the sphere's points.
+        loops: (D, h, w) unit vectors before the first loop and after each loop, on cells of
+            ``stride`` pixels of the network's input.
+        foreground: (h, w) bool, the cells that are grouped.
+        labels: (H, W) int, the instance of each pixel of the image, negative for none. They colour
+            the points of the sphere.
         label_kind: what the labels are, for the title.
-        stride: pixels per cell.
-        network_size: (H, W) of the network's input, without padding.
+        stride: side of a cell in pixels.
+        network_size: (H, W) of the network's input without padding.
 
     Returns:
         [sphere panels, colour panels].
@@ -64,16 +66,16 @@ def loop_panels(
         title = f"embeddings, loop {number}"
         color_panels.append(image_panel(picture.numpy()[cells], title, note, smooth=False))
 
-    points_of = _pixel_of_cell(labels.shape, foreground.shape, stride, network_size)
-    point_labels = labels[points_of][foreground.numpy()]  # (M,)
-    kept = np.linspace(0, len(point_labels) - 1, min(len(point_labels), _MOST_POINTS)).astype(int)
+    pixels = _pixel_of_cell(labels.shape, foreground.shape, stride, network_size)
+    point_labels = labels[pixels][foreground.numpy()]  # (M,)
+    kept = np.linspace(0, len(point_labels) - 1, min(len(point_labels), _MAX_POINTS)).astype(int)
     before, after = (x.T.numpy()[kept] for x in (shifted[:, 0], shifted[:, -1]))
     axes_3d = principal_axes(np.concatenate([before, after]))
     dim = loops[0].shape[0]
-    how = f"{dim}-D projected on 3 axes (PCA)" if dim > 3 else f"{dim}-D, turned to the viewer"
+    view = f"{dim}-D projected on 3 axes (PCA)" if dim > 3 else f"{dim}-D, turned to the viewer"
     count = len(loops) - 1
     sphere_panels = [
-        _sphere_panel(points @ axes_3d, point_labels[kept], title, f"{how}, colours: {label_kind}")
+        _sphere_panel(points @ axes_3d, point_labels[kept], title, f"{view}, colours: {label_kind}")
         for points, title in (
             (before, "sphere before shifting"),
             (after, f"sphere after {count} loop{'' if count == 1 else 's'}"),
@@ -83,19 +85,21 @@ def loop_panels(
 
 
 def principal_axes(points: np.ndarray) -> np.ndarray:
-    """The three directions of largest mean square, about the origin, as the sphere has no other centre.
+    """Computes the three directions of largest mean square about the origin, the sphere's centre.
 
     Args:
         points: (M, D).
 
     Returns:
-        (D, 3) float32, orthonormal columns, the first turned towards the points; columns of zeros for D < 3.
+        (D, 3) float32 with orthonormal columns, and columns of zeros if D < 3. The mean of the
+        points has a non-negative first coordinate.
     """
     dim = points.shape[1]
     points = points.astype(np.float64)
     _, vectors = np.linalg.eigh(points.T @ points)
     vectors = vectors[:, ::-1][:, :3]
-    # The sign of an eigenvector is arbitrary: the viewer looks at the points, the rest as the largest entry says.
+    # Eigenvectors have arbitrary signs. The first one points to the viewer's side, where the points
+    # are. The others have a positive largest entry.
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
     if len(points):
         signs[0] = 1.0 if points.mean(axis=0) @ vectors[:, 0] >= 0 else -1.0
@@ -107,7 +111,7 @@ def principal_axes(points: np.ndarray) -> np.ndarray:
 def _cell_of_pixel(
     size: Sequence[int], grid: Sequence[int], stride: int, network_size: Sequence[int]
 ):
-    """Index that turns a grid of cells into a picture of ``size`` (H, W)."""
+    """Returns an index that resamples a grid of cells to an image of ``size`` (H, W)."""
     axes = [
         np.clip(((np.arange(side) + 0.5) * network / side / stride).astype(int), 0, cells - 1)
         for side, cells, network in zip(size, grid, network_size)
@@ -118,7 +122,7 @@ def _cell_of_pixel(
 def _pixel_of_cell(
     size: Sequence[int], grid: Sequence[int], stride: int, network_size: Sequence[int]
 ):
-    """Index that picks from a picture of ``size`` (H, W) the pixel in the middle of every cell."""
+    """Returns an index of the central pixel of every cell in an image of ``size`` (H, W)."""
     axes = [
         np.clip(((np.arange(cells) + 0.5) * stride * side / network).astype(int), 0, side - 1)
         for side, cells, network in zip(size, grid, network_size)
@@ -127,10 +131,11 @@ def _pixel_of_cell(
 
 
 def _sphere_panel(points: np.ndarray, labels: np.ndarray, title: str, note: str) -> Panel:
-    """Points (M, 3), renormalised, on a globe seen along the first axis; what is behind is paler."""
+    """Draws renormalised points (M, 3) on a globe viewed along the first axis."""
     length = np.linalg.norm(points, axis=1, keepdims=True)
     points = points / np.maximum(length, 1e-12)
-    # Shifted points coincide: one dot for those of a label in a small cell, its area by their number.
+    # Shifted points coincide: those of a label in a small cell become one dot whose area grows with
+    # their number.
     cell = np.column_stack([np.round(points / _DOT_CELL), labels])
     _, first, counts = np.unique(cell, axis=0, return_index=True, return_counts=True)
     points, labels, areas = points[first], labels[first], 12 * counts**0.6

@@ -1,4 +1,4 @@
-"""Precision–recall plots of boundary benchmarks."""
+"""Precision-recall plots of contour benchmarks."""
 
 import io
 from typing import Optional
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
 
-# Written into the pictures, so that a tool knows its own again.
+# Written to the metadata of PNG files, by which a tool recognises its own output.
 SOFTWARE = "rpe_d2 precision-recall plot"
 _ISO_F = np.arange(0.1, 0.95, 0.1)
 _HUMAN_COLOR = "#1b7837"
@@ -20,16 +20,18 @@ _CURVE_COLOR = "#2166ac"
 def precision_recall_plot(
     scores: BoundaryScores, human: Optional[OperatingPoint], name: str, num_images: int
 ) -> bytes:
-    """The curve of a data set with its best point, the human point and lines of equal F-measure; needs no display.
+    """Plots the curve of a dataset with its best point, the human point and iso-F lines.
+
+    Needs no display.
 
     Args:
-        scores: of the data set.
-        human: the annotators against each other; None where there is only one an image.
-        name: of what is evaluated, for the legend.
-        num_images: that the scores are of.
+        scores: scores of the dataset.
+        human: agreement of each annotator with the others, or None if images have only one.
+        name: name of the predictions, for the legend.
+        num_images: number of images evaluated.
 
     Returns:
-        The content of a PNG file, whose metadata have "Software" :data:`SOFTWARE`.
+        The content of a PNG file whose metadata have "Software" :data:`SOFTWARE`.
     """
     figure = Figure(figsize=(6.4, 6.4), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -40,9 +42,13 @@ def precision_recall_plot(
         _draw_iso_f(axes, human.f_measure, color=_HUMAN_COLOR, linewidth=1, linestyle="--")
         label = f"[F = {human.f_measure:.3f}] each annotator against the others"
         axes.plot(human.recall, human.precision, "o", color=_HUMAN_COLOR, markersize=9, label=label)
-    # Thresholds above every prediction have neither recall nor precision; a line to the origin would say otherwise.
+    # Thresholds above all predictions have recall and precision 0. They would add a line to the
+    # origin.
     curve = [point for point in scores.curve if point.recall > 0 or point.precision > 0]
-    label = f"[F = {scores.ods.f_measure:.3f}] {name}: ODS; OIS {scores.ois.f_measure:.3f}, AP {scores.ap:.3f}"
+    label = (
+        f"[F = {scores.ods.f_measure:.3f}] {name}: ODS; OIS {scores.ois.f_measure:.3f}, "
+        f"AP {scores.ap:.3f}"
+    )
     axes.plot(
         [point.recall for point in curve],
         [point.precision for point in curve],
@@ -50,7 +56,7 @@ def precision_recall_plot(
         linewidth=2,
         marker="." if len(curve) < 30 else None,
         markersize=8,
-        clip_on=False,  # whole also along the frame, at a precision of 1
+        clip_on=False,  # full width along the frame, at a precision of 1
         label=label,
     )
     axes.plot(
@@ -76,8 +82,8 @@ def precision_recall_plot(
 
 
 def _draw_iso_f(axes: Axes, f_measure: float, **style) -> None:
-    """The line of all points with one F-measure, its value at the upper end."""
-    # Below a recall of F / (2 - F) no precision up to 1 gives the F-measure.
+    """Draws the line of equal F-measure, with its value at the right end."""
+    # At a recall below F / (2 - F) no precision up to 1 has this F-measure.
     recall = np.linspace(f_measure / (2 - f_measure), 1, 200)
     axes.plot(recall, f_measure * recall / (2 * recall - f_measure), zorder=1, **style)
     if style.get("linestyle") is None:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that compares models."""
+"""Comparison of models as a Markdown table and as a self-contained HTML page."""
 
 import html
 import io
@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-# Titles of the table, and where a row has the number; the largest is the best, or with a minus the smallest.
+# Title of a column, keys of its value in a row ("-" before them: smaller is better), and format.
 _COLUMNS = (
     ("AP", "segm AP", ".1f"),
     ("AP50", "segm AP50", ".1f"),
@@ -31,23 +31,38 @@ _COLUMNS = (
 )
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1d2330; max-width: 1500px; margin: 24px auto; padding: 0 20px; }
-h1 { font-size: 24px; margin-bottom: 4px; } h2 { font-size: 18px; margin-top: 32px; } p { max-width: 900px; color: #4a5263; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid #dfe3ea; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #8b94a6; }
-td.best { font-weight: 700; } td.failed { text-align: left; color: #a4262c; white-space: normal; }
-.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 7px; }
-.plots { display: flex; flex-wrap: wrap; gap: 14px; } .plots svg { width: 355px; height: auto; }
-.pictures td { border: 0; padding: 3px; text-align: center; } .pictures img { width: 230px; border-radius: 3px; display: block; }
-.pictures th { font-size: 13px; border: 0; text-align: center; max-width: 230px; overflow: hidden; text-overflow: ellipsis; }
+body {
+  font: 15px/1.45 system-ui, sans-serif; color: #1d2330;
+  max-width: 1500px; margin: 24px auto; padding: 0 20px;
+}
+h1 { font-size: 24px; margin-bottom: 4px; }
+h2 { font-size: 18px; margin-top: 32px; }
+p { max-width: 900px; color: #4a5263; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid #dfe3ea; }
+th, td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #8b94a6; }
+td.best { font-weight: 700; }
+td.failed { text-align: left; color: #a4262c; white-space: normal; }
+.swatch {
+  display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 7px;
+}
+.plots { display: flex; flex-wrap: wrap; gap: 14px; }
+.plots svg { width: 355px; height: auto; }
+.pictures td { border: 0; padding: 3px; text-align: center; }
+.pictures img { width: 230px; border-radius: 3px; display: block; }
+.pictures th { font-size: 13px; border: 0; text-align: center; max-width: 230px; }
+.pictures th { overflow: hidden; text-overflow: ellipsis; }
 """
 
 
 def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
-    """Markdown: a line a model, "-" where a model has no such number; a failed one with its reason.
+    """Formats rows as a Markdown table with one line per model.
 
-    Columns without any number are left out.
+    A missing number is "-", and a failed model has its reason. Columns without numbers are left
+    out.
     """
     columns = _columns(rows)
     lines = [
@@ -66,13 +81,13 @@ def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
 def comparison_page(
     dataset: str, num_images: int, rows: Sequence[Dict[str, Any]], truth: Sequence[str]
 ) -> str:
-    """HTML with table, curves and pictures; nothing is loaded from elsewhere.
+    """Creates an HTML page with a table, curves and images that loads nothing from elsewhere.
 
     Args:
-        dataset: its name.
-        num_images: that were evaluated.
-        rows: of the models, as tools/compare.py measures them.
-        truth: data URLs of the ground truth of some images; the rows have the same images.
+        dataset: name of the dataset.
+        num_images: number of images evaluated.
+        rows: measurements of the models by ``tools/compare.py``.
+        truth: data URLs of the ground truth of some images. The rows have the same images.
     """
     done = [row for row in rows if "error" not in row]
     colors = {id(row): color for row, color in zip(rows, _colors(len(rows)))}
@@ -80,21 +95,19 @@ def comparison_page(
         f"<h1>{html.escape(dataset)}</h1>",
         f"<p>{_count(len(rows), 'model')}, {_count(num_images, 'image')}.</p>",
         f'<div class="wide">{_html_table(rows, colors)}</div>',
-        "<p>AP and AR in percent, COCO's definitions; boundary AP at 2 % of the diagonal (Cheng et al. 2021). AR@n, AUC and "
-        "R50@n are class-agnostic recalls of masks, box AR@n of boxes, with n proposals an image, for a detector those of its "
-        "instances. In all "
-        "of these a model without masks is measured by its filled boxes. Seconds are medians on one image; GFLOPs count "
-        "multiply-adds of one inference. Bold: the best of a column.</p>",
+        "<p>AP and AR in percent as defined by COCO; boundary AP at 2 % of the image diagonal "
+        "(Cheng et al. 2021). AR@n, AUC and R50@n are class-agnostic recalls of masks, and box "
+        "AR@n of boxes, with n proposals per image; detectors are evaluated by their instances. "
+        "Models without masks are evaluated by filled boxes. Seconds are medians per image; GFLOPs "
+        "count the multiply-adds of one inference. Bold: the best value of a column.</p>",
     ]
     if done:
         parts.append("<h2>Curves</h2>" + _plots(done, colors))
     if truth:
         parts.append("<h2>The same images</h2>" + _pictures(done, truth))
     body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(dataset)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    head = f'<meta charset="utf-8"><title>{html.escape(dataset)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _count(number: int, noun: str) -> str:
@@ -102,11 +115,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _columns(rows: Sequence[Dict[str, Any]]) -> List[Tuple[str, str, str]]:
-    """Those in which a model has a number; all of them where none has any."""
-    found = [
+    """Returns the columns for which a model has a number, or all columns if there are none."""
+    used = [
         column for column in _COLUMNS if any(_number(row, column[1]) is not None for row in rows)
     ]
-    return found or list(_COLUMNS)
+    return used or list(_COLUMNS)
 
 
 def _label(row: Dict[str, Any]) -> str:
@@ -137,9 +150,8 @@ def _html_table(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
         swatch = f'<span class="swatch" style="background:{colors[id(row)]}"></span>'
         lines.append(f"<tr><td>{swatch}{html.escape(_label(row))}</td>")
         if "error" in row:
-            lines.append(
-                f'<td class="failed" colspan="{len(columns)}">failed: {html.escape(row["error"])}</td></tr>'
-            )
+            reason = html.escape(row["error"])
+            lines.append(f'<td class="failed" colspan="{len(columns)}">failed: {reason}</td></tr>')
             continue
         for title, where, form in columns:
             value = _number(row, where)
@@ -154,7 +166,7 @@ def _plots(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
         for row in rows:
             curve = row["recall"]
             axes.plot(curve["numbers"], curve["recall_by_number"], color=colors[id(row)])
-        axes.set(xscale="log", xlabel="proposals an image", ylabel="recall, mean over IoU, %")
+        axes.set(xscale="log", xlabel="proposals per image", ylabel="recall, mean over IoU, %")
 
     def recall_by_iou(axes: Axes) -> None:
         for row in rows:
@@ -171,7 +183,7 @@ def _plots(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
                         line,
                         color=colors[id(row)],
                     )
-        axes.set(xlabel="recall, %", ylabel="precision, %: IoU .5 full, .75 dotted")
+        axes.set(xlabel="recall, %", ylabel="precision, %: IoU .5 solid, .75 dotted")
 
     def speed(axes: Axes) -> None:
         for row in rows:
@@ -179,7 +191,7 @@ def _plots(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
             score = _number(row, "proposals AR@100") if score is None else score
             if score is not None:
                 axes.plot(row["seconds_per_image"], score, "o", color=colors[id(row)])
-        axes.set(xscale="log", xlabel="seconds an image", ylabel="mask AP (proposals: AR@100), %")
+        axes.set(xscale="log", xlabel="seconds per image", ylabel="mask AP (or AR@100), %")
 
     plots = (
         ("Recall and number of proposals", recall_by_number),
@@ -220,13 +232,14 @@ def _pictures(rows: Sequence[Dict[str, Any]], truth: Sequence[str]) -> str:
         lines.append("<tr>" + "".join(f'<td><img src="{cell}" alt=""></td>' for cell in cells))
         lines.append("</tr>")
     note = (
-        "<p>Of each model the best instances, as many as there are objects. An instance has the colour of the object that "
-        "it covers (IoU at least 0.5); grey: it covers none.</p>"
+        "<p>The best instances of each model, as many as there are objects. An instance has the "
+        "colour of the object that it matches (IoU at least 0.5), or grey without a match.</p>"
     )
     return note + "".join(lines) + "</table></div>"
 
 
 def _colors(count: int) -> List[str]:
-    """Colours that stay apart, also for most colour-blind people (Okabe and Ito), then shades of them."""
+    """Returns distinct colours, also for most colour-blind people (Okabe and Ito), cyclically."""
+
     base = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7a5195", "#6b6b6b"]
     return [base[number % len(base)] for number in range(count)]

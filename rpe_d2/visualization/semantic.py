@@ -1,4 +1,4 @@
-"""Maps of classes over their picture."""
+"""Semantic label maps drawn over images."""
 
 from typing import List, Sequence, Tuple
 
@@ -14,7 +14,7 @@ _OPACITY = 0.8
 
 
 def class_colors(names: Sequence[str]) -> List[Tuple[int, int, int]]:
-    """RGB in 0-255 of each class, the same in every picture; "background" is dark."""
+    """Returns an RGB colour in 0 to 255 for each class, the same in every image."""
     colors = (255 * instance_colors(len(names))).round().astype(int).tolist()
     return [
         _BACKGROUND_COLOR if name == "background" else tuple(color)
@@ -25,13 +25,14 @@ def class_colors(names: Sequence[str]) -> List[Tuple[int, int, int]]:
 def draw_classes(
     rgb: np.ndarray, labels: torch.Tensor, metadata: Metadata, scale: float = 1.0
 ) -> np.ndarray:
-    """A picture under its classes.
+    """Draws a label map over an image.
 
     Args:
         rgb: (H, W, 3) uint8.
-        labels: (H, W) integers from 0 on; what is no class of ``metadata`` is left as it is.
-        metadata: with stuff_classes, and stuff_colors (0-255) where colours shall be the same in all pictures.
-        scale: by which the picture is enlarged, so that names do not hide it.
+        labels: (H, W) integer. Pixels whose label is not a class of ``metadata`` stay unchanged.
+        metadata: metadata with ``stuff_classes``, and with ``stuff_colors`` (0 to 255) if colours
+            must be the same in all images.
+        scale: enlargement of the image, so that names do not hide it.
 
     Returns:
         (scale x H, scale x W, 3) uint8.

@@ -1,4 +1,4 @@
-"""VGG-16 against torchvision's."""
+"""VGG-16 against the one of torchvision."""
 
 import pytest
 import torch
@@ -7,9 +7,12 @@ from torch.nn import functional as F
 from torchvision.models import vgg16, vgg16_bn
 
 from rpe_d2.baselines.vgg16 import VGG16, vgg16_features
-from tests.helpers.models import small_cfg
+from tests.helpers.configs import small_cfg_with
 
-VGG = ("MODEL.BACKBONE.NAME", "build_vgg16_backbone")
+
+def vgg(*texts):
+    base = "MODEL: {BACKBONE: {NAME: build_vgg16_backbone}}"
+    return build_backbone(small_cfg_with(base, *texts))
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +24,11 @@ def theirs(tmp_path_factory):
     return model, str(path)
 
 
-def test_outputs_are_torchvisions(theirs):
+def test_outputs_equal_those_of_torchvision(theirs):
     model, path = theirs
     names = ["conv1_2", "pool3", "pool4", "conv5_3", "pool5", "fc6", "fc7"]
-    backbone = build_backbone(
-        small_cfg(*VGG, "MODEL.VGG.WEIGHTS", path, "MODEL.VGG.OUT_FEATURES", names)
-    ).eval()
+    keys = f"OUT_FEATURES: [{', '.join(names)}], WEIGHTS: '{path}'"
+    backbone = vgg(f"MODEL: {{VGG: {{{keys}}}}}").eval()
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         found = backbone(image)
@@ -34,14 +36,14 @@ def test_outputs_are_torchvisions(theirs):
         ends = {"conv1_2": 4, "pool3": 17, "pool4": 24, "conv5_3": 30, "pool5": 31}
         for name, end in ends.items():
             torch.testing.assert_close(found[name], model.features[:end](image))
-        # In the middle the 7 x 7 kernel sees what torchvision's first linear layer sees.
+        # At the center, the 7 x 7 kernel has the input of torchvision's first linear layer.
         flat = model.features(image).flatten(1)
         for name, end in (("fc6", 2), ("fc7", 5)):
             expected = model.classifier[:end](flat)
             torch.testing.assert_close(found[name][:, :, 3, 3], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_shapes_are_what_is_said():
+def test_outputs_have_the_declared_shapes():
     names = [name for name in vgg16_features(24) if not name.startswith("conv1")]
     backbone = VGG16(names, "", 24, 0.0)
     found = backbone(torch.randn(2, 3, 64, 96))
@@ -52,7 +54,7 @@ def test_shapes_are_what_is_said():
     assert backbone.size_divisibility == 32
 
 
-def test_indices_undo_the_pooling():
+def test_indices_invert_the_pooling():
     backbone = VGG16(["conv2_2", "pool2", "pool2_indices"], "BN", 16, 0.0).eval()
     found = backbone(torch.randn(1, 3, 32, 64))
     assert found["pool2_indices"].dtype == torch.int64
@@ -63,15 +65,14 @@ def test_indices_undo_the_pooling():
 
 
 def test_blocks_are_frozen():
-    cfg = small_cfg(*VGG, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.VGG.OUT_FEATURES", ["pool5"])
-    backbone = build_backbone(cfg)
-    fixed = [name for name, p in backbone.named_parameters() if not p.requires_grad]
-    assert fixed == [f"features.{n}.{kind}" for n in (0, 2, 5, 7) for kind in ("weight", "bias")]
+    backbone = vgg("MODEL: {BACKBONE: {FREEZE_AT: 2}, VGG: {OUT_FEATURES: [pool5]}}")
+    frozen = [name for name, p in backbone.named_parameters() if not p.requires_grad]
+    assert frozen == [f"features.{n}.{kind}" for n in (0, 2, 5, 7) for kind in ("weight", "bias")]
 
 
-def test_normalisation_of_frozen_blocks_stays_as_it_is():
-    keys = ("MODEL.VGG.NORM", "BN", "MODEL.VGG.WIDTH", 0.1, "MODEL.VGG.OUT_FEATURES", ["pool5"])
-    backbone = build_backbone(small_cfg(*VGG, *keys, "MODEL.BACKBONE.FREEZE_AT", 2)).train()
+def test_batch_statistics_of_frozen_blocks_do_not_change():
+    keys = "{NORM: BN, WIDTH: 0.1, OUT_FEATURES: [pool5]}"
+    backbone = vgg(f"MODEL: {{BACKBONE: {{FREEZE_AT: 2}}, VGG: {keys}}}").train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     backbone(torch.randn(2, 3, 64, 64))
     changed = {
@@ -79,7 +80,7 @@ def test_normalisation_of_frozen_blocks_stays_as_it_is():
         for name, value in backbone.state_dict().items()
         if not torch.equal(value, before[name])
     }
-    # Blocks 3 to 5; a convolution, its normalisation and a ReLU are three layers.
+    # In blocks 3 to 5; a convolution, its normalization and a ReLU are three layers.
     assert sorted(changed) == [15, 18, 21, 25, 28, 31, 35, 38, 41]
 
 
@@ -87,33 +88,24 @@ def test_normalisation_of_frozen_blocks_stays_as_it_is():
     "freeze_at, weights, own, warned",
     [(2, "", "", True), (0, "", "", False), (2, "model.pth", "", False), (2, "", "vgg", False)],
 )
-def test_random_blocks_that_are_frozen_are_told(freeze_at, weights, own, warned, theirs, caplog):
+def test_frozen_random_blocks_are_reported(freeze_at, weights, own, warned, theirs, caplog):
     own = theirs[1] if own else ""
-    keys = (
-        "MODEL.BACKBONE.FREEZE_AT",
-        freeze_at,
-        "MODEL.WEIGHTS",
-        weights,
-        "MODEL.VGG.WEIGHTS",
-        own,
-    )
-    build_backbone(small_cfg(*VGG, *keys))
+    keys = f"WEIGHTS: '{weights}', BACKBONE: {{FREEZE_AT: {freeze_at}}}, VGG: {{WEIGHTS: '{own}'}}"
+    vgg(f"MODEL: {{{keys}}}")
     assert ("MODEL.BACKBONE.FREEZE_AT is 2" in caplog.text) == warned
 
 
-def test_blocks_may_be_narrower():
-    backbone = build_backbone(
-        small_cfg(*VGG, "MODEL.VGG.WIDTH", 0.25, "MODEL.VGG.OUT_FEATURES", ["pool1", "pool5"])
-    )
+def test_narrow_blocks():
+    backbone = vgg("MODEL: {VGG: {WIDTH: 0.25, OUT_FEATURES: [pool1, pool5]}}")
     channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
     assert channels == {"pool1": 16, "pool5": 128}
     found = backbone(torch.randn(1, 3, 32, 32))
     assert {name: maps.shape[1] for name, maps in found.items()} == channels
 
 
-def test_normalised_weights_load_too(tmp_path):
+def test_weights_with_batch_normalization_load(tmp_path):
     theirs = vgg16_bn(weights=None).state_dict()
-    theirs["features.1.weight"] = torch.rand(64)  # the first normalisation
+    theirs["features.1.weight"] = torch.rand(64)  # of the first normalization
     torch.save(theirs, tmp_path / "bn.pth")
     for norm in ("BN", "FrozenBN"):
         backbone = VGG16(["pool5"], norm, 16, 0.0)
@@ -123,19 +115,36 @@ def test_normalised_weights_load_too(tmp_path):
             assert any(torch.equal(theirs[name], tensor) for tensor in loaded), (norm, name)
 
 
-def test_what_is_wrong_is_one_line(theirs, tmp_path):
-    _, path = theirs
-    cases = {
-        ("MODEL.VGG.OUT_FEATURES", ("pool6",)): "MODEL.VGG.OUT_FEATURES is .*; allowed: one or more of conv1_1",
-        ("MODEL.VGG.NORM", "GN"): "MODEL.VGG.NORM is 'GN'; allowed: '', 'BN', 'FrozenBN'",
-        ("MODEL.VGG.WIDTH", 0.0): "MODEL.VGG.WIDTH is 0.0; allowed: above 0",
-        ("MODEL.VGG.FC_DIM", 0): "MODEL.VGG.FC_DIM is 0; allowed: 1 or more",
-        ("MODEL.VGG.DROPOUT", 1.0): "MODEL.VGG.DROPOUT is 1.0; allowed: 0 to 0.9",
-        ("MODEL.VGG.WEIGHTS", "none.pth"): "MODEL.VGG.WEIGHTS is none.pth; there is no such file",
-        ("MODEL.VGG.NORM", "BN", "MODEL.VGG.WEIGHTS", path): "which has no features.1",
-        ("MODEL.VGG.FC_DIM", 8, "MODEL.VGG.OUT_FEATURES", ("fc7",), "MODEL.VGG.WEIGHTS", path): "which has no fc6.weight",
-    }  # fmt: skip
-    for overrides, message in cases.items():
-        with pytest.raises(ValueError, match=message) as error:
-            build_backbone(small_cfg(*VGG, *overrides))
-        assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("OUT_FEATURES: [pool6]", "MODEL.VGG.OUT_FEATURES is .*; allowed: one or more of conv1_1"),
+        ("NORM: GN", "MODEL.VGG.NORM is 'GN'; allowed: '', 'BN', 'FrozenBN'"),
+        ("WIDTH: 0.0", "MODEL.VGG.WIDTH is 0.0; allowed: above 0"),
+        ("FC_DIM: 0", "MODEL.VGG.FC_DIM is 0; allowed: 1 or more"),
+        ("DROPOUT: 1.0", "MODEL.VGG.DROPOUT is 1.0; allowed: 0 to below 1"),
+        ("WEIGHTS: none.pth", "MODEL.VGG.WEIGHTS is none.pth; there is no such file"),
+        ("NORM: BN, WEIGHTS: '{path}'", "which has no features.1"),
+        ("FC_DIM: 8, OUT_FEATURES: [fc7], WEIGHTS: '{path}'", "which has no fc6.weight"),
+    ],
+)
+def test_a_wrong_key_is_refused_in_one_line(setting, message, theirs):
+    with pytest.raises(ValueError, match=message) as error:
+        vgg(f"MODEL: {{VGG: {{{setting.replace('{path}', theirs[1])}}}}}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"out_features": ["pool6"]}, "out_features is .*; allowed: one or more of conv1_1"),
+        ({"out_features": []}, r"out_features is \[\]; allowed: one or more of conv1_1"),
+        ({"norm": "GN"}, "norm is 'GN'; allowed: , BN, FrozenBN"),
+        ({"width": 0.0}, "width is 0.0; allowed: above 0"),
+        ({"fc_dim": 0}, "fc_dim is 0; allowed: 1 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0; allowed: 0 to below 1"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        VGG16(**arguments)

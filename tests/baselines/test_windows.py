@@ -1,11 +1,11 @@
-"""Windows: labels at the tolerances' edges, reading, assembling, the loss; against definitions."""
+"""Windows: labels at the limits of the tolerances, crops, assembled masks and losses."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from rpe_d2.baselines.window_loss import window_losses
+from rpe_d2.baselines.window_proposals import window_losses
 from rpe_d2.baselines.windows import (
     IGNORED,
     NEGATIVE,
@@ -17,17 +17,17 @@ from rpe_d2.baselines.windows import (
 )
 from tests.reference import windows as reference
 
-PAPER = WindowTolerances(128 / 224, 16 / 224, 0.25, 32 / 224, 1.0)
+PAPER = WindowTolerances()
 
 
 def labels_of(windows, boxes):
-    """Labels of windows (x, y, side)."""
+    """Returns the labels of windows (x, y, side)."""
     windows = torch.tensor(windows, dtype=torch.float64).reshape(-1, 3)
     boxes = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     return label_windows(windows[:, :2], windows[:, 2], boxes, PAPER).tolist()
 
 
-def test_a_canonical_object_at_the_edges_of_the_tolerances():
+def test_a_canonical_object_at_the_limits_of_the_tolerances():
     box = [(136, 168, 264, 232)]  # 128 pixels wide, in the middle of a window of 224 at (200, 200)
     shown = [(200, 200, 224), (216, 200, 224), (184, 216, 224)]
     assert labels_of(shown, box) == [0, 0, 0]
@@ -38,11 +38,12 @@ def test_a_canonical_object_at_the_edges_of_the_tolerances():
     sizes = [2**0.25, 2**-0.25, 2**0.26, 2**-0.26, 1.99, 0.51, 2.0, 0.5]
     expected = [0, 0, IGNORED, IGNORED, IGNORED, IGNORED, NEGATIVE, NEGATIVE]
     assert labels_of([(200, 200, 224 * size) for size in sizes], box) == expected
-    # Shifts are in units of the window: one twice as large has an object twice as large, and twice the tolerance.
+    # Shifts are in units of the window: with twice the size, object and tolerance are twice as
+    # large.
     assert labels_of([(432, 400, 448), (433, 400, 448)], [(272, 336, 528, 464)]) == [0, IGNORED]
 
 
-def test_labels_are_the_definition():
+def test_labels_equal_the_reference():
     rng = np.random.default_rng(0)
     centers = rng.uniform(0, 100, (6, 2))
     sides = rng.uniform(15, 40, (6, 2))
@@ -57,7 +58,7 @@ def test_labels_are_the_definition():
     assert sum(label >= 0 for label in found) > 50
 
 
-def test_of_two_objects_the_nearer_is_shown_and_empty_ones_never():
+def test_a_window_shows_the_nearer_object_and_never_an_empty_one():
     boxes = [(0, 0, 0, 0), (136, 168, 264, 232), (140, 168, 268, 232)]
     assert labels_of([(201, 200, 224), (203, 200, 224)], boxes) == [1, 2]
     assert labels_of([(0, 0, 224)], boxes[:1]) == [NEGATIVE]
@@ -65,7 +66,7 @@ def test_of_two_objects_the_nearer_is_shown_and_empty_ones_never():
 
 
 @pytest.mark.parametrize("size", [4, 5])
-def test_reading_windows_is_reading_the_padded_map(size):
+def test_crops_are_parts_of_the_padded_map(size):
     maps = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
     padded = F.pad(maps, [size // 2] * 4)
     rows, columns = window_counts((6, 8), size)
@@ -80,7 +81,7 @@ def test_reading_windows_is_reading_the_padded_map(size):
 
 
 @pytest.mark.parametrize("parts, size", [(3, 5), (5, 21), (2, 7), (1, 3)])
-def test_assembling_is_the_definition(parts, size):
+def test_assembled_windows_equal_the_reference(parts, size):
     maps = torch.randn(2, parts**2, 9, 12, dtype=torch.float64)
     image, row, column = torch.tensor([[0, 1, 1, 0], [0, 8, 4, 5], [0, 11, 6, 3]])
     found = assemble_windows(F.pad(maps, [size // 2] * 4), image, row, column, size)
@@ -91,15 +92,15 @@ def test_assembling_is_the_definition(parts, size):
         )
 
 
-def test_neighbouring_windows_share_what_they_assemble():
-    """Local coherence: cells of the picture that are in the same part of two windows have one value."""
+def test_neighboring_windows_share_values():
+    """Local coherence: two windows share the values of a cell that is in the same part of both."""
     maps = torch.randn(1, 9, 12, 12)
     zero = torch.zeros(1, dtype=torch.int64)
     one = assemble_windows(maps, zero, zero + 1, zero + 1, 9)[0]
     right = assemble_windows(maps, zero, zero + 1, zero + 2, 9)[0]
     for part in range(3):
         assert torch.equal(one[:, 3 * part + 1 : 3 * part + 3], right[:, 3 * part : 3 * part + 2])
-    assert not torch.equal(one[:, 3], right[:, 2])  # of another part
+    assert not torch.equal(one[:, 3], right[:, 2])  # in different parts
 
 
 def test_gradient_of_assembling():
@@ -108,13 +109,13 @@ def test_gradient_of_assembling():
     assert torch.autograd.gradcheck(lambda m: assemble_windows(m, image, row, column, 5), maps)
 
 
-def test_wrong_number_of_maps():
+def test_a_wrong_number_of_maps_is_refused():
     zero = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="there are 8 maps; allowed: squares"):
+    with pytest.raises(ValueError, match="there are 8 maps; allowed: square"):
         assemble_windows(torch.zeros(1, 8, 9, 9), zero, zero, zero, 3)
 
 
-def test_the_loss_is_deepmasks():
+def test_the_losses_equal_those_of_deepmask():
     generator = torch.Generator().manual_seed(0)
     scores, masks = (
         torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -136,7 +137,7 @@ def test_the_loss_is_deepmasks():
     assert torch.autograd.gradcheck(loss, (scores, masks))
 
 
-def test_the_loss_without_objects_has_a_gradient():
+def test_the_losses_without_objects_have_a_gradient():
     scores = torch.randn(3, requires_grad=True)
     masks = torch.randn(3, 2, 2, requires_grad=True)
     none = torch.zeros(3, dtype=torch.bool)

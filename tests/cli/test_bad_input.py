@@ -1,4 +1,4 @@
-"""What a user can get wrong with data, weights and folders: one line each, no traceback, nothing overwritten."""
+"""Mistakes with data, weights and folders: one line each, no traceback, nothing overwritten."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SQUARE = [20, 20, 60, 20, 60, 60, 20, 60]
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """Three pictures of a square each, as a COCO-format data set of one class."""
+    """A COCO-format data set with three images, one square in each."""
     folder = tmp_path / "data"
     folder.mkdir()
     for index in range(3):
@@ -57,7 +57,8 @@ def edited(folder: Path, part: str, index: int, **changes) -> None:
 
 
 def train(folder: Path, output: Path, *opts: str, flags: tuple = ()) -> int:
-    name = f"bad_{abs(hash(str(folder)))}_{folder.name}"  # a data set can be registered once in a process
+    # A name can be registered only once in a process.
+    name = f"bad_{abs(hash(str(folder)))}_{folder.name}"
     return main(
         [
             "--config-file", INSTANT, *flags,
@@ -141,7 +142,7 @@ def test_an_image_that_cannot_be_read(content, workers, data, tmp_path, capfd):
         picture.write_text("hello")
     else:
         Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(picture)
-    for other in ("0.png", "2.png"):  # whichever comes first
+    for other in ("0.png", "2.png"):  # the order of the images is random
         (data / other).write_bytes(picture.read_bytes())
     line = error_line(capfd, data, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
     assert ".png" in line and str(data) in line
@@ -226,7 +227,7 @@ def test_an_evaluation_in_a_training_s_folder_overwrites_nothing(data, tmp_path,
         assert f"GROUPING: {grouping}" in (out / folder / "config.yaml").read_text()
         assert (out / folder / "inference/coco_instances_results.json").exists()
         assert (out / folder / "result.json").exists()
-    # Into a folder of its own it writes as a training does.
+    # A new folder gets the same files as that of a training.
     assert train(data, tmp_path / "new", *control, flags=("--eval-only",)) == 0
     assert {"config.yaml", "inference", "result.json"} <= set(os.listdir(tmp_path / "new"))
     assert "evaluation" not in os.listdir(tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Tiny real runs of tools/benchmark.py."""
+"""Benchmarks on tiny inputs."""
 
 import argparse
 import json
@@ -10,11 +10,11 @@ import torch
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
-from rpe_d2.cli.benchmark.model import attention_flops
-from rpe_d2.cli.benchmark.operators import BENCHMARKS, main
+from rpe_d2.cli.benchmark.main import BENCHMARKS, main
 from rpe_d2.cli.benchmark.processes import predicted_seconds
 from rpe_d2.cli.benchmark.spn import _launch_seconds, _Limits, _step_seconds
 from rpe_d2.engine.setup import load_config
+from rpe_d2.utils.flops import attention_flops
 from tests.conftest import ROOT
 
 
@@ -28,18 +28,7 @@ from tests.conftest import ROOT
 )
 def test_record_and_agreement(arguments, cases, tolerance, tmp_path: Path, capsys) -> None:
     path = tmp_path / "result.json"
-    small = [
-        "--points",
-        "300",
-        "--dim",
-        "16",
-        "--groups",
-        "5",
-        "--repeat",
-        "2",
-        "--json",
-        str(path),
-    ]
+    small = [*"--points 300 --dim 16 --groups 5 --repeat 2 --json".split(), str(path)]
     assert main([*arguments, *small]) == 0
 
     record = json.loads(path.read_text())
@@ -55,7 +44,7 @@ def test_record_and_agreement(arguments, cases, tolerance, tmp_path: Path, capsy
         assert (
             0 < result["op"]["fastest"] <= result["op"]["milliseconds"] <= result["op"]["slowest"]
         )
-        # 0 where 300 points fit into memory that the process had already.
+        # 0 if 300 points fit into memory that the process already had.
         assert result["op"]["peak_mb"] is None or result["op"]["peak_mb"] >= 0
         assert result["matmul"]["milliseconds"] > 0 and result["fraction_of_matmul_peak"] > 0
         if name == "300 points":  # above --dense-points
@@ -86,7 +75,7 @@ def test_existing_file_stays(tmp_path: Path, capsys) -> None:
         (["--device", "foo"], "--device is foo; this machine has "),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_measured(
+def test_errors_are_reported_before_the_measurement(
     arguments, message, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     measured = BENCHMARKS["pair-loss"]._replace(run=lambda args: pytest.fail("measured"))
@@ -99,7 +88,7 @@ def test_what_is_wrong_is_said_before_anything_is_measured(
     assert capsys.readouterr().err.startswith(f"error: {message.format(file=file)}")
 
 
-def test_models_are_timed_side_by_side(tmp_path: Path, capsys) -> None:
+def test_models_are_timed(tmp_path: Path, capsys) -> None:
     path = tmp_path / "result.json"
     config = str(Path(__file__).resolve().parents[2] / "configs/quick/rpe_instant_test.yaml")
     size = ["--height", "64", "--width", "96", "--instances", "3", "--repeat", "1"]
@@ -107,10 +96,12 @@ def test_models_are_timed_side_by_side(tmp_path: Path, capsys) -> None:
     result = json.loads(path.read_text())["results"][config]
     assert result["training_step_seconds"] > result["inference_seconds"] > 0
     assert 5 < result["parameters_million"] < 50
-    # Parameters, gradients and two moments of them in float32 are the least it takes.
+    # The minimum: parameters, their gradients and two moments, in float32.
     assert result["training_peak_mb"] > 4 * 4 * result["parameters_million"]
     assert result["inference_gflops"] > 0.1
-    assert result["training_step_ratio"] == result["inference_ratio"] == 1  # it is the first
+    assert (
+        result["training_step_ratio"] == result["inference_ratio"] == 1
+    )  # the first configuration
     assert config in capsys.readouterr().out
 
 
@@ -129,7 +120,7 @@ def test_models_are_timed_on_their_own_data(real_data, tmp_path: Path) -> None:
     assert all(item["inference_gflops"] > 0.1 for item in (mask_rcnn, rpe))
 
 
-def test_attention_counts_its_two_products() -> None:
+def test_attention_counts_two_products() -> None:
     class Attention(torch.nn.Module):
         def forward(self, query, key, value):
             return torch.nn.functional.scaled_dot_product_attention(query, key, value)
@@ -148,7 +139,7 @@ def test_a_missing_configuration_is_one_line(tmp_path: Path, capsys) -> None:
     assert error.startswith("error: ") and "none.yaml" in error and error.count("\n") == 1
 
 
-def test_processes_are_timed_and_more_are_predicted(tmp_path: Path, capfd) -> None:
+def test_processes_are_timed_and_larger_numbers_are_predicted(tmp_path: Path, capfd) -> None:
     path = tmp_path / "result.json"
     config = str(ROOT / "configs/quick/rpe_instant_test.yaml")
     size = ["--height", "128", "--width", "128", "--instances", "3"]
@@ -168,8 +159,8 @@ def test_predicted_seconds_of_a_ring() -> None:
     assert [predicted_seconds(n, model) for n in (1, 2, 4)] == pytest.approx([1.0, 1.2, 1.3])
 
 
-def test_limits_of_propagation() -> None:
-    """Large maps wait for the memory, long ones for their steps, small ones for the launch."""
+def test_lower_bounds_of_propagation() -> None:
+    """The bound is memory for large maps, steps for long ones, and the launch for small ones."""
     limits = _Limits(bandwidth=4e12, launch=5e-6, step=1e-7)
     large, long, small = (16, 8, 1024, 1024), (1, 1, 8, 512), (100, 1, 28, 28)
     assert limits.seconds(large, 4, False) == pytest.approx(23 * 4 * 2**27 / 4e12)
@@ -184,7 +175,7 @@ def test_limits_of_propagation() -> None:
     assert _step_seconds(1, args) == 0 and 0 < _step_seconds(100, args) < 0.1
 
 
-def test_propagation_agrees_with_the_obvious_forms(tmp_path: Path, capsys) -> None:
+def test_propagation_agrees_with_the_naive_forms(tmp_path: Path, capsys) -> None:
     path = tmp_path / "result.json"
     shapes = ["--shape", "1x2x8x8", "--shape", "2x3x6x9"]
     assert main(["spn", *shapes, "--repeat", "1", "--no-crf", "--json", str(path)]) == 0

@@ -1,4 +1,4 @@
-"""tools/compare.py on tiny networks with random weights, and its page in a real browser."""
+"""rpe-d2 compare on tiny networks with random weights, and its page in a real browser."""
 
 import json
 import shutil
@@ -12,16 +12,15 @@ from detectron2.modeling import build_model
 from pycocotools import mask as mask_util
 
 from rpe_d2.cli import compare
-from rpe_d2.cli.benchmark.model import inference_flops
 from rpe_d2.cli.compare import main
 from rpe_d2.engine.setup import load_config
+from rpe_d2.utils.flops import inference_flops
 from rpe_d2.visualization.report import comparison_table
 from tests.conftest import ROOT
 from tests.helpers.runs import CONFIG, TINY, save_random
 
 PROPOSALS = str(ROOT / "configs/proposals/rpn_shapes.yaml")
 COMMON = ["--dataset", "shapes_val", "--num-images", "3", "--pictures", "2"]
-# Key-value pairs that fit all models.
 OPTS = ["--opts", *TINY]
 
 
@@ -40,7 +39,7 @@ def compared(weights, tmp_path_factory):
     output = tmp_path_factory.mktemp("comparison")
     models = [f"{CONFIG}={weights[0]}", f"{PROPOSALS}={weights[1]}", f"{CONFIG}=none.pth"]
     status = main([*models, *COMMON, "--output", str(output), *OPTS])
-    shutil.copy(output / "index.html", output / "first.html")  # later calls write another
+    shutil.copy(output / "index.html", output / "first.html")  # later calls replace it
     return models, output, status
 
 
@@ -71,9 +70,10 @@ def test_rows_page_and_table(compared):
     assert len(table) == 5 and "filled boxes" in table[3] and "failed: weights none.pth" in table[4]
     page = (output / "index.html").read_text()
     assert page.count("data:image/jpeg") == 2 * 3 and page.count("<svg") == 4
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    ).replace("https://matplotlib.org", "")  # fmt: skip
+    # XML namespaces of the figures are the only addresses: the page loads nothing.
+    for namespace in ("www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org"):
+        page = page.replace(f"http://{namespace}", "").replace(f"https://{namespace}", "")
+    assert "http" not in page
 
 
 def test_finished_rows_are_reused(compared, weights, capsys):
@@ -95,7 +95,7 @@ def test_finished_rows_are_reused(compared, weights, capsys):
 
 
 def test_a_detector_of_boxes_has_them_filled(tmp_path):
-    """And a configuration that cannot be read costs nobody else a row."""
+    """Filled boxes count as masks, and an unreadable configuration affects only its own row."""
     (tmp_path / "boxes.yaml").write_text(
         f"_BASE_: {ROOT}/configs/proposals/mask_rcnn_rpn_shapes.yaml\nMODEL:\n  MASK_ON: False\n"
     )
@@ -153,12 +153,12 @@ def test_every_system_can_be_traced(config):
     assert inference_flops(model, [{"image": image, "height": 64, "width": 64}]) > 1e8
 
 
-def test_what_is_wrong_is_one_line(tmp_path, capsys):
+def test_errors_are_one_line(tmp_path, capsys):
     cases = [
         ([CONFIG, "--dataset", "nothing"], "--dataset nothing is not registered"),
         ([CONFIG, "--dataset", "shapes_val_sem_seg"], "has no annotated instances"),
         (["none.yaml"], "give --dataset"),
-        ([CONFIG, "--num-images", "0"], "--num-images is 0; allowed: 1 or more"),
+        ([CONFIG, "--num-images", "0"], "--num-images: 0; allowed: 1 or more"),
     ]
     for arguments, message in cases:
         with pytest.raises(SystemExit) as stopped:
@@ -168,7 +168,7 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys):
 
 
 def test_the_page_in_a_browser(compared, tmp_path):
-    """A screenshot shows the table's text, curves in the models' colours, and the pictures."""
+    """A screenshot shows the table's text, curves in the colors of the models, and the pictures."""
     browser = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
@@ -178,7 +178,8 @@ def test_the_page_in_a_browser(compared, tmp_path):
     subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            "--window-size=1500,1500", f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}",
+            "--window-size=1500,1500", f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={shot}",
             (compared[1] / "first.html").as_uri(),
         ],
         check=True, capture_output=True, timeout=120,
@@ -191,8 +192,8 @@ def test_the_page_in_a_browser(compared, tmp_path):
 
     blue, orange, red = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0xA4, 0x26, 0x2C)
     table, curves = picture[:330], picture[330:900]
-    for color in (blue, orange, red):  # two models, and the third one's reason to fail
+    for color in (blue, orange, red):  # two models, and the error of the third
         assert share(np.array(color), table) > 1e-4, color
-    assert share(np.array(orange), curves) > 1e-4  # an RPN finds something even with random weights
-    # Pictures: noise of many colours below the curves.
+    assert share(np.array(orange), curves) > 1e-4  # an RPN with random weights has some recall
+    # The pictures below the curves have many colors.
     assert len(np.unique(picture[800:].reshape(-1, 3), axis=0)) > 5000

@@ -1,4 +1,4 @@
-"""tools/demo.py on tiny networks with random weights: pictures, videos, any Detectron2 configuration."""
+"""rpe-d2 demo on tiny networks with random weights, on images and videos."""
 
 import json
 import shutil
@@ -17,13 +17,16 @@ from rpe_d2.data import render_shapes
 from tests.conftest import ROOT
 from tests.helpers.runs import CONFIG, INSTANT, TINY, few_images, save_random, train_net
 
-RETINANET = (
-    "MODEL: {META_ARCHITECTURE: RetinaNet, DEVICE: cpu, BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}, "
-    "RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}, "
-    "FPN: {IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 32}, "
-    "RETINANET: {NUM_CLASSES: 4, NUM_CONVS: 1, SCORE_THRESH_TEST: 0.0}}\n"
-    "INPUT: {MIN_SIZE_TEST: 64}\n"
-)
+RETINANET = """
+MODEL:
+  META_ARCHITECTURE: RetinaNet
+  DEVICE: cpu
+  BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res3, res4, res5]}
+  FPN: {IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 32}
+  RETINANET: {NUM_CLASSES: 4, NUM_CONVS: 1, SCORE_THRESH_TEST: 0.0}
+INPUT: {MIN_SIZE_TEST: 64}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def test_folder_with_broken_files(weights, pictures, tmp_path, capsys):
     assert captured.out.splitlines() == [str(out / name) for name in ("0.png", "1.png", RESULTS)]
 
     picture = np.asarray(Image.open(out / "0.png"))
-    assert picture.shape == (100, 128, 3)  # the image's own size
+    assert picture.shape == (100, 128, 3)  # the size of the file
     results = json.loads((out / RESULTS).read_text())
     assert results and {r["image_id"] for r in results} <= {1, 2}
     for result in results:
@@ -105,7 +108,7 @@ def test_video(weights, tmp_path):
     assert (out / "clip.mp4").read_bytes() == before and (out / "clip-2.mp4").exists()
 
 
-def test_an_instance_keeps_its_colour_through_a_video():
+def test_an_instance_keeps_its_color_through_a_video():
     from detectron2.data import Metadata
 
     from rpe_d2.cli.demo import _Painter
@@ -113,16 +116,16 @@ def test_an_instance_keeps_its_colour_through_a_video():
     painter = _Painter(Metadata(), 0.0)
 
     def frame(*lefts):
-        found = Instances((40, 60))
+        instances = Instances((40, 60))
         masks = torch.zeros(len(lefts), 40, 60, dtype=torch.bool)
         for mask, left in zip(masks, lefts):
             mask[10:30, left : left + 15] = True
-        found.pred_masks, found.scores = masks, torch.ones(len(lefts))
-        found.pred_classes = torch.zeros(len(lefts), dtype=torch.long)
-        return painter.paint(np.zeros((40, 60, 3), np.uint8), {"instances": found})[0]
+        instances.pred_masks, instances.scores = masks, torch.ones(len(lefts))
+        instances.pred_classes = torch.zeros(len(lefts), dtype=torch.long)
+        return painter.paint(np.zeros((40, 60, 3), np.uint8), {"instances": instances})[0]
 
     first = frame(2, 40)
-    second = frame(41, 5)  # both moved a little, in the other order
+    second = frame(41, 5)  # both moved slightly, and in the opposite order
     assert (first[20, 10] == second[20, 12]).all() and (first[20, 50] == second[20, 50]).all()
     assert (first[20, 10] != first[20, 50]).any()
 
@@ -154,7 +157,7 @@ def test_proposals_are_shown_and_stored(name, with_masks, pictures, tmp_path):
 
 
 def test_an_oversized_picture_is_skipped(weights, pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 128)  # twice as many are refused
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 128)  # Pillow refuses twice as many
     Image.new("RGB", (400, 400)).save(pictures / "00.png")
     arguments = ["--weights", weights, "--input", str(pictures / "0*.png")]
     assert run(tmp_path / "out", *arguments) == 0
@@ -163,7 +166,7 @@ def test_an_oversized_picture_is_skipped(weights, pictures, tmp_path, capsys, mo
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", RESULTS]
 
 
-def test_what_was_found_before_a_bug_is_kept_and_the_bug_has_its_traceback(
+def test_results_before_an_unexpected_error_are_kept(
     weights, pictures, tmp_path, monkeypatch, capsys
 ):
     images = []
@@ -196,13 +199,13 @@ def no_instances(bgr) -> dict:
 @pytest.mark.parametrize(
     "name, opts",
     [
-        # Data that are not there.
+        # The data sets do not exist.
         ("semantic/embedding_shapes", ["DATASETS.TEST", "('absent',)"]),
         ("semantic/panoptic_shapes", ["DATASETS.TEST", "('absent',)"]),
         ("boundary/bsds_R_18", []),
     ],
 )
-def test_models_of_other_things_than_instances(name, opts, pictures, tmp_path):
+def test_models_without_instances(name, opts, pictures, tmp_path):
     config = str(ROOT / f"configs/{name}.yaml")
     opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts]
     random = save_random(config, opts, tmp_path / "random.pth")
@@ -214,7 +217,7 @@ def test_models_of_other_things_than_instances(name, opts, pictures, tmp_path):
 
 
 def test_the_data_of_the_run_are_not_needed(pictures, tmp_path, caplog):
-    """Neither for the names and ids of the classes, which lie beside the run's configuration, nor without these."""
+    """Names and ids of the classes come from classes.json of the run, and are optional."""
     data = tmp_path / "data"
     data.mkdir()
     opts = few_images(data, 3)
@@ -236,9 +239,10 @@ def test_the_data_of_the_run_are_not_needed(pictures, tmp_path, caplog):
         assert run(folder, *arguments, config=str(out / "config.yaml"), opts=[]) == 0
         return {result["category_id"] for result in json.loads((folder / RESULTS).read_text())}
 
-    assert found() <= {7, 14, 21, 28} and "left out" not in caplog.text
+    assert found() <= {7, 14, 21, 28} and "skipping a data set" not in caplog.text
     (out / "classes.json").unlink()
-    assert found() <= {0, 1, 2, 3} and "no such file" in caplog.text and "left out" in caplog.text
+    assert found() <= {0, 1, 2, 3} and "no such file" in caplog.text
+    assert "skipping a data set" in caplog.text
     (out / "classes.json").write_text('{"thing_classes": 3}')
     with pytest.raises(SystemExit):
         found()

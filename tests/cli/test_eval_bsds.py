@@ -1,4 +1,4 @@
-"""tools/eval_bsds.py: the official results, going on after an end, and files at fault."""
+"""rpe-d2 eval-bsds: official results, continuation after an interruption, invalid files."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 from tests.helpers.annotations import save_annotations
 from tests.helpers.runs import Running
 
-# Threshold, recall, precision and F of ODS; recall, precision and F of OIS; AP: of bench/png at 5 thresholds.
+# Official scores of bench/png at 5 thresholds: threshold, recall, precision and F of ODS; recall,
+# precision and F of OIS; AP.
 OFFICIAL_PNG = "0.166667 0.60236 0.848723 0.704628 0.580822 0.908779 0.708698 0.307627"
 SIZE = (60, 80)
 
@@ -37,7 +38,7 @@ def bench(real_data) -> Path:
 
 @pytest.fixture
 def small(tmp_path) -> Path:
-    """Four images of a few lines: predictions in pred/, human boundaries in gt/."""
+    """Four images of a few lines: predictions in pred/ and human boundaries in gt/."""
     generator = np.random.default_rng(0)
     for folder in ("pred", "gt"):
         (tmp_path / folder).mkdir()
@@ -62,7 +63,7 @@ def record_of(folder: Path) -> dict:
 
 
 def error_of(capsys, *arguments) -> str:
-    """The one line of an argument at fault."""
+    """Returns the one line that reports a wrong argument."""
     with pytest.raises(SystemExit) as stop:
         run(*arguments)
     lines = capsys.readouterr().err.splitlines()
@@ -90,7 +91,7 @@ def test_official_results(kind, bench, tmp_path):
     assert found["AP"] == pytest.approx(ap, abs=0.003)
     if kind == "png":
         return
-    # Shares of sums that are the same: what they deviate by, the counts deviate by.
+    # The scores are ratios of counts, so the relative tolerance is that of the counts.
     curve = [list(point.values())[:3] for point in record["per_threshold"]]
     expected = np.loadtxt(bench / "test_1" / "eval_bdry_thr.txt")
     np.testing.assert_allclose(curve, expected[:, :3], rtol=0.005)
@@ -116,7 +117,7 @@ def test_report_record_and_plot(small, capsys):
     assert list(record["per_image"]) == list("abcd") and len(record["per_threshold"]) == 9
     thresholds = [point["threshold"] for point in record["per_threshold"]]
     np.testing.assert_allclose(thresholds, boundary_thresholds(9), atol=1e-6)
-    # Of each pair one has drawn a line more, which the other has not.
+    # In each pair, one annotator has drawn one more line than the other.
     human = record["results"]["human"]
     assert 0.7 < human["recall"] < 1
     assert human["recall"] == pytest.approx(human["precision"], abs=0.02)
@@ -124,7 +125,7 @@ def test_report_record_and_plot(small, capsys):
         assert min(image.size) > 700
 
 
-def test_arrays_give_what_pictures_give(small):
+def test_arrays_and_images_give_the_same_results(small):
     assert run(small) == 0
     expected = record_of(small)["results"]
     for path in list((small / "pred").iterdir()):
@@ -156,7 +157,7 @@ def test_counts_are_reused_only_for_the_same_files_and_thresholds(small, capsys)
     assert record_of(small)["images_counted_in_these_seconds"] == 4
 
 
-def test_files_that_change_meanwhile_leave_no_counts(small, monkeypatch, capsys):
+def test_files_that_change_during_the_evaluation_leave_no_counts(small, monkeypatch, capsys):
     def count_and_change(*arguments):
         for image, counts in count_images(*arguments):
             if image.name == "b":
@@ -170,9 +171,9 @@ def test_files_that_change_meanwhile_leave_no_counts(small, monkeypatch, capsys)
     assert run(small) == 0 and record_of(small)["per_image"]["b"]["f_measure"] == 0
 
 
-def test_nothing_of_the_user_is_overwritten(small, capsys):
+def test_files_of_others_are_not_overwritten(small, capsys):
     (small / "out.json").write_text('{"mine": 1}')
-    assert "was not written by this tool" in error_of(capsys, small)
+    assert "was not written by this command" in error_of(capsys, small)
     assert (small / "out.json").read_text() == '{"mine": 1}'
     (small / "out.json").unlink()
     Image.new("L", (9, 9)).save(small / "mine.png")
@@ -188,7 +189,7 @@ def test_nothing_of_the_user_is_overwritten(small, capsys):
     assert counts[0].read_text() == "mine"
 
 
-def test_images_at_fault_are_left_out_each_with_a_line(small, capsys):
+def test_invalid_images_are_left_out_with_a_line_each(small, capsys):
     assert run(small) == 0
     expected = record_of(small)["per_image"]["a"]
     capsys.readouterr()
@@ -199,14 +200,15 @@ def test_images_at_fault_are_left_out_each_with_a_line(small, capsys):
     (small / "pred" / "notes.txt").write_text("of no interest")
     assert run(small) == 0
     captured = capsys.readouterr()
-    # Without what the progress bar draws and wipes out again.
+    # Without the lines of the progress bar.
     lines = [line for line in captured.err.splitlines() if line.strip() and "images:" not in line]
     assert lines == [
         "note: no ground truth for extra, not evaluated",
         "skipped d: no boundary map",
         f"skipped b: {small}/pred/b.png: the boundary map is 80 x 60 and its ground truth 60 x 80 "
         "(height x width)",
-        f"skipped c: {small}/gt/c.mat: the ground truth is empty, no annotator has a boundary pixel",
+        f"skipped c: {small}/gt/c.mat: the ground truth is empty, "
+        "no annotator has a boundary pixel",
     ]
     assert "1 of 4 images" in captured.out
     record = record_of(small)
@@ -219,13 +221,13 @@ def test_images_at_fault_are_left_out_each_with_a_line(small, capsys):
     assert error == "error: none of 4 images could be used"
 
 
-def test_arguments_at_fault(small, capsys):
+def test_wrong_arguments_are_one_line(small, capsys):
     assert "--json" in error_of(capsys, small, "--json", small / "out.txt")
-    assert "ending .png" in error_of(capsys, small, "--plot", small / "a.pdf")
+    assert "suffix .png" in error_of(capsys, small, "--plot", small / "a.pdf")
     assert "--pred" in error_of(capsys, small, "--pred", small / "none")
     assert "no such folder" in error_of(capsys, small, "--gt", small / "none")
     message = error_of(capsys, small, "--gt", small / "pred")
-    assert "has 0 .mat files" in message and "4 of others" in message
+    assert "has 0 .mat files" in message and "4 with others" in message
     np.save(small / "pred" / "a.npy", np.zeros(SIZE))
     assert "a.png: a.npy has the same name" in error_of(capsys, small)
     for value in ("0", "-3", "many"):
@@ -246,8 +248,8 @@ def group_exists(group: int) -> bool:
     "workers, how",
     [(2, signal.SIGKILL), pytest.param(1, signal.SIGINT, marks=pytest.mark.slow)],
 )
-def test_goes_on_after_its_end(workers, how, bench, tmp_path, capsys):
-    """The real command, ended while it counts; the same command again counts only the rest."""
+def test_continues_after_an_interruption(workers, how, bench, tmp_path, capsys):
+    """The command is ended while it counts; called again, it counts only the rest."""
     arguments = ["--pred", bench / "png", "--gt", bench / "groundTruth", "--thresholds", 8]
     arguments += ["--json", tmp_path / "out.json", "--workers", workers]
     counts = tmp_path / "out_counts"
@@ -261,9 +263,9 @@ def test_goes_on_after_its_end(workers, how, bench, tmp_path, capsys):
     assert 1 <= len(done) < 5 and not (tmp_path / "out.json").exists()
     if how == signal.SIGINT:
         assert answer.returncode == 130 and "Traceback" not in answer.stderr
-        assert answer.stderr.splitlines()[-1].startswith("interrupted; the same command goes on")
+        assert answer.stderr.splitlines()[-1].startswith("interrupted; the same command continues")
     end = time.time() + 30
-    while group_exists(first.pid):  # the processes that count end, too
+    while group_exists(first.pid):  # the worker processes end, too
         assert time.time() < end
         time.sleep(0.05)
 
@@ -276,7 +278,7 @@ def test_goes_on_after_its_end(workers, how, bench, tmp_path, capsys):
     assert record["images_used"] == 5
 
 
-def test_several_processes_give_the_report_of_one(small, capsys):
+def test_the_report_does_not_depend_on_the_number_of_processes(small, capsys):
     (small / "pred" / "b.png").write_text("no picture")
     arguments = ["--pred", small / "pred", "--gt", small / "gt", "--thresholds", 9]
     before = sorted(small.iterdir())

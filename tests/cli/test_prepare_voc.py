@@ -1,4 +1,4 @@
-"""tools/prepare_voc.py on complete and incomplete folders."""
+"""rpe-d2 prepare-voc on complete and incomplete folders."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def root(tmp_path):
 
 
 def failed(capsys, *argv) -> str:
-    """The line on stderr that an unsuccessful call ends with."""
+    """Returns the error line of a call that fails."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in argv])
     assert stop.value.code == 2
@@ -64,9 +64,10 @@ def test_what_is_missing_is_counted_and_named(root, tmp_path, capsys):
     assert f"2 object maps missing or empty, first {first}" in text
     assert f"sbd_train: there is no list {root / SBD / 'train.txt'}" in text
     report = json.loads(output.read_text())
-    # Masks of SBD need no class maps, semantic maps of VOC no object maps; the empty picture spoils both.
+    # SBD's masks need no class maps, and VOC's semantic maps no object maps. Both need the image,
+    # which is empty here.
     assert report["available"] == ["voc_2012_train_sem_seg", "sbd_val"]
-    assert f"DATASETS.VOC {root} brings: voc_2012_train_sem_seg, sbd_val\n" in text
+    assert f"DATASETS.VOC {root} provides: voc_2012_train_sem_seg, sbd_val\n" in text
     assert report["splits"]["voc_2012_train"]["object_maps"] == {
         "listed": 3, "found": 1, "missing": 2, "first_missing": str(first)
     }  # fmt: skip

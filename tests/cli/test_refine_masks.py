@@ -1,4 +1,4 @@
-"""tools/refine_masks.py as a process, on random weights: formats, interruption, whatever is wrong with the input."""
+"""rpe-d2 refine-masks with random weights: formats, interruption and invalid input."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def weights(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four pictures, results with a name each, and label maps."""
+    """Four images, COCO results and label maps."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images").mkdir()
     (folder / "maps").mkdir()
@@ -54,7 +54,7 @@ def data(tmp_path_factory):
                     "mine": "stays",
                 }
             )
-    # Entries of different images mixed, as sorted by score.
+    # Sorted by score, so that the entries of an image are not consecutive.
     results.sort(key=lambda result: result["score"])
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -71,10 +71,8 @@ def test_results_keep_their_format(data, weights, tmp_path):
     output = tmp_path / "new" / "refined.json"
     pictures = tmp_path / "pictures"
     call = arguments(data, weights, output, more=["--pictures", str(pictures)])
-    without_data = [
-        "DATASETS.COCO_JSONS",
-        "['gone=absent.json']",
-    ]  # those of the refiner's training
+    # The data sets that the refiner was trained on are not needed.
+    without_data = ["DATASETS.COCO_JSONS", "['gone=absent.json']"]
     assert main([*call, *without_data]) == 0
     assert len(list(pictures.iterdir())) == 4
     before, after = json.loads((data / "results.json").read_text()), json.loads(output.read_text())
@@ -84,13 +82,13 @@ def test_results_keep_their_format(data, weights, tmp_path):
         for key in ("image_id", "category_id", "score", "file_name", "mine"):
             assert one[key] == other[key]
         masks = mask_util.decode([one["segmentation"], other["segmentation"]]).astype(bool)
-        # With random weights masks hardly change.
+        # Random weights hardly change the masks.
         iou = masks.all(axis=2).sum() / masks.any(axis=2).sum()
         assert 0.6 < iou <= 1
         assert other["bbox"] == mask_util.toBbox(other["segmentation"]).tolist()
 
 
-def test_pictures_named_by_annotations_and_every_encoding(data, weights, tmp_path):
+def test_file_names_from_annotations_and_every_encoding(data, weights, tmp_path):
     results = json.loads((data / "results.json").read_text())[:3]
     for result in results:
         del result["file_name"], result["bbox"]
@@ -115,7 +113,7 @@ def test_pictures_named_by_annotations_and_every_encoding(data, weights, tmp_pat
     assert (found & mask).sum() / (found | mask).sum() > 0.6
 
 
-def test_an_interrupted_run_goes_on(data, weights, tmp_path):
+def test_an_interrupted_run_is_continued(data, weights, tmp_path):
     expected = tmp_path / "expected.json"
     assert main(arguments(data, weights, expected)) == 0
     output = tmp_path / "refined.json"
@@ -130,7 +128,7 @@ def test_an_interrupted_run_goes_on(data, weights, tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    # What is finished stays as it is, and half a line is no result.
+    # Finished results are kept, and a truncated line is ignored.
     lines = partial.read_text().split("\n")
     assert 3 <= len(lines) <= 6
     partial.write_text("\n".join(lines[:2]) + "\n" + '{"image_id": "3", "refi')
@@ -153,12 +151,12 @@ def test_a_partial_file_of_another_run_is_not_continued(data, weights, tmp_path,
     (tmp_path / "refined.json.partial").write_text('{"input": "other"}\n')
     with pytest.raises(SystemExit):
         main(arguments(data, weights, output))
-    message = "refined.json.partial is of a run with another input, configuration, weights"
+    message = "refined.json.partial belongs to a run with another input, configuration, weights"
     assert message in capsys.readouterr().err
     (tmp_path / "refined.json.partial").write_text("[]\n")
     with pytest.raises(SystemExit):
         main(arguments(data, weights, output))
-    assert "refined.json.partial is no file of an interrupted run" in capsys.readouterr().err
+    assert "refined.json.partial was not written by an interrupted run" in capsys.readouterr().err
     assert not output.exists()
 
 
@@ -173,7 +171,9 @@ def test_label_maps(data, weights, tmp_path, capsys):
         assert (after == before).mean() > 0.9
 
 
-def test_maps_of_an_interrupted_run_stay_and_of_another_run_stop(data, weights, tmp_path, capsys):
+def test_maps_of_an_interrupted_run_are_kept_and_other_runs_are_refused(
+    data, weights, tmp_path, capsys
+):
     output = tmp_path / "maps"
 
     def error_of(call):
@@ -181,12 +181,14 @@ def test_maps_of_an_interrupted_run_stay_and_of_another_run_stop(data, weights, 
             main(call)
         return capsys.readouterr().err.strip().split("\n")[-1]
 
-    # What is wrong with the configuration or the weights leaves no folder behind.
+    # A wrong configuration or wrong weights leave no folder behind.
     call = arguments(data, weights, output, "maps")
-    assert "allowed: SPNRefiner" in error_of([*call, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"])
+    assert "allowed: models that refine masks" in error_of(
+        [*call, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"]
+    )
     assert "none.pth" in error_of(arguments(data, str(tmp_path / "none.pth"), output, "maps"))
     assert not output.exists()
-    # Pictures that nobody knows the origin of are no results.
+    # Maps of unknown origin are not taken as results.
     output.mkdir()
     (output / "0.png").write_bytes(b"mine")
     assert "has 0.png and no refine_masks.json" in error_of(call)
@@ -199,7 +201,7 @@ def test_maps_of_an_interrupted_run_stay_and_of_another_run_stop(data, weights, 
     assert "3 of 4 maps are in" in capsys.readouterr().err
     assert (output / "0.png").read_bytes() == b"mine"
     assert (output / "2.png").read_bytes() == expected
-    # Any change is named.
+    # The error names what has changed.
     (output / "2.png").unlink()
     other_weights = tmp_path / "other.pth"
     other_weights.write_bytes(Path(weights).read_bytes())
@@ -212,7 +214,7 @@ def test_maps_of_an_interrupted_run_stay_and_of_another_run_stop(data, weights, 
         (arguments(data, weights, output, other_maps), "input"),
         (arguments(data, weights, output, "maps", more=["--sparse"]), "--sparse"),
     ):
-        assert f"refine_masks.json is of a run with another {what};" in error_of(changed)
+        assert f"refine_masks.json belongs to a run with another {what};" in error_of(changed)
     assert not (output / "2.png").exists()
 
 
@@ -267,7 +269,7 @@ def test_broken_results_are_one_line(data, weights, tmp_path, capsys, change, me
     assert stopped.value.code == 2 and error.startswith("error:") and message in error
 
 
-def test_what_else_is_one_line(data, weights, tmp_path, capsys):
+def test_other_errors_are_one_line(data, weights, tmp_path, capsys):
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
@@ -280,15 +282,15 @@ def test_what_else_is_one_line(data, weights, tmp_path, capsys):
         (arguments(data, weights, data / "results.json"), "is the input, which is not overwritten"),
         (arguments(data, weights, tmp_path / "there.json"), "exists already"),
         (arguments(data, weights, new, tmp_path / "none.json"), "no such file or folder"),
-        (arguments(data, weights, new, tmp_path / "text.json"), "is no JSON"),
-        (arguments(data, weights, new, tmp_path / "empty"), "no PNG there"),
+        (arguments(data, weights, new, tmp_path / "text.json"), "is not JSON"),
+        (arguments(data, weights, new, tmp_path / "empty"), "has no PNG files"),
         (arguments(data, weights, tmp_path / "maps", tmp_path / "odd"), "has the size 64 x 64"),
-        (arguments(data, weights, tmp_path / "maps", "maps", tmp_path / "empty"), "no picture for 4"),
+        (arguments(data, weights, tmp_path / "maps", "maps", tmp_path / "empty"), "no image for 4"),
         (arguments(data, weights, new, more=["--sparse"]), "--sparse is for label maps"),
         (arguments(data, str(other), new), "other.pth"),
         (
             [*arguments(data, weights, new), "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
-            "MODEL.META_ARCHITECTURE is GeneralizedRCNN; allowed: SPNRefiner",
+            "MODEL.META_ARCHITECTURE is GeneralizedRCNN; allowed: models that refine masks",
         ),
     ]  # fmt: skip
     for call, message in cases:
@@ -299,13 +301,13 @@ def test_what_else_is_one_line(data, weights, tmp_path, capsys):
     assert (tmp_path / "there.json").read_text() == "mine"
 
 
-def test_an_experiment_with_few_labels(data, weights, tmp_path, capsys):
-    """Of complete maps a few labels are used; what is found of the others is measured and drawn."""
+def test_accuracy_on_held_out_labels(data, weights, tmp_path, capsys):
+    """A few labels of complete maps are used; the accuracy on the others is printed."""
     output, pictures = tmp_path / "dense", tmp_path / "pictures"
     more = ["--sparse", "--keep", "300", "--pictures", str(pictures)]
     assert main(arguments(data, weights, output, "maps", more=more)) == 0
     line = capsys.readouterr().out.strip().split("\n")[-1]
-    assert line.endswith("% of the labels that were not used are found")
+    assert line.endswith("% of the labels that were not used are predicted correctly")
     right = counted = 0
     for number in range(4):
         truth, found = (

@@ -1,4 +1,4 @@
-"""tools/split_coco.py."""
+"""rpe-d2 split-coco: random splits and first images."""
 
 import json
 
@@ -24,7 +24,7 @@ def source(tmp_path):
     return path
 
 
-def test_images_are_parted_with_their_annotations(source, tmp_path):
+def test_images_are_split_with_their_annotations(source, tmp_path):
     assert main([str(source), "--fraction", "0.3", "--output", str(tmp_path / "new")]) == 0
     fit, held_out = (
         json.loads((tmp_path / "new" / f"all_{part}.json").read_text())
@@ -37,13 +37,13 @@ def test_images_are_parted_with_their_annotations(source, tmp_path):
         assert part["annotations"] == [a for a in whole["annotations"] if a["image_id"] in ids]
         assert part["categories"] == whole["categories"] and part["licenses"] == []
     assert sorted(i["id"] for i in fit["images"] + held_out["images"]) == list(range(10))
-    # The same seed parts them the same way.
+    # The same seed gives the same split.
     assert main([str(source), "--fraction", "0.3"]) == 0
     assert json.loads((tmp_path / "all_held_out.json").read_text()) == held_out
 
 
 @pytest.mark.parametrize("fraction", ["0", "1", "0.01", "-3"])
-def test_nothing_on_one_side_is_one_line(source, fraction, capsys):
+def test_an_empty_part_is_one_line(source, fraction, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(source), "--fraction", fraction])
     assert stop.value.code == 2 and "--fraction" in capsys.readouterr().err
@@ -66,7 +66,7 @@ def test_the_images_of_the_lowest_ids(source, tmp_path, capsys):
     (path,) = (tmp_path / "new").iterdir()
     assert path.name == "all_first_4.json" and str(path) in capsys.readouterr().out
     first = json.loads(path.read_text())
-    assert [image["id"] for image in first["images"]] == [3, 2, 1, 0]  # the file's order stays
+    assert [image["id"] for image in first["images"]] == [3, 2, 1, 0]  # in the order of the file
     assert first["annotations"] == [a for a in whole["annotations"] if a["image_id"] < 4]
     assert first["categories"] == whole["categories"]
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""tools/train_net.py as a user calls it, in processes of its own."""
+"""tools/train_net.py in new processes, as users call it."""
 
 import json
 
@@ -15,12 +15,12 @@ def test_instant_config_trains_evaluates_and_resumes(tmp_path):
     assert record["seed"] == 7 and record["iterations"] == 4 and "train_net.py" in record["command"]
     assert set(record["metrics"]) == {"bbox", "segm"}
     assert {"AP", "AP50", "AR", "ARs"} <= set(record["metrics"]["segm"])
-    assert "AP50" in done.stdout.splitlines()[-5]  # the table ends the output
+    assert "AP50" in done.stdout.splitlines()[-5]  # the output ends with the table
     assert (tmp_path / "model_final.pth").exists()
 
     again = train_net("--eval-only", "--resume", "--config-file", INSTANT, "OUTPUT_DIR", tmp_path)
     assert again.returncode == 0, again.stderr
-    # The training's record is kept.
+    # The record of the training is kept.
     second = json.loads((tmp_path / "evaluation" / "result.json").read_text())
     assert second["metrics"] == record["metrics"] and second["iterations"] == 0
 
@@ -42,7 +42,7 @@ def test_instant_config_trains_evaluates_and_resumes(tmp_path):
         (["SEED", "1", "--num-gpus", "2"], ["--num-gpus", "before"]),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(arguments, named, tmp_path):
+def test_user_errors_are_one_line(arguments, named, tmp_path):
     done = train_net("--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *arguments)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr, done.stderr
@@ -65,14 +65,7 @@ def test_missing_config_file_is_one_line(tmp_path):
 
 
 def test_infeasible_margin_is_reported_with_what_would_fit(tmp_path):
-    options = [
-        "MODEL.RPE.MARGIN",
-        "0.2",
-        "MODEL.RPE.EMBEDDING_DIM",
-        "3",
-        "MODEL.RPE.NEGATIVE_RADIUS",
-        "0.",
-    ]
+    options = "MODEL.RPE.MARGIN 0.2 MODEL.RPE.EMBEDDING_DIM 3 MODEL.RPE.NEGATIVE_RADIUS 0.".split()
     done = train_net("--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *options)
     assert done.returncode == 0, done.stderr
     log = done.stdout + done.stderr
@@ -81,7 +74,7 @@ def test_infeasible_margin_is_reported_with_what_would_fit(tmp_path):
 
 @pytest.mark.slow
 def test_tiny_coco_trains_through_the_main_config(real_data, tmp_path):
-    """Data set, image-size and batch overrides only."""
+    """The overrides name data sets, image sizes and batch size only."""
     coco = real_data("tiny_coco")
     jsons = [
         f"tiny_{split}={coco}/annotations/instances_{split}2017.json:{coco}/{split}2017"
@@ -101,9 +94,7 @@ def test_tiny_coco_trains_through_the_main_config(real_data, tmp_path):
     assert record["iterations"] == 20 and record["metrics"]["segm"]["AP"] is not None
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the machine has a GPU: nothing to fall back from"
-)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 def test_a_config_for_gpus_runs_on_a_cpu(tmp_path):
     done = train_net(
         "--config-file", INSTANT, "OUTPUT_DIR", tmp_path,

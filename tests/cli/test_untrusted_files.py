@@ -1,4 +1,4 @@
-"""Files from others: what they bring along does not run. Weights: tests/engine/test_checkpoint.py."""
+"""Code in files of others does not run. Weights: tests/engine/test_checkpoint.py."""
 
 import json
 import pickle
@@ -11,8 +11,7 @@ import torch
 from rpe_d2.cli import visualize
 from rpe_d2.cli.train_net import main
 from tests.conftest import ROOT
-from tests.engine.test_checkpoint import Payload
-from tests.helpers.runs import train_net
+from tests.helpers.runs import Payload, train_net
 
 INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")
 
@@ -29,7 +28,8 @@ def error_line(capfd, run, *arguments) -> str:
 def test_a_configuration(tmp_path, capfd):
     trap = tmp_path / "trap"
     config = tmp_path / "config.yaml"
-    config.write_text(f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trap}']]\n")  # fmt: skip
+    path = f"!!python/object/apply:pathlib.Path ['{trap}']"
+    config.write_text(f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.touch [{path}]\n")
     line = error_line(capfd, main, "--config-file", config, "OUTPUT_DIR", tmp_path / "out")
     assert "python/object/apply" in line and not trap.exists()
 
@@ -70,22 +70,24 @@ def test_predictions(tmp_path, capfd):
 
 
 def test_proposals(tmp_path, capfd):
-    """Detectron2 unpickles them with whatever they bring along."""
+    """Detectron2 would unpickle them together with the code that they contain."""
     trap, path = tmp_path / "trap", tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps({"ids": [1], "boxes": [np.zeros((1, 4))], "objectness_logits": [Payload(trap)]}))  # fmt: skip
+    boxes = {"ids": [1], "boxes": [np.zeros((1, 4))]}
+    path.write_bytes(pickle.dumps({**boxes, "objectness_logits": [Payload(trap)]}))
     line = error_line(
-        capfd, main, "--config-file", INSTANT, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "out",
+        capfd, main, "--config-file", INSTANT, "MODEL.DEVICE", "cpu",
+        "OUTPUT_DIR", tmp_path / "out",
         "MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", f"('{path}',)",
     )  # fmt: skip
     assert "DATASETS.PROPOSAL_FILES_TRAIN" in line and "proposals.pkl" in line and not trap.exists()
 
 
 def test_a_cache_of_annotations(tmp_path):
-    """Detectron2 keeps annotations converted to COCO's format, as JSON, beside the predictions."""
+    """Detectron2 caches annotations in COCO's format, as JSON, beside the predictions."""
     trap, output = tmp_path / "trap", tmp_path / "out"
     options = ["--config-file", INSTANT, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 1]
     options += ["OUTPUT_DIR", output]
-    # In processes of their own: Detectron2 remembers where it has put a cache.
+    # In new processes, because Detectron2 remembers the path of a cache.
     assert train_net(*options).returncode == 0
     caches = list(output.rglob("*coco_format.json"))
     assert caches

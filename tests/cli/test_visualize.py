@@ -1,4 +1,4 @@
-"""tools/visualize.py on a tiny network with random weights."""
+"""rpe-d2 visualize on a tiny network with random weights."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,22 @@ from rpe_d2.data import load_shapes, render_shapes
 from tests.conftest import ROOT
 from tests.helpers.boundary_tree import make_tree
 from tests.helpers.runs import CONFIG, TINY, save_random
+
+MASK_RCNN = """
+MODEL:
+  META_ARCHITECTURE: GeneralizedRCNN
+  MASK_ON: True
+  DEVICE: cpu
+  BACKBONE: {NAME: build_resnet_fpn_backbone}
+  RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3, res4, res5]}
+  FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 32}
+  RPN: {IN_FEATURES: [p2, p3, p4, p5], POST_NMS_TOPK_TEST: 20}
+  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5], NUM_CLASSES: 1}
+  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16}
+  ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 1, CONV_DIM: 8}
+  ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128]]}
+INPUT: {MIN_SIZE_TEST: 128, MASK_FORMAT: bitmask}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +78,9 @@ def test_folder_with_a_truncated_image(weights: str, tmp_path: Path, capsys) -> 
 
 
 def test_model_of_detectron2(tmp_path: Path) -> None:
-    """Mask R-CNN, on a data set that has an image without objects and a crowd."""
+    """Mask R-CNN, on a data set with a crowd and an image without objects."""
     config = tmp_path / "mask_rcnn.yaml"
-    config.write_text(
-        "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, MASK_ON: True, DEVICE: cpu, "
-        "BACKBONE: {NAME: build_resnet_fpn_backbone}, "
-        "RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, OUT_FEATURES: [res2, res3, res4, res5]}, "
-        "FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 32}, "
-        "RPN: {IN_FEATURES: [p2, p3, p4, p5], POST_NMS_TOPK_TEST: 20}, "
-        "ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5], NUM_CLASSES: 1}, "
-        "ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16}, "
-        "ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 1, CONV_DIM: 8}, "
-        "ANCHOR_GENERATOR: {SIZES: [[16], [32], [64], [128]]}}\n"
-        "INPUT: {MIN_SIZE_TEST: 128, MASK_FORMAT: bitmask}\n"
-    )
+    config.write_text(MASK_RCNN)
     for index in range(2):
         Image.fromarray(render_shapes("val", index)).save(tmp_path / f"{index}.png")
     square = {"image_id": 0, "category_id": 1, "area": 400, "bbox": [10, 10, 20, 20]}
@@ -96,13 +101,9 @@ def test_model_of_detectron2(tmp_path: Path) -> None:
     opts = ["DATASETS.COCO_JSONS", f'["visualize_crowd={tmp_path}/data.json:{tmp_path}"]']
     arguments = ["--weights", str(tmp_path / "random.pth"), "--confidence-threshold", "0.05"]
     arguments += ["--dataset", "visualize_crowd"]
-    assert run(tmp_path / "out", *arguments, config=str(config), opts=opts) == 0
-    assert (
-        run(
-            tmp_path / "out", *arguments, config=str(config), opts=opts + ["MODEL.MASK_ON", "False"]
-        )
-        == 0
-    )
+    for masks in ("True", "False"):
+        overrides = [*opts, "MODEL.MASK_ON", masks]
+        assert run(tmp_path / "out", *arguments, config=str(config), opts=overrides) == 0
     files = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in files] == ["0-2.png", "0.png", "1-2.png", "1.png"]
     for file in files:
@@ -147,12 +148,12 @@ def test_annotations_and_training_inputs_need_no_model(tmp_path: Path) -> None:
         np.asarray(Image.open(tmp_path / folder / "000000.png")) for folder in ("as_is", "turned")
     ]
     assert all(picture.std() > 10 for picture in pictures)
-    # Augmented: resized and flipped at random.
+    # The training input is resized and flipped at random.
     assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
 
 
 def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
-    """Image 0: everything found; image 1: nothing; image 2: half of the objects."""
+    """All objects of image 0, none of image 1 and half of those of image 2 are predicted."""
     items = load_shapes("val")[:3]
     annotations = []
     for index, item in enumerate(items):
@@ -190,7 +191,7 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
             [{**found[0], "score": 0.9, "category_id": 9}],
             "has category_id 9, which the data set does not have",
         ),
-        ([{**first, "segmentation": other_size}], "0.png: its mask has the size 64 x 64, the pict"),
+        ([{**first, "segmentation": other_size}], "0.png: its mask has the size 64 x 64, the imag"),
         ([{**first, "segmentation": "text"}], "0.png: its mask does not decode"),
     ):
         path.write_text(json.dumps(stored))
@@ -200,7 +201,7 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
             assert stop.value.code == 2
             error = capsys.readouterr().err
             assert "Traceback" not in error and words in error.strip().splitlines()[-1], error
-    # Polygons are as good as RLE.
+    # Polygons are accepted, too.
     square = [[10, 10, 30, 10, 30, 30, 10, 30]]
     path.write_text(json.dumps([{**first, "segmentation": square}]))
     assert run(tmp_path / "out", *arguments, "--num-images", "1", opts=opts) == 0
@@ -239,7 +240,7 @@ def test_only_the_data_set_that_is_drawn_has_to_be_there(tmp_path: Path, capsys)
 
 
 def test_boundaries(tmp_path: Path) -> None:
-    """A model of boundaries, the data set alone, and a picture without ground truth."""
+    """A contour model, its data set alone, and an image without ground truth."""
     root = make_tree(tmp_path / "bsds", splits=["val"], per_split=1)
     config = str(ROOT / "configs/boundary/bsds_R_18.yaml")
     opts = ["MODEL.DEVICE", "cpu", "DATASETS.BSDS", root]

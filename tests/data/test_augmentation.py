@@ -1,4 +1,4 @@
-"""Quarter turns are exact for pictures, masks, boxes and points."""
+"""Quarter turns of images, masks, boxes and points."""
 
 import numpy as np
 import pytest

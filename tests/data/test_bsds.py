@@ -1,4 +1,4 @@
-"""A miniature of the released folder: registration, the mapper, and a run."""
+"""BSDS500 on a miniature of the released folder: registration, mapper and training."""
 
 import json
 
@@ -11,12 +11,11 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.cli.train_net import main
 from rpe_d2.data import BoundaryMapper, UnreadableImage, register_bsds, transform_boundaries
 from rpe_d2.data.augmentation import QuarterTurnTransform
 from rpe_d2.utils.mat_files import read_boundary_annotations
-from tests.conftest import ROOT
 from tests.helpers.boundary_tree import half_and_half, make_tree
+from tests.helpers.training import train
 
 
 @pytest.fixture
@@ -34,11 +33,11 @@ def mapper(is_train=True, **changes):
     return BoundaryMapper(cfg, is_train=is_train, **changes)
 
 
-def test_splits_that_are_there(root):
+def test_splits_that_are_present(root):
     register_bsds("")
     assert "bsds_train" not in DatasetCatalog.list()
     register_bsds(root)
-    register_bsds(root)  # by another run of the same process
+    register_bsds(root)  # a second time, as a second run of a process does
     assert "bsds_test" not in DatasetCatalog.list()
     first, second = DatasetCatalog.get("bsds_val")
     assert (first["image_id"], first["height"], first["width"]) == ("7", 48, 72)
@@ -68,7 +67,7 @@ def test_what_is_missing_is_named(root, tmp_path):
 
 
 def test_real_files(real_data):
-    """The structure that the miniature has is that of the real files; lines are one pixel wide, as resizing keeps them."""
+    """The real files have the structure of the miniature, and contours one pixel wide."""
     folder = real_data("bsds500")
     annotations = read_boundary_annotations(str(folder / "groundTruth/train/100075.mat"))
     with Image.open(folder / "images/train/100075.jpg") as image:
@@ -78,7 +77,7 @@ def test_real_files(real_data):
     half = T.ResizeTransform(*whole.shape, *(side // 2 for side in whole.shape))
     for lines in annotations:
         small = transform_boundaries(lines, half, (half.new_h, half.new_w))
-        # Half as long, and no thicker.
+        # Half the size: half as long, and no wider.
         assert 0.4 * lines.sum() < small.sum() < 0.6 * lines.sum()
 
 
@@ -91,7 +90,7 @@ def test_training_gets_all_annotators(root):
     assert "annotations" not in mapped and "annotations" not in item
 
 
-def test_testing_keeps_the_file_for_the_evaluator(root):
+def test_testing_keeps_the_path_for_the_evaluator(root):
     register_bsds(root)
     item = DatasetCatalog.get("bsds_val")[0]
     mapped = mapper(is_train=False)(item)
@@ -112,20 +111,20 @@ def test_testing_keeps_the_file_for_the_evaluator(root):
     ],
     ids=["flip", "upside-down", "crop", "smaller", "larger", "all", "color"],
 )
-def test_lines_stay_where_the_picture_changes(root, augmentations):
+def test_contours_move_with_the_edges_of_the_image(root, augmentations):
     register_bsds(root)
     mapped = mapper(augmentations=augmentations)(DatasetCatalog.get("bsds_train")[0])
     grey = mapped["image"].float().mean(dim=0)
     lines = mapped["boundaries"][0]
     assert lines.shape == grey.shape
-    # One pixel a row, at the steepest place; the outermost rows of a larger picture may have none.
+    # One pixel per row, at the steepest edge. The outermost rows of a larger image may have none.
     assert (lines.sum(dim=1)[2:-2] == 1).all() and (lines.sum(dim=1) <= 1).all()
     steepest = (grey[:, 1:] - grey[:, :-1]).abs().mean(dim=0).argmax()
     assert (lines.float().argmax(dim=1)[2:-2] - (steepest + 0.5)).abs().max() <= 1.5
 
 
 @pytest.mark.parametrize("quarters", range(4))
-def test_turns_move_lines_as_pictures(quarters):
+def test_quarter_turns_are_exact(quarters):
     lines = np.random.default_rng(0).random((20, 31)) < 0.2
     turn = QuarterTurnTransform(quarters, 20, 31)
     expected = turn.apply_segmentation(lines)
@@ -133,20 +132,20 @@ def test_turns_move_lines_as_pictures(quarters):
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.4, 2.0, 3.7])
-def test_resized_lines_have_no_holes(scale):
-    """A circle stays closed: what is inside cannot be reached from outside."""
+def test_resized_contours_have_no_gaps(scale):
+    """A resized circle separates its inside from its outside."""
     cv2 = pytest.importorskip("cv2")
     circle = cv2.circle(np.zeros((101, 121), np.uint8), (60, 50), 40, 1) > 0
     size = round(101 * scale), round(121 * scale)
     moved = transform_boundaries(circle, T.ResizeTransform(101, 121, *size), size)
     count, _ = cv2.connectedComponents((~moved).astype(np.uint8), connectivity=4)
-    assert count == 3  # the line, outside, inside
+    assert count == 3  # contour, outside, inside
     assert moved.sum() < 1.3 * scale * circle.sum()
     nothing = transform_boundaries(circle & False, T.ResizeTransform(101, 121, *size), size)
     assert nothing.shape == size and not nothing.any()
 
 
-def test_a_damaged_file_is_one_line(root):
+def test_a_damaged_file_is_reported_in_one_line(root):
     register_bsds(root)
     item = DatasetCatalog.get("bsds_train")[0]
     with pytest.raises(ValueError, match="has no boundary_file_name, the .mat file"):
@@ -162,18 +161,16 @@ def test_a_damaged_file_is_one_line(root):
 
 def test_training_and_evaluation(root, tmp_path, capsys):
     output = tmp_path / "out"
-    assert (
-        main(
-            [
-                "--config-file", str(ROOT / "configs/boundary/bsds_R_18.yaml"), "DATASETS.BSDS", root,
-                "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
-                "DATALOADER.NUM_WORKERS", "0", "INPUT.CROP.SIZE", "[40, 40]",
-                "INPUT.MIN_SIZE_TRAIN", "(32, 48)", "MODEL.DEVICE", "cpu", "SEED", "0",
-                "TEST.BOUNDARY_THRESHOLDS", "3", "TEST.VALIDATION_LOSS", "True", "VIS_PERIOD", "1",
-            ]
-        )
-        == 0
-    )  # fmt: skip
+    text = f"""
+DATASETS: {{BSDS: {root}}}
+INPUT:
+  CROP: {{SIZE: [40, 40]}}
+  MIN_SIZE_TRAIN: [32, 48]
+TEST: {{BOUNDARY_THRESHOLDS: 3, VALIDATION_LOSS: True}}
+SEED: 0
+VIS_PERIOD: 1
+"""
+    assert train(output, "boundary/bsds_R_18.yaml", text) == 0
     metrics = json.loads((output / "result.json").read_text())["metrics"]["boundary"]
     assert metrics["images"] == 2 and 0 <= metrics["ODS"] <= 100
     printed = capsys.readouterr().out

@@ -1,50 +1,13 @@
+"""Checks and registration of datasets in COCO's format."""
+
 import json
 import logging
 
-import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from rpe_d2.data import PixelLabelMapper, register_coco_jsons
-
-POLYGON = [[1, 1, 9, 1, 9, 7, 1, 7]]
-# column by column: a 2×3 rectangle
-RLE = {"size": [16, 20], "counts": [16, 3, 13, 3, 285]}
-
-
-def make_content():
-    annotation = {"image_id": 5, "category_id": 3, "bbox": [1, 1, 8, 6], "iscrowd": 0, "area": 48}
-    return {
-        "images": [
-            {"id": 5, "file_name": "a.png", "height": 16, "width": 20},
-            {"id": 9, "file_name": "sub/b.png", "height": 16, "width": 20},
-        ],
-        "annotations": [
-            dict(annotation, id=1, segmentation=POLYGON),
-            dict(annotation, id=2, segmentation=dict(RLE), category_id=70),
-        ],
-        # neither contiguous nor sorted
-        "categories": [{"id": 70, "name": "zebra"}, {"id": 3, "name": "cell"}],
-    }
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images/sub").mkdir(parents=True)
-    for name in ("a.png", "sub/b.png"):
-        Image.fromarray(np.zeros((16, 20, 3), dtype=np.uint8)).save(tmp_path / "images" / name)
-    before = set(DatasetCatalog.list())
-    yield tmp_path
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def entry(folder, content, name="mine"):
-    path = folder / f"{name}.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return f"{name}={path}:{folder / 'images'}"
+from tests.helpers.coco_files import POLYGON, entry, make_content
 
 
 def error_of(entries, kind=ValueError):
@@ -56,8 +19,8 @@ def error_of(entries, kind=ValueError):
     return message
 
 
-def test_loads(folder):
-    register_coco_jsons([entry(folder, make_content())])
+def test_loads(coco_folder):
+    register_coco_jsons([entry(coco_folder, make_content())])
     metadata = MetadataCatalog.get("mine")
     assert metadata.thing_classes == ["cell", "zebra"]
     assert metadata.evaluator_type == "coco"
@@ -65,40 +28,40 @@ def test_loads(folder):
     assert MetadataCatalog.get("mine").thing_classes == ["cell", "zebra"]
     assert [a["category_id"] for a in records[0]["annotations"]] == [0, 1]
     assert records[1]["annotations"] == []
-    assert records[1]["file_name"] == str(folder / "images/sub/b.png")
+    assert records[1]["file_name"] == str(coco_folder / "images/sub/b.png")
 
     mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
     masks = mapper(records[0])["instances"].gt_masks.tensor
     assert masks.sum(dim=(1, 2)).tolist() == [48, 6]
 
 
-def test_image_root_may_be_omitted(folder):
-    path = folder / "images/mine.json"
+def test_image_root_may_be_omitted(coco_folder):
+    path = coco_folder / "images/mine.json"
     path.write_text(json.dumps(make_content()))
     register_coco_jsons([f"mine={path}"])
-    assert DatasetCatalog.get("mine")[0]["file_name"] == str(folder / "images/a.png")
+    assert DatasetCatalog.get("mine")[0]["file_name"] == str(coco_folder / "images/a.png")
 
 
-def test_colon_in_a_path(folder):
-    odd = folder / "12:30"
+def test_colon_in_a_path(coco_folder):
+    odd = coco_folder / "12:30"
     odd.mkdir()
-    (folder / "images").rename(odd / "images")
+    (coco_folder / "images").rename(odd / "images")
     register_coco_jsons([entry(odd, make_content())])
     assert len(DatasetCatalog.get("mine")) == 2
 
 
-def test_repeated_setup(folder):
-    entries = [entry(folder, make_content(), name) for name in ("mine", "yours")]
+def test_repeated_setup(coco_folder):
+    entries = [entry(coco_folder, make_content(), name) for name in ("mine", "yours")]
     register_coco_jsons(entries)
-    (folder / "mine.json").unlink()  # not read again
+    (coco_folder / "mine.json").unlink()  # the file is not read again
     register_coco_jsons(entries)
     assert DatasetCatalog.get("yours")
 
 
-def test_name_is_taken(folder):
-    register_coco_jsons([entry(folder, make_content())])
-    assert "mine" in error_of([f"mine={folder / 'other.json'}:{folder}"])
-    taken = entry(folder, make_content(), "shapes_val")
+def test_name_is_taken(coco_folder):
+    register_coco_jsons([entry(coco_folder, make_content())])
+    assert "mine" in error_of([f"mine={coco_folder / 'other.json'}:{coco_folder}"])
+    taken = entry(coco_folder, make_content(), "shapes_val")
     assert "shapes_val" in error_of([taken])
 
 
@@ -109,73 +72,73 @@ def test_malformed_entry(wrong):
     assert "name=path.json:image_root" in error_of([wrong])
 
 
-def test_missing_file_and_folder(folder):
-    error_of([f"mine={folder / 'none.json'}:{folder}"], FileNotFoundError)
-    wrong = entry(folder, make_content()) + "_none"
+def test_missing_file_and_folder(coco_folder):
+    error_of([f"mine={coco_folder / 'none.json'}:{coco_folder}"], FileNotFoundError)
+    wrong = entry(coco_folder, make_content()) + "_none"
     assert "images_none" in error_of([wrong], FileNotFoundError)
 
 
-def test_missing_images(folder):
+def test_missing_images(coco_folder):
     content = make_content()
-    (folder / "images/sub/b.png").unlink()
-    message = error_of([entry(folder, content)], FileNotFoundError)
+    (coco_folder / "images/sub/b.png").unlink()
+    message = error_of([entry(coco_folder, content)], FileNotFoundError)
     assert "1 of the 2 images checked" in message and "sub/b.png" in message
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[1", "hello"])
-def test_not_json(folder, content):
-    assert "not JSON" in error_of([entry(folder, content)])
+def test_not_json(coco_folder, content):
+    assert "not JSON" in error_of([entry(coco_folder, content)])
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null"])
-def test_not_coco(folder, content):
-    assert "images" in error_of([entry(folder, content)])
+def test_not_coco(coco_folder, content):
+    assert "images" in error_of([entry(coco_folder, content)])
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_missing_part(folder, part):
+def test_missing_part(coco_folder, part):
     content = make_content()
     del content[part]
-    assert f"{part!r}" in error_of([entry(folder, content)])
+    assert f"{part!r}" in error_of([entry(coco_folder, content)])
 
 
 @pytest.mark.parametrize("part", ["images", "categories"])
-def test_empty_part(folder, part):
+def test_empty_part(coco_folder, part):
     content = dict(make_content(), **{part: []})
-    assert f"{part!r} is empty" in error_of([entry(folder, content)])
+    assert f"{part!r} is empty" in error_of([entry(coco_folder, content)])
 
 
-def test_no_annotations_is_fine(folder):
-    register_coco_jsons([entry(folder, dict(make_content(), annotations=[]))])
+def test_no_annotations_is_fine(coco_folder):
+    register_coco_jsons([entry(coco_folder, dict(make_content(), annotations=[]))])
     assert [r["annotations"] for r in DatasetCatalog.get("mine")] == [[], []]
 
 
 @pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
-def test_missing_key(folder, key):
+def test_missing_key(coco_folder, key):
     content = make_content()
     del content["annotations"][1][key]
-    message = error_of([entry(folder, content)])
+    message = error_of([entry(coco_folder, content)])
     assert "annotations[1]" in message and f"no {key};" in message
 
 
-def test_ids_not_unique(folder):
+def test_ids_not_unique(coco_folder):
     content = make_content()
     content["annotations"][1]["id"] = 1
-    assert "not unique" in error_of([entry(folder, content)])
+    assert "not unique" in error_of([entry(coco_folder, content)])
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id"])
-def test_unknown_reference(folder, key):
+def test_unknown_reference(coco_folder, key):
     content = make_content()
     content["annotations"][1][key] = 777
-    message = error_of([entry(folder, content)])
+    message = error_of([entry(coco_folder, content)])
     assert key in message and "777" in message and "1 of 2" in message
 
 
-def test_rle_of_the_wrong_size(folder):
+def test_rle_of_the_wrong_size(coco_folder):
     content = make_content()
     content["annotations"][1]["segmentation"]["size"] = [20, 16]
-    message = error_of([entry(folder, content)])
+    message = error_of([entry(coco_folder, content)])
     assert "annotation 2" in message and "[20, 16]" in message and "[16, 20]" in message
 
 
@@ -199,24 +162,24 @@ def test_rle_of_the_wrong_size(folder):
         ("categories", "name", 1, "text"),
     ],
 )
-def test_values_that_are_not_allowed(folder, part, key, value, allowed):
+def test_values_that_are_not_allowed(coco_folder, part, key, value, allowed):
     content = make_content()
     content[part][0][key] = value
-    message = error_of([entry(folder, content)])
+    message = error_of([entry(coco_folder, content)])
     assert f"{part}[0] has the {key} {value!r}; allowed: {allowed}" in message
 
 
-def test_ids_that_mix_numbers_and_text(folder):
+def test_ids_that_mix_numbers_and_text(coco_folder):
     content = make_content()
     content["categories"].append({"id": "7", "name": "lion"})
-    assert "ids of 'categories'" in error_of([entry(folder, content)])
+    assert "ids of 'categories'" in error_of([entry(coco_folder, content)])
 
 
 @pytest.mark.parametrize(
     "segmentation, problem",
     [
         ("1 1 9 1 9 7", "has the segmentation '1 1 9 1 9 7'; allowed: a list of polygons"),
-        (POLYGON[0], "has the segmentation [1, 1, 9, "),  # flat, not a list of polygons
+        (POLYGON[0], "has the segmentation [1, 1, 9, "),  # one polygon in place of a list
         ([["1", "1", "9", "1", "9", "7"]], "has the segmentation [['1', "),
         ([[1, 1, 9, 1, 9, None]], "has the segmentation [[1, 1, 9, "),
         ({"size": [16, 20]}, "has an RLE mask with counts None; allowed: compressed text, or"),
@@ -226,29 +189,29 @@ def test_ids_that_mix_numbers_and_text(folder):
         ({"size": [16, 20], "counts": [16, 305]}, "at most 320 in all"),
     ],
 )
-def test_masks_that_are_none(folder, segmentation, problem):
+def test_invalid_masks(coco_folder, segmentation, problem):
     content = make_content()
     content["annotations"][1]["segmentation"] = segmentation
-    message = error_of([entry(folder, content)])
+    message = error_of([entry(coco_folder, content)])
     assert "annotation 2 has" in message and problem in message
 
 
-def test_masks_that_cannot_be_learned(folder, caplog):
+def test_masks_that_cannot_be_learned(coco_folder, caplog):
     content = make_content()
     masks = {
-        11: [[1, 1, 5, 5, 3, 3], []],  # on a line
+        11: [[1, 1, 5, 5, 3, 3], []],  # collinear
         12: {"size": [16, 20], "counts": [320]},
         13: [[30, 1, 40, 1, 40, 9]],
-        14: [[15, 1, 40, 1, 40, 9], []],  # partly outside: fine
-        15: [[1, 1, 9, 7]],  # a line
-        16: [[1, 1, 9, 1, 9, 7, 1]],  # half a point
+        14: [[15, 1, 40, 1, 40, 9], []],  # partly outside, which is allowed
+        15: [[1, 1, 9, 7]],  # two corners
+        16: [[1, 1, 9, 1, 9, 7, 1]],  # an odd number of coordinates
     }
     for i, segmentation in masks.items():
         content["annotations"].append(
             dict(content["annotations"][0], id=i, segmentation=segmentation)
         )
     with caplog.at_level(logging.WARNING, logger="rpe_d2.data.datasets.coco_jsons"):
-        register_coco_jsons([entry(folder, content)])
+        register_coco_jsons([entry(coco_folder, content)])
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("rpe_d2")]
     assert len(messages) == 1 and "\n" not in messages[0]
     assert "4 masks without area (11, 12, 15, 16)" in messages[0]
@@ -257,7 +220,7 @@ def test_masks_that_cannot_be_learned(folder, caplog):
     assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 3
 
 
-def test_real_data(folder, real_data, caplog):
+def test_real_data(coco_folder, real_data, caplog):
     coco, nuclei = real_data("tiny_coco"), real_data("nuclei")
     with caplog.at_level(logging.WARNING, logger="rpe_d2.data.datasets.coco_jsons"):
         register_coco_jsons(

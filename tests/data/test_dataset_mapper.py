@@ -18,7 +18,7 @@ POLYGON = [[10.0, 20.0, 60.0, 20.0, 60.0, 50.0, 10.0, 50.0]]
 
 def make_cfg(*opts):
     cfg = get_cfg()
-    # the defaults of plain Detectron2 ask for no masks at all
+    # Detectron2's defaults have masks off.
     assert not cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
     cfg.INPUT.MIN_SIZE_TRAIN = (H,)
     cfg.INPUT.RANDOM_FLIP = "none"
@@ -27,7 +27,7 @@ def make_cfg(*opts):
 
 
 def make_record(*annotations):
-    """A record that uses the picture of a synthetic data set, with annotations of its own."""
+    """Returns a dataset dict with an image of the shapes dataset and the given annotations."""
     record = load_shapes("val")[0]
     record["annotations"] = copy.deepcopy(list(annotations))
     return record
@@ -72,7 +72,7 @@ def compressed_rle(mask):
 def test_every_kind_of_mask(segmentation, crop):
     opts = ["INPUT.CROP.ENABLED", crop, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [H, W]]
     mapper = PixelLabelMapper(make_cfg(*opts), is_train=True)
-    # beside a mask of another kind: upstream takes the first annotation for all
+    # With a mask of another type first, because Detectron2 infers the type from the first one.
     instances = mapper(make_record(annotate(POLYGON), annotate(segmentation)))["instances"]
     masks = instances.gt_masks
     assert isinstance(masks, BitMasks) and masks.tensor.dtype == torch.bool
@@ -156,8 +156,8 @@ def test_no_ignore_mask_without_a_crowd():
     assert "ignore_mask" not in PixelLabelMapper(make_cfg(), True)(make_record(annotate(POLYGON)))
 
 
-def test_same_as_upstream():
-    """Given bitmasks, training is the same as with Detectron2's mapper; testing is always."""
+def test_same_as_detectron2():
+    """With bitmasks, training is the same as with Detectron2's mapper. Testing always is."""
     cfg = make_cfg("MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask")
     for record in load_shapes("val")[:3]:
         ours, theirs = (m(cfg, is_train=True)(record) for m in (PixelLabelMapper, DatasetMapper))
@@ -216,7 +216,7 @@ def test_nuclei(real_data):
     np.testing.assert_array_equal(masks.numpy(), mask_util.decode(rles).transpose(2, 0, 1))
 
 
-def test_true_numbers_of_instances_are_passed_on_for_oracles():
+def test_number_of_instances_is_added_for_oracles():
     record = make_record(annotate(), annotate(), annotate(iscrowd=1))
     mapped = CountInstances(DatasetMapper(make_cfg(), is_train=False))(record)
     assert mapped["num_instances"] == 2 and mapped["image"].shape[0] == 3

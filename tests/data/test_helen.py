@@ -1,4 +1,4 @@
-"""A miniature of the released folder: registration, label maps, F-scores, and a run."""
+"""Helen on a miniature of the released folder: registration, label maps, F-scores, training."""
 
 import json
 
@@ -9,10 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from rpe_d2.cli.train_net import main
 from rpe_d2.data import HELEN_CLASSES, HELEN_PARTS, register_helen
 from rpe_d2.evaluation import PartFScoreEvaluator
-from tests.conftest import ROOT
+from tests.helpers.training import train
 
 LISTS = {"exemplars.txt": ["a_1", "b_1"], "tuning.txt": ["c_1"], "testing.txt": ["d_1", "e_1"]}
 
@@ -40,9 +39,9 @@ def root(tmp_path):
             MetadataCatalog.pop(f"helen_{split}")
 
 
-def test_lists_pictures_and_label_maps(root):
+def test_lists_images_and_label_maps(root):
     register_helen(str(root))
-    register_helen(str(root))  # by another run of the same process
+    register_helen(str(root))  # a second time, as a second run of a process does
     assert [len(DatasetCatalog.get(f"helen_{s}")) for s in ("train", "val", "test")] == [2, 1, 2]
     record = DatasetCatalog.get("helen_test")[1]
     assert (record["image_id"], record["height"], record["width"]) == ("e_1", 48, 40)
@@ -69,12 +68,12 @@ def test_f_scores_by_hand(root):
     evaluator = PartFScoreEvaluator("helen_val")
     record = DatasetCatalog.get("helen_val")[0]
     truth = read_image(record["sem_seg_file_name"], "L").squeeze(-1)
-    found = truth.copy()
-    found[truth == 4] = 5  # the other eye
-    found[truth == 6] = 0  # no nose
+    pred = truth.copy()
+    pred[truth == 4] = 5  # the other eye
+    pred[truth == 6] = 0  # no nose
     half = (truth == 1) & (np.arange(40) < 20)
-    found[half] = 10
-    scores = torch.from_numpy(np.eye(11)[found].transpose(2, 0, 1))
+    pred[half] = 10
+    scores = torch.from_numpy(np.eye(11)[pred].transpose(2, 0, 1))
     evaluator.process([record], [{"sem_seg": scores}])
     result = evaluator.evaluate()["f_score"]
     assert result["eyes"] == result["mouth"] == result["brows"] == 100
@@ -89,17 +88,13 @@ def test_f_scores_by_hand(root):
 
 def test_training_and_evaluation(root, tmp_path):
     output = tmp_path / "out"
-    assert (
-        main(
-            [
-                "--config-file", str(ROOT / "configs/spn/helen.yaml"), "DATASETS.HELEN", str(root),
-                "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2",
-                "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64,)",
-                "INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu", "MODEL.SPN.CHANNELS", "2",
-            ]
-        )
-        == 0
-    )  # fmt: skip
+    text = f"""
+DATASETS: {{HELEN: {root}}}
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
+MODEL:
+  SPN: {{CHANNELS: 2}}
+"""
+    assert train(output, "spn/helen.yaml", text) == 0
     metrics = json.loads((output / "result.json").read_text())["metrics"]
     assert set(metrics["f_score"]) == set(HELEN_PARTS) and "mIoU" in metrics["sem_seg"]
     assert "sem_seg_boundary_1px" in metrics

@@ -1,4 +1,4 @@
-"""Folders of pictures and label maps: registration, what is wrong with them, and a run."""
+"""Datasets of image folders and label maps: registration, errors and training."""
 
 import json
 
@@ -8,10 +8,9 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
-from rpe_d2.cli.train_net import main
 from rpe_d2.data import NameUnreadable, UnreadableImage, register_sem_seg_dirs
-from rpe_d2.evaluation.ground_truth import read_label_map
-from tests.conftest import ROOT
+from rpe_d2.utils.label_maps import read_label_map
+from tests.helpers.training import train
 
 NAMES = ("a", "b", "sub/c")
 SIZE = (40, 48)  # height, width
@@ -50,10 +49,10 @@ def error_of(folder, kind=ValueError, entries=None, num_classes=3):
     return message
 
 
-def test_pictures_maps_and_names(folder):
+def test_images_label_maps_and_names(folder):
     entries = [entry(folder), entry(folder, "named", f":{folder}/classes.txt")]
     register_sem_seg_dirs(entries, 3, 255)
-    register_sem_seg_dirs(entries, 3, 255)  # by another run of the same process
+    register_sem_seg_dirs(entries, 3, 255)  # a second time, as a second run of a process does
     records = DatasetCatalog.get("mine")
     assert [record["image_id"] for record in records] == list(NAMES)
     assert all((record["height"], record["width"]) == SIZE for record in records)
@@ -67,7 +66,7 @@ def test_pictures_maps_and_names(folder):
     assert np.array_equal(mapper(records[2])["sem_seg"].numpy(), expected)
 
 
-def test_palettes_are_read_as_numbers(folder):
+def test_palette_indices_are_the_labels(folder):
     image = Image.open(folder / "labels/a.png")
     expected = np.asarray(image)
     image.putpalette(list(range(255, -1, -1)) * 3)
@@ -83,10 +82,10 @@ def test_malformed_entries(wrong, folder):
     assert "malformed entry" in error_of(folder, entries=[wrong])
 
 
-def test_what_is_missing(folder):
+def test_missing_files(folder):
     (folder / "labels/b.png").unlink()
     message = error_of(folder, FileNotFoundError)
-    assert "1 of 3 pictures have no label map" in message and "labels/b.png" in message
+    assert "1 of 3 images have no label map" in message and "labels/b.png" in message
     wrong = [f"mine={folder}/none:{folder}/labels"]
     assert f"no folder {folder}/none" in error_of(folder, FileNotFoundError, wrong)
     wrong = [f"mine={folder}/images:{folder}/none"]
@@ -94,10 +93,10 @@ def test_what_is_missing(folder):
     wrong = [entry(folder, rest=":none.txt")]
     assert "no file none.txt" in error_of(folder, FileNotFoundError, wrong)
     (folder / "empty").mkdir()
-    assert "has no pictures" in error_of(folder, entries=[f"mine={folder}/empty:{folder}/labels"])
+    assert "has no images" in error_of(folder, entries=[f"mine={folder}/empty:{folder}/labels"])
 
 
-def test_what_does_not_fit(folder):
+def test_numbers_and_sizes_that_do_not_fit(folder):
     named = [entry(folder, rest=f":{folder}/classes.txt")]
     message = error_of(folder, entries=named, num_classes=5)
     assert "names 3 classes; MODEL.SEM_SEG_HEAD.NUM_CLASSES is 5" in message
@@ -111,14 +110,14 @@ def test_what_does_not_fit(folder):
     (folder / "labels/a.png").write_bytes(b"no picture")
     assert "a.png" in error_of(folder, UnreadableImage)
     taken = error_of(folder, entries=[entry(folder, "shapes_train_sem_seg")])
-    assert "'shapes_train_sem_seg' is taken by another data set" in taken
+    assert "'shapes_train_sem_seg' is taken by another dataset" in taken
 
 
-def test_photographs_are_turned_as_their_camera_was(folder):
+def test_exif_orientation_swaps_the_sides(folder):
     picture = Image.open(folder / "images/a.jpg")
     labels = np.asarray(Image.open(folder / "labels/a.png"))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # a quarter turn clockwise
     picture.save(folder / "images/a.jpg", exif=exif)
     assert "48 x 40; allowed: the same" in error_of(folder, UnreadableImage)
     save_labels(folder, "a", np.rot90(labels, -1))
@@ -129,7 +128,7 @@ def test_photographs_are_turned_as_their_camera_was(folder):
     assert mapper(record)["image"].shape[1:] == SIZE[::-1]
 
 
-def test_pictures_far_too_large(folder, monkeypatch):
+def test_images_that_are_too_large(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 48 // 2 - 1)
     assert "a.jpg" in error_of(folder, UnreadableImage)
 
@@ -149,16 +148,19 @@ def test_labels_are_checked_whenever_they_are_read(folder):
 @pytest.mark.parametrize("config", ["embedding_shapes", "embedding_ade"])
 def test_training_and_evaluation(config, folder, tmp_path):
     output = tmp_path / "out"
-    arguments = [
-        "--config-file", str(ROOT / f"configs/semantic/{config}.yaml"), "MODEL.WEIGHTS", "",
-        "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "TEST.BOUNDARIES", "True",
-        "DATASETS.SEM_SEG_DIRS", json.dumps([entry(folder, rest=f":{folder}/classes.txt")]),
-        "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('mine',)",
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output),
-        "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0",
-        "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-    ]  # fmt: skip
-    assert main(arguments) == 0
+    text = f"""
+DATASETS:
+  SEM_SEG_DIRS: {json.dumps([entry(folder, rest=f":{folder}/classes.txt")])}
+  TRAIN: [mine]
+  TEST: [mine]
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
+MODEL:
+  WEIGHTS: ""
+  RESNETS: {{DEPTH: 18, RES2_OUT_CHANNELS: 64}}
+  SEM_SEG_HEAD: {{NUM_CLASSES: 3}}
+TEST: {{BOUNDARIES: True}}
+"""
+    assert train(output, f"semantic/{config}.yaml", text) == 0
     metrics = json.loads((output / "result.json").read_text())["metrics"]
     assert {"mIoU", "IoU-sky", "IoU-wall", "IoU-road"} <= set(metrics["sem_seg"])
     assert "mIoU" in metrics["sem_seg_boundary_1px"]

@@ -1,4 +1,4 @@
-"""Semantic maps made from instances: of COCO-format data, of the shapes with noise, and for panoptic models."""
+"""Label maps from instances: COCO's format, shapes with and without noise, panoptic shapes."""
 
 import json
 
@@ -9,36 +9,35 @@ from detectron2.utils.file_io import PathManager
 
 from rpe_d2.data import load_shapes, load_shapes_sem_seg, register_coco_jsons
 from rpe_d2.data.datasets.label_noise import corrupt_labels
-from rpe_d2.evaluation.ground_truth import read_label_map
-from tests.data.test_coco_jsons import entry, folder, make_content
+from rpe_d2.utils.label_maps import read_label_map
+from tests.helpers.coco_files import entry, make_content
 
-__all__ = ["folder"]  # a fixture
-
-# ---- COCO-format data
+# ---- Datasets in COCO's format
 
 
-def test_maps_of_masks(folder):
+def test_maps_of_masks(coco_folder):
     content = make_content()
     content["annotations"] += [
-        # A small one in front of the first, a crowd behind all, and one of which only the box is known.
+        # A small mask in front of the first one, a crowd behind all, and a box without a mask.
         {"id": 3, "image_id": 5, "category_id": 70, "bbox": [4, 4, 2, 2], "iscrowd": 0,
          "segmentation": [[4, 4, 6, 4, 6, 6, 4, 6]]},
         {"id": 4, "image_id": 5, "category_id": 3, "bbox": [0, 0, 20, 8], "iscrowd": 1,
          "segmentation": {"size": [16, 20], "counts": [0] + [8, 8] * 20}},
         {"id": 5, "image_id": 5, "category_id": 70, "bbox": [12, 10, 3, 4], "iscrowd": 0},
-        # A line is nothing, alone or beside a polygon.
-        {"id": 6, "image_id": 5, "category_id": 3, "bbox": [15, 10, 4, 4], "segmentation": [[15, 10, 19, 14]]},
+        # Two corners have no area, alone or beside a polygon.
+        {"id": 6, "image_id": 5, "category_id": 3, "bbox": [15, 10, 4, 4],
+         "segmentation": [[15, 10, 19, 14]]},
         {"id": 7, "image_id": 5, "category_id": 3, "bbox": [17, 12, 2, 2],
          "segmentation": [[15, 10, 19, 14], [17, 12, 19, 12, 19, 14, 17, 14]]},
     ]  # fmt: skip
-    register_coco_jsons([entry(folder, content)])
+    register_coco_jsons([entry(coco_folder, content)])
     metadata = MetadataCatalog.get("mine_sem_seg")
     assert metadata.stuff_classes == ["background", "cell", "zebra"]
     assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
     with_objects, without = DatasetCatalog.get("mine_sem_seg")
     assert "annotations" not in with_objects and with_objects["image_id"] == 5
-    assert with_objects["file_name"] == str(folder / "images/a.png")
-    found = read_label_map(with_objects["sem_seg_file_name"])
+    assert with_objects["file_name"] == str(coco_folder / "images/a.png")
+    result = read_label_map(with_objects["sem_seg_file_name"])
     expected = np.zeros((16, 20), int)
     expected[:8] = 255
     expected[1:7, 1:9] = 1
@@ -46,25 +45,25 @@ def test_maps_of_masks(folder):
     expected[4:6, 4:6] = 2
     expected[10:14, 12:15] = 2
     expected[12:14, 17:19] = 1
-    assert np.array_equal(found, expected)
+    assert np.array_equal(result, expected)
     assert not read_label_map(without["sem_seg_file_name"]).any()
 
 
-def test_a_taken_name_and_an_absent_image_are_named(folder):
-    register_coco_jsons([entry(folder, make_content(), "one")])
+def test_a_taken_name_and_an_absent_image_are_named(coco_folder):
+    register_coco_jsons([entry(coco_folder, make_content(), "one")])
     path = DatasetCatalog.get("one_sem_seg")[0]["sem_seg_file_name"].replace("#5", "#6")
     with pytest.raises(FileNotFoundError, match="#6: there is no such image"):
         PathManager.open(path, "rb")
     DatasetCatalog.register("two_sem_seg", lambda: [])
     MetadataCatalog.get("two_sem_seg")
     with pytest.raises(ValueError, match="two_sem_seg, the name of its semantic maps, is taken"):
-        register_coco_jsons([entry(folder, make_content(), "two")])
+        register_coco_jsons([entry(coco_folder, make_content(), "two")])
 
 
-def test_more_classes_than_a_map_holds(folder):
+def test_more_classes_than_a_map_holds(coco_folder):
     content = make_content()
     content["categories"] += [{"id": 100 + n, "name": f"class {n}"} for n in range(253)]
-    register_coco_jsons([entry(folder, content)])
+    register_coco_jsons([entry(coco_folder, content)])
     assert "mine" in DatasetCatalog.list() and "mine_sem_seg" not in DatasetCatalog.list()
 
 
@@ -75,9 +74,9 @@ def test_nuclei_foreground(real_data):
         register_coco_jsons([f"nuclei_test={root}/val.json"])
         instances = DatasetCatalog.get("nuclei_test")[0]
         record = DatasetCatalog.get("nuclei_test_sem_seg")[0]
-        found = read_label_map(record["sem_seg_file_name"])
-        assert found.shape == (instances["height"], instances["width"])
-        assert set(np.unique(found)) == {0, 1} and len(instances["annotations"]) > 0
+        result = read_label_map(record["sem_seg_file_name"])
+        assert result.shape == (instances["height"], instances["width"])
+        assert set(np.unique(result)) == {0, 1} and len(instances["annotations"]) > 0
     finally:
         for name in set(DatasetCatalog.list()) - before:
             DatasetCatalog.remove(name)
@@ -88,7 +87,7 @@ def test_nuclei_foreground(real_data):
 
 
 @pytest.mark.parametrize("split", ["train", "large_train"])
-def test_noise_is_in_the_maps_and_nothing_else(split):
+def test_noise_changes_the_maps_alone(split):
     clean, noisy = DatasetCatalog.get(f"shapes_{split}_sem_seg"), DatasetCatalog.get(
         f"shapes_{split}_noisy_sem_seg"
     )
@@ -99,13 +98,13 @@ def test_noise_is_in_the_maps_and_nothing_else(split):
     wrong = lost = added = foreground = 0
     for one, other in list(zip(clean, noisy))[:4]:
         true = read_label_map(one["sem_seg_file_name"])
-        found = read_label_map(other["sem_seg_file_name"])
+        result = read_label_map(other["sem_seg_file_name"])
         again = load_shapes_sem_seg(split, noisy=True)[one["image_id"]]["sem_seg_file_name"]
-        assert np.array_equal(found, read_label_map(again))
-        assert set(np.unique(found)) <= set(np.unique(true)) | {0}
-        wrong += (found != true).mean() / 4
-        lost += ((true > 0) & (found == 0)).sum()
-        added += ((true == 0) & (found > 0)).sum()
+        assert np.array_equal(result, read_label_map(again))
+        assert set(np.unique(result)) <= set(np.unique(true)) | {0}
+        wrong += (result != true).mean() / 4
+        lost += ((true > 0) & (result == 0)).sum()
+        added += ((true == 0) & (result > 0)).sum()
         foreground += (true > 0).sum()
     assert 0.05 < wrong < 0.2
     assert 0.1 < lost / foreground < 0.3 and 0.01 < added / foreground < 0.15

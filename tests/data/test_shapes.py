@@ -36,7 +36,7 @@ def val():
 
 
 def decode_masks(record):
-    """Masks (N, 128, 128) bool."""
+    """Returns masks (N, 128, 128) bool."""
     masks = mask_util.decode([a["segmentation"] for a in record["annotations"]])
     return masks.transpose(2, 0, 1).astype(bool)
 
@@ -110,8 +110,8 @@ def test_objects_are_visible(val):
             assert not (mask & ~obj.mask).any()
 
 
-def test_annotations_cover_what_the_picture_shows(val):
-    """Every mask is framed by a step in colour, and no such step is found far from all masks."""
+def test_annotations_cover_all_visible_objects(val):
+    """Every mask has a step in colour along its boundary, and there are no steps elsewhere."""
     inside, outside = [], []
     for record in val[:30]:
         picture = render_shapes("val", record["image_id"])
@@ -129,7 +129,7 @@ def test_annotations_cover_what_the_picture_shows(val):
 
 
 def components(record):
-    """The control: connected components of the perfect semantic map, as (class, mask) pairs."""
+    """Returns (class, mask) pairs of connected components of the ground-truth semantic map."""
     masks = decode_masks(record)
     classes = np.array([a["category_id"] for a in record["annotations"]])
     for category in range(len(SHAPES_CLASSES)):
@@ -140,7 +140,7 @@ def components(record):
 
 
 def shapes_control_ap(records):
-    """Mask AP (0–100) of the control, by pycocotools."""
+    """Returns mask AP (0 to 100) of these components, computed by pycocotools."""
     images, annotations, predictions = [], [], []
     for record in records:
         images.append({"id": record["image_id"], "height": 128, "width": 128})
@@ -157,7 +157,7 @@ def shapes_control_ap(records):
                 }
             )
         for category, mask in components(record):
-            # splinters behind all others, to the control's advantage
+            # Small fragments come last, which favours the components.
             rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
             predictions.append(
                 {
@@ -182,7 +182,7 @@ def shapes_control_ap(records):
     return 100 * evaluation.stats[0]
 
 
-def test_a_semantic_map_is_not_enough(val):
+def test_connected_components_of_the_semantic_map_are_not_enough(val):
     assert shapes_control_ap(val) == pytest.approx(
         31.7, abs=0.5
     )  # the README says so; below 40 is asked for
@@ -210,7 +210,7 @@ def test_perfect_predictions_reach_100(val, tmp_path):
             evaluator.process([record], [{"instances": instances}])
         results = evaluator.evaluate()
     finally:
-        # Detectron2 notes the converted file, which goes with tmp_path, in the global metadata
+        # Detectron2 keeps the path of the converted file, inside tmp_path, in global metadata.
         if not had_json:
             del metadata.json_file
     assert results["segm"]["AP"] == pytest.approx(100)

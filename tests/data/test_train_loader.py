@@ -1,4 +1,4 @@
-"""The order of training data: fixed by the seed alone, continued anywhere, whole in spite of broken files."""
+"""The training loader: order by seed alone, resumption anywhere, and broken files."""
 
 import collections
 import itertools
@@ -26,7 +26,7 @@ BROKEN = {"3.png", "7.png"}
 
 @pytest.fixture(scope="module", autouse=True)
 def data():
-    """Eleven images that are numbers; every third is upright."""
+    """Registers eleven images that are numbers. Every third one is higher than wide."""
     dicts = [
         {"file_name": f"{i}.png", "index": i, "width": 20 if i % 3 else 10, "height": 15}
         for i in range(COUNT)
@@ -38,7 +38,7 @@ def data():
 
 
 def augmented(item):
-    """Draws from all the generators that augmentations use."""
+    """A mapper that draws from all generators that augmentations use."""
     noise = [np.random.rand(), float(torch.rand(())), np.random.randint(1000)]
     return {**item, "noise": noise, "pid": os.getpid()}
 
@@ -90,7 +90,7 @@ def test_batches_do_not_depend_on_workers_or_on_what_was_drawn_before():
 
 @pytest.mark.parametrize("grouping", [True, False])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_goes_on_where_another_stopped(workers, grouping):
+def test_resumes_where_another_loader_stopped(workers, grouping):
     expected = batches(loader(grouping=grouping), 12)
     for done in (1, 5, 8):
         made = loader(workers=workers, grouping=grouping)
@@ -103,7 +103,7 @@ def test_reading_leaves_the_generators_as_they_were():
     np.random.seed(0)
     expected = torch.rand(3), np.random.rand(3)
     made = iter(loader())
-    next(made)  # torch draws a seed when a loader starts
+    next(made)  # torch draws a seed when iteration starts
     torch.manual_seed(0)
     np.random.seed(0)
     batches(made, 4)
@@ -111,7 +111,7 @@ def test_reading_leaves_the_generators_as_they_were():
     np.testing.assert_array_equal(np.random.rand(3), expected[1])
 
 
-def test_batches_of_one_orientation_and_every_image_alike_often():
+def test_batches_have_one_orientation_and_images_equal_frequency():
     drawn = batches(loader(), 11 * 20)
     for batch in drawn:
         assert len({index % 3 == 0 for index, *_ in batch}) == 1
@@ -157,8 +157,8 @@ def test_a_dead_worker_names_its_file():
     assert made.dead_worker(RuntimeError("out of memory")) is None
 
 
-def test_a_connection_to_a_worker_that_breaks_is_said_to_be_its_death():
-    """torch says so itself, unless the process is not quite dead yet: a moment too short to be met in a test."""
+def test_a_broken_connection_is_reported_as_a_dead_worker():
+    """torch reports dead workers itself, unless the connection breaks first."""
 
     def broken_off():
         yield ["batch"]
@@ -166,11 +166,13 @@ def test_a_connection_to_a_worker_that_breaks_is_said_to_be_its_death():
 
     made = iter(ResumableLoader(broken_off(), loader()._order, loader()._dataset))
     assert next(made) == ["batch"]
-    with pytest.raises(DeadWorker, match="died while it handed data over .ConnectionResetError"):
+    with pytest.raises(
+        DeadWorker, match="died while it transferred its data .ConnectionResetError"
+    ):
         next(made)
 
 
-def test_a_data_set_without_any_readable_image_ends():
+def test_a_dataset_without_any_readable_image_raises():
     made = loader(all_broken, MAX_UNREADABLE=10**6)
     with pytest.raises(UnreadableImage, match="unreadable images: "):
         next(iter(made))

@@ -1,4 +1,4 @@
-"""A miniature of VOC 2012 and SBD: registration, masks, semantic maps, bad files, and a run."""
+"""VOC 2012 and SBD on a miniature: registration, masks, label maps, invalid files, training."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from PIL import Image
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.cli.train_net import main
 from rpe_d2.data import (
     VOC_CLASSES,
     PixelLabelMapper,
@@ -19,9 +18,9 @@ from rpe_d2.data import (
     check_voc_files,
     register_voc,
 )
-from rpe_d2.evaluation.ground_truth import read_label_map
-from tests.conftest import ROOT
+from rpe_d2.utils.label_maps import read_label_map
 from tests.helpers import voc_tree
+from tests.helpers.training import train
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
@@ -34,7 +33,7 @@ def root(tmp_path):
 
 
 def masks_of(record) -> np.ndarray:
-    """(N, H, W) bool"""
+    """Returns masks (N, H, W) bool."""
     masks = mask_util.decode([a["segmentation"] for a in record["annotations"]])
     return masks.transpose(2, 0, 1).astype(bool)
 
@@ -46,7 +45,7 @@ def expected_masks(things) -> list:
 
 def test_instances_are_the_maps_without_void(root):
     register_voc(str(root))
-    register_voc(str(root))  # by another run of the same process
+    register_voc(str(root))  # a second time, as a second run of a process does
     records = DatasetCatalog.get("voc_2012_val")
     assert [r["image_id"] for r in records] == [2007000033, 2007000042]
     for record, name in zip(records, voc_tree.VAL):
@@ -58,17 +57,17 @@ def test_instances_are_the_maps_without_void(root):
         for annotation, (_, (left, top, right, bottom), difficult) in zip(
             record["annotations"], things
         ):
-            # The mask lacks the void band.
+            # The mask does not include the void band.
             box = [left + 1, top + 1, right - left - 2, bottom - top - 2]
             assert annotation["bbox"] == box and annotation["difficult"] is difficult
-    records[0]["annotations"].clear()  # the list is the caller's own
+    records[0]["annotations"].clear()  # every caller gets a copy
     assert len(DatasetCatalog.get("voc_2012_val")[0]["annotations"]) == 3
     metadata = MetadataCatalog.get("voc_2012_val")
     assert metadata.evaluator_type == "voc_instances"
     assert metadata.thing_classes == sorted(VOC_CLASSES) and len(VOC_CLASSES) == 20
 
 
-def test_sbd_and_what_is_left_out_of_it(root):
+def test_sbd_and_the_images_excluded_from_it(root):
     register_voc(str(root))
     ids = {name: [r["image_id"] for r in DatasetCatalog.get(name)] for name in voc_tree.SPLITS}
     assert ids["sbd_train"] == [2008000002, 2007000033] and ids["sbd_val"] == [2008000003]
@@ -90,7 +89,7 @@ def test_semantic_maps_are_indices_not_colours(root, name, file):
     cfg = get_cfg()
     cfg.INPUT.MIN_SIZE_TRAIN = (voc_tree.SIZE[0],)
     cfg.INPUT.RANDOM_FLIP = "none"
-    mapped = DatasetMapper(cfg, is_train=True)(record)  # reads maps as "L"
+    mapped = DatasetMapper(cfg, is_train=True)(record)  # it reads label maps in the mode "L"
     assert np.array_equal(mapped["sem_seg"].numpy(), expected)
     assert len(MetadataCatalog.get(f"{name}_sem_seg").stuff_classes) == 21
 
@@ -102,8 +101,8 @@ def test_masks_for_training(root):
     cfg.INPUT.MIN_SIZE_TRAIN = (voc_tree.SIZE[0],)
     cfg.INPUT.RANDOM_FLIP = "none"
     mapped = PixelLabelMapper(cfg, is_train=True)(DatasetCatalog.get("voc_2012_train")[0])
-    found = mapped["instances"].gt_masks.tensor.numpy()
-    assert np.array_equal(found, expected_masks(voc_tree.DEFAULT))
+    result = mapped["instances"].gt_masks.tensor.numpy()
+    assert np.array_equal(result, expected_masks(voc_tree.DEFAULT))
     assert mapped["instances"].gt_classes.tolist() == [0, 14, 14]
     void = voc_tree.maps(voc_tree.DEFAULT)[0] == 255
     assert void.any() and np.array_equal(mapped["ignore_mask"].numpy(), void)
@@ -125,7 +124,7 @@ def test_layouts(root, layout):
     assert len(DatasetCatalog.get("sbd_train")) == 2
 
 
-def test_names_that_are_not_official_are_numbered(root):
+def test_images_with_other_names_are_numbered(root):
     lists = root / VOC / "ImageSets" / "Segmentation" / "val.txt"
     for folder, suffix in (
         ("JPEGImages", "jpg"), ("SegmentationObject", "png"), ("SegmentationClass", "png")
@@ -136,7 +135,7 @@ def test_names_that_are_not_official_are_numbered(root):
     register_voc(str(root))
     (record,) = DatasetCatalog.get("voc_2012_val")
     assert record["image_id"] == 1
-    assert not any(a["difficult"] for a in record["annotations"])  # there is no mine.xml
+    assert not any(a["difficult"] for a in record["annotations"])  # mine.xml does not exist
 
 
 def test_nothing_is_registered_without_a_folder():
@@ -145,7 +144,7 @@ def test_nothing_is_registered_without_a_folder():
     assert DatasetCatalog.list() == before
 
 
-def test_a_wrong_folder_is_one_line(root, tmp_path):
+def test_a_wrong_folder_is_reported_in_one_line(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="DATASETS.VOC: .*elsewhere holds none of VOCdev"):
         register_voc(str(tmp_path / "elsewhere"))
     register_voc(str(root))
@@ -215,22 +214,22 @@ def small_mat(path):
 @pytest.mark.parametrize(
     "file, spoil, message",
     [
-        ("SegmentationObject/2007_000042.png", small, "has 9 x 7 pixels .*SegmentationClass.* 48 x 64"),
-        ("SegmentationClass/2007_000042.png", small, "has 48 x 64 pixels .*SegmentationClass.* 9 x 7"),
-        ("SegmentationObject/2007_000042.png", colours, "has the mode RGB; allowed: P"),
+        ("SegmentationObject/2007_000042.png", small, "has 9 x 7 pixels .*Class.* 48 x 64"),
+        ("SegmentationClass/2007_000042.png", small, "has 48 x 64 pixels .*Class.* 9 x 7"),
+        ("SegmentationObject/2007_000042.png", colours, "has the mode RGB; allowed: L or P"),
         ("SegmentationObject/2007_000042.png", text, "2007_000042.png"),
-        ("SegmentationClass/2007_000042.png", no_class, "has 21 under object 1 of .*allowed: 1 to 20"),
+        ("SegmentationClass/2007_000042.png", no_class, "has 21 under object 1 .*allowed: 1 to 20"),
         ("SegmentationClass/2007_000042.png", only_void, "has 255 under object 1 of"),
         ("JPEGImages/2007_000042.jpg", text, "2007_000042.jpg"),
-        ("Annotations/2007_000042.xml", text, "2007_000042.xml is no annotation of VOC"),
+        ("Annotations/2007_000042.xml", text, "2007_000042.xml is not a VOC annotation"),
         ("inst/2008_000003.mat", no_categories, "2008_000003.mat has no GTinst.Categories"),
         ("inst/2008_000003.mat", another_variable, "has no GTinst.Segmentation"),
-        ("inst/2008_000003.mat", few_categories, "has the class None for object 2; allowed: 1 to 20"),
+        ("inst/2008_000003.mat", few_categories, "the class None for object 2; allowed: 1 to 20"),
         ("inst/2008_000003.mat", small_mat, "has 9 x 7 pixels .*2008_000003.jpg has 48 x 64"),
-        ("inst/2008_000003.mat", text, "2008_000003.mat is no MATLAB file"),
+        ("inst/2008_000003.mat", text, "2008_000003.mat is not a MATLAB file"),
     ],
 )  # fmt: skip
-def test_bad_files_are_named_in_one_line(root, file, spoil, message):
+def test_invalid_files_are_named_in_one_line(root, file, spoil, message):
     is_sbd = file.startswith("inst")
     spoil(root / (SBD if is_sbd else VOC) / file)
     register_voc(str(root))
@@ -249,20 +248,22 @@ def test_semantic_maps_of_another_kind_are_named(root):
         read_label_map(record["sem_seg_file_name"])
 
 
-def run(root, output, *opts) -> int:
-    return main(
-        [
-            "--config-file", str(ROOT / "configs/quick/rpe_instant_test.yaml"),
-            "DATASETS.VOC", str(root), "DATASETS.TRAIN", "('voc_2012_train', 'voc_2012_sbd_train')",
-            "DATASETS.TEST", "('voc_2012_val',)", "MODEL.RPE.NUM_CLASSES", "20",
-            "SOLVER.MAX_ITER", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-            "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output), *opts,
-        ]
-    )  # fmt: skip
+def run(root, output) -> int:
+    text = f"""
+DATASETS:
+  VOC: {root}
+  TRAIN: [voc_2012_train, voc_2012_sbd_train]
+  TEST: [voc_2012_val]
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
+MODEL:
+  RPE: {{NUM_CLASSES: 20}}
+TEST: {{TOUCHING_INSTANCES: True}}
+"""
+    return train(output, "quick/rpe_instant_test.yaml", text)
 
 
 def test_training_and_evaluation(root, tmp_path):
-    assert run(root, tmp_path / "out", "TEST.TOUCHING_INSTANCES", "True") == 0
+    assert run(root, tmp_path / "out") == 0
     metrics = json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]
     assert list(metrics) == ["bbox", "segm", "segm_touching", "voc_segm"]
     names = [name for name in metrics["voc_segm"] if "-" not in name]

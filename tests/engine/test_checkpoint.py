@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, the newest that can be read, nothing in them that runs."""
+"""Checkpoints are complete or absent, and loading one runs no code."""
 
 import io
 import os
@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,30 +16,9 @@ from torch import nn
 from rpe_d2.engine.checkpoint import ModelCheckpointer, UnreadableCheckpoint
 from rpe_d2.engine.hooks import averaged_copy
 from rpe_d2.utils.files import replacing_file
-from rpe_d2.utils.safe_pickle import load_arrays
+from rpe_d2.utils.safe_loading import load_arrays
 from tests.conftest import ROOT
-
-
-class Iterations:
-    """What a trainer saves of itself."""
-
-    iteration = 0
-
-    def state_dict(self):
-        return {"iteration": self.iteration}
-
-    def load_state_dict(self, state):
-        self.iteration = state["iteration"]
-
-
-class Payload:
-    """Leaves a file behind when it is unpickled carelessly."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
+from tests.helpers.runs import Iterations, Payload
 
 
 def model(value=0.0):
@@ -50,7 +28,7 @@ def model(value=0.0):
 
 
 def saved(folder, *values):
-    """Checkpoints of models filled with the values, the iterations 0, 1, …"""
+    """Saves checkpoints of models filled with the values, as iterations 0, 1, …"""
     for iteration, value in enumerate(values):
         trainer = Iterations()
         trainer.iteration = iteration
@@ -59,28 +37,28 @@ def saved(folder, *values):
 
 
 def resumed(folder):
-    """Value of the model and iteration that a resumed training starts with."""
+    """The value of the model, and the iteration, with which a resumed training starts."""
     trainer, linear = Iterations(), model()
     checkpointer = ModelCheckpointer(linear, str(folder), complete=False, trainer=trainer)
     checkpointer.resume_or_load("", resume=True)
     return float(linear.weight[0, 0]), trainer.iteration
 
 
-def test_resuming_takes_the_last(tmp_path):
+def test_resuming_takes_the_last_checkpoint(tmp_path):
     saved(tmp_path, 1.0, 2.0, 3.0)
     assert resumed(tmp_path) == (3.0, 2)
     assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "gone"])
-def test_an_unreadable_checkpoint_is_named_and_the_one_before_taken(damage, tmp_path, caplog):
+def test_an_unreadable_checkpoint_is_named_and_the_previous_one_is_taken(damage, tmp_path, caplog):
     saved(tmp_path, 1.0, 2.0, 3.0)
     last = tmp_path / "model_0000002.pth"
     content = last.read_bytes()
     damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}
     last.unlink() if damage == "gone" else last.write_bytes(damaged[damage])
     assert resumed(tmp_path) == (2.0, 1)
-    assert "model_0000002.pth" in caplog.text and "trying the one before" in caplog.text
+    assert "model_0000002.pth" in caplog.text and "trying the previous one" in caplog.text
 
 
 def test_every_truncation_is_noticed(tmp_path):
@@ -92,7 +70,7 @@ def test_every_truncation_is_noticed(tmp_path):
         assert resumed(tmp_path) == (1.0, 0)
 
 
-def test_none_that_can_be_read_is_an_error(tmp_path):
+def test_it_is_an_error_if_no_checkpoint_can_be_read(tmp_path):
     saved(tmp_path, 1.0, 2.0)
     for path in tmp_path.glob("*.pth"):
         path.write_bytes(b"hello")
@@ -100,7 +78,7 @@ def test_none_that_can_be_read_is_an_error(tmp_path):
         resumed(tmp_path)
 
 
-def test_a_broken_write_leaves_the_file_as_it_was(tmp_path):
+def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with pytest.raises(KeyboardInterrupt), replacing_file(path) as file:
@@ -111,11 +89,11 @@ def test_a_broken_write_leaves_the_file_as_it_was(tmp_path):
 
 FULL_DISK = """
 import resource, signal, sys
-from tests.engine.test_checkpoint import Iterations, ModelCheckpointer, nn
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing more then fails, as on a full disk
+from tests.helpers.runs import save_large_checkpoint
+# Writing more than the limit then fails, as on a full disk.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-checkpointer = ModelCheckpointer(nn.Linear(400, 400), sys.argv[1], complete=False, trainer=Iterations())
-checkpointer.save("model_0000009", iteration=9)
+save_large_checkpoint(sys.argv[1])
 """
 
 
@@ -126,10 +104,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     )
     assert done.returncode == 1, done.stderr
     line = done.stderr.strip().splitlines()[-1]
-    assert re.search(
-        r"model_0000009\.pth could not be written \(File too large\); the last good one: .*0000001\.pth",
-        line,
-    )
+    message = r"model_0000009\.pth could not be written \(File too large\); the last good one: .*"
+    assert re.search(message + r"0000001\.pth", line)
     assert resumed(tmp_path) == (2.0, 1)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth"]
@@ -141,7 +117,7 @@ def test_the_best_model_is_not_the_last(tmp_path):
     assert resumed(tmp_path) == (1.0, 0)
 
 
-def test_averaged_weights_are_for_inference_and_trained_ones_for_resuming(tmp_path):
+def test_inference_loads_averaged_weights_and_resuming_the_trained_ones(tmp_path):
     trained, trainer = model(2.0), Iterations()
     averaged = averaged_copy(model(1.0), 0.9)
     ModelCheckpointer(
@@ -217,12 +193,12 @@ def test_a_payload_in_weights_does_not_run(suffix, place, tmp_path):
     with pytest.raises(UnreadableCheckpoint, match=f"weights{suffix}: not a checkpoint"):
         ModelCheckpointer(model(), complete=False).load(str(path))
     assert not trap.exists()
-    with open(path, "rb") as file:  # the trap does work
+    with open(path, "rb") as file:  # an unsafe loader does run the payload
         torch.load(path, weights_only=False) if suffix != ".pkl" else pickle.load(file)
     assert trap.exists()
 
 
-def test_nothing_that_acts_can_be_asked_for():
+def test_pickles_that_ask_for_functions_are_refused():
     for module, name in (
         ("os", "system"), ("builtins", "eval"), ("builtins", "getattr"), ("posix", "system"),
         ("numpy", "load"), ("numpy.core.multiarray", "fromfile"), ("numpy", "ndarray.tofile"),
@@ -241,11 +217,14 @@ def reduced(function: bytes, arguments: bytes) -> bytes:
 @pytest.mark.parametrize(
     "code, message",
     [
-        # numpy.ndarray((1,), "O", b"A" * 8): an array of pointers into memory of the attacker's choice
-        (reduced(b"numpy\nndarray\n", b"(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt"), "broken"),
+        # numpy.ndarray((1,), "O", b"A" * 8), an array of pointers that the attacker chooses
+        (reduced(b"numpy\nndarray\n", b"(K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAAt"), "damaged"),
         (reduced(b"numpy\ndtype\n", b"X\x02\x00\x00\x00O8\x85"), "type O8"),
         (reduced(b"numpy\ndtype\n", b"X\x05\x00\x00\x00i4,O8\x85"), "type i4,O8"),
-        (reduced(b"_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86"), "encoding zip"),
+        (
+            reduced(b"_codecs\nencode\n", b"X\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86"),
+            "encoding zip",
+        ),
         (
             reduced(
                 b"numpy.core.multiarray\n_reconstruct\n",
@@ -263,14 +242,14 @@ def test_arrays_of_pointers_cannot_be_made(code, message):
 def test_an_array_larger_than_its_data_is_refused():
     whole = pickle.dumps(np.arange(6, dtype=np.int32).reshape(2, 3), 2)
     assert load_arrays(io.BytesIO(whole)).tolist() == [[0, 1, 2], [3, 4, 5]]
-    state = whole.replace(b"K\x02K\x03\x86", b"K\x63K\x63\x86")  # of shape (99, 99)
+    state = whole.replace(b"K\x02K\x03\x86", b"K\x63K\x63\x86")  # shape (99, 99)
     assert state != whole
-    with pytest.raises(pickle.UnpicklingError, match="broken"):
+    with pytest.raises(pickle.UnpicklingError, match="damaged"):
         load_arrays(io.BytesIO(state))
 
 
-def test_the_checkpoint_before_is_the_one_written_before(tmp_path):
-    """A run that ended, was extended and lost its last checkpoint does not go back to the earlier end."""
+def test_the_previous_checkpoint_is_the_one_written_before(tmp_path):
+    """The run was extended beyond model_final, which is therefore not the newest checkpoint."""
     saved(tmp_path, 1.0, 2.0)
     (tmp_path / "model_0000001.pth").rename(tmp_path / "model_final.pth")
     os.utime(tmp_path / "model_final.pth", (1, 1))
@@ -278,7 +257,7 @@ def test_the_checkpoint_before_is_the_one_written_before(tmp_path):
     assert resumed(tmp_path) == (1.0, 0)
 
 
-def test_what_a_killed_process_left_behind_is_removed(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     saved(tmp_path, 1.0)
     leftover = tmp_path / "model_0000001.pth.123.tmp"
     leftover.write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""Several processes: started in any way they are one run, and they compute what one process computes."""
+"""A run of several processes, however they are started, computes what one process computes."""
 
 import atexit
 import json
@@ -24,14 +24,36 @@ from rpe_d2.engine.launcher import launch
 from rpe_d2.engine.train_step import TrainStep
 from rpe_d2.engine.trainer import distributed
 from tests.conftest import ROOT
-from tests.engine.test_resume import assert_same_run
-from tests.helpers.runs import INSTANT, few_images, start_train_net, train_net
+from tests.helpers.runs import (
+    INSTANT,
+    assert_same_run,
+    few_images,
+    overrides,
+    start_train_net,
+    train_net,
+)
 
-OPTIONS = [
-    "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "SEED", "5", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "3",
-    "SOLVER.EMA.ENABLED", "True", "TEST.EVAL_PERIOD", "5", "TEST.VALIDATION_LOSS", "True",
-    "TEST.BEST_METRIC", "validation/total_loss",
-]  # fmt: skip
+OPTIONS = overrides(
+    """
+    MODEL: {DEVICE: cpu}
+    DETERMINISTIC: True
+    SEED: 5
+    SOLVER: {MAX_ITER: 8, CHECKPOINT_PERIOD: 3, EMA: {ENABLED: True}}
+    TEST: {EVAL_PERIOD: 5, VALIDATION_LOSS: True, BEST_METRIC: validation/total_loss}
+    """
+)
+DIVERGING = overrides(
+    """
+    MODEL: {RESNETS: {NORM: FrozenBN}}
+    SOLVER:
+      OPTIMIZER: SGD
+      BASE_LR: 1.0e+30
+      CLIP_GRADIENTS: {ENABLED: False}
+      WARMUP_ITERS: 0
+      MAX_NONFINITE_STEPS: 1
+    TEST: {EVAL_PERIOD: 0}
+    """
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -46,11 +68,11 @@ def options(tmp_path_factory) -> list:
 
 @pytest.fixture(scope="module")
 def by_flags(options, tmp_path_factory) -> Path:
-    """A run of two processes on the CPU, by Detectron2's flags."""
+    """The output of a run of two processes on the CPU, started by Detectron2's flags."""
     output = tmp_path_factory.mktemp("flags")
     done = train_net(
-        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", "OUTPUT_DIR", output, *options,
-        **ONE_THREAD,
+        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto",
+        "OUTPUT_DIR", output, *options, **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return output
@@ -71,7 +93,8 @@ def test_two_processes_train_evaluate_and_save(by_flags):
 def test_torchrun_is_the_same_run(by_flags, options, tmp_path):
     done = train_net(
         "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *options,
-        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], **ONE_THREAD,
+        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert_equal(weights(tmp_path), weights(by_flags))
@@ -80,9 +103,13 @@ def test_torchrun_is_the_same_run(by_flags, options, tmp_path):
 def test_srun_is_the_same_run(by_flags, options, tmp_path):
     """Two processes with the variables that srun sets."""
     shared = {
-        "SLURM_JOB_ID": str(abs(hash(str(tmp_path))) % 10**6), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", **ONE_THREAD,
-    }  # fmt: skip
+        "SLURM_JOB_ID": str(abs(hash(str(tmp_path))) % 10**6),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        **ONE_THREAD,
+    }
     running = [
         start_train_net(
             "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *options,
@@ -111,24 +138,24 @@ def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(
         os.kill(training_processes(process.pid)[1], signal.SIGTERM)
     stopped = process.finish(120)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    path = re.search(r"; saved (\S+), go on with --resume", stopped.stderr)[1]
+    path = re.search(r"; saved (\S+), continue with --resume", stopped.stderr)[1]
     torch.load(path, weights_only=True)
     if receiver != "second process":
-        return  # what follows is the same
+        return  # the rest is the same for all of them
     done = train_net("--config-file", INSTANT, "--resume", *arguments, **ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path, by_flags)
 
 
 def training_processes(parent: int) -> list:
-    """Process ids of the children that train, by rank."""
+    """The process ids of the children that train, by rank."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
     return sorted(pid for pid, command in commands.items() if "spawn_main" in command)
 
 
 def note_threads_at_exit(folder: str, end: str) -> None:
-    """Trains a little with all that holds process groups, and ends."""
+    """Trains with everything that holds process groups, and ends in one of three ways."""
     path = Path(folder) / str(comm.get_rank())
     atexit.register(lambda: path.write_text("\n".join(threads())))
     model = distributed(torch.nn.Linear(3, 3), find_unused_parameters=False)
@@ -153,7 +180,7 @@ def threads() -> list:
         try:
             names.append(path.read_text().strip())
         except OSError:
-            pass  # it has just ended
+            pass  # the thread has just ended
     return names
 
 
@@ -161,7 +188,7 @@ def threads() -> list:
     "end, error", [("finished", None), ("stopped", SystemExit), ("failed", ProcessRaisedException)]
 )
 def test_no_thread_of_a_process_group_outlives_its_run(end, error, tmp_path):
-    """One that does aborts the interpreter now and then, which ends with another status."""
+    """Such a thread aborts the interpreter now and then, which changes the exit status."""
     with pytest.raises(error) if error else nullcontext():
         launch(note_threads_at_exit, str(tmp_path), end, device="cpu", processes=2)
     for rank in "01":
@@ -171,10 +198,8 @@ def test_no_thread_of_a_process_group_outlives_its_run(end, error, tmp_path):
 
 def test_two_processes_that_diverge_stop_together_with_a_checkpoint(options, tmp_path):
     done = train_net(
-        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", *options, "OUTPUT_DIR", tmp_path,
-        "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", False,
-        "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_NONFINITE_STEPS", 1, "MODEL.RESNETS.NORM", "FrozenBN",
-        "TEST.EVAL_PERIOD", 0, **ONE_THREAD,
+        "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", *options,
+        "OUTPUT_DIR", tmp_path, *DIVERGING, **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -185,21 +210,23 @@ def test_two_processes_that_diverge_stop_together_with_a_checkpoint(options, tmp
     assert content["trainer"]["_trainer"]["nonfinite_steps"] == 1
 
 
-def assert_equal(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal(actual: dict, expected: dict) -> None:
+    """Checks that two dicts of tensors are equal."""
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by_flags, tmp_path):
-    options = few_images(tmp_path, images) + [
-        "MODEL.WEIGHTS", by_flags / "model_final.pth", "MODEL.DEVICE", "cpu", "TEST.PROPOSALS", True,
-        "TEST.TOUCHING_INSTANCES", True,
-    ]  # fmt: skip
+    options = [
+        *few_images(tmp_path, images),
+        *("MODEL.WEIGHTS", by_flags / "model_final.pth"),
+        *overrides("{MODEL: {DEVICE: cpu}, TEST: {PROPOSALS: True, TOUCHING_INSTANCES: True}}"),
+    ]
     output = tmp_path / "out"
     metrics = []
-    # The second evaluation finds a run in its folder.
+    # The second evaluation finds another run in its folder.
     for processes, record in ((1, "result.json"), (2, "evaluation/result.json")):
         done = train_net(
             "--eval-only", "--config-file", INSTANT, "--num-gpus", processes, "--dist-url", "auto",
@@ -212,7 +239,7 @@ def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by
 
 
 def gradients(images: range, device: str, accumulate: int = 1) -> dict:
-    """Gradients of PixelEmbeddingNet in a step on some images; of several processes, each on its share."""
+    """The gradients of PixelEmbeddingNet; each process takes its share of the images."""
     torch.backends.cudnn.allow_tf32 = False
     cfg = get_cfg()
     add_rpe_config(cfg)
@@ -221,7 +248,7 @@ def gradients(images: range, device: str, accumulate: int = 1) -> dict:
     cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "GN"
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.RPE.CONV_DIM = 64
     cfg.MODEL.RPE.QUALITY_IMAGES = 0
-    cfg.MODEL.RPE.TRAIN_POINTS = 128 * 128  # all pixels: none is drawn by chance
+    cfg.MODEL.RPE.TRAIN_POINTS = 128 * 128  # all pixels, so that none is sampled
     cfg.MODEL.RPE.FOREGROUND_THRESHOLD = 0.1
     torch.manual_seed(0)
     model = distributed(build_model(cfg), find_unused_parameters=False)
@@ -242,9 +269,9 @@ def gradients(images: range, device: str, accumulate: int = 1) -> dict:
 
 def save_gradients(images: range, device: str, accumulate: int, path: str) -> None:
     torch.set_num_threads(1)
-    found = gradients(images, device, accumulate)
+    computed = gradients(images, device, accumulate)
     if comm.is_main_process():
-        torch.save(found, path)
+        torch.save(computed, path)
 
 
 DEVICES = [
@@ -258,20 +285,20 @@ DEVICES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradients_of_processes_and_accumulated_batches_equal_those_of_one_batch(device, tmp_path):
-    """Of PixelEmbeddingNet: a batch of 4; 2 accumulated batches; 2 processes; 2 processes with 2 batches each."""
+    """A batch of 4; 2 accumulated batches; 2 processes; 2 processes with 2 batches each."""
     images = range(4)
     expected = gradients(images, device)
     for part in ("backbone", "embedding_head.voter", "embedding_head.classifier", "quality_head"):
         of_part = [g for name, g in expected.items() if name.startswith(part)]
         assert max(float(gradient.abs().max()) for gradient in of_part) > 1e-3, part
-    found = {"accumulated": gradients(images, device, accumulate=2)}
+    variants = {"accumulated": gradients(images, device, accumulate=2)}
     for accumulate in (1, 2):
         path = str(tmp_path / f"{accumulate}.pth")
         launch(save_gradients, images, device, accumulate, path, device=device, processes=2)
-        found[f"2 processes, {accumulate} batches"] = torch.load(path, weights_only=True)
-    for form, of_form in found.items():
-        assert of_form.keys() == expected.keys()
+        variants[f"2 processes, {accumulate} batches"] = torch.load(path, weights_only=True)
+    for variant, computed in variants.items():
+        assert computed.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(
-                of_form[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{form}: {name}"
+                computed[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{variant}: {name}"
             )

@@ -1,4 +1,4 @@
-"""Averaged weights, validation loss and the writer for Weights & Biases."""
+"""Averaged weights, validation loss, best model, signals, and logging to Weights & Biases."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 
 
-def test_average_is_the_recurrence():
+def test_averaged_weights_follow_their_recurrence():
     model = network()
     averaged = averaged_copy(model, 0.95)
     expected = None
@@ -60,7 +60,7 @@ class Losses(nn.Module):
         return {"loss_a": (y**2).mean(), "loss_b": self.dropout(y).abs().mean()}
 
 
-def test_validation_leaves_the_model_alone_and_repeats_itself():
+def test_validation_does_not_change_the_model_and_is_repeatable():
     model = Losses().train()
     model.net[0].eval()
     loader = [[{"x": torch.randn(3)} for _ in range(count)] for count in (2, 1, 3)]
@@ -80,7 +80,7 @@ def test_validation_leaves_the_model_alone_and_repeats_itself():
 
 
 class Run:
-    """As much of a trainer as the hooks look at."""
+    """Stands in for a trainer with the attributes that the hooks read."""
 
     def __init__(self, start_iter=0):
         self.start_iter = start_iter
@@ -97,7 +97,7 @@ def best_model(folder, metric="segm/AP", start_iter=0):
 
 
 def evaluated(hook, score, metric="segm/AP"):
-    """Whether the hook has taken a model with this score for the best."""
+    """Whether the hook takes a model with this score for the best so far."""
     run = hook.trainer
     run.storage.put_scalar(metric, score, smoothing_hint=False)
     hook.after_step()
@@ -106,14 +106,16 @@ def evaluated(hook, score, metric="segm/AP"):
     return is_best
 
 
-def test_the_best_score_outlives_a_resume(tmp_path):
+def test_the_best_score_is_kept_over_a_resume(tmp_path):
     hook = best_model(tmp_path)
     assert [evaluated(hook, score) for score in (7.0, 10.0, 9.0)] == [True, True, False]
     resumed = best_model(tmp_path, start_iter=3)
     assert [evaluated(resumed, score) for score in (9.5, 11.0)] == [False, True]
     content = torch.load(tmp_path / "model_best.pth", weights_only=True)
     assert content["best"] == 11.0 and content["iteration"] == 4
-    assert not (tmp_path / "last_checkpoint").exists()  # a resume goes on from the last model
+    assert not (
+        tmp_path / "last_checkpoint"
+    ).exists()  # a resumed run continues from the last model
 
 
 @pytest.mark.parametrize(
@@ -126,10 +128,10 @@ def test_of_losses_the_smallest_is_the_best(metric, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps({"best": 1})])
-def test_a_broken_best_model_is_named_and_replaced(content, tmp_path, caplog):
+def test_a_damaged_best_model_is_named_and_replaced(content, tmp_path, caplog):
     (tmp_path / "model_best.pth").write_bytes(content)
     hook = best_model(tmp_path, start_iter=3)
-    assert "model_best.pth is not read" in caplog.text
+    assert "model_best.pth cannot be read" in caplog.text
     assert evaluated(hook, 1.0)
 
 
@@ -159,7 +161,7 @@ def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
 
 
 def test_wandb_continues_its_run(tmp_path, monkeypatch):
-    """The real library, writing to disk instead of its server."""
+    """With the real library, which writes to disk instead of its server."""
     pytest.importorskip("wandb", reason="wandb is optional and not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

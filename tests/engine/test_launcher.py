@@ -1,4 +1,4 @@
-"""Which process of a run this is, told from what torchrun and srun set."""
+"""The process of a run as the variables of torchrun and srun describe it."""
 
 import pytest
 
@@ -10,12 +10,21 @@ from rpe_d2.engine.launcher import (
 )
 
 TORCHRUN = {
-    "TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
-}  # fmt: skip
+    "TORCHELASTIC_RUN_ID": "none",
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+}
 SRUN = {
-    "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
-    "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NODELIST": "gpu[07-08]",
-}  # fmt: skip
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
 
 
 def test_torchrun():
@@ -25,12 +34,7 @@ def test_torchrun():
 
 def test_srun():
     process = process_of_cluster(SRUN)
-    assert (process.rank, process.world_size, process.local_rank, process.local_size) == (
-        5,
-        8,
-        1,
-        4,
-    )
+    assert process == Process(5, 8, 1, 4, process.init_method)
     host, port = process.init_method.removeprefix("tcp://").split(":")
     assert host == "gpu07" and 20000 <= int(port) < 40000
     # all processes of a step meet at one port, another step at another

@@ -1,4 +1,4 @@
-"""Interrupted runs: killed, stopped or out of data, they go on as if nothing had happened."""
+"""Runs that are killed, stopped or fail on data resume as if nothing had happened."""
 
 import json
 import os
@@ -12,20 +12,50 @@ import pytest
 import torch
 
 from rpe_d2.engine.hooks import StopOnSignal
-from tests.helpers.runs import INSTANT, few_images, start_train_net, train_net
+from tests.helpers.runs import (
+    INSTANT,
+    assert_same_run,
+    few_images,
+    overrides,
+    start_train_net,
+    train_net,
+)
 
-STEPS = 24
-OPTIONS = [
-    "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "DATALOADER.NUM_WORKERS", "1",
-    "SOLVER.MAX_ITER", STEPS, "SOLVER.CHECKPOINT_PERIOD", "4", "SOLVER.EMA.ENABLED", "True",
-    "TEST.EVAL_PERIOD", "6", "TEST.VALIDATION_LOSS", "True", "TEST.BEST_METRIC", "validation/total_loss",
-    "INPUT.COLOR_JITTER", "0.3",
-]  # fmt: skip
+OPTIONS = overrides(
+    """
+    MODEL: {DEVICE: cpu}
+    DETERMINISTIC: True
+    DATALOADER: {NUM_WORKERS: 1}
+    SOLVER: {MAX_ITER: 24, CHECKPOINT_PERIOD: 4, EMA: {ENABLED: True}}
+    TEST: {EVAL_PERIOD: 6, VALIDATION_LOSS: True, BEST_METRIC: validation/total_loss}
+    INPUT: {COLOR_JITTER: 0.3}
+    """
+)
+DIVERGING = overrides(
+    """
+    MODEL: {DEVICE: cpu, RESNETS: {NORM: FrozenBN}}
+    SOLVER:
+      OPTIMIZER: SGD
+      BASE_LR: 1.0e+30
+      CLIP_GRADIENTS: {ENABLED: False}
+      WARMUP_ITERS: 0
+      MAX_ITER: 9
+      MAX_NONFINITE_STEPS: 2
+    """
+)
+# With a vanishing learning rate nothing improves after the first evaluation.
+STAGNATING = overrides(
+    """
+    MODEL: {RESNETS: {NORM: GN}}
+    SOLVER: {BASE_LR: 1.0e-30, EARLY_STOPPING_PATIENCE: 2, EMA: {ENABLED: False}}
+    TEST: {EVAL_PERIOD: 3}
+    """
+)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list:
-    """Options for a small data set: few pictures to evaluate, so that runs are short."""
+    """Overrides for a data set of few images, so that runs are short."""
     return few_images(tmp_path_factory.mktemp("data"), 5)
 
 
@@ -38,30 +68,9 @@ def uninterrupted(data, tmp_path_factory) -> Path:
     return output
 
 
-def assert_same_run(output: Path, expected: Path) -> None:
-    """Weights, optimizer, averages and best score are equal bit for bit."""
-    for name in ("model_final.pth", "model_best.pth"):
-        found, wanted = (
-            torch.load(folder / name, weights_only=True) for folder in (output, expected)
-        )
-        for key in ("best", "metric", "iteration"):
-            assert found.get(key) == wanted.get(key), (name, key)
-        for part in ("model", "ema"):
-            assert found[part].keys() == wanted[part].keys()
-            for tensor in found[part]:
-                assert torch.equal(found[part][tensor], wanted[part][tensor]), (name, part, tensor)
-        trainers = found["trainer"]["_trainer"], wanted["trainer"]["_trainer"]
-        states = [trainer["optimizer"]["state"] for trainer in trainers]
-        for index, state in states[1].items():
-            assert all(torch.equal(value, states[0][index][key]) for key, value in state.items())
-        assert trainers[0]["images_seen"] == trainers[1]["images_seen"]
-    last = (output / "last_checkpoint").read_text()
-    assert last == "model_final.pth"
-
-
-def test_killed_at_random_moments_and_resumed_it_is_the_same_run(data, uninterrupted, tmp_path):
-    """kill -9 twice; the second time with a seed that is only known from the checkpoint."""
-    rng = random.Random()  # other moments in every run of the tests
+def test_a_run_killed_at_random_moments_resumes_to_the_same_result(data, uninterrupted, tmp_path):
+    """Killed twice by SIGKILL; the second time, the seed is known from the checkpoint alone."""
+    rng = random.Random()  # different moments each time the test runs
     arguments = ["--config-file", INSTANT]
     for attempt, checkpoint in enumerate(("model_0000003.pth", "model_0000011.pth")):
         resume = ["--resume"] * attempt
@@ -82,7 +91,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_run(data, uninterru
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp_path):
-    """Everywhere: sent to all processes of the run, those that read data too, and twice, as a scheduler may."""
+    """Everywhere: sent twice to all processes, those that read data too, as a scheduler may do."""
     arguments = ["OUTPUT_DIR", tmp_path, "SEED", 5, *OPTIONS, *data]
     process = start_train_net("--config-file", INSTANT, *arguments)
     process.wait_for(tmp_path / "model_0000003.pth")
@@ -96,11 +105,13 @@ def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp
     error = stopped.stderr
     assert stopped.returncode == 128 + number, error
     line = error.strip().splitlines()[-1]
-    match = re.match(rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), go on", line)
+    match = re.match(
+        rf"stopped after iteration (\d+): {number.name}.*; saved (\S+), continue", line
+    )
     assert match and Path(match[2]).name == f"model_{int(match[1]):07d}.pth", error
     assert "Traceback" not in error
     if everywhere or number == signal.SIGINT:
-        return  # what follows is the same
+        return  # the rest is the same for all of them
     done = train_net("--config-file", INSTANT, "--resume", *arguments)
     assert done.returncode == 0, done.stderr
     assert f"Starting training from iteration {int(match[1]) + 1}" in done.stdout + done.stderr
@@ -110,10 +121,10 @@ def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp
 
 
 def test_a_second_signal_ends_at_once(data, tmp_path):
+    options = overrides("{SOLVER: {ACCUMULATE_STEPS: 400}, DATALOADER: {NUM_WORKERS: 0}}")
     process = start_train_net(
-        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data,
-        "SOLVER.ACCUMULATE_STEPS", 400, "DATALOADER.NUM_WORKERS", 0,
-    )  # fmt: skip
+        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data, *options
+    )
     process.wait_for("Starting training")
     time.sleep(1)  # in the first, very long iteration
     process.send_signal(signal.SIGINT)
@@ -123,18 +134,21 @@ def test_a_second_signal_ends_at_once(data, tmp_path):
     assert stopped.returncode == -signal.SIGINT, stopped.stderr
 
 
-def test_broken_files_are_counted_and_skipped_while_training(data, tmp_path):
-    broken = few_images(tmp_path, 7)
+def test_damaged_files_are_counted_and_skipped_in_training(data, tmp_path):
+    damaged = few_images(tmp_path, 7)
     picture = tmp_path / "4.png"
     picture.write_bytes(picture.read_bytes()[:2000])
     content = json.loads((tmp_path / "data.json").read_text())
     annotation = next(item for item in content["annotations"] if item["image_id"] == 5)
     annotation["segmentation"] = {"size": [128, 128], "counts": "not RLE"}
     (tmp_path / "data.json").write_text(json.dumps(content))
+    entries = json.loads(damaged[1]) + json.loads(data[1])
     options = [
-        "DATASETS.COCO_JSONS", json.dumps(json.loads(broken[1]) + json.loads(data[1])),
-        "DATASETS.TRAIN", "('few_7',)", "DATASETS.TEST", "('few_5',)", "SOLVER.MAX_ITER", 12, "OUTPUT_DIR",
-    ]  # fmt: skip
+        *("DATASETS.COCO_JSONS", json.dumps(entries)),
+        *overrides("DATASETS: {TRAIN: ['few_7'], TEST: ['few_5']}"),
+        *overrides("SOLVER: {MAX_ITER: 12}"),
+        "OUTPUT_DIR",
+    ]
     done = train_net("--config-file", INSTANT, *options, tmp_path / "out")
     log = done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
@@ -153,7 +167,7 @@ def test_broken_files_are_counted_and_skipped_while_training(data, tmp_path):
     assert trainer["images_seen"] == 2 * (stop + 1) and len(trainer["unreadable"]) == 1
 
 
-def test_a_killed_data_process_is_said_to_be_dead(data, uninterrupted, tmp_path):
+def test_the_death_of_a_data_loading_process_is_reported(data, uninterrupted, tmp_path):
     arguments = ["OUTPUT_DIR", tmp_path, "SEED", 5, *OPTIONS, *data]
     process = start_train_net("--config-file", INSTANT, *arguments)
     process.wait_for(tmp_path / "model_0000003.pth")
@@ -169,12 +183,8 @@ def test_a_killed_data_process_is_said_to_be_dead(data, uninterrupted, tmp_path)
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_divergence_skips_then_stops_with_a_checkpoint(data, tmp_path):
-    done = train_net(
-        "--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu",
-        "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", False,
-        "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 9, "SOLVER.MAX_NONFINITE_STEPS", 2, "MODEL.RESNETS.NORM", "FrozenBN",
-    )  # fmt: skip
+def test_a_diverging_run_skips_steps_and_then_stops_with_a_checkpoint(data, tmp_path):
+    done = train_net("--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path, *DIVERGING)
     assert done.returncode == 2, done.stdout + done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert re.search(
@@ -190,35 +200,30 @@ def test_divergence_skips_then_stops_with_a_checkpoint(data, tmp_path):
 
 def test_averaged_and_best_weights_evaluate(data, uninterrupted, tmp_path):
     for name in ("model_final.pth", "model_best.pth"):
+        weights = ["MODEL.WEIGHTS", uninterrupted / name]
         done = train_net(
-            "--eval-only", "--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path,
-            "MODEL.WEIGHTS", uninterrupted / name,
-        )  # fmt: skip
+            "--eval-only", "--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path, *weights
+        )
         assert done.returncode == 0, done.stderr
-        assert "Taking the averaged weights" in done.stdout + done.stderr
+        assert "Loading the averaged weights" in done.stdout + done.stderr
     run = json.loads((uninterrupted / "result.json").read_text())
     final = json.loads((tmp_path / "result.json").read_text())
     assert final["metrics"] == run["metrics"]
 
 
-def test_averages_that_begin_with_a_resume_begin_with_its_weights(data, tmp_path):
-    options = [
-        "--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2,
-    ]  # fmt: skip
-    found = []
+def test_averaging_switched_on_at_a_resume_starts_from_the_resumed_weights(data, tmp_path):
+    options = ["--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path]
+    options += overrides("{MODEL: {DEVICE: cpu}, SOLVER: {MAX_ITER: 2}}")
+    metrics = []
     for more in ([], ["SOLVER.EMA.ENABLED", True]):
         done = train_net(*["--resume"] * len(more[:1]), *options, *more)
         assert done.returncode == 0, done.stderr
-        found.append(json.loads((tmp_path / "result.json").read_text())["metrics"])
-    assert found[0] == found[1]
+        metrics.append(json.loads((tmp_path / "result.json").read_text())["metrics"])
+    assert metrics[0] == metrics[1]
 
 
-def test_early_stopping_ends_in_good_order(data, tmp_path):
-    """With a vanishing learning rate nothing improves after the first evaluation."""
-    done = train_net(
-        "--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data, "SOLVER.EMA.ENABLED", False,
-        "SOLVER.BASE_LR", "1e-30", "SOLVER.EARLY_STOPPING_PATIENCE", 2, "TEST.EVAL_PERIOD", 3, "MODEL.RESNETS.NORM", "GN",
-    )  # fmt: skip
+def test_early_stopping_keeps_the_best_model_and_a_checkpoint(data, tmp_path):
+    done = train_net("--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data, *STAGNATING)
     assert done.returncode == 0, done.stderr
     assert "validation/total_loss has not improved in 2 evaluations" in done.stderr
     assert (tmp_path / "model_0000008.pth").exists() and (tmp_path / "model_best.pth").exists()

@@ -1,3 +1,5 @@
+"""Configurations: reading, checks and one-line errors."""
+
 import logging
 from pathlib import Path
 
@@ -7,29 +9,26 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.data import most_instances
 from rpe_d2.engine import build_optimizer
-from rpe_d2.engine.setup import (
-    check_margin,
-    load_config,
-    most_instances,
-    read_config,
-    reject_swallowed_flags,
-)
+from rpe_d2.engine.host_models import check_training_data
+from rpe_d2.engine.setup import load_config, read_config, reject_swallowed_flags
 from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from tests.helpers.models import small_cfg
+from tests.helpers.runs import overrides
 
 
-def shapes_cfg(*overrides):
+def shapes_cfg(*opts):
     cfg = get_cfg()
     add_rpe_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "PixelEmbeddingNet"
     cfg.DATASETS.TRAIN = ("shapes_train",)
-    cfg.merge_from_list(list(overrides))
+    cfg.merge_from_list(list(opts))
     return cfg
 
 
-def test_most_instances_counts_the_fullest_image():
+def test_most_instances_counts_those_of_the_image_with_most():
     assert most_instances("shapes_train") == 12
 
 
@@ -38,7 +37,7 @@ def test_most_instances_counts_the_fullest_image():
 def test_infeasible_margins_are_reported_and_the_advice_fits(dim, margin, caplog):
     cfg = shapes_cfg("MODEL.RPE.MARGIN", margin, "MODEL.RPE.EMBEDDING_DIM", dim)
     with caplog.at_level(logging.WARNING, logger="rpe_d2"):
-        check_margin(cfg, training=True)
+        check_training_data(cfg)
     feasible = min_margin(12, dim)[0] <= margin
     assert bool(caplog.records) != feasible
     if caplog.records:
@@ -48,10 +47,10 @@ def test_infeasible_margins_are_reported_and_the_advice_fits(dim, margin, caplog
 
 
 def test_a_radius_makes_every_margin_feasible_but_needs_something_to_tell_instances_apart(caplog):
-    options = ["MODEL.RPE.MARGIN", 0.1, "MODEL.RPE.NEGATIVE_RADIUS", 20.0]
-    check_margin(shapes_cfg(*options), training=True)
+    options = overrides("MODEL: {RPE: {MARGIN: 0.1, NEGATIVE_RADIUS: 20.0}}")
+    check_training_data(shapes_cfg(*options))
     assert not caplog.records
-    check_margin(shapes_cfg(*options, "MODEL.RPE.VOTES", False), training=True)
+    check_training_data(shapes_cfg(*options, "MODEL.RPE.VOTES", False))
     assert "SPLIT_COMPONENTS" in caplog.text
 
 
@@ -62,11 +61,15 @@ def test_swallowed_flags_are_rejected():
 
 @pytest.mark.parametrize("name", ["SGD", "ADAMW"])
 def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
-    cfg = small_cfg("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned", "SOLVER.OPTIMIZER", name)
-    cfg.merge_from_list(
-        ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"]
+    options = overrides(
+        """
+        MODEL: {MEAN_SHIFT: {BANDWIDTH_MODE: learned}}
+        SOLVER:
+          CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: norm, CLIP_VALUE: 0.5}
+          WEIGHT_DECAY: 0.1
+        """
     )
-    cfg.merge_from_list(["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5, "SOLVER.WEIGHT_DECAY", 0.1])
+    cfg = small_cfg(*options, "SOLVER.OPTIMIZER", name)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     decay = {
@@ -89,13 +92,13 @@ def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
         ("MODEL:", "{file}: MODEL is None; allowed: its keys, MODEL."),
         ("MODEL: 3", "{file}: MODEL is 3; allowed: its keys, MODEL."),
         ("MODEL: {RPE: [1]}", "{file}: MODEL.RPE is [1]; allowed: its keys, MODEL.RPE."),
-        ("MODEL: {3: 4}", "{file}: the key MODEL.3 is no text"),
+        ("MODEL: {3: 4}", "{file}: the key MODEL.3 is not text"),
         ("_BASE_: 3", "{file}: _BASE_ is 3; allowed: a file"),
         ("_BASE_: [base.yaml, 3]", "{file}: _BASE_ is ['base.yaml', 3]; allowed: a file"),
         ("_BASE_: wrong.yaml", "wrong.yaml: SOLVER is None; allowed: its keys, SOLVER."),
         ("_BASE_: absent.yaml", "absent.yaml"),
         ("_BASE_: config.yaml", "{file}: _BASE_ leads from a file back to itself"),
-        (b"\x89PNG\r\n\xff", "{file} is no text"),
+        (b"\x89PNG\r\n\xff", "{file} is not a text file"),
         (
             "MODEL: {DEVICE: foo}",
             "MODEL.DEVICE is foo; this machine has 2 GPUs, allowed: cpu, cuda",
@@ -128,8 +131,8 @@ def test_files_are_merged_with_their_bases(base, tmp_path: Path):
     [
         (["MODEL", "None"], "MODEL is None; allowed: values of its keys, MODEL."),
         (["MODEL.RPE", "3"], "MODEL.RPE is 3; allowed: values of its keys, MODEL.RPE."),
-        (["SOLVER.BASE_LR.X", "3"], "Non-existent key: SOLVER.BASE_LR.X"),
-        (["SOLVER.ABSENT", "3"], "Non-existent key: SOLVER.ABSENT"),
+        (["SOLVER.BASE_LR.X", "3"], "Non-existent config key: SOLVER.BASE_LR.X"),
+        (["SOLVER.ABSENT", "3"], "Non-existent config key: SOLVER.ABSENT"),
     ],
 )
 def test_wrong_overrides_are_one_line(opts, message, tmp_path: Path):
@@ -140,16 +143,16 @@ def test_wrong_overrides_are_one_line(opts, message, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "overrides, words",
+    "options, words",
     [
         (["MODEL.FPN.FUSE_TYPE", "x"], ["AssertionError", "fpn.py", "fuse_type"]),
         (["MODEL.RESNETS.DEPTH", "17"], ["KeyError: 17", "resnet.py", "num_blocks_per_stage"]),
         (["MODEL.FPN.IN_FEATURES", "['p9']"], ["KeyError: p9", "fpn.py", "input_shapes"]),
     ],
 )
-def test_an_error_that_says_nothing_comes_with_its_source_line(overrides, words, capsys):
+def test_an_error_without_a_message_comes_with_its_source_line(options, words, capsys):
     cfg = small_cfg("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
-    cfg.merge_from_list(overrides)
+    cfg.merge_from_list(options)
     with pytest.raises(SystemExit), one_line_errors():
         build_model(cfg)
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""One training step: accumulated gradients, and numbers that are not finite."""
+"""A training step: accumulated gradients, and losses and gradients that are not finite."""
 
 import itertools
 import logging
@@ -8,7 +8,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rpe_d2.engine.train_step import NonFinite, SpoiltStatistics, TrainStep
+from rpe_d2.engine.train_step import NonFinite, NonFiniteStatistics, TrainStep
 
 
 class Regression(nn.Module):
@@ -69,18 +69,18 @@ def test_accumulated_steps_equal_a_larger_batch():
         assert accumulated == pytest.approx(losses) and step.images_seen == 20
 
 
-def test_bad_losses_are_skipped_and_named(caplog):
+def test_nonfinite_losses_are_skipped_and_named(caplog):
     images = items(12, at={6: {"factor": float("nan"), "image_id": "bad"}})
     with caplog.at_level(logging.WARNING):
         step, weights, _ = trained(2, 1, steps=6, images=images, max_nonfinite_steps=1)
     assert weights.isfinite().all() and step.nonfinite_steps == 1
     assert "iteration 3: loss_small is nan; image ids bad, 7" in caplog.text
-    # as if that batch had not been there
+    # The result is that of training without this batch.
     without = [item for i, item in enumerate(items(12)) if i not in (6, 7)]
     torch.testing.assert_close(weights, trained(2, 1, steps=5, images=without)[1])
 
 
-def test_bad_gradients_of_good_losses_are_skipped_and_named(caplog):
+def test_nonfinite_gradients_of_finite_losses_are_skipped_and_named(caplog):
     zero = torch.zeros(3, dtype=torch.float64)
     model = Regression()
     nn.init.ones_(model.linear.bias)  # |y - 1| = 0 at x = 0, where its square root has no slope
@@ -97,13 +97,13 @@ def test_bad_gradients_of_good_losses_are_skipped_and_named(caplog):
             step.run_step()
 
 
-def test_spoilt_running_statistics_end_training():
+def test_running_statistics_that_are_not_finite_end_training():
     images = items(4, at={2: {"x": torch.full((3,), float("inf"), dtype=torch.float64)}})
-    with pytest.raises(SpoiltStatistics, match="norm.running_mean are spoilt"):
+    with pytest.raises(NonFiniteStatistics, match="norm.running_mean are not finite"):
         trained(2, 1, images=images, norm=True, max_nonfinite_steps=9)
 
 
-def test_a_step_is_seeded_by_its_number_alone():
+def test_the_randomness_of_a_step_depends_on_its_number_alone():
     drawn = {}
 
     class Drawing(Regression):
@@ -122,7 +122,7 @@ def test_a_step_is_seeded_by_its_number_alone():
 
 
 class Layers(nn.Module):
-    """A network of single precision, as is trained."""
+    """A small network in single precision."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,7 @@ def test_mixed_precision_learns_what_single_precision_learns(device, precision):
     assert final[0] < 0.3 and final[1] == pytest.approx(final[0], rel=0.5)
 
 
-def test_overflow_of_half_precision_lowers_the_scale_and_is_no_fault():
+def test_overflow_in_half_precision_lowers_the_loss_scale_and_is_not_counted():
     model = Layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     options = {"seed": 1, "precision": torch.float16, "max_nonfinite_steps": 0}

@@ -1,4 +1,4 @@
-"""Boundary AP and IoU against slow references and by hand."""
+"""Boundary AP and Boundary IoU against slow references and by hand."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from rpe_d2.evaluation import BoundaryAPEvaluator
-from rpe_d2.evaluation.boundaries import boundary_rle, boundary_width, mask_boundary
 from rpe_d2.evaluation.boundary_ap_evaluator import BoundaryCOCOeval, boundary_areas
-from rpe_d2.evaluation.ground_truth import read_label_map
+from rpe_d2.evaluation.mask_boundaries import boundary_rle, boundary_width, mask_boundary
+from rpe_d2.utils.label_maps import read_label_map
 from tests.reference import boundaries as reference
 
 SIZE = (60, 80)
@@ -52,7 +52,7 @@ def test_boundaries_are_the_definition(mask, width):
 def test_width_is_two_percent_of_the_diagonal():
     assert boundary_width((300, 400)) == 10
     assert boundary_width((10, 10)) == 1
-    assert boundary_width((300, 400), 0.005) == 2  # 2.5 to the even
+    assert boundary_width((300, 400), 0.005) == 2  # 2.5 is rounded to even
 
 
 def encoded(mask) -> dict:
@@ -91,13 +91,13 @@ def square(x0, y0, x1, y1):
 @pytest.mark.parametrize("width", [None, 1, 2])
 def test_overlaps_are_the_definition(width):
     truths = [square(5, 5, 30, 30), blobs(3), square(40, 0, 80, 20)]
-    found = [square(6, 7, 31, 30), blobs(3), square(44, 3, 80, 22), square(0, 50, 4, 60)]
+    pred = [square(6, 7, 31, 30), blobs(3), square(44, 3, 80, 22), square(0, 50, 4, 60)]
     scores = [0.2, 0.9, 0.5, 0.7]
     truth = coco([(mask, 3, 0) for mask in truths])
     results = truth.loadRes(
         [
             {"image_id": 1, "category_id": 3, "score": score, "segmentation": encoded(mask)}
-            for mask, score in zip(found, scores)
+            for mask, score in zip(pred, scores)
         ]
     )
     evaluation = BoundaryCOCOeval(truth, results, width)
@@ -105,8 +105,8 @@ def test_overlaps_are_the_definition(width):
     overlaps = evaluation.computeIoU(1, 3)
     for row, index in enumerate([1, 3, 2, 0]):
         for column, mask in enumerate(truths):
-            masks = (found[index] & mask).sum() / (found[index] | mask).sum()
-            boundaries = reference.boundary_iou(found[index], mask, width or 2)
+            masks = (pred[index] & mask).sum() / (pred[index] | mask).sum()
+            boundaries = reference.boundary_iou(pred[index], mask, width or 2)
             assert overlaps[row, column] == pytest.approx(min(masks, boundaries))
 
 
@@ -135,7 +135,7 @@ def unregister():
 
 @pytest.fixture
 def instance_data(tmp_path):
-    """Two squares of 40 x 40 pixels; ids of the data are not contiguous."""
+    """Registers two squares of 40 x 40 pixels. Category ids are not contiguous."""
     truth = coco([(square(0, 0, 40, 40), 3, 0), (square(40, 10, 80, 50), 7, 0)])
     for annotation in truth.dataset["annotations"]:
         annotation["segmentation"]["counts"] = annotation["segmentation"]["counts"].decode()
@@ -159,12 +159,12 @@ def instances(*masks_and_classes) -> Instances:
 
 def test_average_precision_by_hand(instance_data):
     evaluator = BoundaryAPEvaluator(instance_data)
-    found = instances((square(0, 0, 40, 40), 0), (square(41, 10, 80, 50), 1))
-    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    pred = instances((square(0, 0, 40, 40), 0), (square(41, 10, 80, 50), 1))
+    evaluator.process([{"image_id": 1}], [{"instances": pred}])
     metrics = evaluator.evaluate()
     assert list(metrics) == ["segm_boundary", "segm_boundary_2px", "segm_boundary_1px"]
-    # The second square lacks its first column: IoU of the masks 0.975, of the boundaries less, and the less the
-    # thinner they are: 2 px: 304 pixels each way, of which column 41 and 42 are new or lost.
+    # The second detection lacks a column. Its mask IoU is 0.975, and its boundary IoU is smaller
+    # the thinner the boundaries are.
     assert metrics["segm_boundary"]["AP50"] == pytest.approx(100)
     for suffix, width in (("", 2), ("_2px", 2), ("_1px", 1)):
         iou = reference.boundary_iou(square(41, 10, 80, 50), square(40, 10, 80, 50), width)
@@ -176,7 +176,7 @@ def test_average_precision_by_hand(instance_data):
         assert np.isnan(metrics[f"segm_boundary{suffix}"]["APl"])
 
 
-def test_nothing_found(instance_data):
+def test_no_detections(instance_data):
     evaluator = BoundaryAPEvaluator(instance_data)
     evaluator.process([{"image_id": 1}], [{"instances": instances()}])
     assert evaluator.evaluate()["segm_boundary"]["AP"] == 0
@@ -186,10 +186,10 @@ def test_semantic_areas_are_the_definition():
     rng = np.random.default_rng(0)
     truth = np.kron(rng.integers(0, 3, (6, 8)), np.ones((10, 10), int))
     truth[:4, 20:] = 255
-    found = np.roll(truth, 2, axis=1)
-    found[found == 255] = 1
-    areas = boundary_areas(found, truth, 4, 255)
-    seen = np.where(truth == 255, 255, found)
+    pred = np.roll(truth, 2, axis=1)
+    pred[pred == 255] = 1
+    areas = boundary_areas(pred, truth, 4, 255)
+    seen = np.where(truth == 255, 255, pred)
     for number, width in enumerate((boundary_width(truth.shape), 2, 1)):
         for label in range(4):
             one = reference.mask_boundary(seen == label, width)
@@ -233,7 +233,7 @@ def test_semantic_maps(semantic_data):
     assert np.isnan(evaluator.evaluate()["sem_seg_boundary"]["mIoU"])
 
 
-def test_a_class_that_does_not_occur_is_not_in_the_mean(semantic_data):
+def test_a_class_that_does_not_occur_is_excluded_from_the_mean(semantic_data):
     name, truth = semantic_data
     scores = torch.zeros(3, *SIZE)
     scores[1] = torch.from_numpy((truth == 1).astype(np.float32)) * 2 - 1
@@ -246,12 +246,12 @@ def test_a_class_that_does_not_occur_is_not_in_the_mean(semantic_data):
     values = boundaries.evaluate()["sem_seg_boundary"]
     assert np.isnan(values["IoU-never"]) and values["IoU-background"] < 100
     assert values["mIoU"] == (values["IoU-background"] + values["IoU-square"]) / 2
-    found = semantic.evaluate()["sem_seg"]
-    assert found["mIoU"] == (found["IoU-background"] + found["IoU-square"]) / 2
+    pred = semantic.evaluate()["sem_seg"]
+    assert pred["mIoU"] == (pred["IoU-background"] + pred["IoU-square"]) / 2
 
 
 def _evaluate_on_rank(json_file, map_file, out):
-    """Both kinds of data; each of two processes sees one of the outputs, one process sees both."""
+    """Evaluates instances and label maps, one output per process or both on one process."""
     register(json_file, map_file)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     shifted = torch.zeros(3, *SIZE)
@@ -265,9 +265,9 @@ def _evaluate_on_rank(json_file, map_file, out):
     }
     item = {"file_name": "picture.png", "image_id": 1}
     metrics = []
-    for name, found in outputs.items():
+    for name, pred in outputs.items():
         evaluator = BoundaryAPEvaluator(name)
-        for output in found[rank::world_size]:
+        for output in pred[rank::world_size]:
             evaluator.process([item], [output])
         metrics.append(evaluator.evaluate())
     if rank:
@@ -278,8 +278,7 @@ def _evaluate_on_rank(json_file, map_file, out):
     if world_size > 1:
         comm.synchronize()
         torch.distributed.destroy_process_group()
-        # Now and then a thread of torch's gloo backend is still up when the interpreter tears down, which aborts a
-        # process that has done its work; the evaluator has no part in that.
+        # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
         sys.stdout.flush()
         os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Lines whose scores are plain, on one process and on two."""
+"""The BSDS evaluator on straight lines, on one and on two processes."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from rpe_d2.evaluation import BSDSBoundaryEvaluator
 from rpe_d2.ops.boundary_scores import boundary_scores, count_boundary_matches
 from tests.helpers.annotations import save_annotations
 
-SIZE = (60, 80)  # tolerance: .75 of a pixel
+SIZE = (60, 80)  # the tolerance is 0.75 pixels
 NUM_THRESHOLDS = 9
 
 
@@ -56,38 +56,38 @@ def evaluate(items, outputs):
 
 
 def test_scores_in_percent(items):
-    found = evaluate(items, outputs())
-    assert list(found) == ["boundary"]
-    found = found["boundary"]
-    assert list(found) == ["ODS", "ODS_threshold", "OIS", "AP", "images"]
+    pred = evaluate(items, outputs())
+    assert list(pred) == ["boundary"]
+    pred = pred["boundary"]
+    assert list(pred) == ["ODS", "ODS_threshold", "OIS", "AP", "images"]
     counts = [
         count_boundary_matches(p.astype(np.float32), a, NUM_THRESHOLDS)
         for p, a in zip(PREDICTIONS, ANNOTATIONS)
     ]
     scores = boundary_scores(np.stack(counts))
-    assert found["ODS"] == pytest.approx(100 * scores.ods.f_measure)
-    assert found["ODS_threshold"] == pytest.approx(scores.ods.threshold)
-    assert found["AP"] == pytest.approx(100 * scores.ap)
-    # By hand: image 1 at .4 … .9 finds 2 of 3 lines' pixels without a false one, image 2 at .1 … .5 both of its lines
-    # and a false one, image 3 at .1 and .2 its line.
+    assert pred["ODS"] == pytest.approx(100 * scores.ods.f_measure)
+    assert pred["ODS_threshold"] == pytest.approx(scores.ods.threshold)
+    assert pred["AP"] == pytest.approx(100 * scores.ap)
+    # By hand, at the best threshold of each image: image 1 has 2 of 3 lines and no false one, image
+    # 2 has both of its lines and a false one, and image 3 has its line.
     recall, precision = (2 + 2 + 1) / (3 + 2 + 1), (1 + 2 + 1) / (1 + 3 + 1)
-    assert found["OIS"] == pytest.approx(100 * 2 * recall * precision / (recall + precision))
-    assert found["images"] == 3
+    assert pred["OIS"] == pytest.approx(100 * 2 * recall * precision / (recall + precision))
+    assert pred["images"] == 3
 
 
 def test_a_perfect_model(items):
     items = items[1:]
-    found = evaluate(items, [{"boundaries": torch.from_numpy(a[0])} for a in ANNOTATIONS[1:]])
-    assert found["boundary"]["ODS"] == found["boundary"]["OIS"] == 100
+    pred = evaluate(items, [{"boundaries": torch.from_numpy(a[0])} for a in ANNOTATIONS[1:]])
+    assert pred["boundary"]["ODS"] == pred["boundary"]["OIS"] == 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_floating_point(dtype, items):
-    found = evaluate(items, [{"boundaries": o["boundaries"].to(dtype)} for o in outputs()])
-    assert found["boundary"]["OIS"] == pytest.approx(evaluate(items, outputs())["boundary"]["OIS"])
+def test_floating_point_dtypes(dtype, items):
+    pred = evaluate(items, [{"boundaries": o["boundaries"].to(dtype)} for o in outputs()])
+    assert pred["boundary"]["OIS"] == pytest.approx(evaluate(items, outputs())["boundary"]["OIS"])
 
 
-def test_images_at_fault_are_left_out_with_a_line(items, tmp_path, caplog):
+def test_invalid_images_are_left_out_with_a_warning(items, tmp_path, caplog):
     expected = evaluate(items[:1], outputs()[:1])["boundary"]
     predicted = outputs()
     predicted[1]["boundaries"] = predicted[1]["boundaries"].T
@@ -95,17 +95,17 @@ def test_images_at_fault_are_left_out_with_a_line(items, tmp_path, caplog):
     items.append({**items[0], "file_name": "nan.jpg"})
     predicted.append({"boundaries": torch.full(SIZE, math.nan)})
     with caplog.at_level(logging.WARNING):
-        found = evaluate(items, predicted)["boundary"]
-    assert found == expected and found["images"] == 1
+        pred = evaluate(items, predicted)["boundary"]
+    assert pred == expected and pred["images"] == 1
     first, second, third, total = caplog.messages
     assert "1 is left out: 1: the boundary map is 80 x 60 and its ground truth 60 x 80" in first
     assert "none.mat" in second and "nan.jpg" in third
     assert total == "lines: 1 of 4 images are used"
 
 
-def test_no_image_at_all():
-    found = evaluate([], [])["boundary"]
-    assert found.pop("images") == 0 and all(math.isnan(value) for value in found.values())
+def test_no_images():
+    pred = evaluate([], [])["boundary"]
+    assert pred.pop("images") == 0 and all(math.isnan(value) for value in pred.values())
 
 
 def test_missing_keys_are_named(items):
@@ -129,7 +129,7 @@ def _evaluate_on_rank(items, out):
         assert results is None
     comm.synchronize()
     torch.distributed.destroy_process_group()
-    # See test_mask_proposal_evaluator.py.
+    # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
     sys.stdout.flush()
     os._exit(0)
 

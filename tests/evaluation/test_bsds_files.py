@@ -1,4 +1,4 @@
-"""Boundary maps and human boundaries on disk, good and bad."""
+"""Valid and invalid files of contour maps and of annotators' contours."""
 
 import re
 
@@ -26,7 +26,7 @@ def message_of(function, *arguments, kind=ValueError) -> str:
     return message
 
 
-def test_the_same_map_in_every_kind_of_file(tmp_path):
+def test_the_same_map_in_every_format(tmp_path):
     Image.fromarray(MAP).save(tmp_path / "a.png")
     Image.fromarray(MAP.astype(np.uint16) * 257).save(tmp_path / "b.png")
     np.save(tmp_path / "c.npy", MAP)
@@ -44,14 +44,14 @@ def test_the_same_map_in_every_kind_of_file(tmp_path):
 
 
 def test_masks_are_0_and_1(tmp_path):
-    Image.fromarray(MAP > 99).save(tmp_path / "a.png")  # one bit a pixel
+    Image.fromarray(MAP > 99).save(tmp_path / "a.png")  # one bit per pixel
     np.save(tmp_path / "b.npy", MAP > 99)
     for path in tmp_path.iterdir():
         np.testing.assert_array_equal(read_boundary_map(str(path)), MAP > 99)
 
 
 def test_real_files(real_data):
-    """Both forms of the official example are the same map, up to the rounding of the pictures."""
+    """Both formats of the official example are the same map, up to the rounding of PNGs."""
     bench = real_data("bsds500") / "bench"
     for path in (bench / "png").iterdir():
         picture = read_boundary_map(str(path))
@@ -62,10 +62,10 @@ def test_real_files(real_data):
         check_sizes(picture, annotations, path.stem)
 
 
-def test_annotations_come_back(tmp_path):
+def test_annotations_round_trip(tmp_path):
     annotations = [MAP > 200, MAP > 255, MAP > 100]
-    found = read_boundary_annotations(save_annotations(tmp_path / "a.mat", annotations))
-    np.testing.assert_array_equal(found, annotations)
+    pred = read_boundary_annotations(save_annotations(tmp_path / "a.mat", annotations))
+    np.testing.assert_array_equal(pred, annotations)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_annotations_come_back(tmp_path):
     [
         ({"other": 1, "more": 2}, "has no field groundTruth, found other, more"),
         ({}, "has no field groundTruth, found nothing"),
-        ({"groundTruth": np.ones((3, 3))}, "groundTruth is no cell array, found float64"),
+        ({"groundTruth": np.ones((3, 3))}, "groundTruth is not a cell array, found float64"),
         ({"groundTruth": np.empty((1, 0), object)}, "groundTruth is empty"),
     ],
 )
@@ -82,7 +82,7 @@ def test_ground_truth_without_the_expected_fields(content, expected, tmp_path):
     assert expected in message_of(read_boundary_annotations, str(tmp_path / "a.mat"))
 
 
-def test_ground_truth_at_fault(tmp_path):
+def test_invalid_ground_truth(tmp_path):
     path = tmp_path / "a.mat"
     cells = np.empty((1, 2), object)
     cells[0] = [{"Boundaries": MAP}, {"Segmentation": MAP}]
@@ -91,10 +91,10 @@ def test_ground_truth_at_fault(tmp_path):
     assert "groundTruth {2} has no Boundaries, found Segmentation" in message
     cells[0, 1] = 3.0
     savemat(path, {"groundTruth": cells})
-    assert "found no struct" in message_of(read_boundary_annotations, str(path))
+    assert "found something other than a struct" in message_of(read_boundary_annotations, str(path))
     cells[0, 1] = {"Boundaries": "text"}
     savemat(path, {"groundTruth": cells})
-    assert "groundTruth {2} is no map" in message_of(read_boundary_annotations, str(path))
+    assert "groundTruth {2} is not a 2D map" in message_of(read_boundary_annotations, str(path))
     save_annotations(path, [MAP > 9, MAP.T > 9])
     message = message_of(read_boundary_annotations, str(path))
     assert "differ in size, found 12 x 17 and 17 x 12" in message
@@ -107,7 +107,7 @@ def test_ground_truth_at_fault(tmp_path):
     "content, expected",
     [
         (np.zeros((4, 5, 3)), r"shape \(4, 5, 3\); allowed: \(H, W\)"),
-        (np.zeros((0, 5)), "no boundary map"),
+        (np.zeros((0, 5)), "not a boundary map"),
         (np.full((4, 5), 1 + 2j), "found complex128"),
         (np.full((4, 5), -3), "found int64"),
         (np.full((4, 5), 255.0), "values from 255 to 255; allowed: 0 to 1"),
@@ -117,12 +117,12 @@ def test_ground_truth_at_fault(tmp_path):
         (np.array([[{}]], object), "cannot be read as an array: Object arrays cannot be loaded"),
     ],
 )
-def test_arrays_that_are_no_maps(content, expected, tmp_path):
+def test_arrays_that_are_not_maps(content, expected, tmp_path):
     np.save(tmp_path / "a.npy", content)
     assert re.search(expected, message_of(read_boundary_map, str(tmp_path / "a.npy")))
 
 
-def test_maps_at_fault(tmp_path):
+def test_invalid_maps(tmp_path):
     path = str(tmp_path / "a.png")
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(path)
     assert "mode RGB; allowed: greyscale" in message_of(read_boundary_map, path)
@@ -139,7 +139,7 @@ def test_maps_at_fault(tmp_path):
     assert "ucm2 has the size 12 x 17; allowed: the doubled" in message_of(read_boundary_map, path)
     savemat(path, {"ucm2": "text"})
     assert "ucm2 has the size 1" in message_of(read_boundary_map, path)
-    # The head of a file of MATLAB 7.3, which is HDF5.
+    # The header of a MATLAB 7.3 file, which is HDF5.
     (tmp_path / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(64))
     assert "7.3" in message_of(read_boundary_map, path)
 
@@ -152,8 +152,8 @@ def test_maps_at_fault(tmp_path):
     assert ".png, .npy, .mat" in message_of(read_boundary_map, str(tmp_path / "a.tif"))
 
 
-def test_damaged_matlab_files_are_one_line(tmp_path):
-    """Whatever a flipped or missing byte leads to: the boundaries, or one line that names the file."""
+def test_damaged_matlab_files_are_reported_in_one_line(tmp_path):
+    """A flipped or missing byte leads to contours, or to one line that names the file."""
     path = tmp_path / "a.mat"
     save_annotations(path, [MAP > 200])
     content = path.read_bytes()

@@ -10,7 +10,7 @@ from rpe_d2.evaluation import DenseCRF, DenseCRFEvaluator  # noqa: E402
 
 @pytest.fixture
 def two_halves():
-    """A black and a white half, the truth, and noisy probabilities of which a tenth are wrong."""
+    """Returns an image of a black and a white half, its labels, and probabilities 10 % wrong."""
     picture = np.zeros((20, 30, 3), np.uint8)
     picture[:, 15:] = 255
     rng = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def two_halves():
     return picture, truth, probabilities
 
 
-def test_dense_crf_smooths(two_halves):
+def test_dense_crf_corrects_noise(two_halves):
     picture, truth, probabilities = two_halves
     refined = DenseCRF()(picture, probabilities)
     assert refined.shape == (2, 20, 30) and np.allclose(refined.sum(axis=0), 1, atol=1e-4)
@@ -35,7 +35,7 @@ def test_settings_reach_the_crf(two_halves):
         assert not np.allclose(DenseCRF(**changed)(picture, probabilities), usual), changed
 
 
-def test_evaluators_see_refined_scores_and_pictures_of_another_size(two_halves):
+def test_evaluators_get_refined_scores_of_images_of_another_size(two_halves):
     picture, truth, probabilities = two_halves
 
     class Collect(DatasetEvaluator):

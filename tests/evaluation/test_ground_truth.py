@@ -1,27 +1,30 @@
-"""Data that lack what COCOeval needs give the same numbers as complete data."""
+"""Datasets without optional fields have the same metrics as complete datasets."""
 
 import itertools
 
 import pytest
 from detectron2.data import MetadataCatalog
 
-from rpe_d2.evaluation import BoundaryAPEvaluator, InstanceEvaluator, MaskProposalEvaluator
-from tests.evaluation.test_mask_proposal_evaluator import (
+from rpe_d2.evaluation import (
+    BoundaryAPEvaluator,
+    InstanceSegmentationEvaluator,
+    MaskProposalEvaluator,
+)
+from tests.helpers.squares import (
     LARGE,
     MEDIUM,
     NOWHERE,
     SMALL,
     change_data,
-    dataset,
     predictions,
     upper_part,
 )
 
-__all__ = ["dataset"]  # a fixture
-
 LINE = [10, 10, 30, 30]  # two corners
 EVALUATORS = {
-    "instances": lambda name: InstanceEvaluator(name, None, 100, touching_instances=True),
+    "instances": lambda name: InstanceSegmentationEvaluator(
+        name, None, 100, touching_instances=True
+    ),
     "proposals": lambda name: MaskProposalEvaluator(name, distributed=False),
     "boundaries": lambda name: BoundaryAPEvaluator(name, distributed=False),
 }
@@ -73,11 +76,11 @@ def lines_alone(content):
 def metrics(evaluator, name):
     evaluator = EVALUATORS[evaluator](name)
     evaluator.reset()
-    found = (
+    pred = (
         predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7]),
         predictions([upper_part(MEDIUM, 0.62), (120, 40, 200, 120)], [0.6, 0.9]),
     )
-    for image_id, output in enumerate(found, start=1):
+    for image_id, output in enumerate(pred, start=1):
         output["instances"].pred_classes[:] = image_id - 1
         evaluator.process([{"image_id": image_id}], [output])
     return evaluator.evaluate()
@@ -101,9 +104,9 @@ def test_incomplete_data_give_the_numbers_of_complete_data(dataset, evaluator, c
         change_data(dataset, complete)
     expected = metrics(evaluator, dataset)
     change_data(dataset, lacking)
-    found = metrics(evaluator, dataset)
-    assert list(found) == list(expected)
+    pred = metrics(evaluator, dataset)
+    assert list(pred) == list(expected)
     for name in expected:
-        assert found[name] == pytest.approx(expected[name], nan_ok=True)
-    best = max(itertools.chain(*(scores.values() for scores in found.values())))
+        assert pred[name] == pytest.approx(expected[name], nan_ok=True)
+    best = max(itertools.chain(*(scores.values() for scores in pred.values())))
     assert best == pytest.approx(100)

@@ -1,4 +1,4 @@
-"""What is added to Detectron2's COCO metrics, by hand on squares."""
+"""Additions to Detectron2's COCO metrics, by hand on squares."""
 
 import json
 import math
@@ -10,23 +10,20 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from rpe_d2.evaluation import InstanceEvaluator
-from tests.evaluation.test_mask_proposal_evaluator import (
+from rpe_d2.evaluation import InstanceSegmentationEvaluator
+from tests.helpers.squares import (
     LARGE,
     MEDIUM,
     NOWHERE,
     SMALL,
     change_data,
-    dataset,
     predictions,
     upper_part,
 )
 
-__all__ = ["dataset"]  # a fixture
-
-# Classes are the images': the first has the small and the large square, the second the medium one.
+# Class per category id. Image 1 has objects of the first class, image 2 of the second.
 CLASSES = {1: 0, 2: 1}
-NEIGHBOUR = (30, 10, 50, 30)  # of the small square
+NEIGHBOUR = (30, 10, 50, 30)  # touches the small square
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +38,9 @@ def output_of(image_id, boxes, scores):
 
 
 def evaluate(dataset, outputs, detections_per_image=100, touching_instances=False):
-    evaluator = InstanceEvaluator(dataset, None, detections_per_image, touching_instances)
+    evaluator = InstanceSegmentationEvaluator(
+        dataset, None, detections_per_image, touching_instances
+    )
     evaluator.reset()
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [output])
@@ -49,32 +48,32 @@ def evaluate(dataset, outputs, detections_per_image=100, touching_instances=Fals
 
 
 def test_average_recall_by_hand(dataset):
-    """The large square, ten misses, the small square; a miss, then 37 of the 60 rows of the medium square."""
+    """Image 1: large square, ten misses, small square. Image 2: a miss, 37/60 of the medium one."""
     first = output_of(1, [LARGE, *[NOWHERE] * 10, SMALL], [0.9, *[0.8] * 10, 0.7])
     second = output_of(2, [NOWHERE, upper_part(MEDIUM, 0.62)], [0.9, 0.5])
-    found = evaluate(dataset, {1: first, 2: second})
-    segm = found["segm"]
-    # The medium square is found at IoU .5, .55 and .6. Means over the classes, of those that have such a size.
+    pred = evaluate(dataset, {1: first, 2: second})
+    segm = pred["segm"]
+    # The medium square is matched at IoU .5, .55 and .6. Means are over classes with that size.
     assert segm["AR1"] == pytest.approx((50 + 0) / 2)
     assert segm["AR10"] == pytest.approx((50 + 30) / 2)
     assert segm["AR"] == pytest.approx((100 + 30) / 2)
     assert segm["ARs"] == segm["ARl"] == 100
     assert segm["ARm"] == pytest.approx(30)
-    # Precision 1 up to recall .5, then 2/12; the second class's is 1/2.
+    # Precision 1 up to recall .5, then 2/12. The precision of the second class is 1/2.
     assert segm["AP50"] == pytest.approx(50 * ((51 + 50 * 2 / 12) / 101 + 1 / 2))
-    # The annotated boxes are 9 pixels wider than the masks: IoU .96 (large), .69 (small) and .54 (medium).
-    bbox = found["bbox"]
+    # Annotated boxes are 9 pixels wider than masks: IoU .96 (large), .69 (small), .54 (medium).
+    bbox = pred["bbox"]
     assert bbox["AR1"] == pytest.approx((50 + 0) / 2)
     assert bbox["AR10"] == pytest.approx((50 + 10) / 2)
     assert bbox["AR"] == pytest.approx(((100 + 40) / 2 + 10) / 2)
     assert [bbox[name] for name in ("ARs", "ARm", "ARl")] == pytest.approx([40, 10, 100])
 
 
-def test_as_many_detections_enter_as_the_model_may_return(dataset):
+def test_all_detections_of_the_model_are_evaluated(dataset):
     output = output_of(1, [*[NOWHERE] * 150, SMALL], [*[0.9] * 150, 0.1])
     for limit, recall in ((100, 0), (150, 0), (151, 50)):
         segm = evaluate(dataset, {1: output}, limit)["segm"]
-        assert segm["AR"] == pytest.approx(recall / 2)  # nothing of the other class
+        assert segm["AR"] == pytest.approx(recall / 2)  # no detections of the other class
         assert segm["AR10"] == 0
         assert (segm["AP"] > 0) == (recall > 0)
 
@@ -86,19 +85,19 @@ def add_neighbour(content):
     content["annotations"].append({**small, "id": 5, "segmentation": [polygon]})
 
 
-def test_finding_nothing_is_zero(dataset):
+def test_no_detections_have_zero_metrics(dataset):
     change_data(dataset, add_neighbour)
     nothing = {1: output_of(1, [], []), 2: output_of(2, [], [])}
-    found = evaluate(dataset, nothing, touching_instances=True)
+    pred = evaluate(dataset, nothing, touching_instances=True)
     names = "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl"
-    assert found == {
+    assert pred == {
         "bbox": dict.fromkeys(names, 0),
         "segm": dict.fromkeys(names, 0),
         "segm_touching": {"AP": 0, "AP50": 0, "AP75": 0, "AR": 0, "count": 2},
     }
 
 
-def test_finding_nothing_where_there_is_nothing_is_nan(dataset):
+def test_no_detections_and_no_ground_truth_have_nan_metrics(dataset):
     def without_medium(content):
         content["annotations"] = content["annotations"][:2]
 
@@ -107,7 +106,7 @@ def test_finding_nothing_where_there_is_nothing_is_nan(dataset):
     assert {name for name, value in segm.items() if math.isnan(value)} == {"APm", "ARm"}
 
 
-def test_models_without_masks_have_no_metrics_of_masks(dataset):
+def test_models_without_masks_have_no_mask_metrics(dataset):
     for boxes in ([], [SMALL]):
         output = output_of(1, boxes, [0.9] * len(boxes))
         output["instances"].remove("pred_masks")
@@ -116,7 +115,7 @@ def test_models_without_masks_have_no_metrics_of_masks(dataset):
 
 FIRST = {1: output_of(1, [LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7])}
 SECOND = {2: output_of(2, [upper_part(MEDIUM, 0.62)], [0.5])}
-# What each of two processes sees: an image each; both images in one; nothing, found in one image by the second alone.
+# Outputs of two processes: one image each; both images on one; no detections, on one image.
 SHARES = [[FIRST, SECOND], [{**FIRST, **SECOND}, {}], [{}, {2: output_of(2, [], [])}]]
 
 
@@ -129,7 +128,7 @@ def _evaluate_on_rank(path, out):
     else:
         assert results == [{}] * len(SHARES)
     comm.synchronize()
-    # As in test_mask_proposal_evaluator: a thread of gloo may abort a process that has done its work.
+    # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
     sys.stdout.flush()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Every number by hand, on squares."""
+"""Metrics of proposals, computed by hand on squares."""
 
 import json
 import math
@@ -17,77 +17,16 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.evaluation import MaskProposalEvaluator
-
-SIZE = (240, 320)
-SMALL, MEDIUM, LARGE = (10, 10, 30, 30), (50, 50, 110, 110), (100, 20, 300, 220)  # x0, y0, x1, y1
-NOWHERE = (200, 230, 210, 240)
-
-
-def square_mask(box):
-    mask = np.zeros(SIZE, dtype=np.uint8, order="F")
-    x0, y0, x1, y1 = box
-    mask[y0:y1, x0:x1] = 1
-    return mask
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Image 1: a small and a large square; image 2: a medium one, and a crowd."""
-    annotations = []
-    for image_id, box, crowd in ((1, SMALL, 0), (1, LARGE, 0), (2, MEDIUM, 0), (2, LARGE, 1)):
-        rle = mask_util.encode(square_mask(box))
-        rle["counts"] = rle["counts"].decode()
-        x0, y0, x1, y1 = box
-        annotations.append(
-            {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": image_id,
-                "bbox": [x0 - 5, y0, x1 - x0 + 9, y1 - y0],  # looser than the mask
-                "area": float((x1 - x0) * (y1 - y0)),
-                "iscrowd": crowd,
-                "segmentation": rle,
-            }
-        )
-    images = [
-        {"id": i, "height": SIZE[0], "width": SIZE[1], "file_name": f"{i}.png"} for i in (1, 2)
-    ]
-    categories = [{"id": i, "name": str(i)} for i in (1, 2)]
-    path = tmp_path / "truth.json"
-    path.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
-    MetadataCatalog.get("squares").json_file = str(path)
-    yield "squares"
-    MetadataCatalog.remove("squares")
-
-
-def change_data(dataset, change):
-    """Rewrites the data set's file after ``change(content)``."""
-    path = MetadataCatalog.get(dataset).json_file
-    with open(path) as file:
-        content = json.load(file)
-    change(content)
-    with open(path, "w") as file:
-        json.dump(content, file)
-
-
-def predictions(boxes, scores, kind="instances", size=SIZE):
-    instances = Instances(size)
-    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    scores = torch.tensor(scores, dtype=torch.float32)
-    if kind == "instances":
-        masks = [torch.from_numpy(square_mask(box)).bool() for box in boxes]
-        instances.pred_boxes, instances.scores = Boxes(tensor), scores
-        instances.pred_classes = torch.zeros(len(boxes), dtype=torch.long)
-        instances.pred_masks = (
-            torch.stack(masks) if masks else torch.zeros(0, *SIZE, dtype=torch.bool)
-        )
-        return {"instances": instances}
-    instances.proposal_boxes, instances.objectness_logits = Boxes(tensor), scores
-    if kind == "masks":
-        instances.proposal_masks = torch.full((len(boxes), 112, 112), 255, dtype=torch.uint8)
-    return {"proposals": instances}
+from tests.helpers.squares import (
+    LARGE,
+    MEDIUM,
+    NOWHERE,
+    SIZE,
+    SMALL,
+    change_data,
+    predictions,
+    upper_part,
+)
 
 
 def evaluate(dataset, first, second=None):
@@ -98,24 +37,18 @@ def evaluate(dataset, first, second=None):
     return evaluator.evaluate()
 
 
-def upper_part(box, share):
-    """The box without its lower rows: IoU ``share``, rounded to rows, with the whole of it."""
-    x0, y0, x1, y1 = box
-    return x0, y0, x1, y0 + round(share * (y1 - y0))
-
-
 @pytest.mark.parametrize("kind", ["instances", "masks", "boxes"])
-def test_every_number_by_hand(dataset, kind):
-    """The large square, a miss, the small square; then, in the other image, 37 of the 60 rows of the medium one."""
-    found = evaluate(
+def test_metrics_by_hand(dataset, kind):
+    """Image 1: large square, a miss, small square. Image 2: 37 of the 60 rows of the medium one."""
+    pred = evaluate(
         dataset,
         predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7], kind),
         predictions([upper_part(MEDIUM, 0.62)], [0.6], kind),
     )
     name = "proposals_segm_of_filled_boxes" if kind == "boxes" else "proposals_segm"
-    assert list(found) == [name, "proposals_bbox"]
-    for metrics in found.values():
-        # The medium square is found at IoU .5, .55 and .6, the others at all ten.
+    assert list(pred) == [name, "proposals_bbox"]
+    for metrics in pred.values():
+        # The medium square is matched at IoU .5, .55 and .6, the others at all ten thresholds.
         assert metrics["AR@1"] == pytest.approx(10 * (3 * 2 / 3 + 7 * 1 / 3))
         for limit in (10, 100, 1000):
             assert metrics[f"AR@{limit}"] == pytest.approx(10 * (3 * 1 + 7 * 2 / 3))
@@ -124,21 +57,22 @@ def test_every_number_by_hand(dataset, kind):
         assert metrics["ARm@1"] == metrics["ARm@1000"] == pytest.approx(30)
         for limit in (10, 20, 30, 60):
             assert metrics[f"R50@{limit}"] == 100
-        # AR is 13/30 with 1 and 2 proposals, 23/30 with 3 and more, and linear between 2 and 3 on the logarithmic axis.
+        # AR is 13/30 with 1 and 2 proposals, 23/30 from 3 on, and log-linear between 2 and 3.
         two, three = math.log10(2), math.log10(3)
         area = 13 / 30 * two + (13 + 23) / 60 * (three - two) + 23 / 30 * (3 - three)
         assert metrics["AUC"] == pytest.approx(100 * area / 3)
-        # Precision 1 up to recall 1/3 (34 of 101 points). Up to .6 then 3/4 up to recall 1, above 2/3 up to recall 2/3.
+        # Precision is 1 up to recall 1/3 (34 of 101 points). At IoU up to .6 it is then 3/4 up to
+        # recall 1, and at larger IoU 2/3 up to recall 2/3.
         low, high = (34 + 67 * 3 / 4) / 101, (34 + 33 * 2 / 3) / 101
         assert metrics["AP50"] == pytest.approx(100 * low)
         assert metrics["AP75"] == pytest.approx(100 * high)
         assert metrics["AP"] == pytest.approx(30 * low + 70 * high)
 
 
-def test_overlap_decides_at_every_threshold(dataset):
-    """A square that covers 62 % of the large one, and nothing else: found at IoU .5, .55 and .6."""
-    found = evaluate(dataset, predictions([upper_part(LARGE, 0.62)], [0.5]), predictions([], []))
-    for metrics in found.values():
+def test_matches_by_iou_threshold(dataset):
+    """A proposal of 62 % of the large square matches it at IoU .5, .55 and .6."""
+    pred = evaluate(dataset, predictions([upper_part(LARGE, 0.62)], [0.5]), predictions([], []))
+    for metrics in pred.values():
         assert metrics["ARl@1"] == pytest.approx(30)
         assert metrics["R50@10"] == pytest.approx(100 / 3)
         assert metrics["AP75"] == 0 and metrics["AP50"] > 0
@@ -146,12 +80,12 @@ def test_overlap_decides_at_every_threshold(dataset):
 
 def test_limits_count_proposals_per_image_in_the_order_of_scores(dataset):
     misses = [NOWHERE] * 25
-    found = evaluate(dataset, predictions([*misses, SMALL], [*[0.9] * 25, 0.1]))["proposals_segm"]
-    assert found["R50@20"] == 0 and found["R50@30"] == pytest.approx(100 / 3)
-    assert found["AR@10"] == 0 and found["AR@100"] == pytest.approx(100 / 3)
+    pred = evaluate(dataset, predictions([*misses, SMALL], [*[0.9] * 25, 0.1]))["proposals_segm"]
+    assert pred["R50@20"] == 0 and pred["R50@30"] == pytest.approx(100 / 3)
+    assert pred["AR@10"] == 0 and pred["AR@100"] == pytest.approx(100 / 3)
 
 
-def test_crowds_neither_count_nor_hurt(dataset):
+def test_crowds_are_ignored(dataset):
     without = evaluate(dataset, predictions([SMALL], [0.9]), predictions([MEDIUM], [0.5]))
     inside = (120, 40, 200, 120)
     with_crowd = evaluate(
@@ -165,7 +99,7 @@ def test_no_proposals_at_all(dataset):
         assert metrics["AR@1000"] == 0 and metrics["AP"] == 0 and metrics["ARm@1"] == 0
 
 
-def test_proposals_after_the_best_thousand_do_not_enter(dataset):
+def test_only_the_best_thousand_proposals_are_evaluated(dataset):
     for misses, recall in ((999, 100 / 3), (1000, 0)):
         boxes, scores = [*[NOWHERE] * misses, SMALL], [*[0.9] * misses, 0.1]
         for metrics in evaluate(dataset, predictions(boxes, scores, "boxes")).values():
@@ -173,7 +107,7 @@ def test_proposals_after_the_best_thousand_do_not_enter(dataset):
             assert (metrics["AP"] > 0) == (recall > 0)
 
 
-def test_what_the_data_do_not_have_is_nan(dataset):
+def test_metrics_without_ground_truth_are_nan(dataset):
     def keep(count):
         def change(content):
             content["annotations"] = content["annotations"][:count]
@@ -192,23 +126,23 @@ def test_what_the_data_do_not_have_is_nan(dataset):
 
 
 def test_masks_relative_to_a_box_are_pasted_into_it(dataset):
-    """The left 70 of 112 columns in the box of the large square: IoU .625 for masks, 1 for boxes."""
+    """The left 70 of 112 columns of the large square's box have mask IoU .625 and box IoU 1."""
     output = predictions([LARGE], [0.5], "masks")
     output["proposals"].proposal_masks[:, :, 70:] = 0
-    found = evaluate(dataset, output)
-    assert found["proposals_bbox"]["ARl@1"] == 100
-    assert found["proposals_segm"]["ARl@1"] == pytest.approx(30)
+    pred = evaluate(dataset, output)
+    assert pred["proposals_bbox"]["ARl@1"] == 100
+    assert pred["proposals_segm"]["ARl@1"] == pytest.approx(30)
 
 
 class _Pixels(Backbone):
-    """Hands the picture on as it is."""
+    """A backbone that returns its input."""
 
     def forward(self, image):
         return {"image": image}
 
 
 class _Fixed(nn.Module):
-    """Proposes, in the coordinates of the model's input, what it was told."""
+    """A generator of fixed proposals in coordinates of the model's input."""
 
     def __init__(self, proposals):
         super().__init__()
@@ -219,14 +153,14 @@ class _Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["masks", "boxes"])
-def test_proposals_of_a_resized_picture(dataset, kind):
-    """The model sees half the size, in which the small square is 10 pixels wide."""
+def test_proposals_of_a_resized_image(dataset, kind):
+    """The model's input has half the size, so the small square is 10 pixels wide."""
     size = SIZE[0] // 2, SIZE[1] // 2
     boxes = [[side / 2 for side in box] for box in (LARGE, SMALL)]
-    found = predictions(boxes, [0.9, 0.8], kind, size)
+    pred = predictions(boxes, [0.9, 0.8], kind, size)
     model = ProposalNetwork(
         backbone=_Pixels(),
-        proposal_generator=_Fixed(found["proposals"]),
+        proposal_generator=_Fixed(pred["proposals"]),
         pixel_mean=[0, 0, 0],
         pixel_std=[1, 1, 1],
     ).eval()
@@ -238,7 +172,7 @@ def test_proposals_of_a_resized_picture(dataset, kind):
 
 
 def test_perfect_shapes():
-    """A data set without a JSON file."""
+    """The shapes dataset has no JSON file."""
     records = DatasetCatalog.get("shapes_val")[:100]
     evaluator = MaskProposalEvaluator("shapes_val", distributed=False)
     for record in records:
@@ -254,7 +188,7 @@ def test_perfect_shapes():
 
 FIRST = predictions([LARGE, NOWHERE, SMALL], [0.9, 0.8, 0.7])
 SECOND = predictions([MEDIUM], [0.5])
-# What each of two processes sees: an image each, of which the second has no masks, and both images in one process.
+# Outputs of two processes: one image each; the same, the second without masks; both on one.
 SHARES = [
     [[(1, FIRST)], [(2, SECOND)]],
     [[(1, FIRST)], [(2, predictions([MEDIUM], [0.5], "boxes"))]],
@@ -277,8 +211,8 @@ def _evaluate_on_rank(path, out):
         assert results == [None] * len(SHARES)
     comm.synchronize()
     torch.distributed.destroy_process_group()
-    # Now and then a thread of torch's gloo backend is still up when the interpreter tears down, which aborts a process
-    # that has done its work; the evaluator has no part in that.
+    # A thread of torch's gloo backend sometimes outlives the interpreter and aborts the process
+    # after the test. Exiting at once avoids that.
     sys.stdout.flush()
     os._exit(0)
 
@@ -295,7 +229,7 @@ def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("first", [0, 7])
-def test_category_ids_of_the_data_may_be_any(first, dataset):
+def test_arbitrary_category_ids(first, dataset):
     def change(content):
         for item in content["categories"]:
             item["id"] += first - 1
@@ -303,6 +237,6 @@ def test_category_ids_of_the_data_may_be_any(first, dataset):
             item["category_id"] += first - 1
 
     change_data(dataset, change)
-    found = predictions([SMALL, LARGE], [0.9, 0.8]), predictions([MEDIUM], [0.7])
-    results = evaluate(dataset, *found)
+    pred = predictions([SMALL, LARGE], [0.9, 0.8]), predictions([MEDIUM], [0.7])
+    results = evaluate(dataset, *pred)
     assert results["proposals_segm"]["AR@10"] == pytest.approx(100)

@@ -1,4 +1,4 @@
-"""AP^r by hand, against a slow implementation, and by two processes."""
+"""AP^r by hand, against a slow implementation, and on two processes."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 
 from rpe_d2.data import register_voc
-from rpe_d2.evaluation import InstanceEvaluator, VOCInstanceEvaluator
+from rpe_d2.evaluation import InstanceSegmentationEvaluator, VOCInstanceEvaluator
 from tests.helpers import voc_tree
 from tests.reference import voc_ap as reference
 from tests.reference.voc_ap import Detection, Truth
@@ -60,7 +60,7 @@ def dataset_dicts(truths, images) -> list:
 
 @pytest.fixture
 def register():
-    """Registers ground truth: ``register(truths, images=(1,))``."""
+    """A function that registers ground truth: ``register(truths, images=(1,))``."""
 
     def put(truths, images=(1,)):
         remove()
@@ -92,17 +92,17 @@ def output_of(detections, size=SIZE) -> dict:
 def evaluated(detections, images=(1,), **options) -> dict:
     evaluator = VOCInstanceEvaluator(NAME, **options)
     for image in images:
-        found = [d for d in detections if d.image == image]
-        evaluator.process([{"image_id": image}], [output_of(found)])
+        pred = [d for d in detections if d.image == image]
+        evaluator.process([{"image_id": image}], [output_of(pred)])
     return evaluator.evaluate()["voc_segm"]
 
 
 def matches(metrics, **expected) -> bool:
-    found = {name: metrics[name] for name in expected}
-    return found == pytest.approx(expected, nan_ok=True)
+    pred = {name: metrics[name] for name in expected}
+    return pred == pytest.approx(expected, nan_ok=True)
 
 
-def test_all_found_and_nothing_found(register):
+def test_perfect_detections_and_no_detections(register):
     one, other = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, one), Truth(1, 2, other)])
     metrics = evaluated([Detection(1, 0, 0.9, one), Detection(1, 2, 0.8, other)])
@@ -111,7 +111,7 @@ def test_all_found_and_nothing_found(register):
         metrics, **{"AP50-a": 100, "AP50-b": np.nan, "APvol-b": np.nan, "AP70_07-c": 100}
     )
     assert matches(evaluated([]), AP50=0, AP70_07=0, APvol=0, **{"AP50-b": np.nan})
-    # A class without ground truth has no score, whatever was found of it.
+    # A class without ground truth has no score, even if it is detected.
     assert matches(evaluated([Detection(1, 1, 0.9, one)]), AP50=0, **{"AP50-b": np.nan})
     register([])
     assert matches(evaluated([Detection(1, 1, 0.9, one)]), AP50=np.nan, APvol=np.nan)
@@ -121,13 +121,13 @@ def test_area_and_eleven_points(register):
     squares = [square(8 * n, 0, 8 * n + 8, 8) for n in range(4)]
     far = square(0, 20, 4, 24)
     register([Truth(1, 0, mask) for mask in squares])
-    # In order of score: correct, false, correct, correct; one of four is not found. The envelope of the precision is
-    # 1 up to recall 1/4, then 3/4 up to 3/4.
-    found = [
+    # In order of score: correct, false, correct, correct. One of four is missed. The envelope of
+    # the precision is 1 up to recall 1/4, then 3/4 up to 3/4.
+    pred = [
         Detection(1, 0, 0.9, squares[0]), Detection(1, 0, 0.8, far),
         Detection(1, 0, 0.7, squares[1]), Detection(1, 0, 0.6, squares[2]),
     ]  # fmt: skip
-    metrics = evaluated(found)
+    metrics = evaluated(pred)
     assert matches(metrics, AP50=100 * (1 + 0.75 + 0.75) / 4)
     # Eleven points: 0, .1, .2 at 1; .3 to .7 at 3/4; .8 to 1 at 0.
     assert matches(metrics, AP50_07=100 * (3 + 5 * 0.75) / 11)
@@ -136,11 +136,11 @@ def test_area_and_eleven_points(register):
 def test_the_recall_of_three_of_ten_is_three_tenths(register):
     masks = [square(3 * n, 0, 3 * n + 3, 3) for n in range(10)]
     register([Truth(1, 0, mask) for mask in masks])
-    found = [Detection(1, 0, 0.9 - n / 10, mask) for n, mask in enumerate(masks[:3])]
-    assert matches(evaluated(found), AP50=30, AP50_07=100 * 4 / 11)
+    pred = [Detection(1, 0, 0.9 - n / 10, mask) for n, mask in enumerate(masks[:3])]
+    assert matches(evaluated(pred), AP50=30, AP50_07=100 * 4 / 11)
 
 
-def test_thresholds_are_reached_by_equality(register):
+def test_thresholds_are_inclusive(register):
     whole = square(0, 0, 10, 10)
     register([Truth(1, 0, whole)])
     for width, passed in ((5, 5), (6, 6), (7, 7), (3, 3)):
@@ -153,47 +153,47 @@ def test_thresholds_are_reached_by_equality(register):
 def test_a_second_detection_is_false(register):
     one, other = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, one), Truth(1, 0, other)])
-    found = [
+    pred = [
         Detection(1, 0, 0.9, one), Detection(1, 0, 0.8, square(0, 0, 10, 9)),
         Detection(1, 0, 0.7, other),
     ]  # fmt: skip
-    assert matches(evaluated(found), AP50=100 * (1 + 2 / 3) / 2)
+    assert matches(evaluated(pred), AP50=100 * (1 + 2 / 3) / 2)
 
 
-def test_only_the_volume_looks_for_instances_that_are_left(register):
-    # Both detections overlap the left square most; the second also has a third of the right one.
+def test_only_the_volume_assigns_to_remaining_instances(register):
+    # Both detections overlap the left square most. The second one also overlaps the right one.
     left, right = square(0, 0, 10, 10), square(10, 0, 20, 10)
     register([Truth(1, 0, left), Truth(1, 0, right)])
-    found = [Detection(1, 0, 0.9, left), Detection(1, 0, 0.8, square(0, 0, 15, 10))]
-    metrics = evaluated(found)
+    pred = [Detection(1, 0, 0.9, left), Detection(1, 0, 0.8, square(0, 0, 15, 10))]
+    metrics = evaluated(pred)
     assert matches(metrics, AP50=50, AP70=50)
-    # IoU of the second with the right square: 50 / 200 = .25, correct at .1 and .2.
+    # Its IoU with the right square is 50 / 200 = .25, so it is correct at .1 and .2.
     assert matches(metrics, APvol=(2 * 100 + 7 * 50) / 9)
 
 
-def test_difficult_instances_neither_count_nor_hurt(register):
+def test_difficult_instances_are_ignored(register):
     easy, hard = square(0, 0, 10, 10), square(12, 0, 22, 10)
     register([Truth(1, 0, easy), Truth(1, 0, hard, difficult=True)])
-    found = [
+    pred = [
         Detection(1, 0, 0.9, hard), Detection(1, 0, 0.8, hard), Detection(1, 0, 0.7, easy)
     ]  # fmt: skip
-    assert matches(evaluated(found), AP50=100, APvol=100)
-    counted = evaluated(found, ignore_difficult=False)
+    assert matches(evaluated(pred), AP50=100, APvol=100)
+    counted = evaluated(pred, ignore_difficult=False)
     assert matches(counted, AP50=100 * (1 + 2 / 3) / 2)
     assert matches(evaluated([]), AP50=0)
     assert matches(evaluated([], ignore_difficult=False), AP50=0)
     register([Truth(1, 0, hard, difficult=True)])
-    assert matches(evaluated(found), AP50=np.nan)
+    assert matches(evaluated(pred), AP50=np.nan)
 
 
-def test_crowds_neither_count_nor_hurt(register):
+def test_crowds_are_ignored(register):
     one, crowd = square(0, 0, 10, 10), square(12, 0, 32, 24)
     register([Truth(1, 0, one), Truth(1, 0, crowd, crowd=True)])
-    found = [
+    pred = [
         Detection(1, 0, 0.9, square(14, 2, 18, 8)), Detection(1, 0, 0.8, one),
         Detection(1, 1, 0.9, square(14, 2, 18, 8)),
     ]  # fmt: skip
-    assert matches(evaluated(found), AP50=100, APvol=100)
+    assert matches(evaluated(pred), AP50=100, APvol=100)
 
 
 def random_case(seed):
@@ -211,7 +211,7 @@ def random_case(seed):
     truths += [Truth(int(rng.integers(1, 7)), 0, box(), crowd=True) for _ in range(2)]
     scores = rng.permutation(60) / 60
     detections = []
-    for score in scores[:40]:  # moved from the truth, of any class
+    for score in scores[:40]:  # shifted ground truth of any class
         truth = truths[rng.integers(len(truths))]
         mask = np.roll(truth.mask, rng.integers(-2, 3, 2), (0, 1))
         label = truth.label if rng.random() < 0.8 else int(rng.integers(3))
@@ -235,7 +235,7 @@ def test_metrics_are_the_definition(register, seed):
 
 
 def test_ids_of_a_coco_file(register, tmp_path):
-    """Category ids with gaps, VOC's "ignore", and detections in another order than the classes."""
+    """Category ids have gaps, VOC's "ignore" is set, and detections are in another order."""
     one, hard = square(0, 0, 10, 10), square(12, 0, 22, 10)
     annotation = {"image_id": 5, "iscrowd": 0, "area": 100, "bbox": [0, 0, 10, 10]}
     truth = COCO()
@@ -253,8 +253,8 @@ def test_ids_of_a_coco_file(register, tmp_path):
         json_file=str(path), image_root="x", thing_dataset_id_to_contiguous_id={3: 0, 7: 1}
     )
     try:
-        found = [Detection(5, 1, 0.9, hard), Detection(5, 1, 0.8, one)]
-        metrics = evaluated(found, images=(5,))
+        pred = [Detection(5, 1, 0.9, hard), Detection(5, 1, 0.8, one)]
+        metrics = evaluated(pred, images=(5,))
         assert matches(metrics, AP50=100, **{"AP50-a": np.nan, "AP50-b": 100})
     finally:
         MetadataCatalog.pop(NAME)
@@ -263,8 +263,8 @@ def test_ids_of_a_coco_file(register, tmp_path):
 def test_masks_of_another_size_and_no_masks(register):
     register([Truth(1, 0, square(0, 0, 10, 10))])
     evaluator = VOCInstanceEvaluator(NAME)
-    found = Detection(1, 0, 0.9, np.ones((6, 9), bool))
-    evaluator.process([{"image_id": 1}], [output_of([found], size=(6, 9))])
+    pred = Detection(1, 0, 0.9, np.ones((6, 9), bool))
+    evaluator.process([{"image_id": 1}], [output_of([pred], size=(6, 9))])
     with pytest.raises(ValueError, match=r"image 1: a mask of \[6, 9\] pixels .* has \[24, 32\]"):
         evaluator.evaluate()
     evaluator.reset()
@@ -277,18 +277,18 @@ def test_masks_of_another_size_and_no_masks(register):
 def voc_output(record, moved=0) -> dict:
     masks = mask_util.decode([a["segmentation"] for a in record["annotations"]])
     masks = np.roll(masks.transpose(2, 0, 1).astype(bool), moved, axis=2)
-    found = [
+    pred = [
         Detection(0, a["category_id"], 0.9 - n / 10, mask)
         for n, (a, mask) in enumerate(zip(record["annotations"], masks))
     ]
-    return output_of(found, size=voc_tree.SIZE)
+    return output_of(pred, size=voc_tree.SIZE)
 
 
 def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
-    """On the miniature VOC, after COCO's evaluator has written its own version of the ground truth."""
+    """On the miniature of VOC, after the COCO evaluator has written its own ground-truth file."""
     with voc_tree.unregistered_afterwards():
         register_voc(str(voc_tree.write_tree(tmp_path)))
-        InstanceEvaluator("voc_2012_val", str(tmp_path / "out"), 100)
+        InstanceSegmentationEvaluator("voc_2012_val", str(tmp_path / "out"), 100)
         records = DatasetCatalog.get("voc_2012_val")
         evaluator = VOCInstanceEvaluator("voc_2012_val")
         for record in records:
@@ -301,10 +301,10 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
         assert matches(metrics, AP50=100, APvol=100, **{"AP50-person": 100, "AP50-cat": np.nan})
         counted = VOCInstanceEvaluator("voc_2012_val", ignore_difficult=False)
         counted._results = evaluator._results
-        # Two of three people: the difficult one is not found.
+        # Two of three people are detected, not the difficult one.
         assert matches(counted.evaluate()["voc_segm"], **{"AP50-person": 100 * 2 / 3})
 
-        # The aeroplane with its void band: 18 x 14 of 20 x 16 pixels.
+        # The aeroplane's mask with its void band has an IoU of 18 x 14 / (20 x 16).
         evaluator.reset()
         whole = np.zeros(voc_tree.SIZE, bool)
         whole[4:20, 4:24] = True
@@ -317,7 +317,7 @@ def test_void_is_background_and_difficult_is_kept_from_files(tmp_path):
 
 
 def _evaluate_on_rank(root, out):
-    """Each of two processes sees one of the images, one process sees both."""
+    """Evaluates one image per process, or both on one process."""
     register_voc(root)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     evaluator = VOCInstanceEvaluator("voc_2012_val")
@@ -332,7 +332,7 @@ def _evaluate_on_rank(root, out):
     if world_size > 1:
         comm.synchronize()
         torch.distributed.destroy_process_group()
-        # As in test_boundary_ap_evaluator.py: gloo's threads may abort a process that has done its work.
+        # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
         sys.stdout.flush()
         os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Files of human boundaries as BSDS500 has them."""
+"""Files of annotators' contours in the format of BSDS500."""
 
 from pathlib import Path
 from typing import Sequence
@@ -8,7 +8,7 @@ from scipy.io import savemat
 
 
 def save_annotations(path: Path, annotations: Sequence[np.ndarray]) -> str:
-    """Writes boundaries (H, W), one map an annotator, and returns the path."""
+    """Writes contours (H, W), one map per annotator, and returns the path."""
     cells = np.empty((1, len(annotations)), dtype=object)
     for index, annotation in enumerate(annotations):
         cells[0, index] = {

@@ -1,4 +1,4 @@
-"""A miniature of BSDS500's folders: pictures of two halves and the line between them as several people drew it."""
+"""A miniature of BSDS500: images of two halves, with the contours of three annotators."""
 
 from pathlib import Path
 from typing import List, Sequence, Tuple
@@ -12,7 +12,10 @@ SIZES = ((48, 72), (72, 48))
 
 
 def half_and_half(number: int, size: Tuple[int, int]) -> Tuple[np.ndarray, List[np.ndarray]]:
-    """A picture (H, W, 3) uint8, dark left and bright right, and three maps (H, W) bool; the last one misses a part."""
+    """Returns an image (H, W, 3) uint8, dark left and bright right, and three contour maps.
+
+    The maps are (H, W) bool. The last annotator drew only the upper half.
+    """
     height, width = size
     column = width // 3 + 4 * number
     picture = np.full((height, width, 3), 60, np.uint8)

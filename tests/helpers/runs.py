@@ -1,4 +1,4 @@
-"""tools/train_net.py in a process of its own, and a tiny network with random weights."""
+"""Runs of tools/train_net.py in processes of their own, and what tests of runs share."""
 
 import json
 import os
@@ -8,16 +8,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Iterator, List
 
 import pycocotools.mask as mask_util
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from rpe_d2 import add_rpe_config
 from rpe_d2.data import render_shapes
+from rpe_d2.engine.checkpoint import ModelCheckpointer
 from tests.conftest import ROOT
 
 CONFIG = str(ROOT / "configs" / "quickstart" / "rpe_shapes.yaml")
@@ -28,7 +32,7 @@ TINY = (
 
 
 def save_random(config: str, opts: list, path: Path) -> str:
-    """Writes random weights of a configuration's model, the same every time; returns the path."""
+    """Writes random weights of a configuration's model, always the same, and returns the path."""
     cfg = get_cfg()
     add_rpe_config(cfg)
     cfg.merge_from_file(config)
@@ -41,18 +45,80 @@ def save_random(config: str, opts: list, path: Path) -> str:
 INSTANT = "configs/quick/rpe_instant_test.yaml"
 
 
+def overrides(text: str) -> List[str]:
+    """Flattens YAML text into the KEY VALUE overrides of a command line."""
+
+    def flat(node: dict, prefix: str) -> Iterator[str]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield from (f"{prefix}{key}", str(value))
+
+    return list(flat(yaml.safe_load(text), ""))
+
+
+class Payload:
+    """Creates a file when it is unpickled by a loader that runs code."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class Iterations:
+    """Stands in for a trainer, whose only state is the number of its last iteration."""
+
+    iteration = 0
+
+    def state_dict(self) -> dict:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.iteration = state["iteration"]
+
+
+def save_large_checkpoint(folder: str) -> None:
+    """Saves a checkpoint of more than 600 kB as iteration 9."""
+    model = nn.Linear(400, 400)
+    checkpointer = ModelCheckpointer(model, folder, complete=False, trainer=Iterations())
+    checkpointer.save("model_0000009", iteration=9)
+
+
+def assert_same_run(output: Path, expected: Path) -> None:
+    """Checks that weights, optimizer, averages and best score of two runs are equal bit for bit."""
+    for name in ("model_final.pth", "model_best.pth"):
+        actual, target = (
+            torch.load(folder / name, weights_only=True) for folder in (output, expected)
+        )
+        for key in ("best", "metric", "iteration"):
+            assert actual.get(key) == target.get(key), (name, key)
+        for part in ("model", "ema"):
+            assert actual[part].keys() == target[part].keys()
+            for tensor in actual[part]:
+                assert torch.equal(actual[part][tensor], target[part][tensor]), (name, part, tensor)
+        trainers = actual["trainer"]["_trainer"], target["trainer"]["_trainer"]
+        states = [trainer["optimizer"]["state"] for trainer in trainers]
+        for index, state in states[1].items():
+            assert all(torch.equal(value, states[0][index][key]) for key, value in state.items())
+        assert trainers[0]["images_seen"] == trainers[1]["images_seen"]
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+
+
 class Running(subprocess.Popen):
-    """A process that writes into files: nobody has to read along lest it waits."""
+    """A process whose output goes to files, so that it never waits for a reader."""
 
     def __init__(self, *args, **options):
         self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        # A group of its own, which can be signalled as a whole.
+        # A new session is a process group of its own, which can be signaled as a whole.
         super().__init__(
             *args, stdout=self._files[0], stderr=self._files[1], start_new_session=True, **options
         )
 
     def finish(self, timeout=150) -> subprocess.CompletedProcess:
-        """Waits for the end, and kills it where that does not come in time."""
+        """Waits for the end of the process, and kills its group after the timeout in seconds."""
         try:
             self.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -68,7 +134,7 @@ class Running(subprocess.Popen):
         return texts
 
     def wait_for(self, what, timeout=120) -> None:
-        """Waits until it has made a file (a path) or written a text."""
+        """Waits until the process has created a file, given as a Path, or has printed a text."""
         end = time.time() + timeout
         while not (what.exists() if isinstance(what, Path) else what in "".join(self._texts())):
             assert self.poll() is None, self.finish().stderr
@@ -77,11 +143,12 @@ class Running(subprocess.Popen):
 
 
 def start_train_net(*arguments, launcher=(), **environment) -> Running:
-    """tools/train_net.py, running.
+    """Starts tools/train_net.py.
 
     Args:
+        arguments: the arguments of the script.
         launcher: arguments of Python before the script.
-        environment: variables on top of this process's.
+        environment: environment variables in addition to this process's.
     """
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment}
     command = [sys.executable, *launcher, "tools/train_net.py", *map(str, arguments)]
@@ -89,12 +156,16 @@ def start_train_net(*arguments, launcher=(), **environment) -> Running:
 
 
 def train_net(*arguments, timeout=150, **options) -> subprocess.CompletedProcess:
-    """tools/train_net.py, done."""
+    """Runs tools/train_net.py to its end."""
     return start_train_net(*arguments, **options).finish(timeout)
 
 
 def few_images(folder: Path, count: int) -> list:
-    """Options for the first pictures of shapes_val as a COCO-format data set."""
+    """Writes the first images of shapes_val as a COCO-format data set.
+
+    Returns:
+        The overrides that train and evaluate on it.
+    """
     classes = MetadataCatalog.get("shapes_val").thing_classes
     content = {
         "images": [],

@@ -1,4 +1,4 @@
-"""A miniature of PASCAL VOC 2012 and SBD in their official folders, with files as the releases have them."""
+"""A miniature of PASCAL VOC 2012 and SBD with the folders and file formats of the releases."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from rpe_d2.data import VOC_CLASSES
 SIZE = 48, 64  # height, width
 TRAIN = ["2007_000032", "2007_000039", "2007_000063"]
 VAL = ["2007_000033", "2007_000042"]
-# SBD has pictures of VOC's validation among its own: 2007_000033.
+# SBD also has images of VOC's validation split, here 2007_000033.
 SBD_TRAIN = ["2008_000002", "2007_000033"]
 SBD_VAL = ["2008_000003"]
 SPLITS = ("voc_2012_train", "voc_2012_val", "sbd_train", "sbd_val", "voc_2012_sbd_train")
@@ -23,7 +23,7 @@ SPLITS = ("voc_2012_train", "voc_2012_val", "sbd_train", "sbd_val", "voc_2012_sb
 
 class Thing(NamedTuple):
     name: str
-    box: Tuple[int, int, int, int]  # pixels: left, top, right, bottom, the last two exclusive
+    box: Tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive
     difficult: bool = False
 
 
@@ -38,7 +38,7 @@ THINGS: Dict[str, Tuple[Thing, ...]] = {
 
 
 def maps(things) -> Tuple[np.ndarray, np.ndarray]:
-    """Objects and classes, (H, W) uint8, with a void band of one pixel inside the edge of each."""
+    """Draws maps of objects and classes, (H, W) uint8, with a void band inside every edge."""
     objects, classes = np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)
     for number, (name, (left, top, right, bottom), _) in enumerate(things, start=1):
         for labels, label in ((objects, number), (classes, VOC_CLASSES.index(name) + 1)):
@@ -48,7 +48,7 @@ def maps(things) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def palette() -> List[int]:
-    """VOC's: the bits of an index, three at a time, are the leading bits of red, green and blue."""
+    """Returns VOC's palette, in which three bits of the index at a time lead the three channels."""
     colours = []
     for index in range(256):
         for channel in range(3):
@@ -123,7 +123,7 @@ def write_sbd(sbd: Path) -> None:
 
 
 def boundaries(count: int) -> np.ndarray:
-    """A cell of sparse pictures."""
+    """Returns a cell array of sparse boundary maps."""
     cell = np.empty((count, 1), object)
     for place in range(count):
         cell[place, 0] = csc_matrix(([1.0], ([0], [place])), shape=SIZE)
@@ -135,7 +135,7 @@ def save_structure(path: Path, variable: str, **fields) -> None:
 
 
 def write_tree(root: Path) -> Path:
-    """Both, below one folder."""
+    """Writes VOC and SBD below one folder."""
     write_voc(root / "VOCdevkit" / "VOC2012")
     write_sbd(root / "benchmark_RELEASE" / "dataset")
     return root
@@ -143,7 +143,7 @@ def write_tree(root: Path) -> Path:
 
 @contextmanager
 def unregistered_afterwards():
-    """Takes out what was registered, and puts back what Detectron2 has under the same names."""
+    """Removes datasets registered in its block, and restores Detectron2's of the same names."""
     names = [name + suffix for name in SPLITS for suffix in ("", "_sem_seg")]
     before = {}
     for name in names:

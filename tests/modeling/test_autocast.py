@@ -1,4 +1,4 @@
-"""The compared systems and the semantic heads in half precision."""
+"""The baselines and the semantic heads in half precision."""
 
 import pytest
 import torch
@@ -13,16 +13,17 @@ ON_CPU = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
 
 
 def losses_in_half_precision(model, item):
-    """A model's losses, which differ from those in full precision by rounding only."""
-    found = []
+    """Computes the losses and checks that only rounding distinguishes them from full precision."""
+    losses = []
     for enabled in (False, True):
         torch.manual_seed(1)
         with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append(model([item]))
-    for loss, half in found[1].items():
-        assert half.dtype == torch.float32
-        assert float(half) == pytest.approx(float(found[0][loss]), rel=0.15, abs=0.02), loss
-    return found[1]
+            losses.append(model([item]))
+    full, half = losses
+    for name, loss in half.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(full[name].item(), rel=0.15, abs=0.02), name
+    return half
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,12 @@ def test_autocast_changes_the_losses_by_rounding_only(name):
     item = training_input((128, 128), ((4, 4, 40, 40), (64, 64, 124, 124)))
     proposals = []
 
-    def the_first_ones(module, arguments, output):
+    def keep_first_proposals(module, args, output):
         proposals.append(output[0])
         return proposals[0], output[1]
 
-    # Which regions a random network proposes hangs on its last digits.
-    hook = model.proposal_generator.register_forward_hook(the_first_ones)
+    # The proposals of an untrained network change with rounding, so both passes use the first ones.
+    hook = model.proposal_generator.register_forward_hook(keep_first_proposals)
     losses_in_half_precision(model, item)
     hook.remove()
     model.eval()

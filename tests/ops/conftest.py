@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Many small operations on several threads become slow by a factor of 100 when the machine is busy."""
+    """On a busy machine, many small operations are up to 100 times slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

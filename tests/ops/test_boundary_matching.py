@@ -13,7 +13,7 @@ def random_maps(seed):
 
 
 def pairs_and_cost(predicted, truth, max_distance):
-    """Checks that it is a matching within reach."""
+    """Checks that the result is a valid matching, and returns its size and cost."""
     first, second = match_boundaries(predicted, truth, max_distance)
     assert len(first) == len(second)
     assert len(set(first.tolist())) == len(first) and len(set(second.tolist())) == len(second)
@@ -27,14 +27,14 @@ def pairs_and_cost(predicted, truth, max_distance):
 
 
 @pytest.mark.parametrize("max_distance", [0, 1, 2.5, 4.337, 100])
-def test_like_a_dense_assignment(max_distance):
+def test_agrees_with_a_dense_assignment(max_distance):
     for seed in range(40):
         maps = random_maps(seed)
         assert pairs_and_cost(*maps, max_distance) == dense_matching(*maps, max_distance)
 
 
 def test_the_number_of_pairs_comes_before_their_distances():
-    """A pixel that has its twin leaves it where that makes one more pair."""
+    """A pixel gives up a partner at distance 0 if that adds a pair."""
     predicted, truth = np.zeros((1, 9), bool), np.zeros((1, 9), bool)
     predicted[0, [2, 4]] = True
     truth[0, [4, 6]] = True

@@ -9,7 +9,7 @@ from rpe_d2.ops.boundary_scores import (
     operating_point,
 )
 
-SIZE = (300, 400)  # its diagonal is 500, the tolerance 3.75 pixels
+SIZE = (300, 400)  # the diagonal is 500 and the tolerance 3.75 pixels
 
 
 def line(column, rows=SIZE[0]):
@@ -34,23 +34,23 @@ def test_a_perfect_line_shifted(shift, expected):
     scores = scores_of(line(100 + shift), [line(100), line(100)])
     assert scores.ods[1:] == scores.ois[1:] == (expected, expected, expected)
     assert scores.images[0] == scores.ods
-    assert scores.ap == 0  # one recall only: no curve
+    assert scores.ap == 0  # a single recall is not a curve
 
 
 def test_counts_of_several_annotators():
-    """Each annotator's pixels count; a predicted one counts once, as matched where anyone has it."""
+    """Pixels of all annotators count. A predicted pixel counts once, and any match suffices."""
     predicted = line(100) | line(200) | line(300)
     counts = count_boundary_matches(predicted.astype(float), [line(100), line(100) | line(200)], 2)
     height = SIZE[0]
     assert counts.tolist() == [[3 * height, 3 * height, 2 * height, 3 * height]] * 2
-    # The two that drew line 100 agree on it; line 200 is one's alone.
+    # Both annotators drew line 100, and only one drew line 200.
     human = count_human_matches([line(100), line(100) | line(200)])
     assert human.tolist() == [2 * height, 3 * height, 2 * height, 3 * height]
     assert count_human_matches([line(100)]).tolist() == [0] * 4
 
 
 def test_one_to_one():
-    """Two parallel lines within reach of one: half of them stay alone."""
+    """Two parallel lines near one annotated line: half of their pixels have no match."""
     counts = count_boundary_matches((line(99) | line(101)).astype(float), [line(100)], 1)
     assert counts.tolist() == [[300, 300, 300, 600]]
 
@@ -71,14 +71,14 @@ def test_thresholds_are_inclusive_and_equal_maps_share_counts():
 
 
 def test_interpolated_scores_by_hand():
-    """Recall 1, precision 1/4 at the lower threshold; recall 1/4, precision 1 at the upper one."""
+    """Recall is 1, then 1/4 at the upper threshold. Precision is 1/4, then 1."""
     counts = np.array([[[100, 100, 100, 400], [25, 100, 100, 100]]])
     scores = boundary_scores(counts)
-    # Half way both are 5/8; the search takes 100 points, of which the nearest are 1/198 off the middle.
+    # Half way both are 5/8. The nearest of the 100 search points are 1/198 off the middle.
     assert scores.ods.f_measure == pytest.approx(0.625, abs=1e-4)
     assert scores.ods.threshold == pytest.approx(0.5, abs=0.01)
     assert scores.ois.f_measure == pytest.approx(0.4)  # no interpolation
-    # Precision 5/4 - recall from .25 to 1; nothing below.
+    # The precision is 5/4 - recall from .25 to 1, and 0 below.
     recalls = np.arange(25, 101) / 100
     assert scores.ap == pytest.approx((1.25 - recalls).sum() / 100)
 

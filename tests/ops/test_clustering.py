@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from rpe_d2.ops.clustering import cluster_embeddings, split_components
 from tests.reference.clustering import adjusted_rand_index, flood_fill, leader_clusters
 
-MAX_SEEDS = 2048  # points that seek modes in one round
+MAX_SEEDS = 2048  # largest number of seeds per round
 
 
 def separated_groups(sizes, dim, noise=0.02, dtype=torch.float32):
-    """Points around random directions, in random order, and their groups. Centres stay below a cosine of 0.6."""
+    """Samples points around random directions whose cosines are below 0.6, in random order."""
     centers = []
     while len(centers) < len(sizes):
         candidate = F.normalize(torch.randn(dim), dim=0)
@@ -24,7 +24,7 @@ def separated_groups(sizes, dim, noise=0.02, dtype=torch.float32):
 
 
 def assert_well_formed(labels, num_points):
-    """0..K-1 without a gap, sizes falling."""
+    """Checks that labels are 0 to K - 1 in descending order of size."""
     assert labels.shape == (num_points,) and labels.dtype == torch.int64
     if num_points == 0:
         return
@@ -41,7 +41,7 @@ def test_the_agreement_measure_itself():
     assert adjusted_rand_index([0, 0, 1, 1], [5, 5, 3, 3]) == 1
     assert adjusted_rand_index([0, 0, 1, 1], [0, 1, 0, 1]) == pytest.approx(-0.5)
     assert adjusted_rand_index([0, 0, 1, 1], [0, 0, 0, 1]) < 0.6
-    # The textbook example of Hubert and Arabie's index as scikit-learn documents it.
+    # Example of the index of Hubert and Arabie in scikit-learn's documentation.
     assert adjusted_rand_index([0, 0, 1, 2], [0, 0, 1, 1]) == pytest.approx(4 / 7)
     independent = torch.randint(0, 9, (2, 3000)).tolist()
     assert abs(adjusted_rand_index(*independent)) < 0.01
@@ -51,7 +51,7 @@ class TestSeparatedGroups:
     @pytest.mark.parametrize("sizes", [[7], [40, 30], [200, 100, 50, 3, 1], [5] * 30])
     @pytest.mark.parametrize("dim", [8, 32])
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-    def test_like_the_reference_and_the_truth(self, sizes, dim, dtype):
+    def test_agrees_with_reference_and_truth(self, sizes, dim, dtype):
         x, truth = separated_groups(sizes, dim, dtype=dtype)
         labels = cluster_embeddings(x, 0.85)
         assert_well_formed(labels, len(x))
@@ -93,7 +93,7 @@ class TestOrder:
         else:
             x = F.normalize(
                 torch.randn(num_points, 4), dim=1
-            )  # no structure: everything is a close call
+            )  # without clusters, all decisions are close
         options = {}
         if with_positions:
             options = dict(positions=torch.randint(0, 90, (len(x), 2)), max_distance=30)
@@ -124,15 +124,15 @@ class TestOrder:
 
 
 def test_every_cluster_lies_around_one_centre():
-    """The threshold holds between a point and the centre of its cluster, so clusters do not grow into chains."""
+    """The threshold applies to a point and its cluster's centre, so clusters are not chains."""
     angles = torch.linspace(0, 3.1, 500, dtype=torch.float64)  # radians, an unbroken chain
     x = torch.stack([angles.cos(), angles.sin()], dim=1)
     labels = cluster_embeddings(x, 0.95)
-    reach = 2 * torch.tensor(0.95).acos().item()
+    diameter = 2 * torch.tensor(0.95).acos().item()
     for k in range(int(labels.max()) + 1):
         members = angles[labels == k]
-        assert members.max() - members.min() <= reach + 1e-6
-    assert 3.1 / reach <= labels.max() + 1 <= 3 * 3.1 / reach
+        assert members.max() - members.min() <= diameter + 1e-6
+    assert 3.1 / diameter <= labels.max() + 1 <= 3 * 3.1 / diameter
 
 
 class TestPositions:
@@ -156,19 +156,19 @@ class TestPositions:
         assert agreement(labels, leader_clusters(x, 0.75, positions, 10.0)) == 1.0
 
     def test_a_distance_for_each_point(self):
-        """Points every 4 px: those that reach 5 px hang together, those that reach 3 px stay alone."""
+        """Of points 4 px apart, those with a distance of 5 px join and those with 3 px do not."""
         positions = torch.zeros(20, 2)
         positions[:, 0] = 4 * torch.arange(20)
         x = torch.ones(20, 1)
-        reach = torch.where(torch.arange(20) < 2, 5.0, 3.0)
+        distances = torch.where(torch.arange(20) < 2, 5.0, 3.0)
         order = torch.randperm(20)
         labels = torch.empty(20, dtype=torch.long)
-        labels[order] = cluster_embeddings(x, 0.9, positions[order], reach[order])
+        labels[order] = cluster_embeddings(x, 0.9, positions[order], distances[order])
         assert labels[0] == labels[1] == 0 and sorted(labels[2:].tolist()) == list(range(1, 19))
         same = cluster_embeddings(x, 0.9, positions, torch.full((20,), 9.0))
         assert torch.equal(same, cluster_embeddings(x, 0.9, positions, 9.0))
         with pytest.raises(ValueError, match="max_distance has shape"):
-            cluster_embeddings(x, 0.9, positions, reach[:5])
+            cluster_embeddings(x, 0.9, positions, distances[:5])
 
     def test_exactly_max_distance_apart_is_near(self):
         x = torch.ones(2, 1)
@@ -180,7 +180,7 @@ class TestPositions:
     def test_exact_on_a_pixel_grid(self, dtype):
         """Rounding must not decide about pixels that are exactly max_distance apart."""
         corners = torch.cartesian_prod(torch.arange(20), torch.arange(10)) * 17
-        lone = torch.tensor([[1000, 1001]])  # gives the mean a fraction
+        lone = torch.tensor([[1000, 1001]])  # gives the mean a fractional part
         positions = torch.cat([corners, corners + torch.tensor([3, 4]), lone]).to(dtype)
         x = torch.ones(401, 1)
         truth = torch.cat([torch.arange(200).repeat(2), torch.tensor([200])])
@@ -210,7 +210,7 @@ class TestExtremes:
 
     @pytest.mark.parametrize("num_points", [64, MAX_SEEDS + 300])
     def test_all_orthogonal(self, num_points):
-        """Above 2,048 one round is not enough."""
+        """More than 2,048 points need more than one round."""
         labels = cluster_embeddings(torch.eye(num_points), 0.5)
         assert labels.sort().values.tolist() == list(range(num_points))
 
@@ -220,7 +220,7 @@ class TestExtremes:
         assert labels.sort().values.tolist() == list(range(3 * MAX_SEEDS))
 
     def test_nothing_near_its_own_centre(self):
-        """Five points around the equator: no member is within the threshold of the mean of a spread mode."""
+        """Of five points around the equator, none is within the threshold of their mean."""
         angles = torch.arange(5, dtype=torch.float64) * 2 * torch.pi / 5
         x = torch.stack([angles.cos(), angles.sin()], dim=1)
         assert_well_formed(cluster_embeddings(x, 0.3), 5)
@@ -231,7 +231,7 @@ def test_sixty_five_thousand_pixels_in_under_a_second():
     truth = torch.randint(0, 400, (65_536,))
     x = F.normalize(centers[truth] + 0.02 * torch.randn(65_536, 32), dim=1)
     seconds = []
-    for _ in range(3):  # the best of three, as the machine may be busy
+    for _ in range(3):  # best of three, because the machine may be busy
         start = time.perf_counter()
         labels = cluster_embeddings(x, 0.9)
         seconds.append(time.perf_counter() - start)

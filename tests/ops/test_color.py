@@ -50,8 +50,8 @@ def test_random_depends_on_the_seed_alone():
     assert (embedding_to_rgb(x, seed=2) - first).abs().max() > 0.1
 
 
-def test_random_uses_the_same_directions_for_every_picture():
-    """With the same extremes in both pictures the same embedding gets the same colour."""
+def test_random_uses_the_same_directions_for_every_image():
+    """Images with equal extremes map equal embeddings to equal colours."""
     extremes = 50 * torch.randn(8, 1, 4)
     shared = torch.randn(8, 1, 3)
     first = embedding_to_rgb(torch.cat([extremes, shared, torch.randn(8, 1, 6)], dim=2))
@@ -78,7 +78,7 @@ def test_pca_orders_variance(mean, dim):
     assert (blue > 1e-4) == (dim > 2)
     correlation = torch.corrcoef(colors[: min(dim, 3)])
     assert (correlation - torch.eye(len(correlation))).abs().max() < 1e-3
-    # The first direction is the true one, and the mean takes no part of the range.
+    # The first direction is that of largest variance, and the mean has no effect on the range.
     true = pixels @ rotation[0]
     assert torch.corrcoef(torch.stack([colors[0], true]))[0, 1].abs() > 0.9
     assert colors[0].max() - colors[0].min() > 0.9

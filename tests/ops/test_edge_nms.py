@@ -1,4 +1,4 @@
-"""Ridges become lines, as a loop over the pixels says."""
+"""Edge NMS against a loop over pixels, and on ridges."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.reference.edge_nms import edge_nms as slow_edge_nms
 
 
 def ridge(angle, size=(40, 50), offset=0.0):
-    """A Gaussian ridge of height 1 and sigma 2 through the middle; its direction across is ``angle``."""
+    """Returns a Gaussian ridge of height 1 and sigma 2, and distances; its normal has ``angle``."""
     y, x = torch.meshgrid(
         *(torch.arange(side, dtype=torch.float64) - side // 2 for side in size), indexing="ij"
     )
@@ -20,30 +20,31 @@ def ridge(angle, size=(40, 50), offset=0.0):
 @pytest.mark.parametrize(
     "options", [(4, 1, 5, 1.01), (0, 1, 0, 1.0), (2, 3, 20, 1.1)], ids=["default", "bare", "wide"]
 )
-def test_as_pixel_by_pixel(options):
+def test_agrees_with_a_loop_over_pixels(options):
     maps = torch.rand(2, 1, 13, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = edge_nms(maps, *options)
-    for one, expected in zip(found.flatten(0, 1), maps.flatten(0, 1)):
+    result = edge_nms(maps, *options)
+    for one, expected in zip(result.flatten(0, 1), maps.flatten(0, 1)):
         np.testing.assert_allclose(one, slow_edge_nms(expected.numpy(), *options), atol=1e-12)
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 110, 135, 160])
 def test_a_ridge_becomes_a_line(degrees):
     values, distance = ridge(np.radians(degrees))
-    found = edge_nms(values, border=0)[6:-6, 6:-6]
+    result = edge_nms(values, border=0)[6:-6, 6:-6]
     values, distance = values[6:-6, 6:-6], distance[6:-6, 6:-6]
-    assert torch.equal(found[found > 0], values[found > 0])
-    assert (distance[found > 0].abs() < 1).all()
-    # No hole: it crosses every row or every column.
+    assert torch.equal(result[result > 0], values[result > 0])
+    assert (distance[result > 0].abs() < 1).all()
+    # There are no gaps: the line crosses every row or every column.
     dim = 1 if abs(np.cos(np.radians(degrees))) > 0.7 else 0
     inside = (distance.abs() < 0.6).any(dim=dim)
-    assert (found > 0).any(dim=dim)[inside].all()
+    assert (result > 0).any(dim=dim)[inside].all()
 
 
 def test_the_border_is_faded():
     values = torch.ones(1, 12, 14)
-    found = edge_nms(values)[0]
-    assert found[5, :].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8] + [1] * 4 + [0.8, 0.6, 0.4, 0.2, 0])  # fmt: skip
+    result = edge_nms(values)[0]
+    ramp = [0, 0.2, 0.4, 0.6, 0.8]
+    assert result[5, :].tolist() == pytest.approx([*ramp, *[1] * 4, *ramp[::-1]])
     assert torch.equal(edge_nms(values, border=0), values)
 
 

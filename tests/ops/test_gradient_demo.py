@@ -1,4 +1,4 @@
-"""Back-propagation through the loops moves whole modes: the authors' one-dimensional demonstration."""
+"""Back-propagation through the loops moves whole modes, as in the authors' 1-D demonstration."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from rpe_d2.ops.mean_shift import mean_shift
 
 BANDWIDTH = 0.1
 LOOPS = 5
-# Of 30 steps, on the sum of squared errors: with smaller steps the middle mode is still under way, with larger ones
-# training without loops has arrived as well.
+# Step size of 30 steps on the sum of squared errors. With smaller steps the middle mode does not
+# arrive, and with larger ones training without loops converges too.
 STEP_SIZE = 0.1
 
 
 def shift(values, num_loops):
-    """Gaussian mean shift on a line: equal embeddings, the values as positions."""
+    """Shifts values on a line, as positions of equal embeddings."""
     positions = torch.stack([values, torch.zeros_like(values)], dim=1)
     _, positions = mean_shift(
         torch.ones(len(values), 1),
@@ -27,7 +27,7 @@ def shift(values, num_loops):
 
 
 def train(values, num_loops):
-    """Moves the points themselves so that the fixed regressor meets the labels; returns where they end."""
+    """Trains the points themselves for a fixed regressor, and returns their final values."""
     targets = 1 + (values >= 3.5).float()
     for _ in range(30):
         values = values.detach().requires_grad_()
@@ -38,9 +38,9 @@ def train(values, num_loops):
 
 
 def find_modes(values):
-    """(centre, share) of the dense runs of values that hold at least a fifth of all points.
+    """Returns (centre, fraction of points) of dense runs of values with a fifth of all points.
 
-    Points with fewer than 4 % of all within 0.1 are still on their way between modes; a gap of 0.4 ends a run.
+    Points with fewer than 4 % of all points within 0.1 are between modes. A gap of 0.4 ends a run.
     """
     density = ((values[:, None] - values[None, :]).abs() < 0.1).float().mean(dim=1)
     dense = values[density >= 0.04].sort().values
@@ -78,5 +78,5 @@ def test_training_without_loops_leaves_mass_short_of_the_target(values):
     trained = train(values, 0)
     middle = trained[len(values) // 3 : 2 * len(values) // 3]
     assert middle.median().item() == pytest.approx(4.8, abs=0.06)
-    # Points move on their own, so the middle group keeps a spread that shifting through the loops removes.
+    # Points move independently, so the middle group keeps a spread that the loops would remove.
     assert 0.2 < ((trained > 4.55) & (trained < 4.9)).float().mean() < 0.4

@@ -64,16 +64,16 @@ def test_a_spatial_bandwidth_for_each_point(with_keys, shift_positions):
     for tensor in inputs.values():
         tensor.requires_grad_()
     options = dict(bandwidth=0.4, num_loops=2, shift_positions=shift_positions)
-    found = mean_shift(**inputs, **options)
-    found = found[0] if shift_positions else found
+    result = mean_shift(**inputs, **options)
+    result = result[0] if shift_positions else result
     expected = dense_mean_shift(**inputs, **options)[-1][0]
-    assert (found - expected).abs().max() < 1e-9
+    assert (result - expected).abs().max() < 1e-9
     weights = torch.linspace(-2, 1, 40)[:, None]
-    gradients = torch.autograd.grad((found * weights).sum(), inputs.values())
+    gradients = torch.autograd.grad((result * weights).sum(), inputs.values())
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs.values())
     for gradient, expected_gradient in zip(gradients, expected_gradients):
         assert (gradient - expected_gradient).abs().max() < 1e-9
-    # One for all, written as a tensor, in a batch.
+    # One bandwidth for all points, as a tensor, in a batch.
     x, positions = unit_vectors(2, 20, 4), torch.stack([grid_positions(20)] * 2)
     same = torch.full((2, 20), 3.0, dtype=torch.float64)
     alike = [mean_shift(x, 0.3, 3, positions=positions, spatial_bandwidth=b) for b in (3.0, same)]
@@ -84,7 +84,7 @@ def test_a_spatial_bandwidth_for_each_point(with_keys, shift_positions):
 
 def test_one_loop_by_hand():
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    weight = torch.tensor(-1 / 0.5**2).double().exp()  # of the other point, cosine 0
+    weight = torch.tensor(-1 / 0.5**2).double().exp()  # weight of the other point, at a cosine of 0
     expected = F.normalize(torch.stack([torch.ones_like(weight), weight]), dim=0)
     assert torch.allclose(mean_shift(x, 0.5, 1)[0], expected, atol=1e-14)
 
@@ -119,7 +119,7 @@ def test_padded_batch_equals_each_alone(dtype, tolerance, garbage):
         x[i, :size] = unit_vectors(size, 4, dtype=dtype)
         # Far from the padding, so that precision is lost if the padding counts in the centre.
         positions[i, :size] = grid_positions(size, dtype) + 3000
-    x[~mask] = x[0, 0].clone()  # a plausible vector, which must attract nobody
+    x[~mask] = x[0, 0].clone()  # a valid vector, which must not attract any point
     options = dict(spatial_bandwidth=3.0, shift_positions=True)
     x.requires_grad_()
     moved, moved_positions = mean_shift(x, 0.4, 3, positions=positions, mask=mask, **options)
@@ -260,7 +260,7 @@ class TestPositions:
         moved = mean_shift(x, 0.3, 2, positions=positions.to(dtype), **options)
         assert moved[0].dtype == torch.float32 and moved[1].is_floating_point()
         assert torch.allclose(moved[0], expected[0], atol=1e-6)
-        # Whole pixels in, fractions of a pixel out.
+        # Integer positions become fractional.
         assert (moved[1].float() - expected[1]).abs().max() < 0.02
         mean_shift(x, 0.3, 1, keys=x.to(torch.float64 if dtype == torch.int64 else dtype))
 
@@ -306,7 +306,7 @@ class TestFusedBackend:
         bandwidth = torch.tensor(0.4, requires_grad=True)
         positions = torch.rand(*batch, 50, 2, requires_grad=True)
         mask = torch.arange(50).expand(2, 50) < 40 if batch else None
-        # The only backend allowed: where it cannot serve, torch raises.
+        # torch raises if the only allowed backend does not support the inputs.
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             moved = mean_shift(x, bandwidth, 2, positions=positions, mask=mask, **options)
             moved = moved[0] if options.get("shift_positions") else moved
@@ -356,7 +356,7 @@ positions = torch.rand(16384, 2) * 128
         measured=f"mean_shift(x, 0.3, 2{options}.sum().backward()",
     )
     print(f"peak {peak / 1e6:.0f} MB")
-    assert peak < 200e6  # one dense table of 16,384 x 16,384 is 1 GiB
+    assert peak < 200e6  # one dense matrix of 16,384 x 16,384 has 1 GiB
 
 
 @pytest.mark.parametrize(
@@ -395,14 +395,14 @@ def test_errors_name_the_argument_in_one_line(name, change):
 
 
 def test_points_go_where_their_neighbours_went():
-    """One loop of the keys is their target: then it is one ordinary loop, and a key itself ends where it did."""
+    """With the keys after a loop as targets, points go to weighted means of these."""
     x = F.normalize(torch.randn(40, 5, dtype=torch.float64), dim=1)
     positions = 20 * torch.rand(40, 2, dtype=torch.float64)
     options = {"spatial_bandwidth": 6.0, "shift_positions": True}
     loops = mean_shift(x, 0.4, 3, positions=positions, return_trajectory=True, **options)
     keys = {"keys": x, "key_positions": positions}
     for moved, moved_positions in loops:
-        found, found_positions = mean_shift(
+        result, found_positions = mean_shift(
             x[:7],
             0.4,
             1,
@@ -416,10 +416,10 @@ def test_points_go_where_their_neighbours_went():
             (x[:7] @ x.T - 1) / 0.4**2 - torch.cdist(positions[:7], positions) ** 2 / 72
         )
         weights = kernel / kernel.sum(dim=1, keepdim=True)
-        torch.testing.assert_close(found, F.normalize(weights @ moved, dim=1))
+        torch.testing.assert_close(result, F.normalize(weights @ moved, dim=1))
         torch.testing.assert_close(found_positions, weights @ moved_positions)
-    found, _ = mean_shift(x[:7], 0.4, 1, positions=positions[:7], **keys, **options)
-    torch.testing.assert_close(found, loops[1][0][:7])
+    result, _ = mean_shift(x[:7], 0.4, 1, positions=positions[:7], **keys, **options)
+    torch.testing.assert_close(result, loops[1][0][:7])
 
 
 @pytest.mark.parametrize(
@@ -427,10 +427,11 @@ def test_points_go_where_their_neighbours_went():
     [
         ({"targets": torch.zeros(4, 3)}, "targets need keys"),
         ({"keys": torch.zeros(4, 3), "targets": torch.zeros(5, 3)}, "targets has shape"),
-        ({"keys": torch.zeros(4, 3), "target_positions": torch.zeros(4, 3)}, "target_positions has shape"),
+        ({"keys": torch.zeros(4, 3), "target_positions": torch.zeros(4, 3)}, "target_positions"),
         (
-            {"keys": torch.zeros(4, 3), "key_positions": torch.zeros(4, 2), "targets": torch.zeros(4, 3),
-             "positions": torch.zeros(6, 2), "shift_positions": True},
+            {"keys": torch.zeros(4, 3), "key_positions": torch.zeros(4, 2),
+             "targets": torch.zeros(4, 3), "positions": torch.zeros(6, 2),
+             "shift_positions": True},
             "need target_positions",
         ),
     ],

@@ -13,7 +13,7 @@ BLOCK = 512  # side of a block of pairs on the CPU
 
 
 def example(num_points, dim=5, num_groups=6, ignored=False):
-    """Raw embeddings, labels (of very different sizes, in random order) and positions on a pixel grid."""
+    """Samples raw embeddings, labels of groups of very different sizes, and grid positions."""
     embeddings = torch.randn(num_points, dim, dtype=torch.float64) * 3
     labels = (torch.rand(num_points) ** 2 * num_groups).long()
     if ignored:
@@ -139,7 +139,7 @@ def test_invariances(form, radius):
     shuffled = loss(embeddings[order], labels[order], positions[order])
     assert shuffled == pytest.approx(expected, abs=1e-12)
     assert loss(embeddings, labels, positions + 123) == pytest.approx(expected, abs=1e-12)
-    names = torch.tensor([-(2**40), 7, 2**40, 3, 0, -2, -1])  # the last one is what -1 becomes
+    names = torch.tensor([-(2**40), 7, 2**40, 3, 0, -2, -1])  # the last value replaces -1
     renamed = loss(embeddings, names[labels], positions)
     assert renamed == pytest.approx(expected, abs=1e-12)
 
@@ -164,7 +164,7 @@ def test_largest_uint8_label_is_not_minus_one():
 
 def test_ignored_pixels_take_no_part():
     embeddings, labels, positions = example(60)
-    embeddings.data[::3] = math.nan  # not even their values are looked at
+    embeddings.data[::3] = math.nan  # their values are not used
     for ignore_label in (-1, 255, 2):
         labels[::3] = ignore_label
         kept = labels != ignore_label
@@ -238,22 +238,24 @@ class TestNegativeRadius:
         options = dict(normalization="per_term", positions=positions, margin=0.2)
         loss = spherical_pair_loss(embeddings, labels, negative_radius=49, **options)
         loss.backward()
-        assert loss.item() == pytest.approx(0, abs=1e-6)  # the groups look alike, far apart
+        assert loss.item() == pytest.approx(
+            0, abs=1e-6
+        )  # groups have equal embeddings, but are too far apart
         assert embeddings.grad.isfinite().all() and embeddings.grad.abs().max() < 1e-6
         loss = spherical_pair_loss(embeddings, labels, negative_radius=50, **options)
-        assert loss.item() == pytest.approx(0.8)  # exactly the radius apart still counts
+        assert loss.item() == pytest.approx(0.8)  # the radius is inclusive
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("offset", [0.0, 0.5, 2000.0])
     def test_exact_on_a_pixel_grid(self, dtype, offset):
-        """Many pairs are exactly the radius apart (3-4-5): rounding must not decide about them."""
+        """Many pairs are exactly the radius apart (3-4-5), and must not depend on rounding."""
         rows = torch.arange(600) // 30
         positions = torch.stack([rows, torch.arange(600) % 30], dim=1).to(dtype) + offset
         labels = torch.randint(0, 7, (600,))
         for radius in (5, 10, 13):
             options = dict(positions=positions, negative_radius=radius, normalization="per_term")
             options.update(margin=0.0, positive_weight=0.0)
-            # Two-valued similarity: the loss tells the weight of exactly the pairs that count.
+            # With two similarities, the loss is the weight of the pairs within the radius.
             embeddings = torch.eye(2, dtype=dtype)[torch.randint(0, 2, (600,))]
             expected = dense_pair_loss(embeddings, labels, **options).item()
             loss = spherical_pair_loss(embeddings, labels, **options).item()
@@ -350,7 +352,7 @@ class TestTheory:
         assert loss.item() > 0 or num_groups == 2 or share == 1.0
 
     def test_simplex_is_not_optimal_above_that_margin(self):
-        """So the range of margins in the docstring is the right one."""
+        """The range of margins in the docstring is tight."""
         labels = torch.arange(5)
         loss = spherical_pair_loss(simplex(5), labels, 0.375 + 0.01)
         assert loss.item() == pytest.approx(0, abs=1e-12) and loss_lower_bound(5, 0.385) == 0
@@ -366,7 +368,7 @@ class TestTheory:
 
     @pytest.mark.parametrize("form", FORMS)
     def test_slope_by_similarity(self, form):
-        """dl/ds is -1, -(1-s), -s for a positive pair and 1, s-margin above the margin, else 0."""
+        """dl/ds is -1, -(1-s) or -s for positive pairs, and 1 or s - margin for negative ones."""
         angle = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
         pair = torch.stack(
             [torch.tensor([1.0, 0.0]).double(), torch.stack([angle.cos(), angle.sin()])]

@@ -22,13 +22,13 @@ SHAPES = [
     ((2, 3, 5, 5), True, 1),
     ((1, 2, 3, 8), False, 1),
     ((0, 2, 3, 4), True, 3),
-    ((1, 2, 19, 40), True, 3),  # more columns than are worked on at once
+    ((1, 2, 19, 40), True, 3),  # more columns than in a block
 ]
 
 
 @pytest.fixture(params=["torch", "cpp"])
 def backend(request):
-    """Each that runs on any CPU."""
+    """Backends that run on any CPU."""
     if request.param == "cpp" and not propagation_cpp.available():
         pytest.skip("no C++ compiler")
     return request.param
@@ -44,25 +44,27 @@ def inputs(shape, shared=False, connections=3, dtype=torch.float64, mode="softma
 
 
 def with_gradients(function, x, gates):
-    """Result of a function of both, and gradients of a fixed weighting of it."""
+    """Returns function(x, gates) and the gradients of a weighted sum of it."""
     x, gates = x.detach().requires_grad_(), gates.detach().requires_grad_()
-    found = function(x, gates)
-    weights = torch.cos(torch.arange(found.numel(), device=x.device).to(x.dtype)).view(found.shape)
-    gradients = torch.autograd.grad(
-        (found * weights).sum(), (x, gates), allow_unused=True, materialize_grads=True
+    result = function(x, gates)
+    weights = torch.cos(torch.arange(result.numel(), device=x.device).to(x.dtype)).view(
+        result.shape
     )
-    return found, *gradients
+    gradients = torch.autograd.grad(
+        (result * weights).sum(), (x, gates), allow_unused=True, materialize_grads=True
+    )
+    return result, *gradients
 
 
 @pytest.mark.parametrize("shape, shared, connections", SHAPES)
 @pytest.mark.parametrize("mode", ["softmax", "abs_sum"])
 def test_it_is_the_definition(shape, shared, connections, mode, backend):
     x, gates = inputs(shape, shared, connections, mode=mode)
-    found = with_gradients(
+    result = with_gradients(
         lambda x, gates: spatial_propagation(x, gates, "none", backend), x, gates
     )
     expected = with_gradients(propagate, x, gates)
-    for one, other in zip(found, expected):
+    for one, other in zip(result, expected):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
@@ -70,8 +72,8 @@ def test_it_is_the_matrix_of_the_paper():
     x, gates = inputs((1, 1, 4, 6))
     table = matrix(gates[0, 0, :3])
     expected = (table @ x[0, 0].T.reshape(-1)).reshape(6, 4).T
-    found = spatial_propagation(x, gates, "none")[0, 0, 0]
-    torch.testing.assert_close(found, expected)
+    result = spatial_propagation(x, gates, "none")[0, 0, 0]
+    torch.testing.assert_close(result, expected)
     torch.testing.assert_close(table.sum(dim=1), torch.ones(24, dtype=torch.float64))
     assert torch.equal(table, table.tril())
 
@@ -91,21 +93,21 @@ def test_gradients_are_those_of_finite_differences(shape, shared, connections, m
 def test_constants_are_preserved_exactly(dtype, mode, backend):
     _, gates = inputs((2, 3, 9, 6), dtype=torch.float32, mode=mode)
     x = torch.tensor([0.3, -7.1, 1e4]).view(1, 3, 1, 1).expand(2, 3, 9, 6).to(dtype)
-    found = spatial_propagation(x, gates.to(dtype), "none", backend)
-    assert torch.equal(found, x.expand(4, *x.shape)) and found.dtype == dtype
+    result = spatial_propagation(x, gates.to(dtype), "none", backend)
+    assert torch.equal(result, x.expand(4, *x.shape)) and result.dtype == dtype
 
 
 def test_results_stay_within_the_range_of_the_input():
     x, gates = inputs((1, 4, 40, 60), dtype=torch.float32)
-    found = spatial_propagation(x, gates, "none")
-    assert (found.amax(dim=(0, 3, 4)) <= x.amax(dim=(2, 3)) + 1e-6).all()
-    assert (found.amin(dim=(0, 3, 4)) >= x.amin(dim=(2, 3)) - 1e-6).all()
+    result = spatial_propagation(x, gates, "none")
+    assert (result.amax(dim=(0, 3, 4)) <= x.amax(dim=(2, 3)) + 1e-6).all()
+    assert (result.amin(dim=(0, 3, 4)) >= x.amin(dim=(2, 3)) - 1e-6).all()
 
 
 def test_masks_that_sum_to_one_still_do_after_the_mean():
     x, gates = inputs((1, 5, 7, 8), shared=True)
-    found = spatial_propagation(x.softmax(dim=1), gates, "mean")
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 7, 8, dtype=torch.float64))
+    result = spatial_propagation(x.softmax(dim=1), gates, "mean")
+    torch.testing.assert_close(result.sum(dim=1), torch.ones(1, 7, 8, dtype=torch.float64))
 
 
 def by_direction(gates):
@@ -114,27 +116,27 @@ def by_direction(gates):
 
 def test_a_flipped_image_flips_the_result():
     x, gates = inputs((2, 3, 5, 7))
-    found = spatial_propagation(x, gates, "none")
+    result = spatial_propagation(x, gates, "none")
     parts = by_direction(gates)[:, :, [1, 0, 2, 3]].flip(-1)
     parts[:, :, 2:] = parts[:, :, 2:].flip(3)  # previous and next column change places
     flipped = spatial_propagation(x.flip(-1), parts.flatten(2, 3), "none")
-    torch.testing.assert_close(flipped[[1, 0, 2, 3]].flip(-1), found)
+    torch.testing.assert_close(flipped[[1, 0, 2, 3]].flip(-1), result)
 
 
 def test_a_transposed_image_transposes_the_result():
     x, gates = inputs((2, 3, 5, 7))
-    found = spatial_propagation(x, gates, "none")
+    result = spatial_propagation(x, gates, "none")
     parts = by_direction(gates)[:, :, [2, 3, 0, 1]].transpose(-1, -2)
     turned = spatial_propagation(x.transpose(-1, -2), parts.flatten(2, 3), "none")
-    torch.testing.assert_close(turned[[2, 3, 0, 1]].transpose(-1, -2), found)
+    torch.testing.assert_close(turned[[2, 3, 0, 1]].transpose(-1, -2), result)
 
 
 def test_directions_are_in_the_order_of_their_names():
-    """One bright pixel in the middle, gates that pass everything on: a ray in each direction."""
+    """With gates of 1, a bright pixel in the middle becomes a ray in each direction."""
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = 1
     gates = torch.ones(1, 1, 4, 5, 5)
-    gates[:, :, :, 2, 2] = 0  # it keeps its own value
+    gates[:, :, :, 2, 2] = 0  # the pixel keeps its value
     rays = dict(zip(DIRECTIONS, spatial_propagation(x, gates, "none")[:, 0, 0]))
     assert rays["left to right"][2].tolist() == [0, 0, 1, 1, 1]
     assert rays["right to left"][2].tolist() == [1, 1, 1, 0, 0]
@@ -154,11 +156,11 @@ def test_inputs_need_not_be_contiguous(backend):
 
 def test_merges(backend):
     x, gates = inputs((1, 2, 4, 4))
-    found = spatial_propagation(x, gates, "none", backend)
+    result = spatial_propagation(x, gates, "none", backend)
     largest = spatial_propagation(x, gates, backend=backend)
-    assert torch.equal(largest, found.max(dim=0).values)
+    assert torch.equal(largest, result.max(dim=0).values)
     mean = spatial_propagation(x, gates, "mean", backend)
-    torch.testing.assert_close(mean, found.mean(dim=0))
+    torch.testing.assert_close(mean, result.mean(dim=0))
 
 
 @pytest.mark.parametrize("connections", [1, 3])
@@ -191,29 +193,29 @@ def test_threads_change_nothing(merge, backend):
     x, gates = inputs((2, 3, 65, 70))
     threads = torch.get_num_threads()
     try:
-        found = []
+        result = []
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(
+            result.append(
                 with_gradients(
                     lambda x, gates: spatial_propagation(x, gates, merge, backend), x, gates
                 )
             )
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(one, other) for one, other in zip(*found))
+    assert all(torch.equal(one, other) for one, other in zip(*result))
     plain = with_gradients(lambda x, gates: spatial_propagation(x, gates, merge, "torch"), x, gates)
-    for one, other in zip(found[0], plain):
+    for one, other in zip(result[0], plain):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
 def test_nan_in_the_maps_is_not_hidden(backend):
     x, gates = inputs((1, 1, 3, 3))
     x[0, 0, 1, 1] = float("nan")
-    found, of_x, _ = with_gradients(
+    result, of_x, _ = with_gradients(
         lambda x, gates: spatial_propagation(x, gates, "max", backend), x, gates
     )
-    assert found.isnan().all() and of_x.isnan().all()
+    assert result.isnan().all() and of_x.isnan().all()
 
 
 def test_without_channels_gates_have_no_gradient(backend):
@@ -226,7 +228,7 @@ def test_without_channels_gates_have_no_gradient(backend):
 
 @pytest.fixture
 def fresh_library(tmp_path, monkeypatch):
-    """As in a process that has not loaded the library yet, with an empty cache: its folder."""
+    """Simulates a process that has not loaded the library, and returns its empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     caches = propagation_cpp.available, propagation_cpp.library
     for cache in caches:
@@ -243,7 +245,7 @@ def test_a_damaged_library_is_built_again(fresh_library):
     whole = path.read_bytes()
     code = "from rpe_d2.ops import propagation_cpp as p; print(p.available())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # Not overwritten in place: this process has it loaded.
+    # Replaced, not overwritten in place, because this process has it loaded.
     path.unlink()
     path.write_bytes(whole[: len(whole) // 2])
     command = [sys.executable, "-c", code]
@@ -276,7 +278,7 @@ def test_a_library_is_loaded_from_a_folder_of_one_s_own_alone(where, fresh_libra
 def test_without_a_compiler_it_runs_in_torch(
     compiler, reason, fresh_library, tmp_path, monkeypatch, caplog
 ):
-    """Not installed, one that fails, one that does nothing, none at all."""
+    """The compiler is not installed, fails, does nothing, or is not found."""
     if compiler:
         monkeypatch.setenv("CXX", compiler)
     else:
@@ -284,8 +286,8 @@ def test_without_a_compiler_it_runs_in_torch(
         monkeypatch.setenv("PATH", str(tmp_path))
     x, gates = inputs((1, 2, 5, 6))
     with caplog.at_level("INFO"):
-        found = spatial_propagation(x, gates, "none")
-    assert torch.equal(found, spatial_propagation(x, gates, "none", "torch"))
+        result = spatial_propagation(x, gates, "none")
+    assert torch.equal(result, spatial_propagation(x, gates, "none", "torch"))
     with pytest.raises(ValueError, match="^backend is 'cpp': .*; allowed: torch$") as error:
         spatial_propagation(x, gates, backend="cpp")
     assert reason in str(error.value) and "\n" not in str(error.value)
@@ -294,7 +296,7 @@ def test_without_a_compiler_it_runs_in_torch(
 
 
 def differences_of_triton(device):
-    """Largest differences of Triton's and torch's values and gradients, relative to 1 + their size.
+    """Compares values and gradients of Triton and torch, relative to 1 + their magnitude.
 
     Returns:
         of single precision, and of half precision in units of its rounding step.
@@ -304,11 +306,11 @@ def differences_of_triton(device):
     more = [((2, 2, 17, 33), True, 3), ((1, 2, 33, 17), False, 1)]
     for shape, shared, connections in [*SHAPES, *more]:
         x, gates = inputs(shape, shared, connections, torch.float32, device=device)
-        found, expected = (
+        result, expected = (
             with_gradients(lambda x, gates: spatial_propagation(x, gates, "none", name), x, gates)
             for name in ("triton", "torch")
         )
-        single = max(single, *map(largest_difference, found, expected))
+        single = max(single, *map(largest_difference, result, expected))
         for dtype in (torch.float16, torch.bfloat16) if x.numel() < 100 else ():
             low = x.to(dtype), gates.to(dtype)
             one, other = (spatial_propagation(*low, "none", name) for name in ("triton", "torch"))
@@ -351,7 +353,7 @@ def test_triton_kernels_agree_with_torch_on_a_gpu():
         ({"gates": torch.zeros(1, 2, 6, 4, 4)}, "gates are torch.float32 of shape"),
         ({"gates": torch.zeros(1, 3, 12, 4, 4)}, "1 or 2, 12 or 4, 4, 4"),
         ({"gates": torch.zeros(1, 2, 12, 4, 5)}, "gates are"),
-        ({"gates": torch.full((1, 2, 12, 4, 4), float("nan"))}, "gates hold NaN"),
+        ({"gates": torch.full((1, 2, 12, 4, 4), float("nan"))}, "gates contain NaN"),
         ({"merge": "sum"}, "merge is 'sum'; allowed: max, mean, none"),
         ({"backend": "jax"}, "backend is 'jax'; allowed: auto, torch, cpp, triton"),
     ],

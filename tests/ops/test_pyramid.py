@@ -1,4 +1,4 @@
-"""Pyramids against slow ones."""
+"""Image pyramids against slow implementations."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def image():
 
 
 def test_bands_are_the_slow_ones(image):
-    found = laplacian_pyramid(image, SCALES)
-    assert [tuple(band.shape[-2:]) for band in found] == [(16, 24), (8, 12), (4, 6)]
+    result = laplacian_pyramid(image, SCALES)
+    assert [tuple(band.shape[-2:]) for band in result] == [(16, 24), (8, 12), (4, 6)]
     for item in range(2):
         for channel in range(3):
             expected = slow.laplacian_pyramid(image[item, channel].numpy(), 3)
-            for band, reference in zip(found, expected):
+            for band, reference in zip(result, expected):
                 np.testing.assert_allclose(band[item, channel].numpy(), reference, atol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_sizes_of_any_scale(image):
 
 @pytest.mark.parametrize("scale", [0.3536, 0.7071, 1.4142])
 def test_pixels_lie_exactly_their_distance_apart(scale):
-    """A picture of its own coordinates."""
+    """The values of the image are its coordinates."""
     x = (torch.arange(128.0) + 0.5).expand(1, 1, 128, 128)
     scaled = gaussian_pyramid(x, [scale])[0][0, 0, 0]
     inside = torch.arange(8, int(128 * scale) - 8)
@@ -60,10 +60,10 @@ def test_pixels_lie_exactly_their_distance_apart(scale):
 
 @pytest.mark.parametrize("size, floor", [(5, 0.1), (15, 3.0)])
 def test_contrast_is_normalised_as_slowly(image, size, floor):
-    found = normalize_contrast(image, size, floor)
+    result = normalize_contrast(image, size, floor)
     for item in range(2):
         expected = slow.normalize_contrast(image[item].numpy(), size, floor)
-        np.testing.assert_allclose(found[item].numpy(), expected, atol=1e-12)
+        np.testing.assert_allclose(result[item].numpy(), expected, atol=1e-12)
 
 
 def test_scales_have_to_fall(image):

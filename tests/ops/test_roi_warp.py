@@ -21,10 +21,10 @@ def test_it_is_roi_align_with_one_sample_in_the_interior(size):
 def test_a_plane_is_read_where_the_cells_are():
     y, x = torch.meshgrid(torch.arange(20) + 0.5, torch.arange(30) + 0.5, indexing="ij")
     plane = torch.stack([x, y])[None]
-    found = roi_warp(plane, torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]]), (3, 5), 0.5)
-    assert torch.allclose(found[0, 0], torch.tensor([6.0, 8, 10, 12, 14]).expand(3, 5))
-    assert torch.allclose(found[0, 1, :, 0], torch.tensor([5.0, 7, 9]))
-    # Moving a box by a pixel moves what is read by half a cell.
+    result = roi_warp(plane, torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]]), (3, 5), 0.5)
+    assert torch.allclose(result[0, 0], torch.tensor([6.0, 8, 10, 12, 14]).expand(3, 5))
+    assert torch.allclose(result[0, 1, :, 0], torch.tensor([5.0, 7, 9]))
+    # At scale 0.5, moving a box by a pixel moves the samples by half a cell.
     box = torch.tensor([[0.0, 10.0, 8.0, 30.0, 20.0]], requires_grad=True)
     roi_warp(plane, box, (3, 5), 0.5)[0, 0].mean().backward()
     assert torch.allclose(box.grad[0, [1, 3]], torch.tensor([0.25, 0.25]))
@@ -33,21 +33,21 @@ def test_a_plane_is_read_where_the_cells_are():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_of_the_values_alone(dtype):
-    """Far from the origin, where these types have no halves of a cell left."""
+    """Half precision cannot represent half cells far from the origin, which must not matter."""
     features = torch.randn(1, 2, 8, 1200).to(dtype)
     box = torch.tensor([[0.0, 1001.5, 1.0, 1018.0, 6.5]])
     expected = roi_warp(features.float(), box, 6, 1.0)
     for enabled in (False, True):
         with torch.autocast("cpu", dtype, enabled=enabled):
-            found = roi_warp(features, box, 6, 1.0)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+            result = roi_warp(features, box, 6, 1.0)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_beyond_the_border_the_outermost_values_continue():
     features = torch.full((1, 1, 4, 4), 3.0)
-    found = roi_warp(features, torch.tensor([[0.0, -20.0, -20.0, 40.0, 40.0]]), 6, 1.0)
-    assert torch.allclose(found, torch.full((1, 1, 6, 6), 3.0))
+    result = roi_warp(features, torch.tensor([[0.0, -20.0, -20.0, 40.0, 40.0]]), 6, 1.0)
+    assert torch.allclose(result, torch.full((1, 1, 6, 6), 3.0))
 
 
 def test_gradients_of_features_and_boxes():
@@ -65,7 +65,7 @@ def test_gradients_of_features_and_boxes():
 
 def test_no_regions_and_wrong_shapes():
     features = torch.randn(1, 3, 5, 5, requires_grad=True)
-    found = roi_warp(features, torch.zeros(0, 5), 2, 1.0)
-    assert found.shape == (0, 3, 2, 2)
+    result = roi_warp(features, torch.zeros(0, 5), 2, 1.0)
+    assert result.shape == (0, 3, 2, 2)
     with pytest.raises(ValueError, match=r"boxes \(2, 4\); allowed"):
         roi_warp(features, torch.zeros(2, 4), 2, 1.0)

@@ -11,7 +11,7 @@ TAMMES[12] = 0.7236
 
 
 def spread_points(num_points, dim, steps=600):
-    """The smallest largest cosine that gradient descent finds, of 8 starts at once."""
+    """Minimises the largest cosine by gradient descent, and returns the best of 8 starts."""
     x = torch.randn(8, num_points, dim, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([x], lr=0.05)
     best = 1.0
@@ -72,10 +72,10 @@ def test_not_exact_beyond_the_known_cases(num_groups, dim):
 )
 def test_no_arrangement_beats_the_value(num_groups, dim):
     value, exact = min_margin(num_groups, dim)
-    found = (1 + spread_points(num_groups, dim)) / 2
-    assert found > value - 1e-9
-    # Descent comes close, so a value that is far too small would be noticed as well.
-    assert found < value + (0.02 if exact else 0.1)
+    result = (1 + spread_points(num_groups, dim)) / 2
+    assert result > value - 1e-9
+    # Descent comes close, so a value that is far too small would fail too.
+    assert result < value + (0.02 if exact else 0.1)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_lower_bound_respects_famous_arrangements(num_groups, dim, known, slack)
 
 @pytest.mark.parametrize("num_groups", [30, 100, 1000])
 def test_triangles_bound_three_dimensions(num_groups):
-    """Fejes Toth: no wider than the corners of 2 Q - 4 equilateral triangles that cover the sphere."""
-    angle = math.pi / 3 * num_groups / (num_groups - 2)  # of a triangle with that area
+    """Fejes Toth: at most as wide as corners of 2 Q - 4 equilateral triangles on the sphere."""
+    angle = math.pi / 3 * num_groups / (num_groups - 2)  # angle of a triangle with that area
     side_cosine = math.cos(angle) / (1 - math.cos(angle))
     assert min_margin(num_groups, 3)[0] == pytest.approx((1 + side_cosine) / 2, abs=1e-9)
 

@@ -10,7 +10,7 @@ EIGHT = np.ones((3, 3), int)
 
 
 def random_masks():
-    """Noise of all densities, and smooth blobs, which take many rounds."""
+    """Returns noise of all densities, and smooth blobs, which need many rounds."""
     generator = np.random.default_rng(0)
     for number in range(40):
         height, width = generator.integers(1, 28, 2)
@@ -39,7 +39,7 @@ def test_known_shapes():
     bar = np.zeros((7, 20), bool)
     bar[2:5, 2:18] = True
     middle = np.flatnonzero(thin(bar).any(axis=1))
-    assert middle.tolist() == [3]  # three rows become the middle one
+    assert middle.tolist() == [3]  # three rows are thinned to the middle one
 
     ring = np.zeros((9, 9), bool)
     ring[1:8, 1:8] = True

@@ -5,7 +5,7 @@ from scipy.optimize import linear_sum_assignment
 
 
 def slow_thin(mask):
-    """Guo and Hall's thinning as Lam, Lee and Suen (PAMI 1992, p. 879) write it down, on nested lists."""
+    """Thins by Guo and Hall's algorithm (Lam, Lee and Suen, PAMI 1992, p. 879) on nested lists."""
     height, width = np.shape(mask)
     pixels = [[bool(value) for value in row] for row in mask]
 
@@ -40,11 +40,11 @@ def slow_thin(mask):
 
 
 def dense_matching(predicted, truth, max_distance):
-    """Number of pairs of the largest matching, and the smallest sum of distances that one of them has."""
+    """Returns the size of the largest matching, and the smallest sum of distances at that size."""
     first, second = np.argwhere(predicted), np.argwhere(truth)
     distances = np.linalg.norm(first[:, None] - second[None], axis=2)
     near = distances <= max_distance
-    gain = (len(first) + len(second) + 1) * (max_distance + 1)  # of one more pair
+    gain = (len(first) + len(second) + 1) * (max_distance + 1)  # gain of one more pair
     rows, columns = linear_sum_assignment(np.where(near, distances - gain, 0))
     paired = near[rows, columns]
     return int(paired.sum()), float(distances[rows, columns][paired].sum())

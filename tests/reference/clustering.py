@@ -1,10 +1,10 @@
-"""Grouping with plain Python loops, and the agreement of two groupings."""
+"""Clustering with plain Python loops, and the agreement of two clusterings."""
 
 from collections import Counter
 
 
 def leader_clusters(x, threshold, positions=None, max_distance=None):
-    """Each point joins the first cluster whose first point is close enough; right where groups are well apart."""
+    """Assigns points to the first cluster whose first point is near; needs separated groups."""
     leaders, labels = [], []
     for i, vector in enumerate(x.tolist()):
         for number, leader in enumerate(leaders):
@@ -21,7 +21,7 @@ def leader_clusters(x, threshold, positions=None, max_distance=None):
 
 
 def flood_fill(label_map):
-    """8-connected parts of equal, non-negative numbers, in raster order of their first pixels."""
+    """Labels 8-connected components of equal, non-negative values in raster order."""
     height, width = len(label_map), len(label_map[0])
     parts = [[-1] * width for _ in range(height)]
     num_parts = 0
@@ -46,7 +46,7 @@ def flood_fill(label_map):
 
 
 def adjusted_rand_index(first, second):
-    """1 for equal partitions, about 0 for independent ones (Hubert & Arabie 1985)."""
+    """Computes the index of Hubert & Arabie, 1985: 1 for equal partitions, about 0 by chance."""
 
     def pairs(counts):
         return sum(n * (n - 1) / 2 for n in counts)

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def edge_nms(boundaries, smoothing, radius, border, tolerance):
-    """See :func:`rpe_d2.ops.edge_nms.edge_nms`; (H, W) float64."""
+    """Computes :func:`rpe_d2.ops.edge_nms.edge_nms` of (H, W) float64."""
     height, width = boundaries.shape
     across = _directions(_smooth(boundaries, smoothing))
     result = np.zeros_like(boundaries)
@@ -38,7 +38,7 @@ def _smooth(boundaries, radius):
 
 
 def _directions(maps):
-    """(H, W, 2) x, y of the eigenvector of the eigenvalue that is largest in size."""
+    """Returns (H, W, 2) x, y of the eigenvector whose eigenvalue has the largest magnitude."""
     dy, dx = np.gradient(maps)
     dxy, dxx = np.gradient(dx)
     dyy = np.gradient(dy, axis=0)

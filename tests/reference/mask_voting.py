@@ -1,18 +1,22 @@
-"""Mask voting by sampling every pixel of every mask."""
+"""Reference for mask voting, which samples every pixel of every mask."""
 
 import numpy as np
 
 
 def box_iou(one, other) -> float:
+    """Computes the IoU of two boxes x0, y0, x1, y1."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(width, 0) * max(height, 0)
+    intersection = max(width, 0) * max(height, 0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return common / (sum(areas) - common)
+    return intersection / (sum(areas) - intersection)
 
 
 def value_at(mask, box, x, y) -> float:
-    """A mask (m, m) laid over its box, linearly interpolated between its cells' centres and to 0 outside."""
+    """Interpolates a mask (m, m) of a box at a position in pixels.
+
+    The interpolation is linear between the centers of the cells, and to 0 outside of the box.
+    """
     size = len(mask)
     column = (x - box[0]) / (box[2] - box[0]) * size - 0.5
     row = (y - box[1]) / (box[3] - box[1]) * size - 0.5
@@ -24,10 +28,23 @@ def value_at(mask, box, x, y) -> float:
     return total
 
 
-def vote(boxes, masks, scores, chosen, classes, iou) -> np.ndarray:
+def vote(boxes, masks, scores, selected, classes, iou) -> np.ndarray:
+    """Averages the masks of boxes with at least an IoU, weighted by their scores.
+
+    Args:
+        boxes: (R, 4).
+        masks: (R, m, m).
+        scores: (R, K).
+        selected: D indices of the boxes that get a mask.
+        classes: D classes.
+        iou: the least IoU of the boxes that vote.
+
+    Returns:
+        (D, m, m).
+    """
     size = len(masks[0])
-    found = np.zeros((len(chosen), size, size))
-    for number, (row, label) in enumerate(zip(chosen, classes)):
+    voted = np.zeros((len(selected), size, size))
+    for number, (row, label) in enumerate(zip(selected, classes)):
         box = boxes[row]
         voters = [r for r in range(len(boxes)) if r == row or box_iou(box, boxes[r]) >= iou]
         weight = sum(scores[r][label] for r in voters)
@@ -36,5 +53,5 @@ def vote(boxes, masks, scores, chosen, classes, iou) -> np.ndarray:
                 x = box[0] + (j + 0.5) / size * (box[2] - box[0])
                 y = box[1] + (i + 0.5) / size * (box[3] - box[1])
                 values = [scores[r][label] * value_at(masks[r], boxes[r], x, y) for r in voters]
-                found[number, i, j] = sum(values) / weight
-    return found
+                voted[number, i, j] = sum(values) / weight
+    return voted

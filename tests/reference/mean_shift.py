@@ -1,4 +1,4 @@
-"""Mean shift of one set of points with the N x M table of kernel values written out."""
+"""Mean shift of one set of points with a dense N x M kernel matrix."""
 
 import torch
 
@@ -13,7 +13,7 @@ def dense_mean_shift(
     spatial_bandwidth=None,
     shift_positions=False,
 ):
-    """Every loop's (points, positions), the input first; x is (N, D)."""
+    """Returns (points, positions) of the input and after every loop, for x (N, D)."""
     trajectory = [(x, positions)]
     for _ in range(num_loops):
         x, positions = trajectory[-1]

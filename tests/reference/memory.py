@@ -1,4 +1,4 @@
-"""Peak memory of a few lines of Python, measured in a process of their own."""
+"""Peak memory of Python code, measured in its own process."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# VmHWM, because ru_maxrss of a started process also counts what its parent held.
+# VmHWM, because ru_maxrss of a child process includes memory of its parent.
 PROGRAM = """
 import re
 import torch
@@ -24,7 +24,7 @@ print(kilobytes("VmHWM") - before)
 
 
 def peak_bytes(setup: str, measured: str) -> int:
-    """How far ``measured`` lifts the peak above what is in use after ``setup``."""
+    """Returns by how many bytes ``measured`` raises the peak above the memory after ``setup``."""
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
     program = PROGRAM.format(setup=setup, measured=measured)

@@ -1,4 +1,4 @@
-"""The pair loss over a dense N x N table of pairs, in float64."""
+"""The pair loss with a dense N x N matrix of pairs, in float64."""
 
 import torch
 

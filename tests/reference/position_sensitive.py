@@ -1,13 +1,24 @@
-"""Position-sensitive regions, value by value."""
+"""Reference for position-sensitive regions, computed one value at a time."""
 
 import numpy as np
 
 
 def position_sensitive_regions(features, boxes, parts, cells, scale) -> np.ndarray:
-    """features (N, C k k, H, W), boxes (R, 5); bilinear values at the centres of the cells, clamped to the map."""
+    """Reads the values at the centers of the cells by bilinear interpolation.
+
+    Args:
+        features: (N, C k k, H, W).
+        boxes: (R, 5) image index, x0, y0, x1, y1.
+        parts: k.
+        cells: cells of a part in each direction.
+        scale: cells of the maps per pixel.
+
+    Returns:
+        (R, C, k cells, k cells).
+    """
     channels = features.shape[1] // parts**2
     side = parts * cells
-    found = np.zeros((len(boxes), channels, side, side))
+    regions = np.zeros((len(boxes), channels, side, side))
     for r, (image, x0, y0, x1, y1) in enumerate(boxes):
         for c in range(channels):
             for row in range(side):
@@ -15,11 +26,12 @@ def position_sensitive_regions(features, boxes, parts, cells, scale) -> np.ndarr
                     channel = c * parts**2 + (row // cells) * parts + column // cells
                     x = (x0 + (column + 0.5) / side * (x1 - x0)) * scale - 0.5
                     y = (y0 + (row + 0.5) / side * (y1 - y0)) * scale - 0.5
-                    found[r, c, row, column] = bilinear(features[int(image), channel], x, y)
-    return found
+                    regions[r, c, row, column] = bilinear(features[int(image), channel], x, y)
+    return regions
 
 
 def bilinear(values, x, y) -> float:
+    """Interpolates a map (H, W) at a position, which is clamped to the map."""
     height, width = values.shape
     x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
     left, top = int(x), int(y)

@@ -6,14 +6,14 @@ OFFSETS = {3: (-1, 0, 1), 1: (0,)}
 
 
 def propagate(x, gates):
-    """(4, B, C, H, W) from x (B, C, H, W) and gates (B, C or 1, 4 K, H, W), by the definition."""
+    """Propagates x (B, C, H, W) by gates (B, C or 1, 4 K, H, W) to (4, B, C, H, W)."""
     gates = gates.expand(-1, x.shape[1], -1, -1, -1)
     connections = gates.shape[2] // 4
-    found = []
+    outputs = []
     for direction in range(4):
         own = gates[:, :, direction * connections : (direction + 1) * connections]
         maps = x
-        if direction >= 2:  # down or up: to the right in the transposed image
+        if direction >= 2:  # down and up are left to right in the transposed image
             maps, own = maps.transpose(-1, -2), own.transpose(-1, -2)
         if direction % 2:
             maps, own = maps.flip(-1), own.flip(-1)
@@ -22,8 +22,8 @@ def propagate(x, gates):
             h = h.flip(-1)
         if direction >= 2:
             h = h.transpose(-1, -2)
-        found.append(h)
-    return torch.stack(found)
+        outputs.append(h)
+    return torch.stack(outputs)
 
 
 def left_to_right(x, gates, offsets):
@@ -44,7 +44,7 @@ def left_to_right(x, gates, offsets):
 
 
 def matrix(gates):
-    """(H W, H W): what left to right does to one channel's pixels, column by column, gates (3, H, W)."""
+    """Returns the (H W, H W) matrix of left-to-right propagation by gates (3, H, W)."""
     _, height, width = gates.shape
     result = torch.zeros(width, height, width, height, dtype=gates.dtype)  # t, i of h; t, i of x
     result[0, :, 0] = torch.eye(height, dtype=gates.dtype)

@@ -6,37 +6,37 @@ WEIGHTS = (1, 3, 3, 1)
 
 
 def halve(image):
-    """(H, W) to (H / 2, W / 2): weights 1, 3, 3, 1 along each axis, those beyond the border left out."""
+    """Halves (H, W) by the weights 1, 3, 3, 1 along each axis, without those beyond the border."""
     return _halve_rows(_halve_rows(image).T).T
 
 
 def _halve_rows(image):
-    found = np.zeros((image.shape[0] // 2, image.shape[1]))
-    for row in range(len(found)):
+    result = np.zeros((image.shape[0] // 2, image.shape[1]))
+    for row in range(len(result)):
         places = [(2 * row - 1 + k, weight) for k, weight in enumerate(WEIGHTS)]
         places = [(place, weight) for place, weight in places if 0 <= place < len(image)]
         total = sum(weight for _, weight in places)
         for place, weight in places:
-            found[row] += weight / total * image[place]
-    return found
+            result[row] += weight / total * image[place]
+    return result
 
 
 def double(image):
-    """(H, W) to (2 H, 2 W): between the cells' centres linearly, beyond the outermost constant."""
+    """Doubles (H, W) linearly between the centres of cells, and constantly beyond them."""
     return _double_rows(_double_rows(image).T).T
 
 
 def _double_rows(image):
-    found = np.zeros((2 * image.shape[0], image.shape[1]))
-    for row in range(len(found)):
+    result = np.zeros((2 * image.shape[0], image.shape[1]))
+    for row in range(len(result)):
         near = row // 2
         far = min(max(near + (1 if row % 2 else -1), 0), len(image) - 1)
-        found[row] = 0.75 * image[near] + 0.25 * image[far]
-    return found
+        result[row] = 0.75 * image[near] + 0.25 * image[far]
+    return result
 
 
 def laplacian_pyramid(image, levels):
-    """Bands of (H, W), the last one the low-pass residual."""
+    """Returns the bands of (H, W), of which the last one is the low-pass residual."""
     bands = []
     for _ in range(levels - 1):
         smaller = halve(image)
@@ -46,8 +46,8 @@ def laplacian_pyramid(image, levels):
 
 
 def normalize_contrast(maps, size, floor):
-    """(C, H, W): every pixel relative to the mean and deviation of all values around it."""
-    found = np.zeros_like(maps)
+    """Normalises pixels of (C, H, W) by mean and standard deviation of their neighbourhood."""
+    result = np.zeros_like(maps)
     centered = np.zeros_like(maps)
     _, height, width = maps.shape
     half = size // 2
@@ -61,5 +61,5 @@ def normalize_contrast(maps, size, floor):
     for y in range(height):
         for x in range(width):
             deviation = np.sqrt((around(centered, y, x) ** 2).mean())
-            found[:, y, x] = centered[:, y, x] / max(deviation, floor)
-    return found
+            result[:, y, x] = centered[:, y, x] / max(deviation, floor)
+    return result

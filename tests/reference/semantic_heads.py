@@ -1,37 +1,37 @@
-"""Parts of semantic heads, value by value."""
+"""Layers of semantic heads, value by value."""
 
 import numpy as np
 
 
 def max_pool(maps):
-    """Of (C, H, W) the largest of each 2 x 2 values, (C, H / 2, W / 2), and where in the map they were."""
+    """Pools (C, H, W) to the maximum of each 2 x 2 block, and its position in the flattened map."""
     channels, height, width = maps.shape
-    found = np.zeros((channels, height // 2, width // 2))
-    places = np.zeros(found.shape, int)
+    result = np.zeros((channels, height // 2, width // 2))
+    places = np.zeros(result.shape, int)
     for c in range(channels):
         for y in range(height // 2):
             for x in range(width // 2):
                 options = [(2 * y + dy, 2 * x + dx) for dy in (0, 1) for dx in (0, 1)]
                 best = max(options, key=lambda place: maps[c][place])
-                found[c, y, x] = maps[c][best]
+                result[c, y, x] = maps[c][best]
                 places[c, y, x] = best[0] * width + best[1]
-    return found, places
+    return result, places
 
 
 def unpool(maps, places):
-    """(C, H, W) to (C, 2 H, 2 W): every value where it was, zeros elsewhere."""
+    """Unpools (C, H, W) to (C, 2 H, 2 W), with zeros except at ``places``."""
     channels, height, width = maps.shape
-    found = np.zeros((channels, 2 * height, 2 * width))
+    result = np.zeros((channels, 2 * height, 2 * width))
     for c in range(channels):
         for y in range(height):
             for x in range(width):
                 row, column = divmod(int(places[c, y, x]), 2 * width)
-                found[c, row, column] = maps[c, y, x]
-    return found
+                result[c, row, column] = maps[c, y, x]
+    return result
 
 
 def transposed_conv(maps, weight, bias):
-    """(C, H, W) by (C, D, k, k), stride 1, cut to H x W: every value paints its kernel around it."""
+    """Convolves (C, H, W) by the transposed kernel (C, D, k, k), stride 1, cropped to H x W."""
     _, height, width = maps.shape
     size = weight.shape[-1]
     half = size // 2
@@ -44,35 +44,35 @@ def transposed_conv(maps, weight, bias):
 
 
 def conv(maps, weight, bias, stride=1):
-    """(C, H, W) by (D, C, k, k), zeros beyond the border."""
+    """Convolves (C, H, W) by (D, C, k, k) with zero padding."""
     _, height, width = maps.shape
     size = weight.shape[-1]
     half = size // 2
     padded = np.pad(maps, ((0, 0), (half, half), (half, half)))
-    found = np.zeros((len(weight), -(-height // stride), -(-width // stride)))
-    for y in range(found.shape[1]):
-        for x in range(found.shape[2]):
+    result = np.zeros((len(weight), -(-height // stride), -(-width // stride)))
+    for y in range(result.shape[1]):
+        for x in range(result.shape[2]):
             seen = padded[:, y * stride : y * stride + size, x * stride : x * stride + size]
-            found[:, y, x] = np.tensordot(weight, seen, axes=3) + bias
-    return found
+            result[:, y, x] = np.tensordot(weight, seen, axes=3) + bias
+    return result
 
 
 def padded(maps, height, width):
-    """(C, h, w) to (C, height, width): zeros below and to the right."""
-    found = np.zeros((len(maps), height, width))
-    found[:, : maps.shape[1], : maps.shape[2]] = maps
-    return found
+    """Pads (C, h, w) to (C, height, width) with zeros below and to the right."""
+    result = np.zeros((len(maps), height, width))
+    result[:, : maps.shape[1], : maps.shape[2]] = maps
+    return result
 
 
 def average(maps, factor):
-    """(C, H, W) to (C, H / factor, W / factor)."""
+    """Averages blocks of (C, H, W) to (C, H / factor, W / factor)."""
     channels, height, width = maps.shape
     blocks = maps.reshape(channels, height // factor, factor, width // factor, factor)
     return blocks.mean(axis=(2, 4))
 
 
 def enlarge(maps, factor):
-    """(C, H, W) to (C, H * factor, W * factor), bilinearly between the cells' centres."""
+    """Enlarges (C, H, W) by a factor, bilinearly between the centres of cells."""
 
     def axis(size):
         places = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)
@@ -88,7 +88,7 @@ def enlarge(maps, factor):
 
 
 def cross_entropy(scores, labels, ignored):
-    """Mean over the images of the mean over an image's pixels; scores (B, K, H, W)."""
+    """Averages the loss over pixels, then over images, for scores (B, K, H, W)."""
     images = []
     for image, target in zip(scores, labels):
         terms = []

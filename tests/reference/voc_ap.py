@@ -1,4 +1,4 @@
-"""AP^r as VOC's development kit and SDS define it: boolean masks, pixel by pixel, and plain loops."""
+"""AP^r of VOC's development kit and SDS with boolean masks and plain loops."""
 
 from typing import Dict, List, NamedTuple, Tuple
 
@@ -36,7 +36,7 @@ def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
 def precision_and_recall(
     truths: List[Truth], detections: List[Detection], label: int, threshold: float, retry: bool
 ) -> Tuple[List[float], List[float]]:
-    """After each counted detection of a class, best first."""
+    """Returns precision and recall after each detection of a class that is not ignored."""
     of_class = [truth for truth in truths if truth.label == label]
     count = len([truth for truth in of_class if not (truth.difficult or truth.crowd)])
     taken: List[int] = []
@@ -75,24 +75,24 @@ def precision_and_recall(
 
 
 def area_under_curve(precision: List[float], recall: List[float], count: int) -> float:
-    """Each of the ``count`` instances adds the best precision at which it is found."""
+    """Averages the best precision at which each of the ``count`` instances is detected."""
     total = 0.0
     for number in range(1, count + 1):
-        found = [p for p, r in zip(precision, recall) if round(r * count) >= number]
-        total += max(found, default=0.0)
+        result = [p for p, r in zip(precision, recall) if round(r * count) >= number]
+        total += max(result, default=0.0)
     return total / count
 
 
 def eleven_points(precision: List[float], recall: List[float]) -> float:
     total = 0.0
     for tenths in range(11):
-        found = [p for p, r in zip(precision, recall) if r * 10 >= tenths - 1e-9]
-        total += max(found, default=0.0)
+        result = [p for p, r in zip(precision, recall) if r * 10 >= tenths - 1e-9]
+        total += max(result, default=0.0)
     return total / 11
 
 
 def voc_ap(truths: List[Truth], detections: List[Detection], labels: range) -> Dict[str, float]:
-    """The metrics of rpe_d2.evaluation.VOCInstanceEvaluator, in percent; names end with the label's number."""
+    """Computes the metrics of VOCInstanceEvaluator; names end with the number of the label."""
     metrics: Dict[str, float] = {}
     for label in labels:
         count = sum(t.label == label and not (t.difficult or t.crowd) for t in truths)

@@ -1,4 +1,4 @@
-"""Windows on maps as their definitions say, one number at a time."""
+"""Reference for windows on maps, computed one value at a time."""
 
 import math
 
@@ -6,24 +6,33 @@ import numpy as np
 
 
 def assemble(maps: np.ndarray, row: int, column: int, size: int) -> np.ndarray:
-    """InstanceFCN's mask (size, size) of the window with this middle, from unpadded (k k, H, W); 0 outside."""
+    """Assembles InstanceFCN's mask of a window from its score maps.
+
+    Args:
+        maps: (k k, H, W), not padded; values outside of the maps are 0.
+        row, column: the center of the window.
+        size: side of the window in cells.
+
+    Returns:
+        (size, size).
+    """
     parts = math.isqrt(len(maps))
     half = size // 2
-    found = np.zeros((size, size))
+    mask = np.zeros((size, size))
     for u in range(size):
         for v in range(size):
             y, x = row + u - half, column + v - half
             if 0 <= y < maps.shape[1] and 0 <= x < maps.shape[2]:
-                found[u, v] = maps[(u * parts // size) * parts + v * parts // size, y, x]
-    return found
+                mask[u, v] = maps[(u * parts // size) * parts + v * parts // size, y, x]
+    return mask
 
 
 def deepmask_loss(scores, masks, labels, targets, score_weight: float) -> float:
-    """DeepMask's joint loss of windows, summed.
+    """Computes DeepMask's joint loss, summed over windows.
 
     Args:
         scores: (N,) f_s.
-        masks: (N, h, w) f_ij, of all windows.
+        masks: (N, h, w) f_ij of all windows.
         labels: (N,) y_k, +1 or -1.
         targets: (N, h, w) m_ij, +1 or -1.
         score_weight: lambda.
@@ -41,14 +50,19 @@ def deepmask_loss(scores, masks, labels, targets, score_weight: float) -> float:
 
 
 def label(center, side: float, boxes) -> object:
-    """The object that a window of a pixel's size shows, by DeepMask's rules for patches of 224 pixels.
+    """Labels a window by DeepMask's rules for patches of 224 pixels.
+
+    Args:
+        center: x, y of the window in pixels.
+        side: side of the window in pixels.
+        boxes: boxes of the objects.
 
     Returns:
-        Its number, "negative" or "ignored".
+        The index of the object that the window shows, "negative" or "ignored".
     """
     best, nearest, all_far = None, None, True
     for number, (x0, y0, x1, y1) in enumerate(boxes):
-        scale = math.log2(128 / max(x1 - x0, y1 - y0) / (224 / side))  # octaves to be canonical
+        scale = math.log2(128 / max(x1 - x0, y1 - y0) / (224 / side))  # octaves from canonical
         shift = max(abs(center[0] - (x0 + x1) / 2), abs(center[1] - (y0 + y1) / 2)) * 224 / side
         if shift <= 16 and abs(scale) <= 0.25:
             distance = max(shift / 16, abs(scale) / 0.25)

@@ -1,3 +1,5 @@
+"""Writing files under unused names."""
+
 from pathlib import Path
 
 from rpe_d2.utils.files import write_new_file

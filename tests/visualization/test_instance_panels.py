@@ -1,4 +1,4 @@
-"""Matching, colours and label maps of drawn instances."""
+"""Matching, colours and label maps of instance panels."""
 
 import colorsys
 
@@ -25,7 +25,7 @@ def masks(*slices: tuple) -> np.ndarray:
 
 
 TRUTH = masks(np.s_[5:15, 5:15], np.s_[20:35, 30:50])
-# Covers the second, nothing, and less than half of the first.
+# Matches the second one, none, and less than half of the first one.
 PREDICTED = masks(np.s_[20:34, 30:50], np.s_[0:5, 50:60], np.s_[5:9, 5:15])
 
 
@@ -38,20 +38,20 @@ def drawn(panel) -> np.ndarray:
 def test_match_by_iou() -> None:
     assert match_by_iou(mask_iou(PREDICTED, TRUTH)).tolist() == [1, -1, -1]
     assert match_by_iou(mask_iou(PREDICTED, TRUTH[:0])).tolist() == [-1, -1, -1]
-    # Two predictions of one object: the better one has it.
+    # Of two predictions of an object, the better one is matched.
     twice = masks(np.s_[20:34, 30:50], np.s_[20:35, 30:50])
     assert match_by_iou(mask_iou(twice, TRUTH)).tolist() == [-1, 1]
 
 
 def test_panoptic_quality() -> None:
-    # One of two objects is matched with an IoU of 14/15, by one of three predictions.
+    # One of three predictions matches one of two objects, with an IoU of 14/15.
     assert np.isclose(panoptic_quality(PREDICTED, TRUTH), 14 / 15 / (1 + 0.5 * 2 + 0.5 * 1))
     assert panoptic_quality(TRUTH, TRUTH) == 1.0
     assert panoptic_quality(TRUTH[:0], TRUTH) == panoptic_quality(TRUTH, TRUTH[:0]) == 0.0
     assert panoptic_quality(TRUTH[:0], TRUTH[:0]) == 1.0
 
 
-def test_draw_instances_keeps_the_rest_of_the_picture() -> None:
+def test_draw_instances_keeps_the_rest_of_the_image() -> None:
     image = np.full((40, 60, 3), 100, np.uint8)
     drawn_picture = draw_instances(image, TRUTH, instance_colors(2), ["", ""])
     outside = ~TRUTH.any(axis=0)
@@ -75,7 +75,7 @@ def test_matched_colour_and_red_outlines() -> None:
     )
     truth, prediction = drawn(truth_panel), drawn(prediction_panel)
     scale = truth.shape[0] / 40
-    middle = int(27 * scale), int(33 * scale)  # of the matched object, beside its name
+    middle = int(27 * scale), int(33 * scale)  # inside the matched object, beside its name
     assert truth[middle].tolist() == prediction[middle].tolist()
     assert len(set(truth[middle].tolist())) > 1  # coloured
 

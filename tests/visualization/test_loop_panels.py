@@ -1,4 +1,4 @@
-"""Colours of the loops and the sphere."""
+"""Panels of embeddings as colours and on the sphere."""
 
 import numpy as np
 import pytest
@@ -24,13 +24,13 @@ def test_principal_axes(dim: int) -> None:
     assert along[:, 0].mean() >= 0
     squares = (along**2).mean(axis=0)
     assert (np.diff(squares) <= 1e-6).all()
-    if dim <= 3:  # a rotation: nothing is lost
+    if dim <= 3:  # a rotation keeps all distances
         np.testing.assert_allclose(np.linalg.norm(along, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("has_foreground", [True, False])
 def test_panels(has_foreground: bool) -> None:
-    """Two objects, left and right, of a picture of 40 x 60 seen by the network at 20 x 30 in cells of 4."""
+    """Two objects in an image of 40 x 60, at 20 x 30 in the network with cells of 4 pixels."""
     left, right = torch.eye(4)[:2]
     embeddings = torch.where(torch.arange(8) < 4, left[:, None, None], right[:, None, None]).expand(
         4, 5, 8
@@ -56,8 +56,6 @@ def test_panels(has_foreground: bool) -> None:
     one, other = picture[rows // 2, columns // 4], picture[rows // 2, 3 * columns // 4]
     if has_foreground:
         assert np.abs(one - other).max() > 0.1
-        assert (
-            pictures[2] == picture
-        ).all()  # the same embedding has the same colour in every loop
+        assert (pictures[2] == picture).all()  # equal embeddings have equal colours in every loop
     else:
         assert (picture == grey).all()

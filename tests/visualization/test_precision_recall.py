@@ -37,7 +37,7 @@ def test_degenerate_curves(counts: np.ndarray) -> None:
     assert min(draw(counts.astype(np.int64)).shape[:2]) > 700
 
 
-def test_thresholds_without_predictions_draw_no_line_to_the_origin() -> None:
+def test_thresholds_without_predictions_are_not_drawn() -> None:
     picture = draw(COUNTS)
     without = draw(COUNTS[:, :2])
     assert abs(count(picture, BLUE) - count(without, BLUE)) < 100

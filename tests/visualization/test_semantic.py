@@ -1,4 +1,4 @@
-"""A class has one colour in all pictures."""
+"""Each class has the same colour in all images."""
 
 import numpy as np
 import pytest
@@ -13,28 +13,28 @@ from tests.conftest import ROOT
 CONFIG = str(ROOT / "configs/semantic/embedding_shapes.yaml")
 
 
-def test_classes_have_colors_of_their_own():
+def test_classes_have_distinct_colors():
     names = ["background", *(f"class {index}" for index in range(20))]
     colors = class_colors(names)
     assert len(set(colors)) == 21 and max(colors[0]) < 60
     assert class_colors(names[:5]) == colors[:5] and class_colors([]) == []
 
 
-def test_pictures_of_a_run_share_colors():
+def test_images_of_a_run_share_colors():
     first, second = (drawing_metadata(load_config(CONFIG, []), CONFIG) for _ in range(2))
     assert len(first.stuff_classes) == 5
     assert first.stuff_colors == second.stuff_colors == class_colors(first.stuff_classes)
 
 
-def test_colors_of_the_data_come_first(tmp_path):
+def test_colors_of_the_dataset_take_precedence(tmp_path):
     metadata = MetadataCatalog.get("two_colors")
     metadata.set(stuff_classes=["background", "thing"], stuff_colors=[(1, 2, 3), (4, 5, 6)])
     try:
-        found = drawing_metadata(load_config(CONFIG, []), CONFIG, "two_colors")
-        assert list(map(tuple, found.stuff_colors[:2])) == [(1, 2, 3), (4, 5, 6)]
-        assert found.stuff_colors[2:] == class_colors(found.stuff_classes)[2:]
-        assert len(found.stuff_colors) == 5
-        # A run hands them on to whoever draws without the data.
+        result = drawing_metadata(load_config(CONFIG, []), CONFIG, "two_colors")
+        assert list(map(tuple, result.stuff_colors[:2])) == [(1, 2, 3), (4, 5, 6)]
+        assert result.stuff_colors[2:] == class_colors(result.stuff_classes)[2:]
+        assert len(result.stuff_colors) == 5
+        # The record of a run keeps them for drawing without the dataset.
         cfg = load_config(CONFIG, ["DATASETS.TEST", "('two_colors',)", "OUTPUT_DIR", str(tmp_path)])
         write_classes(cfg)
         (tmp_path / "config.yaml").write_text(cfg.dump())
@@ -51,7 +51,7 @@ def test_a_class_is_painted_where_it_is(scale):
     rgb = np.full((120, 160, 3), 200, np.uint8)
     labels = torch.zeros(120, 160, dtype=torch.int64)
     labels[20:100, 90:140] = 1
-    labels[:, :10] = 255  # no class
+    labels[:, :10] = 255  # not a class
     drawn = draw_classes(rgb, labels, metadata, scale).astype(int)
     assert drawn.shape == (scale * 120, scale * 160, 3)
     for (row, column), color in (((30, 130), metadata.stuff_colors[1]), ((112, 20), (40, 40, 40))):

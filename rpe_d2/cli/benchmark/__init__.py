@@ -1,1 +1,1 @@
-"""``tools/benchmark.py``: time and memory of operators, models, proposals and processes."""
+"""``rpe-d2 benchmark``: time and memory of operators, models, proposal generators and processes."""

@@ -1,55 +1,57 @@
-"""``tools/benchmark.py model``: training step and inference of configurations, time and memory, in one run."""
+"""``rpe-d2 benchmark model``: training steps and inference of configurations, time and memory."""
 
 import argparse
 import itertools
 import statistics
-import time
 from typing import Any, Callable, Dict, List, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Instances
-from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
-from torch import nn
 
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.run_record import plain_numbers
 from rpe_d2.engine.setup import check_datasets, load_config
 from rpe_d2.engine.trainer import Trainer
+from rpe_d2.utils.flops import inference_flops
 
-from .memory import measure_in_new_process, peak_memory_mb
+from .arguments import add_noise_arguments, add_override_argument
+from .measure import measure_in_new_process, peak_memory_mb, random_input, timed
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the subcommand."""
+    """Declares the flags of ``model``."""
     parser.add_argument(
         "configs",
         nargs="+",
         metavar="CONFIG[@WEIGHTS]",
-        help="configuration files, each with trained weights or without",
+        help="configuration files, with or without trained weights",
     )
-    parser.add_argument("--height", type=int, default=512, help="of the noise images, pixels (512)")
-    parser.add_argument("--width", type=int, default=512, help="of the noise images, pixels (512)")
-    parser.add_argument("--batch", type=int, default=1, help="noise images in a training step (1)")
-    parser.add_argument("--instances", type=int, default=10, help="ellipses an image (10)")
+    add_noise_arguments(parser, 512)
+    parser.add_argument("--batch", type=int, default=1, help="noise images per training step (1)")
     parser.add_argument(
         "--data",
         type=int,
         default=0,
         metavar="N",
-        help="instead of noise: N batches and N images of each configuration's own data sets, sizes and batch size",
+        help="instead of noise, use N batches and N images of the data sets of each configuration, "
+        "with its own sizes and batch size",
     )
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
-    )
+    add_override_argument(parser)
 
 
 class _Run(NamedTuple):
-    """What is timed of one configuration, and what is counted."""
+    """The measurements of one configuration.
+
+    Attributes:
+        training_step: runs a training step.
+        inference: runs the inference on one image.
+        flops: counts the multiply-adds of an inference.
+        parameters: the number of parameters.
+    """
 
     training_step: Callable[[], None]
     inference: Callable[[], None]
@@ -58,15 +60,16 @@ class _Run(NamedTuple):
 
 
 def run_model_benchmark(args: argparse.Namespace) -> dict:
-    """Times a training step and inference on one image, of every configuration in turns.
+    """Times a training step and the inference on one image, for all configurations in turns.
 
-    Noise images have brighter ellipses. An untrained model may find more or fewer instances than a trained one, which
-    changes what inference costs: ``CONFIG@WEIGHTS`` and ``--data`` measure what a user gets.
+    The images are noise with brighter ellipses. The cost of inference depends on the number of
+    instances that are predicted, and an untrained model may predict more or fewer than a trained
+    one. ``CONFIG@WEIGHTS`` and ``--data`` measure the cost in practice.
 
     Returns:
-        By configuration: median seconds of a training step and of the inference on an image, peak memory of the
-        step, parameters, GFLOPs of inference (multiply-adds, as Detectron2 counts them), and both times relative to
-        the first configuration's.
+        By configuration: median seconds of a training step and of the inference on an image, peak
+        memory of the step in MB, millions of parameters, GFLOPs of inference (multiply-adds, as
+        Detectron2 counts them), and both times relative to those of the first configuration.
     """
     runs = {config: _make_run(config, args) for config in args.configs}
     seconds: Dict[str, Dict[str, List[float]]] = {
@@ -152,7 +155,7 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
 
 
 def _data(cfg: CfgNode, count: int):
-    """Training batches and test images of a configuration."""
+    """Loads training batches and test images of a configuration."""
     check_datasets(cfg)
     cfg.DATALOADER.NUM_WORKERS = 0
     batches = list(itertools.islice(iter(Trainer.build_train_loader(cfg)), count))
@@ -160,55 +163,7 @@ def _data(cfg: CfgNode, count: int):
     return batches, [image for batch in images for image in batch]
 
 
-def inference_flops(model: nn.Module, images: List[dict]) -> float:
-    """Multiply-adds of an inference, as Detectron2 counts them."""
-    with torch.no_grad():
-        counts = FlopCountAnalysis(model, images)
-        counts.set_op_handle("aten::scaled_dot_product_attention", attention_flops)
-        counts.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        counts.tracer_warnings("none")
-        return float(counts.total())
-
-
-def attention_flops(inputs: List[Any], outputs: List[Any]) -> float:
-    """Multiply-adds of softmax(Q K^T) V: Q (..., N, D), K (..., M, D), V (..., M, E)."""
-    query, key, value = (item.type().sizes() for item in inputs[:3])
-    pairs = key[-2]
-    for side in query[:-1]:
-        pairs *= side
-    return float(pairs * (query[-1] + value[-1]))
-
-
-def random_input(args: argparse.Namespace, seed: int) -> dict:
-    """A noise image of ``height`` x ``width`` pixels with ``instances`` brighter ellipses, to train on."""
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.rand(3, args.height, args.width, generator=generator) * 100
-    y = torch.arange(args.height).view(1, -1, 1)
-    x = torch.arange(args.width).view(1, 1, -1)
-    center = torch.rand(args.instances, 2, generator=generator) * torch.tensor(
-        [args.height, args.width]
-    )
-    radius = (0.05 + 0.1 * torch.rand(args.instances, 2, generator=generator)) * min(
-        args.height, args.width
-    )
-    center, radius = center.view(-1, 2, 1, 1), radius.view(-1, 2, 1, 1)
-    masks = ((y - center[:, 0]) / radius[:, 0]) ** 2 + ((x - center[:, 1]) / radius[:, 1]) ** 2 < 1
-    instances = Instances((args.height, args.width))
-    instances.gt_masks = BitMasks(masks)
-    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-    instances.gt_classes = torch.zeros(args.instances, dtype=torch.long)
-    return {"image": (image + 100 * masks.any(dim=0)).to(torch.uint8), "instances": instances}
-
-
-def timed(form: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
-    form()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def _measure_memory(config: str, args: argparse.Namespace) -> float:
-    """Building a model and one training step, MB."""
+    """Measures the memory for building a model and running one training step, MB."""
     torch.set_num_threads(args.threads)
     return peak_memory_mb(lambda: _make_run(config, args).training_step(), args.device)

@@ -1,41 +1,28 @@
-"""The command line of tools/benchmark.py: operators against their dense form, time and peak memory, in one run."""
+"""``rpe-d2 benchmark mean-shift | pair-loss | cluster``: operators against their dense forms."""
 
 import argparse
-import json
 import math
-import os
-import platform
-import shlex
 import statistics
-import sys
-import time
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from rpe_d2.engine.run_record import current_commit, hardware, plain_numbers
-from rpe_d2.engine.setup import check_device
+from rpe_d2.engine.run_record import plain_numbers
 from rpe_d2.ops.clustering import cluster_embeddings
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 from rpe_d2.ops.pair_loss import spherical_pair_loss
-from rpe_d2.utils.errors import one_line_errors
-from rpe_d2.utils.files import make_writable_folder
 
-from .memory import measure_in_new_process, peak_memory_mb
-from .model import add_model_arguments, run_model_benchmark
-from .processes import add_process_arguments, run_process_benchmark
-from .proposals import add_proposal_arguments, run_proposal_benchmark
-from .spn import add_spn_arguments, run_spn_benchmark
+from ..arguments import positive
+from .measure import measure_in_new_process, peak_memory_mb, synchronize, timed
 
 _MARGIN = 0.5
 _MERGE_COSINE = 0.9
-# What is timed beside the operator ("op") and its dense form: one torch.mm of as many operations.
+# Timed next to the operator ("op") and its dense form: one torch.mm with as many operations.
 _LIMIT = "matmul"
-# Every form has run once at this many points before its memory is measured: libraries allocate on first use.
+# Libraries allocate memory at their first use, so every form runs once with this number of points
+# before its memory is measured.
 _WARM_UP_POINTS = 128
 
 Tensors = Tuple[torch.Tensor, ...]
@@ -45,9 +32,10 @@ class Case(NamedTuple):
     """One computation in several forms that must agree.
 
     Attributes:
-        forms: "op" and, where it fits into memory, "dense": each runs the computation and returns its results.
-        operations: floating-point operations of the matrix products that the computation consists of.
-        difference: of two forms' results, 0 where they agree.
+        forms: functions that run the computation and return its results, by name: "op" and, where
+            it fits into memory, "dense".
+        operations: floating-point operations of the matrix products in the computation.
+        difference: distance between the results of two forms, 0 if they agree.
     """
 
     forms: Dict[str, Callable[[], Tensors]]
@@ -55,103 +43,44 @@ class Case(NamedTuple):
     difference: Callable[[Tensors, Tensors], float]
 
 
-class Benchmark(NamedTuple):
-    """A subcommand.
-
-    Attributes:
-        help: one line.
-        add_arguments: declares its flags.
-        run: measures, prints a table and returns what belongs into the JSON's ``results``.
-    """
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], dict]
+def add_mean_shift_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of ``mean-shift``."""
+    _add_point_arguments(parser, 4096, 20)
+    parser.add_argument("--loops", type=positive, default=5, help="mean-shift loops (5)")
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Runs one benchmark, prints its table and with ``--json`` writes it to a new file.
-
-    Returns:
-        Exit status: 0, 2 where an argument or a file is at fault, in one line.
-    """
-    args = _parse(argv)
-    arguments = sys.argv[1:] if argv is None else argv
-    with one_line_errors():
-        check_device("--device", args.device)
-        if args.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device is {args.device} and CUDA is not available")
-        if args.json:
-            _check_record(Path(args.json))
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.threads = torch.get_num_threads()
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"note: other processes are busy (load {load:.1f}); they distort what is measured")
-    with one_line_errors():
-        results = BENCHMARKS[args.benchmark].run(args)
-    if args.json:
-        record = {
-            "benchmark": args.benchmark,
-            "command": shlex.join(["tools/benchmark.py", *arguments]),
-            "settings": {k: v for k, v in vars(args).items() if k not in ("benchmark", "json")},
-            "commit": current_commit(),
-            "hardware": hardware(args.device),
-            "load_before": round(load, 2),  # processes that competed for the processor
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "results": results,
-        }
-        with one_line_errors((OSError,)), open(args.json, "x") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
-    return 0
+def add_pair_loss_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of ``pair-loss``."""
+    _add_point_arguments(parser, 4096, 20)
 
 
-def _check_record(path: Path) -> None:
-    """Before anything is measured: a record that cannot be written would be lost.
-
-    Raises:
-        ValueError: there is a file already, or its folder cannot be written.
-    """
-    if path.exists():
-        raise ValueError(f"{path} exists already; it is not overwritten")
-    make_writable_folder("--json", path.parent)
-
-
-def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py",
-        description="Time and peak memory of operators against their dense form.",
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of ``cluster``."""
+    _add_point_arguments(parser, 65536, 400)
+    parser.add_argument(
+        "--dense-points",
+        type=positive,
+        default=8192,
+        help="number of pixels for the comparison with the dense form (8192)",
     )
-    subparsers = parser.add_subparsers(dest="benchmark", required=True)
-    for name, benchmark in BENCHMARKS.items():
-        subparser = subparsers.add_parser(name, help=benchmark.help, description=benchmark.help)
-        benchmark.add_arguments(subparser)
-        subparser.add_argument(
-            "--repeat", type=_positive, default=5, help="repetitions, interleaved (5)"
-        )
-        subparser.add_argument(
-            "--threads", type=_positive, help="of the processor; default: torch's"
-        )
-        subparser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (cpu)")
-        subparser.add_argument("--json", metavar="FILE", help="write the results to this new file")
-    return parser.parse_args(argv)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}; allowed: 1 or more")
-    return number
+def _add_point_arguments(parser: argparse.ArgumentParser, points: int, groups: int) -> None:
+    parser.add_argument("--points", type=positive, default=points, help=f"pixels ({points})")
+    parser.add_argument("--dim", type=positive, default=32, help="embedding dimensions (32)")
+    parser.add_argument("--groups", type=positive, default=groups, help=f"objects ({groups})")
+    parser.add_argument(
+        "--no-dense",
+        action="store_true",
+        help="leave out the dense form, which needs N x N memory",
+    )
 
 
 # ---- Operators and their dense forms
 
 
 def _sphere_points(points: int, dim: int, groups: int, spread: float, device: str) -> Tensors:
-    """Unit vectors (N, D) around random centres, and their groups (N,); the same every time."""
+    """Samples unit vectors (N, D) around random centers, and their groups (N,); fixed seed."""
     generator = torch.Generator().manual_seed(0)
     centers = F.normalize(torch.randn(groups, dim, generator=generator), dim=1)
     labels = torch.randint(groups, (points,), generator=generator)
@@ -160,7 +89,16 @@ def _sphere_points(points: int, dim: int, groups: int, spread: float, device: st
 
 
 def dense_mean_shift(x: torch.Tensor, bandwidth: float, num_loops: int) -> torch.Tensor:
-    """Gaussian blurring mean shift of x (N, D) on the sphere with all N x N weights (Kong & Fowlkes, section 4)."""
+    """Gaussian blurring mean shift on the sphere, with all N x N weights (Kong & Fowlkes, sec. 4).
+
+    Args:
+        x: (N, D) unit vectors.
+        bandwidth: bandwidth of the kernel.
+        num_loops: number of updates.
+
+    Returns:
+        The shifted unit vectors (N, D).
+    """
     for _ in range(num_loops):
         weights = ((x @ x.T - 1) / bandwidth**2).exp()  # (N, N)
         x = F.normalize(weights @ x / weights.sum(dim=1, keepdim=True), dim=1)
@@ -168,7 +106,13 @@ def dense_mean_shift(x: torch.Tensor, bandwidth: float, num_loops: int) -> torch
 
 
 def dense_pair_loss(embeddings: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-    """The linear pair loss with joint normalisation from N x N matrices."""
+    """The linear pair loss with joint normalization, computed from N x N matrices.
+
+    Args:
+        embeddings: (N, D), of any length.
+        labels: (N,) int, the object of each pixel.
+        margin: margin of the similarity of different objects.
+    """
     x = F.normalize(embeddings, dim=1)
     similarity = (1 + x @ x.T) / 2
     same = labels[:, None] == labels
@@ -179,7 +123,13 @@ def dense_pair_loss(embeddings: torch.Tensor, labels: torch.Tensor, margin: floa
 
 
 def dense_clusters(x: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Groups x (N, D) in one pass over its N x N adjacency: the next free point takes its free neighbours."""
+    """Clusters x (N, D) in one pass over its N x N adjacency.
+
+    The first point without a cluster starts one and takes its neighbors that have none.
+
+    Returns:
+        The cluster of each point, (N,) int.
+    """
     near = x @ x.T >= threshold
     labels = torch.full((len(x),), -1, device=x.device)
     free = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -206,16 +156,15 @@ def _mean_shift_cases(args: argparse.Namespace) -> Dict[str, Case]:
         (function(leaf, bandwidth, args.loops) * target).sum().backward()
         return (leaf.grad,)
 
-    operations = (
-        4.0 * args.points**2 * args.dim * args.loops
-    )  # similarities, and weights times points
+    # Two matrix products per loop: the similarities, and the weights times the points.
+    operations = 4.0 * args.points**2 * args.dim * args.loops
     return {
         "forward": Case(
             {"op": lambda: forward(mean_shift), "dense": lambda: forward(dense_mean_shift)},
             operations,
             _relative_difference,
         ),
-        # Each product has two more in the backward pass.
+        # The backward pass has two more products for each one.
         "forward+backward": Case(
             {"op": lambda: backward(mean_shift), "dense": lambda: backward(dense_mean_shift)},
             3 * operations,
@@ -240,33 +189,36 @@ def _pair_loss_cases(args: argparse.Namespace) -> Dict[str, Case]:
 def _cluster_cases(args: argparse.Namespace) -> Dict[str, Case]:
     cases = {}
     for points in sorted({args.points, min(args.points, args.dense_points)}):
-        # As tight as shifted embeddings.
+        # The spread of embeddings after mean shift.
         x, _ = _sphere_points(points, args.dim, args.groups, 0.1, args.device)
         forms = {"op": lambda x=x: (cluster_embeddings(x, _MERGE_COSINE),)}
         if points <= args.dense_points:
             forms["dense"] = lambda x=x: (dense_clusters(x, _MERGE_COSINE),)
-        # The least that assigning every point to one of the centres takes.
+        # The minimum for assigning every point to one of the centers.
         operations = 2.0 * points * min(args.groups, points) * args.dim
         cases[f"{points} points"] = Case(forms, operations, _regrouped)
     return cases
 
 
-def _relative_difference(found: Tensors, expected: Tensors) -> float:
-    """Norm of the difference over the norm, of the tensor where it is largest."""
-    # Not entry by entry: where the hinge of the loss has its kink, rounding decides which side a pair is on.
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected))
+def _relative_difference(actual: Tensors, expected: Tensors) -> float:
+    """Returns the largest ratio, over the tensors, of the norm of the difference to the norm."""
+    # Not entry by entry: at the kink of the hinge, rounding decides on which side a pair is.
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(actual, expected))
 
 
-def _regrouped(found: Tensors, expected: Tensors) -> float:
-    """Share of points whose group has not exactly the same members in both, however groups are numbered."""
-    (found,), (expected,) = found, expected
-    pairs = found * (int(expected.max()) + 1) + expected
+def _regrouped(actual: Tensors, expected: Tensors) -> float:
+    """Returns the share of points whose cluster has different members in the two results.
+
+    The numbering of the clusters does not matter.
+    """
+    (actual,), (expected,) = actual, expected
+    pairs = actual * (int(expected.max()) + 1) + expected
     sizes = [
         torch.unique(labels, return_inverse=True, return_counts=True)[1:]
-        for labels in (found, expected, pairs)
+        for labels in (actual, expected, pairs)
     ]
-    of_found, of_expected, of_pair = (counts[group] for group, counts in sizes)
-    return 1 - float(((of_pair == of_found) & (of_pair == of_expected)).float().mean())
+    of_actual, of_expected, of_pair = (counts[group] for group, counts in sizes)
+    return 1 - float(((of_pair == of_actual) & (of_pair == of_expected)).float().mean())
 
 
 _CASES = {
@@ -279,8 +231,14 @@ _CASES = {
 # ---- Measuring
 
 
-def _run_cases(args: argparse.Namespace) -> dict:
-    """Times and weighs all forms of a benchmark's cases and prints a table."""
+def run_operator_benchmark(args: argparse.Namespace) -> dict:
+    """Measures time and memory of all forms of an operator and prints a table.
+
+    Returns:
+        By case: for each form the median, fastest and slowest milliseconds and the peak memory in
+            MB;
+        the ratios of the dense form to the operator; the difference between their results.
+    """
     results = {}
     for name, case in _CASES[args.benchmark](args).items():
         if args.no_dense:
@@ -303,7 +261,12 @@ def _run_cases(args: argparse.Namespace) -> dict:
 def _interleaved_times(
     case: Case, args: argparse.Namespace
 ) -> Tuple[Dict[str, List[float]], Optional[float]]:
-    """Seconds of every repetition of every form, taken in turns, and how much the forms' results differ."""
+    """Times the forms in turns.
+
+    Returns:
+        The seconds of every repetition by form, and the difference between the results of the
+        operator and the dense form, None without the latter.
+    """
     side = max(1, round((case.operations / 2) ** (1 / 3)))
     matrix = torch.ones(side, side, device=args.device)
     forms = {**case.forms, _LIMIT: lambda: (torch.mm(matrix, matrix),)}
@@ -313,21 +276,13 @@ def _interleaved_times(
     seconds = {name: [] for name in forms}
     for _ in range(args.repeat):
         for name, form in forms.items():
-            _synchronize(args.device)
-            start = time.perf_counter()
-            form()
-            _synchronize(args.device)
-            seconds[name].append(time.perf_counter() - start)
+            synchronize(args.device)
+            seconds[name].append(timed(form, args.device))
     return seconds, difference
 
 
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
 def _compare(case: Case, seconds: Dict[str, List[float]], memory: Dict[str, float]) -> dict:
-    """Medians, range, memory and ratios of a case, as they enter the JSON."""
+    """Returns medians, ranges, memory and ratios of a case for the JSON record."""
     median = {form: statistics.median(times) for form, times in seconds.items()}
     result = {
         form: plain_numbers(
@@ -349,7 +304,7 @@ def _compare(case: Case, seconds: Dict[str, List[float]], memory: Dict[str, floa
 
 
 def _measure_memory(args: argparse.Namespace, case: str, form: str) -> float:
-    """In the process of its own: what one run needs beyond its inputs, MB."""
+    """Measures the memory of one run beyond its inputs, MB; called in a new process."""
     torch.set_num_threads(args.threads)
     make_cases = _CASES[args.benchmark]
     small = argparse.Namespace(
@@ -377,58 +332,3 @@ def _print_table(results: dict) -> None:
     headers = ["", "form", "ms", "peak MB", "faster", "less memory", "% of matmul", "difference"]
     formats = ("", "", ".1f", ".1f", ".1f", ".1f", ".0f", ".1e")
     print(tabulate(rows, headers=headers, floatfmt=formats, missingval=""))
-
-
-# ---- Subcommands
-
-
-def _points(points: int, groups: int) -> Callable[[argparse.ArgumentParser], None]:
-    def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--points", type=_positive, default=points, help=f"pixels ({points})")
-        parser.add_argument("--dim", type=_positive, default=32, help="of the embeddings (32)")
-        parser.add_argument("--groups", type=_positive, default=groups, help=f"objects ({groups})")
-        parser.add_argument(
-            "--no-dense",
-            action="store_true",
-            help="leave out the dense form, which needs N x N memory",
-        )
-
-    return add
-
-
-def _mean_shift_arguments(parser: argparse.ArgumentParser) -> None:
-    _points(4096, 20)(parser)
-    parser.add_argument("--loops", type=_positive, default=5, help="of mean shift (5)")
-
-
-def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    _points(65536, 400)(parser)
-    parser.add_argument(
-        "--dense-points",
-        type=_positive,
-        default=8192,
-        help="pixels at which the dense form is compared (8192)",
-    )
-
-
-BENCHMARKS = {
-    "mean-shift": Benchmark(
-        "mean shift on the sphere, forward and forward+backward", _mean_shift_arguments, _run_cases
-    ),
-    "pair-loss": Benchmark(
-        "the pair loss of all pairs with its gradient", _points(4096, 20), _run_cases
-    ),
-    "cluster": Benchmark("from shifted embeddings to groups", _cluster_arguments, _run_cases),
-    "model": Benchmark(
-        "training step and inference of configurations", add_model_arguments, run_model_benchmark
-    ),
-    "proposals": Benchmark(
-        "proposal generators after the backbone", add_proposal_arguments, run_proposal_benchmark
-    ),
-    "spn": Benchmark(
-        "spatial propagation, forward and forward+backward", add_spn_arguments, run_spn_benchmark
-    ),
-    "processes": Benchmark(
-        "a training step on several processes", add_process_arguments, run_process_benchmark
-    ),
-}

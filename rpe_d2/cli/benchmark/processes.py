@@ -1,11 +1,10 @@
-"""``tools/benchmark.py processes``: a training step on 1, 2, … processes, and what to expect of more."""
+"""``rpe-d2 benchmark processes``: a training step on several processes."""
 
 import argparse
 import itertools
 import json
 import statistics
 import tempfile
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -24,30 +23,31 @@ from rpe_d2.engine.setup import load_config
 from rpe_d2.engine.train_step import TrainStep
 from rpe_d2.engine.trainer import Trainer, distributed
 
-from .model import random_input
+from .arguments import add_noise_arguments, add_override_argument
+from .measure import random_input, timed
 
 _PREDICTED = (4, 8, 16, 64)
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the subcommand."""
+    """Declares the flags of ``processes``."""
     parser.add_argument("config", metavar="CONFIG", help="configuration file")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers (1 2)")
-    parser.add_argument("--height", type=int, default=256, help="of the noise images, pixels (256)")
-    parser.add_argument("--width", type=int, default=256, help="of the noise images, pixels (256)")
-    parser.add_argument("--batch", type=int, default=1, help="noise images per process (1)")
-    parser.add_argument("--instances", type=int, default=10, help="ellipses an image (10)")
     parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
+        "--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes (1 2)"
     )
+    add_noise_arguments(parser, 256)
+    parser.add_argument("--batch", type=int, default=1, help="noise images per process (1)")
+    add_override_argument(parser)
 
 
 def run_process_benchmark(args: argparse.Namespace) -> dict:
     """Times a training step with ``--threads`` threads and ``--batch`` images in every process.
 
     Returns:
-        By number of processes: median seconds of a step as in training, of its computation alone, and of an all-reduce
-        of as many bytes by itself; and "model", see :func:`predicted_seconds`.
+        By number of processes: median seconds of a training step, of its computation alone, and of
+            an
+        all-reduce of as many bytes as the gradients have. The entry "model" has the arguments of
+        :func:`predicted_seconds` and its predictions.
     """
     results: Dict[str, Any] = {}
     for processes in args.processes:
@@ -65,13 +65,16 @@ def run_process_benchmark(args: argparse.Namespace) -> dict:
 
 
 def predicted_seconds(processes: int, model: Dict[str, float]) -> float:
-    """Seconds of a step of the same batch in each of some processes that all have a machine or GPU of their own.
+    """Predicts the seconds of a training step on processes that each have their own machine or GPU.
 
-    A ring all-reduce sends and receives 2 (n - 1) / n of the gradients' bytes in each process (Patarasuk & Yuan, 2009).
-    All that a measured step takes beyond its computation is counted as exchange and grows like that.
+    A ring all-reduce sends and receives 2 (n - 1) / n of the gradients' bytes in each process
+    (Patarasuk & Yuan, 2009). The time that a measured step takes beyond its computation is assumed
+    to be communication, and to grow by this factor.
 
     Args:
-        model: "compute_seconds" of one process and "exchange_seconds" of sending all gradients once.
+        processes: number of processes, each with the same batch size.
+        model: "compute_seconds" of one process, and "exchange_seconds" for sending all gradients
+            once.
     """
     return model["compute_seconds"] + 2 * (processes - 1) / processes * model["exchange_seconds"]
 
@@ -87,7 +90,7 @@ def _fit(measured: Dict[str, float]) -> Dict[str, float]:
 
 
 def _measure(args: argparse.Namespace, path: str) -> None:
-    """In each process: the three times, written by the first of them."""
+    """Measures the three times in each process; the main process writes them to ``path``."""
     torch.set_num_threads(args.threads)
     cfg = load_config(args.config, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     seed_all(0)
@@ -108,7 +111,7 @@ def _measure(args: argparse.Namespace, path: str) -> None:
             step.run_step()
 
     def compute() -> None:
-        """The same without anything that processes do together."""
+        """Runs a training step without communication."""
         seed_all(0)
         optimizer.zero_grad()
         with EventStorage(), model.no_sync() if several else nullcontext():
@@ -123,12 +126,9 @@ def _measure(args: argparse.Namespace, path: str) -> None:
     for repetition in range(args.repeat + 1):  # the first is the warm-up
         for name, form in forms.items():
             comm.synchronize()
-            start = time.perf_counter()
-            form()
-            if args.device.startswith("cuda"):
-                torch.cuda.synchronize()
+            elapsed = timed(form, args.device)
             if repetition:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     if comm.is_main_process():
         result = {name: statistics.median(values) for name, values in seconds.items()}
         result["processes"] = comm.get_world_size()
@@ -144,16 +144,32 @@ def _print(results: dict) -> None:
         rate = result["processes"] / result["step_seconds"]
         first = rows[0][2] if rows else result["step_seconds"]
         rows.append(
-            [name, "measured", result["step_seconds"], result["compute_seconds"], result.get("all_reduce_seconds"),
-             result["bytes_all_reduced"] / 1e6, rate, first / result["step_seconds"]]
-        )  # fmt: skip
+            [
+                name,
+                "measured",
+                result["step_seconds"],
+                result["compute_seconds"],
+                result.get("all_reduce_seconds"),
+                result["bytes_all_reduced"] / 1e6,
+                rate,
+                first / result["step_seconds"],
+            ]
+        )
     model = results.get("model")
     for count in _PREDICTED if model else ():
         seconds = model[f"seconds_on_{count}"]
         rows.append(
-            [count, "predicted", seconds, model["compute_seconds"], None, model["bytes_all_reduced"] / 1e6,
-             count / seconds, rows[0][2] / seconds]
-        )  # fmt: skip
+            [
+                count,
+                "predicted",
+                seconds,
+                model["compute_seconds"],
+                None,
+                model["bytes_all_reduced"] / 1e6,
+                count / seconds,
+                rows[0][2] / seconds,
+            ]
+        )
     headers = [
         "processes",
         "",

@@ -1,4 +1,4 @@
-"""``tools/benchmark.py proposals``: what a proposal generator costs after the backbone, and of a training step."""
+"""``rpe-d2 benchmark proposals``: the cost of proposal generators after the backbone."""
 
 import argparse
 import statistics
@@ -15,39 +15,40 @@ from torch import nn
 from rpe_d2.engine.run_record import plain_numbers
 from rpe_d2.engine.setup import load_config
 from rpe_d2.engine.trainer import Trainer
-from rpe_d2.modeling import MeanShiftProposalGenerator
 
-from .model import random_input, timed
+from .arguments import add_noise_arguments, add_override_argument
+from .measure import random_input, timed
 
 _ALL_FOREGROUND = "all foreground"
 
 
 def add_proposal_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the subcommand."""
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="with a proposal generator")
-    parser.add_argument("--height", type=int, default=512, help="of the noise image, pixels (512)")
-    parser.add_argument("--width", type=int, default=512, help="of the noise image, pixels (512)")
-    parser.add_argument("--instances", type=int, default=10, help="ellipses in the image (10)")
+    """Declares the flags of ``proposals``."""
     parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
+        "configs", nargs="+", metavar="CONFIG", help="configurations with a proposal generator"
     )
+    add_noise_arguments(parser, 512)
+    add_override_argument(parser)
 
 
 def run_proposal_benchmark(args: argparse.Namespace) -> dict:
     """Times the proposal generators of configurations with random weights, in turns.
 
-    What grouping costs depends on how much is foreground: mean shift is measured once as it is initialised and once
-    with every cell foreground, the most it can have to do.
+    The cost of grouping pixels depends on the amount of foreground. A generator with an embedding
+    head is measured twice: with its initial weights, and with every cell foreground, which is the
+    most work that it can have.
 
     Returns:
-        By configuration: median seconds of inference after the backbone, of the generator's forward and backward pass
-        in training, of the whole training step, the generator's share of it, the number of proposals, and the
-        inference time relative to the first configuration's.
+        By configuration: median seconds of the inference after the backbone, of the generator's
+            forward
+        and backward pass in training, and of the whole training step; the generator's share of the
+        step; the number of proposals; the inference time relative to that of the first
+        configuration.
     """
     runs: Dict[str, Dict[str, Callable[[], object]]] = {}
     for config in args.configs:
         runs[config] = _make_run(config, args, False)
-        if isinstance(runs[config]["generator"], MeanShiftProposalGenerator):
+        if hasattr(runs[config]["generator"], "embedding_head"):
             runs[f"{config}, {_ALL_FOREGROUND}"] = _make_run(config, args, True)
     timed_parts = ("inference", "training", "training_step")
     seconds: Dict[str, Dict[str, List[float]]] = {
@@ -74,8 +75,14 @@ def run_proposal_benchmark(args: argparse.Namespace) -> dict:
             }
         )
     headers = [
-        "", "inference s", "training s", "training step s", "share of step", "proposals", "inference / first",
-    ]  # fmt: skip
+        "",
+        "inference s",
+        "training s",
+        "training step s",
+        "share of step",
+        "proposals",
+        "inference / first",
+    ]
     print(
         tabulate([[name, *row.values()] for name, row in results.items()], headers, floatfmt=".3f")
     )

@@ -1,4 +1,4 @@
-"""``tools/benchmark.py spn``: spatial propagation against autograd, the memory's speed and a dense CRF."""
+"""``rpe-d2 benchmark spn``: spatial propagation, compared with autograd loops and a dense CRF."""
 
 import argparse
 import math
@@ -14,42 +14,52 @@ from rpe_d2.engine.run_record import plain_numbers
 from rpe_d2.evaluation import DenseCRF
 from rpe_d2.ops.propagation import normalize_gates, spatial_propagation
 
-from .model import timed
+from .measure import timed
 
-# (B, C, H, W): masks of a hundred regions, a semantic head's maps, large maps.
+# (B, C, H, W): masks of a hundred regions, maps of a semantic head, large maps.
 _SHAPES = ((100, 1, 28, 28), (1, 32, 64, 64), (1, 32, 256, 256))
-# Forms that keep every step for autograd take minutes and gigabytes beyond this many values.
-_LARGEST_OBVIOUS = 1 << 18
+# Above this number of values, the forms that keep every step for autograd take minutes and
+# gigabytes.
+_LARGEST_NAIVE = 1 << 18
 _CRF_SIZE, _CRF_CLASSES, _CRF_CHANNELS = 512, 21, 32
 
 
 def add_spn_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags of the subcommand."""
+    """Declares the flags of ``spn``."""
     parser.add_argument(
         "--shape",
         type=_shape,
         action="append",
         metavar="BxCxHxW",
-        help="of the maps, instead of the usual ones; again for more",
+        help="shape of the maps instead of the default shapes; may be repeated",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="also torch.compile, which takes a minute to start"
+        "--compile",
+        action="store_true",
+        help="also time torch.compile, which takes a minute to start",
     )
     parser.add_argument("--no-crf", action="store_true", help="leave out the dense CRF")
-    parser.add_argument("--crf-iterations", type=int, default=5, help="of mean-field inference (5)")
+    parser.add_argument(
+        "--crf-iterations", type=int, default=5, help="iterations of mean-field inference (5)"
+    )
 
 
 def run_spn_benchmark(args: argparse.Namespace) -> dict:
-    """Times propagation in all four directions, in turns with the obvious forms, and prints a table.
+    """Times propagation in all four directions, in turns with the naive forms, and prints a table.
 
-    The forms: "op"; "torch", the same without C++ (CPU); "unbind", autograd through a Python loop over ``x.unbind()``;
-    "index", over ``x[t]``; on request "compile", the former compiled. The limit is the time that a copy of the bytes takes
-    which the computation has to read and write at least, at the bandwidth of a copy measured in the same run. On a GPU
-    it is the largest of that, of the columns' steps, which wait for each other, and of an empty kernel, both measured in
-    the same run, too.
+    The forms are "op", the operator; "torch", the same without C++ (on a CPU); "unbind", autograd
+    through a Python loop over ``x.unbind()``; "index", the same over ``x[t]``; and on request
+    "compile", "unbind" compiled.
+
+    The limit is a lower bound of the time. It is the time for reading and writing every value as
+    often as the computation has to, at the bandwidth of a copy. On a GPU it is the largest of that
+    time, of the time for the columns, which depend on each other, and of the time of an empty
+    kernel. All of them are measured in the same run.
 
     Returns:
-        By shape and pass: median milliseconds of each form, ratios to "op", the limit; and the dense CRF's.
+        By shape and pass: median milliseconds of each form, the ratios to "op", and the limit. The
+            entry
+        "dense_crf" has the times of the dense CRF.
     """
     results = {}
     bandwidth, launch = _copy_bandwidth(args), 0.0
@@ -83,7 +93,7 @@ def _shape(text: str) -> Tuple[int, ...]:
 
 
 def _copy_bandwidth(args: argparse.Namespace) -> float:
-    """Bytes a second that are read and written by a copy of 256 MB."""
+    """Returns the bytes per second that a copy of 256 MB reads and writes."""
     source = torch.ones(1 << 25, device=args.device)
     target = torch.empty_like(source)
     seconds = [timed(lambda: target.copy_(source), args.device) for _ in range(args.repeat + 1)]
@@ -91,16 +101,18 @@ def _copy_bandwidth(args: argparse.Namespace) -> float:
 
 
 def _launch_seconds(args: argparse.Namespace) -> float:
-    """Of a kernel that does next to nothing, and waiting for it."""
+    """Returns the seconds for launching a minimal kernel and waiting for it."""
     value = torch.zeros(1, device=args.device)
     return _median_seconds(value.zero_, args)
 
 
 def _step_seconds(side: int, args: argparse.Namespace) -> float:
-    """Of one more column of a single map, about as high as maps of that side.
+    """Returns the seconds for one more column of a single map whose height is about ``side``.
 
-    The difference between two squares leaves out what every call takes, and no processor is shared: this is how long
-    columns wait for each other. Both have the same power of two above their sides, which a kernel's blocks have.
+    The time is the difference between two square maps, divided by the difference of their sides. It
+    excludes the constant time of a call. A single map leaves processors idle, so it is the time for
+    which columns wait for each other. Both sides have the same next power of two, which is the size
+    of a block of the kernel.
     """
     large = 1 << (side - 1).bit_length()
     small = large // 2 + 1
@@ -116,18 +128,18 @@ def _step_seconds(side: int, args: argparse.Namespace) -> float:
 
 
 def _median_seconds(form: Callable, args: argparse.Namespace) -> float:
-    """Of many repetitions, as what is measured is short."""
+    """Returns the median over many repetitions, because each one is short."""
     seconds = [timed(form, args.device) for _ in range(10 * args.repeat + 1)]
     return statistics.median(seconds[1:])
 
 
 class _Limits(NamedTuple):
-    """What a propagation cannot be faster than.
+    """Lower bounds of the time of a propagation.
 
     Attributes:
-        bandwidth: bytes a second that are read and written.
+        bandwidth: bytes per second that a copy reads and writes.
         launch: seconds of an empty kernel; 0 on a CPU.
-        step: seconds from a column to the next; 0 on a CPU.
+        step: seconds from one column to the next; 0 on a CPU.
     """
 
     bandwidth: float
@@ -135,9 +147,16 @@ class _Limits(NamedTuple):
     step: float
 
     def seconds(self, shape: Tuple[int, ...], value_size: int, backward: bool) -> float:
-        """At least, for maps (B, C, H, W) of values of so many bytes; four directions."""
-        # A direction reads x and three gates and writes h; the running maximum is read and written. Backward: x,
-        # gates, h and a gradient are read, gradients of x and of the gates written.
+        """Returns the lower bound for the four directions, in seconds.
+
+        Args:
+            shape: (B, C, H, W) of the maps.
+            value_size: bytes per value.
+            backward: include the backward pass.
+        """
+        # Each direction reads x and three gates and writes h, and the running maximum is read and
+        # written. The backward pass reads x, gates, h and a gradient, and writes the gradients of x
+        # and of the gates.
         passes = 23 if not backward else 23 + 4 * 10
         scans = 2 if backward else 1  # one after the other
         return max(
@@ -158,9 +177,9 @@ def _run_shape(
     forms: Dict[str, Callable] = {"op": lambda x, g: spatial_propagation(x, g, "max")}
     if args.device == "cpu":
         forms["torch"] = lambda x, g: spatial_propagation(x, g, "max", "torch")
-    if x.numel() <= _LARGEST_OBVIOUS and height == width:
-        forms["unbind"] = lambda x, g: obvious_propagation(x, g, unbind=True)
-        forms["index"] = lambda x, g: obvious_propagation(x, g, unbind=False)
+    if x.numel() <= _LARGEST_NAIVE and height == width:
+        forms["unbind"] = lambda x, g: naive_propagation(x, g, unbind=True)
+        forms["index"] = lambda x, g: naive_propagation(x, g, unbind=False)
         if args.compile:
             forms["compile"] = torch.compile(forms["unbind"])
 
@@ -173,8 +192,8 @@ def _run_shape(
         return [leaf.grad for leaf in leaves]
 
     outputs = {name: run(form) for name, form in forms.items()}  # also the warm-up
-    # Relative to the whole: where two directions are as good as equal, rounding decides which is the larger, and a
-    # pixel's gradient goes another way.
+    # Relative to the norm of all values: where two directions are nearly equal, rounding decides
+    # which one is the larger, and the gradient of that pixel takes another way.
     difference = max(
         float((one - other).norm() / other.norm())
         for output in outputs.values()
@@ -200,20 +219,25 @@ def _run_shape(
     }
 
 
-def obvious_propagation(x: torch.Tensor, gates: torch.Tensor, unbind: bool) -> torch.Tensor:
-    """What :func:`spatial_propagation` computes, merged by "max", left to autograd; all directions in one loop.
+def naive_propagation(x: torch.Tensor, gates: torch.Tensor, unbind: bool) -> torch.Tensor:
+    """Computes :func:`spatial_propagation` with merge "max" by a loop that autograd differentiates.
+
+    All directions are computed in the same loop.
 
     Args:
-        x: (B, C, N, N), square.
+        x: (B, C, N, N), square maps.
         gates: (B, C, 12, N, N).
-        unbind: take the columns by ``unbind``; False: index each one.
+        unbind: whether columns are taken by ``unbind``, or else by indexing each one.
+
+    Returns:
+        The propagated maps (B, C, N, N).
     """
-    # Every direction from left to right, columns first: (N, 4, B, C, N).
+    # All directions, rotated to left-to-right, with the columns first: (N, 4, B, C, N).
     turned = torch.stack([turn(x) for turn, _ in _TURNS]).permute(4, 0, 1, 2, 3)
     parts = gates.unflatten(2, (4, 3)).unbind(2)
     parts = torch.stack([turn(part) for (turn, _), part in zip(_TURNS, parts)])
     a, b, c = parts.permute(5, 0, 1, 2, 3, 4).unbind(4)
-    # Gates that point out of the image are dropped.
+    # Gates that point out of the image are ignored.
     a, c = F.pad(a[..., 1:], (1, 0)), F.pad(c[..., :-1], (0, 1))
     columns = [turned, 1 - a - b - c, a, b, c]
     if unbind:
@@ -225,11 +249,11 @@ def obvious_propagation(x: torch.Tensor, gates: torch.Tensor, unbind: bool) -> t
         h.append(
             own * x_t + a_t * before[..., :-2] + b_t * before[..., 1:-1] + c_t * before[..., 2:]
         )
-    found = torch.stack(h).permute(1, 2, 3, 4, 0)
-    return torch.stack([back(part) for (_, back), part in zip(_TURNS, found)]).amax(dim=0)
+    directions = torch.stack(h).permute(1, 2, 3, 4, 0)
+    return torch.stack([back(part) for (_, back), part in zip(_TURNS, directions)]).amax(dim=0)
 
 
-# Lay a direction from left to right, and back.
+# Functions that rotate a direction to left-to-right, and back.
 _TURNS = (
     (lambda maps: maps, lambda maps: maps),
     (lambda maps: maps.flip(-1), lambda maps: maps.flip(-1)),
@@ -258,7 +282,6 @@ def _print(results: Dict[str, dict]) -> None:
         for name, row in results.items()
     ]
     headers = ["", *(f"{form} ms" for form in forms), *(f"/ {form}" for form in forms[1:])]
-    # Milliseconds with three digits: microseconds.
     formats = ("", *[".3f"] * len(forms), *[".1f"] * (len(forms) - 1), ".0f", ".0e")
     print(tabulate(rows, [*headers, "% of limit", "difference"], floatfmt=formats, missingval="-"))
 
@@ -267,9 +290,13 @@ def _print(results: Dict[str, dict]) -> None:
 
 
 def _run_crf(args: argparse.Namespace) -> Optional[dict]:
-    """Two propagation units on maps of half the size, as the semantic network has them, against a dense CRF.
+    """Compares two propagation units on maps of half the size, as in the semantic head, with a CRF.
 
-    Both refine synthetic scores of 21 classes for a picture of 512 x 512. The CRF runs on one CPU thread.
+    Both refine synthetic scores of 21 classes for an image of 512 x 512 pixels. The CRF runs on one
+    CPU thread.
+
+    Returns:
+        Median seconds of both and their ratio, or None without pydensecrf.
     """
     try:
         refine = DenseCRF(args.crf_iterations)
@@ -298,9 +325,9 @@ def _run_crf(args: argparse.Namespace) -> Optional[dict]:
     median = {name: statistics.median(times) for name, times in seconds.items()}
     ratio = median["crf"] / median["two_units"]
     print(
-        f"dense CRF, {args.crf_iterations} iterations at {_CRF_SIZE} x {_CRF_SIZE} x {_CRF_CLASSES}: "
-        f"{median['crf']:.2f} s; two units at {_CRF_CHANNELS} x {side} x {side}: {median['two_units']:.2f} s, "
-        f"{ratio:.1f} times faster"
+        f"dense CRF, {args.crf_iterations} iterations at {_CRF_SIZE} x {_CRF_SIZE} x "
+        f"{_CRF_CLASSES}: {median['crf']:.2f} s; two units at {_CRF_CHANNELS} x {side} x {side}: "
+        f"{median['two_units']:.2f} s, {ratio:.1f} times faster"
     )
     return {
         "crf_seconds": round(median["crf"], 3),

@@ -1,4 +1,4 @@
-"""Datasets: synthetic shapes, and those that the config names."""
+"""The synthetic shapes dataset, and datasets that configuration keys name."""
 
 from .bsds import register_bsds
 from .coco_jsons import register_coco_jsons

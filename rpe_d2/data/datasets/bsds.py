@@ -1,4 +1,4 @@
-"""Boundary detection: BSDS500 as Berkeley released it (Arbelaez et al., PAMI 2011), named in the config: `DATASETS.BSDS`."""
+"""BSDS500 for contour detection (Arbelaez et al., PAMI 2011), named in ``DATASETS.BSDS``."""
 
 import os
 from typing import Any, Dict, List
@@ -9,26 +9,28 @@ from PIL import Image
 __all__ = ["register_bsds"]
 
 _SPLITS = ("train", "val", "test")
-# Below the named folder, as the archive unpacks.
+# Where the data may lie below the given folder, depending on how the archive was unpacked.
 _INNER_FOLDERS = ("", "BSR/BSDS500/data", "BSDS500/data", "data")
 _KEY = "DATASETS.BSDS"
-# Names in an error message.
+# Largest number of names in an error message.
 _MOST_NAMES = 3
 
 
 def register_bsds(root: str) -> None:
-    """Registers `bsds_train`, `bsds_val` and `bsds_test`, those of them whose pictures are there.
+    """Registers those of ``bsds_train``, ``bsds_val`` and ``bsds_test`` whose images are present.
 
-    Each dict has `file_name`, `height`, `width`, `image_id` and `boundary_file_name`, the path of what all annotators
-    drew (:func:`rpe_d2.utils.mat_files.read_boundary_annotations`).
+    Each dataset dict has ``file_name``, ``height``, ``width``, ``image_id`` and
+    ``boundary_file_name``, the path of the annotators' contours, which
+    :func:`rpe_d2.utils.mat_files.read_boundary_annotations` reads.
 
     Args:
-        root: folder with `images/SPLIT/NAME.jpg` and `groundTruth/SPLIT/NAME.mat`, or the one in which the archive was
-            unpacked, with `BSR/BSDS500/data`. "": nothing is registered.
+        root: folder with ``images/SPLIT/NAME.jpg`` and ``groundTruth/SPLIT/NAME.mat``, or the
+            folder where the archive was unpacked, with ``BSR/BSDS500/data``. If empty, nothing is
+            registered.
 
     Raises:
-        ValueError: other data have one of these names already.
-        FileNotFoundError: there is no split, or a picture has no ground truth.
+        ValueError: One of the names is taken by another dataset.
+        FileNotFoundError: There is no split, or an image has no ground truth.
     """
     if not root:
         return
@@ -56,26 +58,26 @@ def _register(root: str, folder: str, split: str) -> None:
 
 
 def _records(root: str, folder: str, split: str) -> List[Dict[str, Any]]:
-    pictures = os.path.join(folder, "images", split)
-    truths = os.path.join(folder, "groundTruth", split)
-    # Beside the pictures the archive has a Thumbs.db.
-    names = sorted(name[: -len(".jpg")] for name in os.listdir(pictures) if name.endswith(".jpg"))
+    images = os.path.join(folder, "images", split)
+    annotations = os.path.join(folder, "groundTruth", split)
+    # The archive has a Thumbs.db beside the images.
+    names = sorted(name[: -len(".jpg")] for name in os.listdir(images) if name.endswith(".jpg"))
     if not names:
-        raise FileNotFoundError(f"{_KEY} is {root}; {pictures} has no .jpg")
-    missing = [n for n in names if not os.path.isfile(os.path.join(truths, f"{n}.mat"))]
+        raise FileNotFoundError(f"{_KEY} is {root}; {images} has no .jpg")
+    missing = [n for n in names if not os.path.isfile(os.path.join(annotations, f"{n}.mat"))]
     if missing:
         listed = ", ".join(f"{name}.mat" for name in missing[:_MOST_NAMES])
         more = f", … ({len(missing)})" if len(missing) > _MOST_NAMES else ""
-        raise FileNotFoundError(f"{_KEY} is {root}; {truths} has no {listed}{more}")
+        raise FileNotFoundError(f"{_KEY} is {root}; {annotations} has no {listed}{more}")
     records = []
     for name in names:
-        picture = os.path.join(pictures, f"{name}.jpg")
-        with Image.open(picture) as image:
+        file_name = os.path.join(images, f"{name}.jpg")
+        with Image.open(file_name) as image:
             width, height = image.size
         records.append(
             {
-                "file_name": picture,
-                "boundary_file_name": os.path.join(truths, f"{name}.mat"),
+                "file_name": file_name,
+                "boundary_file_name": os.path.join(annotations, f"{name}.mat"),
                 "image_id": name,
                 "height": height,
                 "width": width,

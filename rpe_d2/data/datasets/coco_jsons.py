@@ -1,4 +1,4 @@
-"""Data sets in COCO's format, named in the config: `DATASETS.COCO_JSONS`."""
+"""Datasets in COCO's format, named in ``DATASETS.COCO_JSONS``."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ def _are_numbers(values: Any) -> bool:
 _ID = (lambda value: type(value) in (int, float, str), "a number or text")
 _SIDE = (lambda value: type(value) is int and value > 0, "a whole number of pixels above 0")
 _TEXT = (lambda value: isinstance(value, str), "text")
-# What a key's value has to fulfil, and how that is said.
+# Predicate that the value of a key must satisfy, and its description in error messages.
 _ALLOWED = {
     "id": _ID,
     "image_id": _ID,
@@ -61,31 +61,33 @@ _ALLOWED = {
 
 
 def register_coco_jsons(entries: Sequence[str]) -> None:
-    """Register data sets in COCO's format, after checking them.
+    """Checks and registers datasets in COCO's format.
 
-    Polygons, compressed and uncompressed RLE, crowds, images without objects, category ids with gaps and
-    annotations without a mask, `iscrowd` or `area` are all fine. `thing_classes` is in the metadata at
-    once. Each is also registered as `NAME_sem_seg`, with semantic maps in place of instances. The file is
-    parsed here, for the checks, and by Detectron2 when the data are first used. Entries that this process
-    has registered already are skipped.
+    The format may have polygons, compressed or uncompressed RLE, crowds, images without objects,
+    gaps in the category ids, and annotations without a mask, ``iscrowd`` or ``area``. The metadata
+    has ``thing_classes`` at once. Each dataset is also registered as ``NAME_sem_seg``, with
+    semantic label maps in place of instances. The file is parsed here for the checks, and again by
+    Detectron2 when the data are first used. Entries that this process has already registered are
+    skipped.
 
     Args:
-        entries: `"name=path.json:image_root"`, or `"name=path.json"` where the images lie beside the file.
+        entries: ``"name=path.json:image_root"``, or ``"name=path.json"`` if the images are in the
+            folder of the file.
 
     Raises:
-        ValueError: an entry or a file's content is wrong, or the name belongs to another data set.
-        FileNotFoundError: the file, the image root or some of the first images do not exist.
+        ValueError: An entry or the content of a file is wrong, or another dataset has the name.
+        FileNotFoundError: The file, the image root or one of the first images does not exist.
     """
     for entry in entries:
         name, json_file, image_root = _parse_entry(entry)
         if name in DatasetCatalog.list():
             metadata = MetadataCatalog.get(name)
-            found = metadata.get("json_file"), metadata.get("image_root")
-            if found == (json_file, image_root):
+            registered = metadata.get("json_file"), metadata.get("image_root")
+            if registered == (json_file, image_root):
                 continue
             raise ValueError(
-                f"{_KEY}: {entry!r}: the name {name!r} is taken by another data set"
-                f" ({found[0] or 'no JSON file'}); choose one that is not registered yet"
+                f"{_KEY}: {entry!r}: the name {name!r} is taken by another dataset"
+                f" ({registered[0] or 'no JSON file'}); choose one that is not registered yet"
             )
         where = f"{_KEY}: {entry!r}"
         content = read_coco_json(where, json_file)
@@ -108,8 +110,8 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
 
 
 def _parse_entry(entry: str) -> Tuple[str, str, str]:
-    """Name, JSON file and image root."""
-    # colons are also found in URLs and drive letters, hence the split after ".json"
+    """Splits an entry into name, JSON file and image root."""
+    # URLs and drive letters also contain colons, so the entry is split after ".json".
     name, equals, rest = entry.partition("=") if isinstance(entry, str) else ("", "", "")
     stem, suffix, image_root = rest.partition(".json:")
     if not suffix and rest.endswith(".json"):
@@ -124,14 +126,15 @@ def _parse_entry(entry: str) -> Tuple[str, str, str]:
 
 
 def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
-    """Content of a file that has everything COCO's format requires.
+    """Reads a file and checks that it has everything that COCO's format requires.
 
     Args:
-        where: begins the messages of errors.
-        json_file: path.
+        where: prefix of error messages.
+        json_file: path of the file.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`register_coco_jsons`.
+        ValueError: The content of the file is wrong.
+        FileNotFoundError: The file does not exist.
     """
     if not PathManager.isfile(json_file):
         raise FileNotFoundError(f"{where}: no such file {json_file}; allowed: a COCO-format JSON")
@@ -145,13 +148,13 @@ def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
 
 
 def _check_content(where: str, content: Any) -> None:
-    """The lists and keys that COCO's format requires, and references between them."""
+    """Checks the lists and keys that COCO's format requires, and the references between them."""
     ids = {}
     for part, keys in _REQUIRED.items():
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            present = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise ValueError(
-                f"{where}: the file has no list {part!r} (found {found});"
+                f"{where}: the file has no list {part!r} (it has {present});"
                 f" COCO's format requires {', '.join(_REQUIRED)}"
             )
         for i, item in enumerate(content[part]):
@@ -164,7 +167,8 @@ def _check_content(where: str, content: Any) -> None:
                 is_allowed, allowed = _ALLOWED[key]
                 if key in item and not is_allowed(item[key]):
                     raise ValueError(
-                        f"{where}: {part}[{i}] has the {key} {reprlib.repr(item[key])}; allowed: {allowed}"
+                        f"{where}: {part}[{i}] has the {key} {reprlib.repr(item[key])};"
+                        f" allowed: {allowed}"
                     )
         if part != "annotations" and not content[part]:
             raise ValueError(f"{where}: the list {part!r} is empty; at least one is required")
@@ -176,7 +180,8 @@ def _check_content(where: str, content: Any) -> None:
             )
         if len({isinstance(one, str) for one in ids[part]}) > 1:
             raise ValueError(
-                f"{where}: some ids of {part!r} are numbers and some are text; allowed: one of the two"
+                f"{where}: some ids of {part!r} are numbers and some are text;"
+                " allowed: one of the two"
             )
 
     for key, part in (("image_id", "images"), ("category_id", "categories")):
@@ -190,7 +195,7 @@ def _check_content(where: str, content: Any) -> None:
 
 
 def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> None:
-    """The first images exist; all would take minutes on a network drive."""
+    """Checks that the first images exist. Checking all takes minutes on a network drive."""
     if not PathManager.isdir(image_root):
         raise FileNotFoundError(f"{where}: no such folder {image_root} (image_root)")
     paths = [os.path.join(image_root, i["file_name"]) for i in images[:_NUM_CHECKED_IMAGES]]
@@ -203,7 +208,7 @@ def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> N
 
 
 def _check_masks(where: str, content: Dict[str, Any]) -> None:
-    """Warn of masks that cannot be learned; fail on those that cannot be loaded."""
+    """Warns about masks that cannot be learned, and raises for masks that cannot be loaded."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     empty, outside, flat = [], [], []
     for annotation in content["annotations"]:
@@ -220,8 +225,8 @@ def _check_masks(where: str, content: Dict[str, Any]) -> None:
             continue
         if not (isinstance(segmentation, list) and all(map(_are_numbers, segmentation))):
             raise ValueError(
-                f"{place} has the segmentation {reprlib.repr(segmentation)}; allowed: a list of polygons"
-                " [[x, y, x, y, …], …], or RLE {size, counts}"
+                f"{place} has the segmentation {reprlib.repr(segmentation)}; allowed: a list of"
+                " polygons [[x, y, x, y, …], …], or RLE {size, counts}"
             )
         polygons = [p for p in segmentation if is_polygon(p) and _polygon_area(p) > 0]
         if not polygons:
@@ -248,10 +253,11 @@ def _check_masks(where: str, content: Dict[str, Any]) -> None:
 
 
 def _rle_area(place: str, rle: Dict[str, Any], height: int, width: int) -> int:
-    """Pixels of a mask; fails on one that is not an image's of that size."""
+    """Returns the number of pixels of a mask, and raises if its size is not that of the image."""
     if rle.get("size") != [height, width]:
         raise ValueError(
-            f"{place} has an RLE mask of size {rle.get('size')}, but its image is [{height}, {width}] (height, width)"
+            f"{place} has an RLE mask of size {rle.get('size')}, but its image is"
+            f" [{height}, {width}] (height, width)"
         )
     counts = rle.get("counts")
     if isinstance(counts, str):
@@ -263,8 +269,8 @@ def _rle_area(place: str, rle: Dict[str, Any], height: int, width: int) -> int:
         and sum(counts) <= height * width
     ):
         raise ValueError(
-            f"{place} has an RLE mask with counts {reprlib.repr(counts)}; allowed: compressed text, or whole"
-            f" numbers from 0 with at most {height * width} in all"
+            f"{place} has an RLE mask with counts {reprlib.repr(counts)}; allowed: compressed text,"
+            f" or whole numbers from 0 with at most {height * width} in all"
         )
     return sum(counts[1::2])
 

@@ -1,4 +1,4 @@
-"""Semantic maps painted from the masks of data sets in COCO's format, when they are opened."""
+"""Semantic label maps of datasets in COCO's format, drawn from instance masks on access."""
 
 import contextlib
 import functools
@@ -17,29 +17,31 @@ from .generated import encoded, serve_pictures
 __all__ = ["register_coco_sem_seg"]
 
 _PREFIX = "coco_sem_seg://"
-_IGNORED = 255  # the largest number that a map's 8 bits hold
+_IGNORED = 255  # largest value of an 8-bit label map
 
 
 def register_coco_sem_seg(where: str, name: str, classes: List[str]) -> None:
-    """Registers `NAME_sem_seg` beside a registered data set: background, then the classes of its instances.
+    """Registers ``NAME_sem_seg`` for a registered dataset, with the background as class 0.
 
-    More than 254 classes have no maps. Where masks overlap, the smaller one is in front. Crowd regions are ignored. An
-    annotation without a mask counts as its filled box; one whose polygons all have fewer than 3 corners is left out.
+    With more than 254 classes nothing is registered. Where masks overlap, the smaller one is in
+    front. Crowd regions are ignored. If an annotation has no mask, its mask is the filled box. An
+    annotation is left out if all its polygons have fewer than three corners.
 
     Args:
-        where: begins the messages of errors.
-        name: a data set in COCO's format, with `json_file` and `image_root` in its metadata.
-        classes: of its instances.
+        where: prefix of error messages.
+        name: a dataset in COCO's format with ``json_file`` and ``image_root`` in its metadata.
+        classes: names of the instance classes.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: Another dataset has the name.
     """
     if len(classes) >= _IGNORED:
         return
     metadata = MetadataCatalog.get(name)
     if f"{name}_sem_seg" in DatasetCatalog.list():
         raise ValueError(
-            f"{where}: {name}_sem_seg, the name of its semantic maps, is taken by another data set; choose another name"
+            f"{where}: {name}_sem_seg, the name of its semantic maps, is taken by another dataset;"
+            " choose another name"
         )
     source = metadata.json_file, metadata.image_root
     DatasetCatalog.register(f"{name}_sem_seg", functools.partial(_load, *source))
@@ -71,7 +73,7 @@ def _load(json_file: str, image_root: str) -> List[Dict[str, Any]]:
 
 
 def _label_map(path: str) -> bytes:
-    """Of `FILE.json#IMAGE_ID`."""
+    """Encodes the label map of ``FILE.json#IMAGE_ID``."""
     json_file, _, image_id = path.rpartition("#")
     content = _content(json_file)
     known = {str(known): known for known in content.imgs}
@@ -81,7 +83,7 @@ def _label_map(path: str) -> bytes:
 
 
 def _paint(content: COCO, image_id: Any) -> np.ndarray:
-    """(H, W) uint8."""
+    """Draws the label map (H, W) uint8 of an image."""
     image = content.imgs[image_id]
     labels = np.zeros((image["height"], image["width"]), np.uint8)
     label_of = {category: 1 + place for place, category in enumerate(sorted(content.cats))}
@@ -92,7 +94,7 @@ def _paint(content: COCO, image_id: Any) -> np.ndarray:
             continue
         annotation = {**annotation, "segmentation": segmentation}
         masks.append((annotation, content.annToMask(annotation).astype(bool)))
-    # Crowds first: where one overlaps an instance, the instance is the better label.
+    # Crowds are drawn first: where one overlaps an instance, the label of the instance is used.
     masks.sort(key=lambda pair: (not pair[0].get("iscrowd", 0), -pair[1].sum()))
     for annotation, mask in masks:
         crowd = annotation.get("iscrowd", 0)

@@ -1,4 +1,4 @@
-"""Pictures that are made when they are opened, under a prefix of their own for Detectron2's file reading."""
+"""Images that are generated on access, under a URL prefix of Detectron2's PathManager."""
 
 import io
 from typing import Any, Callable, List
@@ -11,9 +11,10 @@ __all__ = ["encoded", "serve_pictures"]
 
 
 def encoded(picture: np.ndarray) -> bytes:
-    """A picture (H, W) or (H, W, 3) uint8 as a file's content.
+    """Encodes an image (H, W) or (H, W, 3) uint8 as the content of a file.
 
-    BMP, whatever the file is called: there is nothing to gain from compressing, and readers go by the content.
+    The format is BMP whatever the name of the file is, because readers detect it by the content
+    and compression would only take time.
     """
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="BMP")
@@ -21,11 +22,12 @@ def encoded(picture: np.ndarray) -> bytes:
 
 
 def serve_pictures(prefix: str, make: Callable[[str], bytes]) -> None:
-    """Lets Detectron2's PathManager open `PREFIX…`.
+    """Registers a prefix with Detectron2's PathManager.
 
     Args:
-        prefix: "name://".
-        make: from what follows the prefix to the content of an image file; raises FileNotFoundError where there is none.
+        prefix: URL prefix such as "name://".
+        make: maps the rest of a path to the content of an image file. It raises FileNotFoundError
+            if there is no such image.
     """
     PathManager.register_handler(_GeneratedPictures(prefix, make))
 
@@ -44,7 +46,7 @@ class _GeneratedPictures(PathHandler):
     ) -> io.BufferedIOBase:
         self._check_kwargs(kwargs)
         if mode != "rb":
-            raise ValueError(f"{path}: can be opened with mode 'rb' only, not {mode!r}")
+            raise ValueError(f"mode of {path} is {mode!r}; allowed: 'rb'")
         return io.BytesIO(self._make(path[len(self._prefix) :]))
 
     def _exists(self, path: str, **kwargs: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Face parsing: the Helen data set as Smith et al. (CVPR 2013) released it, named in the config: `DATASETS.HELEN`."""
+"""The Helen face parsing dataset of Smith et al. (CVPR 2013), named in ``DATASETS.HELEN``."""
 
 import os
 from typing import Any, Dict, List
@@ -15,7 +15,7 @@ HELEN_CLASSES = (
     "background", "face skin", "left eyebrow", "right eyebrow", "left eye", "right eye", "nose",
     "upper lip", "inner mouth", "lower lip", "hair",
 )  # fmt: skip
-# What the F-scores of the literature are about: classes counted as one; "overall" are all inner parts.
+# Groups of classes whose F-scores the literature reports. "overall" has all inner parts.
 HELEN_PARTS = {
     "eyes": (4, 5),
     "brows": (2, 3),
@@ -33,15 +33,18 @@ _KEY = "DATASETS.HELEN"
 
 
 def register_helen(root: str) -> None:
-    """Registers `helen_train`, `helen_val` and `helen_test`: the lists of exemplars, tuning and testing images.
+    """Registers ``helen_train``, ``helen_val`` and ``helen_test``.
+
+    They are the images of the lists of exemplars, of tuning and of testing.
 
     Args:
-        root: folder with `images/NAME.jpg`, `labels/NAME/NAME_lbl00.png` … `_lbl10.png` (how likely a pixel is of each
-            of the classes, 0-255) and the lists, lines of a number, a comma and a name. "": nothing is registered.
+        root: folder with ``images/NAME.jpg``, ``labels/NAME/NAME_lbl00.png`` … ``_lbl10.png`` (the
+            likelihood of each class per pixel, 0 to 255) and the lists, whose lines have a number,
+            a comma and a name. If empty, nothing is registered.
 
     Raises:
-        ValueError: other data have one of these names already.
-        FileNotFoundError: a list or a named picture is missing.
+        ValueError: One of the names is taken by another dataset.
+        FileNotFoundError: A list or an image that it names is missing.
     """
     if not root:
         return
@@ -51,7 +54,8 @@ def register_helen(root: str) -> None:
             if MetadataCatalog.get(dataset).root == root:
                 continue
             raise ValueError(
-                f"{_KEY} is {root}; {dataset} is registered from {MetadataCatalog.get(dataset).root}"
+                f"{_KEY} is {root}; "
+                f"{dataset} is registered from {MetadataCatalog.get(dataset).root}"
             )
         records = _records(root, os.path.join(root, name))
         DatasetCatalog.register(dataset, lambda records=records: [dict(r) for r in records])
@@ -71,14 +75,14 @@ def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
         names = [line.rpartition(",")[2].strip() for line in file if line.strip()]
     records = []
     for name in names:
-        picture = os.path.join(root, "images", f"{name}.jpg")
-        if not os.path.isfile(picture):
-            raise FileNotFoundError(f"{list_file} names {name}; there is no {picture}")
-        with Image.open(picture) as image:
+        file_name = os.path.join(root, "images", f"{name}.jpg")
+        if not os.path.isfile(file_name):
+            raise FileNotFoundError(f"{list_file} names {name}; there is no {file_name}")
+        with Image.open(file_name) as image:
             width, height = image.size
         records.append(
             {
-                "file_name": picture,
+                "file_name": file_name,
                 "sem_seg_file_name": _PREFIX + os.path.join(root, "labels", name, name),
                 "image_id": name,
                 "height": height,
@@ -89,7 +93,7 @@ def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
 
 
 def _label_map(stem: str) -> bytes:
-    """Of the picture whose likelihoods are `STEM_lbl00.png` and so on: in each pixel the likeliest class."""
+    """Encodes the map of the likeliest class, from ``STEM_lbl00.png`` … ``STEM_lbl10.png``."""
     likelihoods = []
     for label in range(len(HELEN_CLASSES)):
         with Image.open(f"{stem}_lbl{label:02d}.png") as image:

@@ -1,4 +1,4 @@
-"""Folders of pictures and of PNG maps of classes, named in the config: `DATASETS.SEM_SEG_DIRS`."""
+"""Datasets of image folders and PNG label maps, named in ``DATASETS.SEM_SEG_DIRS``."""
 
 import functools
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
 
 from .generated import encoded, serve_pictures
@@ -17,9 +18,8 @@ __all__ = ["register_sem_seg_dirs"]
 _KEY = "DATASETS.SEM_SEG_DIRS"
 _PREFIX = "sem_seg_dir://"
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_LABEL_MODES = ("L", "P")  # of PNG files with one number of 8 bits a pixel
 _NUM_CHECKED_IMAGES = 10
-_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and values that swap the sides
 
 
 class _Folders(NamedTuple):
@@ -31,21 +31,24 @@ class _Folders(NamedTuple):
 
 
 def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value: int) -> None:
-    """Registers data sets in the form of ADE20K: a folder of pictures and one of label maps with the same names.
+    """Registers datasets of an image folder and a folder of label maps with the same names.
 
-    `images/a.jpg` belongs to `labels/a.png`, whose pixels hold classes from 0, or `ignore_value`. Folders may have
-    subfolders, the same in both. The first pictures and maps are read here; the others' sizes are compared when the
-    data are first used, and their labels checked whenever they are read. Entries that this process has registered
-    already are skipped.
+    This is the format of ADE20K: ``images/a.jpg`` belongs to ``labels/a.png``, whose pixels are
+    classes from 0, or ``ignore_value``. Both folders may have the same subfolders. The first images
+    and label maps are read here. The sizes of the others are compared when the data are first used,
+    and labels are checked whenever a map is read. Entries that this process has already registered
+    are skipped.
 
     Args:
-        entries: `"name=images/:labels/"` or `"name=images/:labels/:classes.txt"`, names of the classes, one a line.
-        num_classes: of the labels, `MODEL.SEM_SEG_HEAD.NUM_CLASSES`.
-        ignore_value: of pixels without a label, 0-255.
+        entries: ``"name=images/:labels/"`` or ``"name=images/:labels/:classes.txt"``, where the
+            text file has the name of a class in each line.
+        num_classes: number of classes, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+        ignore_value: label of ignored pixels, 0 to 255.
 
     Raises:
-        ValueError: an entry, a label or a picture's size is wrong, or the name belongs to another data set.
-        FileNotFoundError: a folder, a file or a picture's label map is missing.
+        ValueError: An entry, a label or the size of an image is wrong, or another dataset has the
+            name.
+        FileNotFoundError: A folder, a file or the label map of an image is missing.
     """
     for entry in entries:
         name, images, labels, classes_file = _parse_entry(entry)
@@ -55,7 +58,8 @@ def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value
             if MetadataCatalog.get(name).get("sem_seg_dirs") == folders:
                 continue
             raise ValueError(
-                f"{where}: the name {name!r} is taken by another data set; choose one that is not registered yet"
+                f"{where}: the name {name!r} is taken by another dataset;"
+                " choose one that is not registered yet"
             )
         names = _class_names(where, classes_file, num_classes)
         pairs = _pairs(where, images, labels)
@@ -72,7 +76,7 @@ def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value
 
 
 def _parse_entry(entry: str) -> Tuple[str, str, str, Optional[str]]:
-    """Name, folder of pictures, folder of label maps and file of class names."""
+    """Splits an entry into name, image folder, label folder and file of class names."""
     name, _, rest = entry.partition("=") if isinstance(entry, str) else ("", "", "")
     parts = [part.strip() for part in rest.split(":")]
     if not name.strip() or len(parts) not in (2, 3) or not all(parts):
@@ -92,59 +96,63 @@ def _class_names(where: str, file: Optional[str], num_classes: int) -> List[str]
     names = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
     if len(names) != num_classes:
         raise ValueError(
-            f"{where}: {file} names {len(names)} classes; MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
+            f"{where}: {file} names {len(names)} classes;"
+            f" MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
         )
     return names
 
 
 def _pairs(where: str, images: str, labels: str) -> List[Tuple[Path, Path]]:
-    """Pictures and their label maps, by name."""
+    """Pairs images with label maps by name."""
     for folder in (images, labels):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"{where}: there is no folder {folder}")
-    pictures = sorted(p for p in Path(images).rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
-    if not pictures:
-        raise ValueError(f"{where}: {images} has no pictures ({', '.join(_IMAGE_SUFFIXES)})")
-    pairs = [(p, Path(labels) / p.relative_to(images).with_suffix(".png")) for p in pictures]
-    there = set(Path(labels).rglob("*.png"))
-    missing = [(picture, label) for picture, label in pairs if label not in there]
+    files = sorted(p for p in Path(images).rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{where}: {images} has no images ({', '.join(_IMAGE_SUFFIXES)})")
+    pairs = [(p, Path(labels) / p.relative_to(images).with_suffix(".png")) for p in files]
+    present = set(Path(labels).rglob("*.png"))
+    missing = [(image, label) for image, label in pairs if label not in present]
     if missing:
         raise FileNotFoundError(
-            f"{where}: {len(missing)} of {len(pairs)} pictures have no label map; there is no {missing[0][1]} for "
-            f"{missing[0][0]}"
+            f"{where}: {len(missing)} of {len(pairs)} images have no label map;"
+            f" there is no {missing[0][1]} for {missing[0][0]}"
         )
     return pairs
 
 
 def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
-    """Width and height of a picture, which its label map has, too; reads no more than the headers.
+    """Returns width and height of an image after comparing them with its label map's.
 
-    Of photographs that say how the camera was held: of the upright picture, as Detectron2 reads it.
+    Reads no more than the headers. If EXIF data say how the camera was rotated, the size is that of
+    the upright image, as Detectron2 reads it.
     """
     sizes = []
     for path in (image, label):
         try:
             with Image.open(path) as opened:
-                turned = path == image and opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-                sizes.append(opened.size[::-1] if turned else opened.size)
+                swapped = path == image and opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+                sizes.append(opened.size[::-1] if swapped else opened.size)
         except UNREADABLE as error:
             raise UnreadableImage(f"{where}: {path}: {error}") from error
     if sizes[0] != sizes[1]:
-        found = [f"{width} x {height}" for width, height in sizes]
+        image_size, label_size = (f"{width} x {height}" for width, height in sizes)
         raise UnreadableImage(
-            f"{where}: {image} has {found[0]} pixels (width, height), its label map {label} {found[1]}; allowed: the same"
+            f"{where}: {image} has {image_size} pixels (width, height),"
+            f" its label map {label} {label_size}; allowed: the same"
         )
     return sizes[0]
 
 
 def _load(where: str, folders: _Folders) -> List[Dict[str, Any]]:
+    prefix = f"{_PREFIX}{folders.num_classes},{folders.ignore_value}:"
     records = []
     for image, label in _pairs(where, folders.images, folders.labels):
         width, height = _sizes(where, image, label)
         records.append(
             {
                 "file_name": str(image),
-                "sem_seg_file_name": f"{_PREFIX}{folders.num_classes},{folders.ignore_value}:{label}",
+                "sem_seg_file_name": f"{prefix}{label}",
                 "image_id": str(image.relative_to(folders.images).with_suffix("")),
                 "height": height,
                 "width": width,
@@ -154,20 +162,12 @@ def _load(where: str, folders: _Folders) -> List[Dict[str, Any]]:
 
 
 def _read(path: Path, num_classes: int, ignore_value: int, where: str = _KEY) -> np.ndarray:
-    """(H, W) uint8.
+    """Reads a label map (H, W) uint8 and checks its labels.
 
     Raises:
-        UnreadableImage: it is no map of classes, or one of others.
+        UnreadableImage: The file is not a label map, or has classes that are not allowed.
     """
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except UNREADABLE as error:
-        raise UnreadableImage(f"{where}: {path}: {error}") from error
-    if mode not in _LABEL_MODES:
-        raise UnreadableImage(
-            f"{where}: {path} has the mode {mode}; allowed: {' or '.join(_LABEL_MODES)}, one class of 8 bits a pixel"
-        )
+    labels = read_class_indices(path, where)
     wrong = np.setdiff1d(labels, [*range(num_classes), ignore_value])
     if wrong.size:
         raise UnreadableImage(
@@ -178,7 +178,7 @@ def _read(path: Path, num_classes: int, ignore_value: int, where: str = _KEY) ->
 
 
 def _label_map(path: str) -> bytes:
-    """Of `NUM_CLASSES,IGNORE_VALUE:FILE.png`."""
+    """Encodes the label map of ``NUM_CLASSES,IGNORE_VALUE:FILE.png``."""
     numbers, _, file = path.partition(":")
     if not Path(file).is_file():
         raise FileNotFoundError(f"{_PREFIX}{path}: there is no such file")

@@ -1,12 +1,14 @@
-"""Synthetic data, `shapes_train` and `shapes_val`: no download, no files.
+"""Synthetic datasets ``shapes_train``, ``shapes_val`` and variants, without downloads or files.
 
-Every picture is rendered from a seed when it is asked for. Objects touch and occlude each other, mostly
-within their own class, so that a semantic map does not give the instances away: connected components of
-the *true* semantic map reach less than 40 mask AP. `shapes_large_train` and `shapes_large_val` are such
-scenes at four times the size, for whatever is about boundaries; all four also exist with semantic maps in
-place of instances, `shapes_train_sem_seg` and so on. `shapes_train_noisy_sem_seg` and
-`shapes_large_train_noisy_sem_seg` have carelessly drawn maps. `shapes_train_panoptic` and `shapes_val_panoptic` have
-both instances and maps of what is background.
+Every image is rendered from a seed on access. Objects touch and occlude each other, mostly within
+their own class, so that semantic segmentation alone does not separate the instances: connected
+components of the ground-truth semantic map have less than 40 mask AP.
+
+``shapes_large_train`` and ``shapes_large_val`` are such scenes at four times the size, to evaluate
+mask boundaries. Each of the four also exists with semantic label maps in place of instances, such
+as ``shapes_train_sem_seg``. ``shapes_train_noisy_sem_seg`` and ``shapes_large_train_noisy_sem_seg``
+have carelessly drawn maps. ``shapes_train_panoptic`` and ``shapes_val_panoptic`` have both
+instances and maps of the background.
 """
 
 import functools
@@ -40,22 +42,19 @@ SHAPES_SPLITS = {"train": 1500, "val": 100, "large_train": 400, "large_val": 60}
 _ELLIPSE, _RECTANGLE, _TRIANGLE, _STAR = range(len(SHAPES_CLASSES))
 _PREFIX = "shapes://"
 _SEED = 1801
-SHAPES_STUFF_CLASSES = (
-    "things",
-    "background",
-)  # of the maps that go with instances, as PanopticFPN has it
-# Suffixes of the files that hold a picture's semantic map, and of the data sets with them.
+# Classes of the maps in the panoptic datasets, in the format of PanopticFPN.
+SHAPES_STUFF_CLASSES = ("things", "background")
+# Suffixes of the files of an image's label map, and of the datasets that use them.
 _SEM_SEG = "_sem_seg"
 _NOISY = "_noisy_sem_seg"
 _STUFF = "_stuff"
-# Lengths of scenes are in units of which a large picture has four pixels.
+# Lengths are in units of one pixel, or of four pixels in the large splits.
 _LARGE = 4
-_SIZE = 128  # height and width of a picture
-_MARGIN = (
-    80  # objects are drawn on a larger canvas: the visible part is judged against the whole object
-)
+_SIZE = 128  # height and width of an image
+# Margin of the canvas, because the visible part is compared with the whole object.
+_MARGIN = 80
 _NUM_OBJECTS = (4, 12)
-_DIAMETER = (14.0, 80.0)  # of the circle around an object
+_DIAMETER = (14.0, 80.0)  # diameter of an object's circumscribed circle
 _LARGE_DIAMETER = (16.0, 80.0)
 _SAME_CLASS = 0.6  # probability that an object has the class of its cluster
 _MIN_VISIBLE_FRACTION = 0.25
@@ -68,16 +67,16 @@ class _Object:
     center: np.ndarray  # (2,) float, x and y
     radius: float
     angle: float  # radians
-    mask: np.ndarray  # (H, W) bool, the part inside the picture, before occlusion
+    mask: np.ndarray  # (H, W) bool, the part inside the image, before occlusion
 
 
 def _scale(split: str) -> int:
-    """Pixels per unit of length."""
+    """Returns the number of pixels per unit of length."""
     return _LARGE if split.startswith("large") else 1
 
 
 def _outline(category: int, aspect: float) -> np.ndarray:
-    """Corners (K, 2) of an upright object inside the unit circle; `aspect` in (0, 1]."""
+    """Returns corners (K, 2) of an upright object in the unit circle, for ``aspect`` in (0, 1]."""
     if category == _RECTANGLE:
         half_angle = np.arctan(aspect)
         turns = np.array([half_angle, np.pi - half_angle, np.pi + half_angle, -half_angle])
@@ -85,7 +84,7 @@ def _outline(category: int, aspect: float) -> np.ndarray:
     if category == _STAR:
         turns = np.arange(10) * np.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
-        # a squeezed star is easily taken for a triangle
+        # A star that is squeezed further is easily confused with a triangle.
         return np.stack([radii * np.cos(turns), radii * np.sin(turns) * (0.6 + 0.4 * aspect)], 1)
     num_corners = 3 if category == _TRIANGLE else 40
     turns = np.arange(num_corners) * 2 * np.pi / num_corners
@@ -95,7 +94,7 @@ def _outline(category: int, aspect: float) -> np.ndarray:
 def _draw(
     category: int, center: np.ndarray, radius: float, angle: float, aspect: float, scale: int
 ) -> np.ndarray:
-    """Mask uint8 in {0, 1} on the canvas with margins, 288 units high and wide."""
+    """Draws a mask, uint8 in {0, 1}, on the canvas with margins, 288 units high and wide."""
     cos, sin = np.cos(angle), np.sin(angle)
     corners = _outline(category, aspect) @ np.array([[cos, sin], [-sin, cos]])
     corners = (corners * radius + center + _MARGIN) * scale * 16  # 4 fractional bits
@@ -105,13 +104,14 @@ def _draw(
 
 
 def _place(rng: np.random.Generator, scale: int) -> Tuple[List[_Object], np.ndarray]:
-    """Arrange the objects of one picture.
+    """Places the objects of one image.
 
-    An object that would be nearly invisible, or would make an earlier one so, is drawn again: all that
-    the picture shows is annotated.
+    An object is drawn again if it would be nearly invisible, or would make an earlier one nearly
+    invisible. Thus everything that is visible in the image is annotated.
 
     Returns:
-        objects from back to front, and the map (H, W) int of the visible object per pixel, -1 = none.
+        The objects from back to front, and the map (H, W) int of the visible object per pixel, -1
+        where there is none.
     """
     num_objects = rng.integers(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1)
     num_clusters = rng.integers(1, 4)
@@ -158,7 +158,7 @@ def _place(rng: np.random.Generator, scale: int) -> Tuple[List[_Object], np.ndar
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Cloudy, tilted background (size, size, 3) float32, about 0–255."""
+    """Renders a cloudy background with a brightness ramp, (size, size, 3) float32, about 0–255."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     turn = rng.uniform(0, 2 * np.pi)
     ramp = (np.cos(turn) * x + np.sin(turn) * y)[:, :, None]
@@ -170,11 +170,13 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _texture(obj: _Object, x: np.ndarray, y: np.ndarray, phase: float) -> np.ndarray:
-    """Brightness factor around 1 of the fill that is typical of the class, (h, w) float32.
+    """Computes the brightness factor, around 1, of the class's texture, (h, w) float32.
 
     Args:
-        x, y: positions relative to the object's centre, broadcastable to (h, w).
-        phase: of the pattern, radians.
+        obj: the object.
+        x: horizontal positions relative to the object's centre, broadcastable to (h, w).
+        y: vertical positions relative to the object's centre, broadcastable to (h, w).
+        phase: phase of the pattern in radians.
     """
     cos, sin = np.float32(np.cos(obj.angle)), np.float32(np.sin(obj.angle))
     u, v = cos * x + sin * y, cos * y - sin * x
@@ -189,7 +191,7 @@ def _texture(obj: _Object, x: np.ndarray, y: np.ndarray, phase: float) -> np.nda
 
 
 def _colors(rng: np.random.Generator, num_objects: int) -> np.ndarray:
-    """Base colours (num_objects, 3), 50–240, kept apart so that neighbours can be told apart."""
+    """Samples base colours (num_objects, 3) in 50–240 that differ enough from each other."""
     colors = np.empty((num_objects, 3))
     for i in range(num_objects):
         candidates = rng.uniform(50, 240, (8, 3))
@@ -199,7 +201,7 @@ def _colors(rng: np.random.Generator, num_objects: int) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, objects: List[_Object], scale: int) -> np.ndarray:
-    """Paint the objects from back to front; RGB (H, W, 3) uint8."""
+    """Paints the objects from back to front; RGB (H, W, 3) uint8."""
     image = _background(rng, _SIZE * scale)
     kernel = np.ones((3, 3), dtype=np.uint8)
     for obj, color in zip(objects, _colors(rng, len(objects))):
@@ -211,7 +213,8 @@ def _paint(rng: np.random.Generator, objects: List[_Object], scale: int) -> np.n
         x, y = x - np.float32(obj.center[0]), y - np.float32(obj.center[1])
         phase, shade_x, shade_y = rng.uniform(0, 2 * np.pi), *rng.uniform(-0.12, 0.12, 2)
         brightness = _texture(obj, x, y, phase) + (shade_x * x + shade_y * y) / obj.radius
-        # the constant border of cv2.erode counts as object: no outline where the picture cuts it off
+        # The constant border of cv2.erode counts as object, so that no outline is drawn where the
+        # image boundary cuts the object off.
         core = cv2.erode(obj.mask.astype(np.uint8), kernel)[window].astype(bool)
         brightness = np.where(core, brightness, 0.4 * brightness)
         image[window][mask] = (brightness[:, :, None] * color)[mask]
@@ -221,20 +224,20 @@ def _paint(rng: np.random.Generator, objects: List[_Object], scale: int) -> np.n
 
 
 def _arrange(split: str, index: int) -> Tuple[List[_Object], np.ndarray]:
-    # placement and paint have generators of their own: annotations do not need the paint
+    # Placement and paint have their own generators, so that annotations do not need the paint.
     rng = np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 0])
     return _place(rng, _scale(split))
 
 
 def render_shapes(split: str, index: int) -> np.ndarray:
-    """Render one picture; the same in every process.
+    """Renders one image, which is the same in every process.
 
     Args:
-        split: of SHAPES_SPLITS.
-        index: 0 … SHAPES_SPLITS[split] − 1.
+        split: a key of ``SHAPES_SPLITS``.
+        index: 0 … ``SHAPES_SPLITS[split]`` - 1.
 
     Returns:
-        RGB image (128, 128, 3), uint8; of a large split (512, 512, 3).
+        RGB image (128, 128, 3) uint8, or (512, 512, 3) for a large split.
     """
     objects, _ = _arrange(split, index)
     rng = np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 1])
@@ -242,11 +245,16 @@ def render_shapes(split: str, index: int) -> np.ndarray:
 
 
 def _sem_seg(split: str, index: int, suffix: str = _SEM_SEG) -> np.ndarray:
-    """Map (H, W) uint8 of places in SHAPES_SEM_SEG_CLASSES or, with the suffix _STUFF, in SHAPES_STUFF_CLASSES."""
+    """Renders the label map (H, W) uint8.
+
+    Labels are indices into ``SHAPES_SEM_SEG_CLASSES``, or with the suffix ``_STUFF`` into
+    ``SHAPES_STUFF_CLASSES``.
+    """
     objects, owner = _arrange(split, index)
     if suffix == _STUFF:
         return (owner < 0).astype(np.uint8)
-    classes = np.array([1 + obj.category for obj in objects] + [0], np.uint8)  # last: of owner -1
+    # The last entry is the label of owner -1, the background.
+    classes = np.array([1 + obj.category for obj in objects] + [0], np.uint8)
     if suffix == _SEM_SEG:
         return classes[owner]
     rng = np.random.default_rng([_SEED, list(SHAPES_SPLITS).index(split), index, 2])
@@ -287,20 +295,23 @@ def _load_pickled(split: str) -> bytes:
 
 
 def load_shapes(split: str) -> List[Dict[str, Any]]:
-    """Dataset dicts of one split, in Detectron2's standard format.
+    """Loads the dataset dicts of one split in Detectron2's standard format.
 
-    Each has `file_name` (a name that only Detectron2's `PathManager` can open), `height`, `width`,
-    `image_id` and `annotations` with the visible masks as compressed RLE, from back to front. The list
-    is the caller's own; the annotations are generated once a process.
+    Each has ``file_name`` (which only Detectron2's ``PathManager`` can open), ``height``,
+    ``width``, ``image_id`` and ``annotations`` with the visible masks as compressed RLE, from back
+    to front. Annotations are generated once per process, and every call returns a new copy.
 
     Args:
-        split: of SHAPES_SPLITS.
+        split: a key of ``SHAPES_SPLITS``.
     """
     return pickle.loads(_load_pickled(split))
 
 
 def load_shapes_panoptic(split: str) -> List[Dict[str, Any]]:
-    """Those of :func:`load_shapes` with `sem_seg_file_name`, maps of places in SHAPES_STUFF_CLASSES."""
+    """Loads the dicts of :func:`load_shapes` with ``sem_seg_file_name``.
+
+    Labels are indices into ``SHAPES_STUFF_CLASSES``.
+    """
     return [
         {**record, "sem_seg_file_name": _file_name(split, index, _STUFF)}
         for index, record in enumerate(load_shapes(split))
@@ -308,13 +319,13 @@ def load_shapes_panoptic(split: str) -> List[Dict[str, Any]]:
 
 
 def load_shapes_sem_seg(split: str, noisy: bool = False) -> List[Dict[str, Any]]:
-    """Dataset dicts of one split with `sem_seg_file_name` in place of annotations.
+    """Loads the dataset dicts of one split with ``sem_seg_file_name`` in place of annotations.
 
-    The maps hold places in SHAPES_SEM_SEG_CLASSES.
+    Labels are indices into ``SHAPES_SEM_SEG_CLASSES``.
 
     Args:
-        split: of SHAPES_SPLITS.
-        noisy: maps with holes and ragged borders, see :func:`corrupt_labels`.
+        split: a key of ``SHAPES_SPLITS``.
+        noisy: whether maps have holes and ragged boundaries, see :func:`corrupt_labels`.
     """
     suffix = _NOISY if noisy else _SEM_SEG
     return [
@@ -337,12 +348,12 @@ def _encode(split: str, index: int, suffix: str) -> bytes:
     return encoded(_sem_seg(split, index, suffix) if suffix else render_shapes(split, index))
 
 
-# All small pictures together take 80 MB, as much as a hundred large ones.
+# All small images together take 80 MB, as much as a hundred large ones.
 _encode_once = functools.lru_cache(maxsize=SHAPES_SPLITS["train"] + SHAPES_SPLITS["val"])(_encode)
 
 
 def _open(path: str) -> bytes:
-    """Content of `train/000012.png` and so on, rendered when opened."""
+    """Renders the content of a file such as ``train/000012.png``."""
     split, _, name = path.partition("/")
     stem = name[: -len(".png")]
     suffix = next((end for end in (_NOISY, _SEM_SEG, _STUFF) if stem.endswith(end)), "")
@@ -353,7 +364,7 @@ def _open(path: str) -> bytes:
         allowed = " or ".join(
             f"{_file_name(split, 0)} … {size - 1:06d}.png" for split, size in SHAPES_SPLITS.items()
         )
-        raise FileNotFoundError(f"{_PREFIX}{path}: no such picture; there are {allowed}")
+        raise FileNotFoundError(f"{_PREFIX}{path}: no such image; allowed: {allowed}")
     encode = _encode_once if _scale(split) == 1 else _encode
     return encode(split, index, suffix)
 

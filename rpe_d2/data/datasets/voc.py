@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 and SBD, instance masks and semantic maps, from the official folders: `DATASETS.VOC`."""
+"""PASCAL VOC 2012 and SBD with instance masks and label maps, named in ``DATASETS.VOC``."""
 
 import functools
 import logging
@@ -39,9 +39,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MIN_BOX_IOU = 0.5  # at which a mask's box and an annotated box are of the same object
+_MIN_BOX_IOU = 0.5  # at which a mask's box and an annotated box belong to the same object
 _KEY = "DATASETS.VOC"
-_SEM_SEG = "_sem_seg"  # suffix of the data sets with semantic maps
+_SEM_SEG = "_sem_seg"  # suffix of the datasets with semantic label maps
 _VOC_FOLDERS = ("VOCdevkit/VOC2012", "VOC2012", ".")
 _SBD_FOLDERS = ("benchmark_RELEASE/dataset", "sbd")
 _OFFICIAL_NAME = re.compile(r"\d{4}_\d{6}")
@@ -49,16 +49,17 @@ _OFFICIAL_NAME = re.compile(r"\d{4}_\d{6}")
 
 @dataclass(frozen=True)
 class VOCSplit:
-    """Images that lists name, and the folders of what belongs to them.
+    """A list of images and the folders of their files.
 
     Attributes:
-        name: of the registered data set.
-        lists: files with a name of an image in each line.
-        left_out: the list of images that are left out all the same; None: none.
+        name: name of the registered dataset.
+        lists: files with the name of an image in each line.
+        left_out: list of images to exclude, or None.
         images: folder of NAME.jpg.
-        objects, classes: folders of NAME.png (VOC, palette indices) or NAME.mat (SBD).
-        suffix: of these.
-        annotations: folder of NAME.xml with boxes and what is difficult; None: nothing is.
+        objects: folder of object maps, NAME.png (VOC, palette indices) or NAME.mat (SBD).
+        classes: folder of class maps, NAME.png or NAME.mat.
+        suffix: suffix of object and class maps, ".png" or ".mat".
+        annotations: folder of NAME.xml with boxes and the flag "difficult", or None.
     """
 
     name: str
@@ -71,10 +72,10 @@ class VOCSplit:
     annotations: Optional[Path]
 
     def names(self) -> List[str]:
-        """Names of the images, without folder and suffix, in the order of the lists.
+        """Reads the names of the images, without folder and suffix, in the order of the lists.
 
         Raises:
-            FileNotFoundError: a list is missing.
+            FileNotFoundError: A list is missing.
         """
         left_out = set(_read_list(self.left_out)) if self.left_out else set()
         listed = (name for path in self.lists for name in _read_list(path))
@@ -91,11 +92,11 @@ class VOCSplit:
 
     @property
     def instances_need_class_maps(self) -> bool:
-        """SBD's object maps bring their classes along."""
+        """Whether classes are not stored with the object maps (SBD stores them there)."""
         return self.suffix == ".png"
 
     def needed(self, name: str, sem_seg: bool) -> Iterator[Path]:
-        """The files that an image of the instance masks or the semantic maps consists of."""
+        """Yields the files that an image with instance masks or with a label map needs."""
         yield self.image(name)
         if not sem_seg:
             yield self.object_map(name)
@@ -104,17 +105,19 @@ class VOCSplit:
 
 
 def find_voc_splits(root: str) -> List[VOCSplit]:
-    """What a folder may hold; whether the files are there is not looked at.
+    """Lists the splits that a folder may hold, without checking that their files exist.
 
     Args:
-        root: holds `VOCdevkit/VOC2012` or `VOC2012`, or is that folder; SBD lies in `benchmark_RELEASE/dataset` or `sbd`.
+        root: folder that holds ``VOCdevkit/VOC2012`` or ``VOC2012``, or is ``VOC2012`` itself. SBD
+            is in its ``benchmark_RELEASE/dataset`` or ``sbd``.
 
     Returns:
-        `voc_2012_train` and `voc_2012_val` (`ImageSets/Segmentation`); with SBD `sbd_train` and `sbd_val`; with both
-        `voc_2012_sbd_train`, all of SBD without the images of `voc_2012_val`.
+        With VOC, ``voc_2012_train`` and ``voc_2012_val`` (``ImageSets/Segmentation``). With SBD,
+        ``sbd_train`` and ``sbd_val``. With both, ``voc_2012_sbd_train``, all of SBD except the
+        images of ``voc_2012_val``.
 
     Raises:
-        FileNotFoundError: none of these folders exists.
+        FileNotFoundError: None of these folders exists.
     """
     top = Path(root).expanduser()
     folders = [top / name for name in _VOC_FOLDERS]
@@ -123,7 +126,8 @@ def find_voc_splits(root: str) -> List[VOCSplit]:
     sbd = next((folder for folder in folders if folder.is_dir()), None)
     if voc is None and sbd is None:
         raise FileNotFoundError(
-            f"{root} holds none of VOCdevkit/VOC2012, VOC2012, ImageSets, {', '.join(_SBD_FOLDERS)}; "
+            f"{root} holds none of VOCdevkit/VOC2012, VOC2012, ImageSets, "
+            f"{', '.join(_SBD_FOLDERS)}; "
             "allowed: the folder of VOC 2012, SBD or both"
         )
     splits = []
@@ -166,28 +170,29 @@ def find_voc_splits(root: str) -> List[VOCSplit]:
 
 
 def register_voc(root: str) -> None:
-    """Registers the splits of :func:`find_voc_splits`, and each once more with the suffix `_sem_seg`.
+    """Registers the splits of :func:`find_voc_splits`, and each again with the suffix ``_sem_seg``.
 
-    Nothing is read before a data set is used; it is then kept for the life of the process.
+    Nothing is read before a dataset is used, and it then stays in memory.
 
-    * Instances: masks as compressed RLE, tight boxes, classes 0-19 in the official, alphabetical order. Void pixels
-      are nobody's; `ignore` holds them (compressed RLE; absent where there are none, as in SBD), and
-      `PixelLabelMapper` leaves them out of training. `image_id` is 2007000032 for `2007_000032` (other names: their
-      place in the list), because pycocotools fails on strings. Annotations have `difficult`: whether the object of the same class whose box in
-      `Annotations/*.xml` overlaps the mask's most, by an IoU of at least .5, is marked so; False in SBD, whose
-      evaluations know of no such thing.
-    * Semantic maps: 0 background, 1-20 the classes, 255 void. They are served as pictures of these numbers: Detectron2's
-      mapper would take the colours of the palette.
+    * Instances have masks as compressed RLE, tight boxes, and classes 0 to 19 in the official,
+      alphabetical order. Void pixels belong to no object. They are in ``ignore`` (compressed RLE,
+      absent if there are none, as in SBD), and ``PixelLabelMapper`` excludes them from training.
+      ``image_id`` is 2007000032 for ``2007_000032``, because pycocotools fails on strings. If names
+      have another form, it is the position in the list. Annotations have ``difficult``, the flag of
+      the object of the same class whose box in ``Annotations/*.xml`` overlaps the mask's box most,
+      with an IoU of at least 0.5. In SBD, which has no such flag, it is False.
+    * Semantic label maps have 0 for background, 1 to 20 for the classes and 255 for void. They are
+      served as images of these indices, because Detectron2's mapper would read palette colours.
 
-    Detectron2 itself has `voc_2012_train` and `voc_2012_val`, other lists of images with boxes alone; these names are
-    taken over.
+    Detectron2 itself registers ``voc_2012_train`` and ``voc_2012_val``, other lists of images with
+    boxes only. This function replaces them.
 
     Args:
-        root: as for :func:`find_voc_splits`. "": nothing is registered.
+        root: as in :func:`find_voc_splits`. If empty, nothing is registered.
 
     Raises:
-        ValueError: other data have one of these names already.
-        FileNotFoundError: there is neither VOC 2012 nor SBD.
+        ValueError: One of the names is taken by another dataset.
+        FileNotFoundError: There is neither VOC 2012 nor SBD.
     """
     if not root:
         return
@@ -218,14 +223,16 @@ def register_voc(root: str) -> None:
 def _register(
     name: str, root: str, load: Callable[[], List[Dict[str, Any]]], **metadata: Any
 ) -> None:
-    """Registers one data set, unless it is there from the same root; Detectron2's own of that name is taken out."""
+    """Registers one dataset, replacing Detectron2's own, unless it is registered from the root."""
     if name in DatasetCatalog.list():
-        there = MetadataCatalog.get(name)
-        if there.get("root") == root:
+        registered = MetadataCatalog.get(name)
+        if registered.get("root") == root:
             return
-        if there.get("evaluator_type") != "pascal_voc":
-            raise ValueError(f"{_KEY} is {root}; {name} is registered from {there.get('root')}")
-        logger.info("%s: instance masks from %s, in place of Detectron2's boxes", name, root)
+        if registered.get("evaluator_type") != "pascal_voc":
+            raise ValueError(
+                f"{_KEY} is {root}; {name} is registered from {registered.get('root')}"
+            )
+        logger.info("%s: instance masks from %s replace Detectron2's boxes", name, root)
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
     DatasetCatalog.register(name, load)
@@ -233,10 +240,12 @@ def _register(
 
 
 def check_voc_files(name: str) -> None:
-    """Checks that all files of a data set exist, if it is one of VOC or SBD: before a training, not after it.
+    """Checks that all files of a dataset exist, if it is one of VOC or SBD.
+
+    Called before training, so that a missing file does not stop it later.
 
     Raises:
-        FileNotFoundError: a list, an image or a map is missing.
+        FileNotFoundError: A list, an image or a map is missing.
     """
     split = MetadataCatalog.get(name).get("voc_split")
     if split is None:
@@ -250,8 +259,9 @@ def check_voc_files(name: str) -> None:
     ]
     if missing:
         raise FileNotFoundError(
-            f"{_KEY}: {name} lists {len(names)} images; {len(missing)} of their files are missing, first {missing[0]}; "
-            f"python tools/prepare_voc.py {MetadataCatalog.get(name).root} says what is there"
+            f"{_KEY}: {name} lists {len(names)} images; {len(missing)} of their files are missing, "
+            f"first {missing[0]}; run python tools/prepare_voc.py "
+            f"{MetadataCatalog.get(name).root} for a report"
         )
 
 
@@ -261,11 +271,11 @@ def _read_list(path: Path) -> List[str]:
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
-# ---- Data sets
+# ---- Dataset dicts
 
 
 def _load_instances(split: VOCSplit) -> List[Dict[str, Any]]:
-    return pickle.loads(_load_pickled(split))  # the caller's own
+    return pickle.loads(_load_pickled(split))  # a new copy for every caller
 
 
 @functools.lru_cache(maxsize=None)
@@ -281,8 +291,8 @@ def _load_pickled(split: VOCSplit) -> bytes:
         size = record["height"], record["width"]
         if objects.shape != size:
             raise UnreadableImage(
-                f"{split.object_map(name)} has {objects.shape[0]} x {objects.shape[1]} pixels (height, width); "
-                f"{record['file_name']} has {size[0]} x {size[1]}"
+                f"{split.object_map(name)} has {objects.shape[0]} x {objects.shape[1]} pixels "
+                f"(height, width); {record['file_name']} has {size[0]} x {size[1]}"
             )
         boxes_file = split.annotations and split.annotations / f"{name}.xml"
         boxes = read_boxes(boxes_file) if boxes_file and boxes_file.is_file() else []
@@ -308,16 +318,16 @@ def _records(split: VOCSplit) -> List[Dict[str, Any]]:
     names = split.names()
     official = all(_OFFICIAL_NAME.fullmatch(name) for name in names)
     records = []
-    for place, name in enumerate(names, start=1):
+    for position, name in enumerate(names, start=1):
         try:
-            with Image.open(split.image(name)) as image:  # reads no more than the header
+            with Image.open(split.image(name)) as image:  # reads only the header
                 width, height = image.size
         except OSError as error:
             raise UnreadableImage(f"{split.image(name)}: {error}") from error
         records.append(
             {
                 "file_name": str(split.image(name)),
-                "image_id": int(name.replace("_", "")) if official else place,
+                "image_id": int(name.replace("_", "")) if official else position,
                 "height": height,
                 "width": width,
             }
@@ -344,7 +354,8 @@ def _encoded(mask: np.ndarray) -> Dict[str, Any]:
 
 
 def _is_difficult(category: int, box: List[float], boxes: List[AnnotatedBox]) -> bool:
-    """What is annotated of the object with this box."""
+    """Returns the flag "difficult" of the annotated object that a mask with this box belongs to."""
+
     same = [(other, difficult) for label, other, difficult in boxes if label == category]
     if not same:
         return False

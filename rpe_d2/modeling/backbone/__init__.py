@@ -1,4 +1,4 @@
-"""Backbones."""
+"""Registered backbones."""
 
 from .guided_backbone import IMAGE, GuidedBackbone, build_guided_backbone
 

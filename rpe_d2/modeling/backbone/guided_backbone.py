@@ -1,4 +1,4 @@
-"""A backbone that also passes the picture on to the heads, and sees it at several sizes."""
+"""A backbone that also returns the image to the heads and can run on an image pyramid."""
 
 import math
 from typing import Dict, List, Sequence
@@ -21,20 +21,20 @@ PYRAMIDS = ("gaussian", "laplacian")
 
 
 class GuidedBackbone(Backbone):
-    """Another backbone's outputs and "image", the normalised picture at stride 1; on request "stem" and a pyramid.
+    """Adds the output "image", the normalized image at stride 1, to the outputs of a backbone.
 
-    In Detectron2 heads see nothing of the picture but what the backbone returns. Parameters keep the names that they
-    have in the other backbone, so that checkpoints load both ways.
+    In Detectron2, heads have access to the image only through the backbone. The parameters keep the
+    names that they have in the wrapped backbone, so checkpoints of either load into the other.
 
-    In the pyramid the other backbone runs on the picture at several sizes, with the same weights. Its outputs keep their
-    names at scale 1; at others "res4" becomes "res4@0.5" and so on, with a stride in pixels of the picture itself, which
-    need not be an integer.
+    Optionally there is an output "stem", and the wrapped backbone runs with shared weights on the
+    image at several scales. Its outputs keep their names at scale 1; at other scales "res4" becomes
+    "res4@0.5" and so on. Strides refer to pixels of the original image and need not be integers.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        image_channels: int,
+        image_channels: int = 3,
         *,
         scales: Sequence[float] = (1.0,),
         pyramid: str = "gaussian",
@@ -43,17 +43,19 @@ class GuidedBackbone(Backbone):
     ):
         """
         Args:
-            backbone: the other backbone; its own parameters and buffers all lie in its submodules.
-            image_channels: of the picture.
-            scales: of the picture, above 0, each once.
-            pyramid: what the other backbone sees at each: "gaussian", the resized picture; "laplacian", what it shows
-                beyond the next smaller one, its contrast normalised (Farabet et al., PAMI 2013; scales fall).
-            stem: add the output "stem", of a ResNet's first convolution, at stride 2.
-            frozen: training changes nothing of the other backbone, which computes as at inference.
+            backbone: the wrapped backbone. All its parameters and buffers are in its submodules.
+            image_channels: channels of the image.
+            scales: scale factors of the image, above 0 and all different.
+            pyramid: input of the wrapped backbone at each scale. "gaussian" is the resized image.
+                "laplacian" is the band between this scale and the next smaller one, with
+                normalized contrast (Farabet et al., PAMI 2013); the scales have to decrease.
+            stem: add the output "stem", the first convolution of a ResNet at stride 2.
+            frozen: freeze the wrapped backbone, which then computes in training as in inference.
 
         Raises:
-            ValueError: the backbone has parameters or buffers outside its submodules, an output "image" or, with
-                ``stem``, "stem", or no such first convolution; the pyramid does not exist.
+            ValueError: the backbone has parameters or buffers outside its submodules, or an output
+                "image" or, with ``stem``, "stem"; ``stem`` is True and the backbone is no ResNet;
+                or ``scales`` or ``pyramid`` is not allowed.
         """
         super().__init__()
         self.frozen = frozen
@@ -61,16 +63,17 @@ class GuidedBackbone(Backbone):
             backbone = freeze(backbone)
         for name in (IMAGE, *([STEM] if stem else [])):
             if name in backbone.output_shape():
-                raise ValueError(f"{type(backbone).__name__} has an output {name!r} already")
-        falling = list(scales) == sorted(scales, reverse=True)
+                raise ValueError(f"{type(backbone).__name__} already has an output {name!r}")
+        decreasing = list(scales) == sorted(scales, reverse=True)
         if not scales or min(scales) <= 0 or len(set(map(_suffix, scales))) < len(scales):
             raise ValueError(
-                f"MODEL.GUIDED_BACKBONE.SCALES is {list(scales)}; allowed: one or more different factors above 0"
+                f"MODEL.GUIDED_BACKBONE.SCALES is {list(scales)}; allowed: one or more different "
+                "factors above 0"
             )
-        if pyramid not in PYRAMIDS or (pyramid == "laplacian" and not falling):
+        if pyramid not in PYRAMIDS or (pyramid == "laplacian" and not decreasing):
             raise ValueError(
-                f"MODEL.GUIDED_BACKBONE.PYRAMID is {pyramid!r} with the SCALES {list(scales)}; allowed: "
-                f"{', '.join(PYRAMIDS)}, which needs SCALES that fall"
+                f"MODEL.GUIDED_BACKBONE.PYRAMID is {pyramid!r} with the SCALES {list(scales)}; "
+                f"allowed: {', '.join(PYRAMIDS)}, which needs decreasing SCALES"
             )
         self._wrapped = adopt_children(self, backbone)
         self._first_conv = (_first_conv(backbone),) if stem else None
@@ -81,68 +84,72 @@ class GuidedBackbone(Backbone):
     def forward(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
         Args:
-            image: (B, C, H, W), normalised and padded.
+            image: (B, C, H, W), normalized and padded.
 
         Returns:
-            The wrapped backbone's maps, "image" and, at other scales than 1 padded on the right and below, what that
-            backbone sees there ("image@0.5").
+            The feature maps of the wrapped backbone and "image". At scales other than 1 "image@0.5"
+            is the input of the wrapped backbone there, padded on the right and at the bottom.
         """
-        found = {}
-        for scale, picture in zip(self.scales, self._pictures(image)):
-            for name, maps in {**self._maps(picture), IMAGE: picture}.items():
-                found[name + _suffix(scale)] = maps
-        return {**found, IMAGE: image}
+        outputs = {}
+        for scale, scaled_image in zip(self.scales, self._scaled_images(image)):
+            for name, maps in {**self._features(scaled_image), IMAGE: scaled_image}.items():
+                outputs[name + _suffix(scale)] = maps
+        return {**outputs, IMAGE: image}
 
-    def _pictures(self, image: torch.Tensor) -> List[torch.Tensor]:
-        """What the wrapped backbone gets, padded as it needs."""
+    def _scaled_images(self, image: torch.Tensor) -> List[torch.Tensor]:
+        """Returns the padded input of the wrapped backbone at every scale."""
         if self.pyramid == "gaussian":
-            pictures = gaussian_pyramid(image, self.scales)
+            images = gaussian_pyramid(image, self.scales)
         else:
-            pictures = [normalize_contrast(band) for band in laplacian_pyramid(image, self.scales)]
+            images = [normalize_contrast(band) for band in laplacian_pyramid(image, self.scales)]
         divisor = max(1, self._wrapped[0].size_divisibility)
-        return [F.pad(p, (0, -p.shape[-1] % divisor, 0, -p.shape[-2] % divisor)) for p in pictures]
+        return [F.pad(x, (0, -x.shape[-1] % divisor, 0, -x.shape[-2] % divisor)) for x in images]
 
-    def _maps(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def _features(self, image: torch.Tensor) -> Dict[str, torch.Tensor]:
         if self._first_conv is None:
             return self._wrapped[0](image)
-        kept = []
-        handle = self._first_conv[0].register_forward_hook(lambda *call: kept.append(call[2]))
+        conv_outputs = []
+        handle = self._first_conv[0].register_forward_hook(
+            lambda module, args, output: conv_outputs.append(output)
+        )
         try:
-            maps = self._wrapped[0](image)
+            features = self._wrapped[0](image)
         finally:
             handle.remove()
-        return {**maps, STEM: F.relu(kept[0])}
+        return {**features, STEM: F.relu(conv_outputs[0])}
 
     def train(self, mode: bool = True) -> "GuidedBackbone":
         super().train(mode)
-        self._wrapped[0].train(mode and not self.frozen)  # its children are this module's, too
+        # The children of the wrapped backbone are also children of this module.
+        self._wrapped[0].train(mode and not self.frozen)
         return self
 
     @property
     def size_divisibility(self) -> int:
-        own = self._wrapped[0].size_divisibility
+        divisibility = self._wrapped[0].size_divisibility
         if self.pyramid == "gaussian":
-            return own
-        # Bands fit exactly onto each other where nothing is rounded, at scales of 1 / n.
+            return divisibility
+        # The bands align exactly if no size is rounded, which is possible at scales of 1 / n.
         ratio = math.lcm(*(int(1 / scale) for scale in self.scales if (1 / scale).is_integer()))
-        return max(1, own) * ratio
+        return max(1, divisibility) * ratio
 
     @property
     def padding_constraints(self) -> Dict[str, int]:
         return self._wrapped[0].padding_constraints
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        own = dict(self._wrapped[0].output_shape())
+        shapes_at_scale_1 = dict(self._wrapped[0].output_shape())
         if self._first_conv is not None:
             conv = self._first_conv[0]
-            own[STEM] = ShapeSpec(channels=conv.out_channels, stride=conv.stride[0])
-        own[IMAGE] = image = ShapeSpec(channels=self.image_channels, stride=1)
+            shapes_at_scale_1[STEM] = ShapeSpec(channels=conv.out_channels, stride=conv.stride[0])
+        image_shape = ShapeSpec(channels=self.image_channels, stride=1)
+        shapes_at_scale_1[IMAGE] = image_shape
         shapes = {
             name + _suffix(scale): ShapeSpec(channels=s.channels, stride=_stride(s.stride / scale))
             for scale in self.scales
-            for name, s in own.items()
+            for name, s in shapes_at_scale_1.items()
         }
-        return {**shapes, IMAGE: image}
+        return {**shapes, IMAGE: image_shape}
 
 
 def _suffix(scale: float) -> str:
@@ -150,7 +157,7 @@ def _suffix(scale: float) -> str:
 
 
 def _stride(stride: float) -> float:
-    """An int wherever it is one, as Detectron2's own."""
+    """Converts integral strides to int, the type that Detectron2 uses."""
     return int(stride) if stride == int(stride) else stride
 
 
@@ -166,9 +173,12 @@ def _first_conv(backbone: Backbone) -> nn.Module:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """The module without anything that training changes: parameters, and statistics of batch normalisation.
+    """Freezes the parameters and the batch normalization statistics of a module.
 
-    What is random in training, dropout, remains so until ``eval()``.
+    Dropout is not affected; it stays active until ``eval()`` is called.
+
+    Returns:
+        The module with FrozenBatchNorm2d in place of batch normalization.
     """
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -176,18 +186,18 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def is_frozen(cfg: CfgNode) -> bool:
-    """Whether training leaves the whole backbone as it is."""
+    """Tells whether the configuration freezes the whole backbone."""
     return cfg.MODEL.BACKBONE.NAME == "build_guided_backbone" and cfg.MODEL.GUIDED_BACKBONE.FREEZE
 
 
 @BACKBONE_REGISTRY.register()
 def build_guided_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GuidedBackbone:
-    """Wraps what the builder named in ``MODEL.GUIDED_BACKBONE.NAME`` builds."""
+    """Builds the backbone named in ``MODEL.GUIDED_BACKBONE.NAME`` and wraps it."""
     guided = cfg.MODEL.GUIDED_BACKBONE
     if guided.NAME == "build_guided_backbone" or guided.NAME not in BACKBONE_REGISTRY:
         raise ValueError(
-            f"MODEL.GUIDED_BACKBONE.NAME is {guided.NAME!r}; allowed: the name of another registered backbone, "
-            "build_resnet_fpn_backbone"
+            f"MODEL.GUIDED_BACKBONE.NAME is {guided.NAME!r}; allowed: the name of another "
+            "registered backbone, such as build_resnet_fpn_backbone"
         )
     return GuidedBackbone(
         BACKBONE_REGISTRY.get(guided.NAME)(cfg, input_shape),

@@ -1,17 +1,29 @@
 """Pixel embeddings: the head, its losses, and grouping by mean shift."""
 
-from .grouping import PixelGrouping, PixelGroups
-from .head import EmbeddingHead, EmbeddingMaps
+from .grouping import (
+    ComponentGrouping,
+    KMeansGrouping,
+    MeanShiftGrouping,
+    PixelGrouping,
+    PixelGroups,
+    build_grouping,
+)
+from .head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from .loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
 from .quality_head import QualityHead
 
 __all__ = [
+    "ComponentGrouping",
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
+    "ImageMaps",
+    "KMeansGrouping",
+    "MeanShiftGrouping",
     "MeanShiftLayer",
     "PixelGrouping",
     "PixelGroups",
     "QualityHead",
+    "build_grouping",
 ]

@@ -1,6 +1,6 @@
-"""The network on top of a backbone that turns feature maps into an embedding, class scores and a vote per pixel."""
+"""The head that predicts an embedding, class logits and a vote for every pixel."""
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -8,25 +8,69 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.nn import functional as F
 
+from ..argument_checks import check_choice, check_positive, check_range
 from ..layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
-# Shared convolutions do not run on finer maps than this: there a kernel sees little and costs much.
+# The shared convolutions do not run on finer maps: a kernel sees little there and costs much.
 _FINEST_TRUNK_STRIDE = 4
-_USUAL_SIZE = 16.0  # pixels
+# Instance size in pixels that an untrained network predicts.
+_INITIAL_SIZE = 16.0
+
+
+class ImageMaps(NamedTuple):
+    """Predictions for one image, on the grid of its padded batch.
+
+    Attributes:
+        embeddings: (D, h, w) float32 unit vectors.
+        logits: (K + 1, h, w) float32 class logits. Background comes last.
+        votes: (2, h, w) float32 predicted instance centers, x and y in pixels.
+        sizes: (h, w) float32 predicted instance sizes in pixels, 0 where they are not predicted.
+        features: (C, h, w) features that the predictions were made from.
+        stride: pixels per grid cell.
+        image_size: (H, W) of the image without padding.
+    """
+
+    embeddings: torch.Tensor
+    logits: torch.Tensor
+    votes: torch.Tensor
+    sizes: torch.Tensor
+    features: torch.Tensor
+    stride: int
+    image_size: Tuple[int, int]
+
+    @property
+    def unpadded_size(self) -> Tuple[int, int]:
+        """Rows and columns of the cells that the image covers, at least in part."""
+        height, width = self.image_size
+        return -(-height // self.stride), -(-width // self.stride)
+
+    @property
+    def valid(self) -> torch.Tensor:
+        """(h, w) float32: 1 in cells of the image, 0 in padding."""
+        rows, columns = self.unpadded_size
+        valid = torch.zeros_like(self.logits[0])
+        valid[:rows, :columns] = 1
+        return valid
+
+    def unpadded(self) -> "ImageMaps":
+        """The same predictions without the cells of the padding."""
+        rows, columns = self.unpadded_size
+        maps = (part[..., :rows, :columns] for part in self[:5])
+        return ImageMaps(*maps, self.stride, self.image_size)
 
 
 class EmbeddingMaps(NamedTuple):
-    """What the head predicts for a batch, on a grid of ``stride`` pixels.
+    """Predictions of :class:`EmbeddingHead` for a padded batch.
 
     Attributes:
         embeddings: (B, D, h, w) float32 unit vectors.
-        logits: (B, K + 1, h, w) float32 class scores, the last one background.
-        votes: (B, 2, h, w) float32: where in the picture (x, y, pixels) the pixel's instance has its centre; without
-            votes the pixel's own position.
-        sizes: (B, 1, h, w) float32: size of the pixel's instance, the square root of its area, in pixels; 0 where it
-            is not predicted.
-        features: (B, C, h, w) what the predictions were made from.
+        logits: (B, K + 1, h, w) float32 class logits. Background comes last.
+        votes: (B, 2, h, w) float32 predicted center of the pixel's instance, x and y in pixels.
+            Without votes it is the center of the cell.
+        sizes: (B, 1, h, w) float32 predicted size of the pixel's instance, the square root of its
+            area in pixels. 0 where sizes are not predicted.
+        features: (B, C, h, w) features that the predictions were made from.
         stride: pixels per grid cell.
     """
 
@@ -37,57 +81,99 @@ class EmbeddingMaps(NamedTuple):
     features: torch.Tensor
     stride: int
 
+    @property
+    def padded_size(self) -> Tuple[int, int]:
+        """(H, W) in pixels of the area that the grid covers."""
+        height, width = self.logits.shape[-2:]
+        return height * self.stride, width * self.stride
+
+    def image(self, index: int, image_size: Sequence[int]) -> ImageMaps:
+        """Predictions for one image of the batch.
+
+        Args:
+            index: position of the image in the batch.
+            image_size: (H, W) of the image without padding.
+        """
+        return ImageMaps(
+            embeddings=self.embeddings[index],
+            logits=self.logits[index],
+            votes=self.votes[index],
+            sizes=self.sizes[index, 0],
+            features=self.features[index],
+            stride=self.stride,
+            image_size=tuple(image_size),
+        )
+
 
 class EmbeddingHead(nn.Module):
-    """Sums the backbone's maps at one stride and predicts per pixel (Kong & Fowlkes, CVPR 2018, section 5).
+    """Predicts embeddings, classes and votes per pixel (Kong & Fowlkes, CVPR 2018, section 5).
 
-    Every input map is convolved at its own resolution, resized to one and summed (Panoptic FPN's semantic
-    branch). Shared 3x3 convolutions follow there, where a kernel sees much context at little cost; then one 3x3
-    convolution for each prediction at the output stride, and 1x1 predictors. Maps finer than stride 4, such as the
-    picture that ``build_guided_backbone`` passes on, are added only to what those see: they sharpen boundaries.
+    Every input map is convolved at its own resolution, resized to a common stride and added to the
+    others, as in the semantic branch of Panoptic FPN. Shared 3x3 convolutions follow at this
+    stride, where a kernel sees much context at little cost. Each prediction then has a 3x3
+    convolution at the output stride and a 1x1 predictor. Input maps finer than stride 4, such as
+    the image that ``build_guided_backbone`` outputs, bypass the shared convolutions and are added
+    to their result. They sharpen mask boundaries.
     """
 
     @configurable
     def __init__(
         self,
         input_shape: Dict[str, ShapeSpec],
-        *,
-        in_features: List[str],
-        stride: int,
-        conv_dim: int,
-        num_convs: int,
-        norm: str,
-        embedding_dim: int,
         num_classes: int,
-        coordinates: bool,
-        vote_unit: Optional[float],
-        max_size: Optional[float],
+        *,
+        in_features: Sequence[str] = (),
+        stride: int = 4,
+        conv_dim: int = 128,
+        num_convs: int = 2,
+        norm: str = "GN",
+        embedding_dim: int = 16,
+        coordinates: bool = False,
+        vote_unit: Optional[float] = 4.0,
+        max_size: Optional[float] = None,
     ):
         """
         Args:
-            input_shape: channels and stride of each backbone output.
-            in_features: which of them are used; at least one.
-            stride: of the predictions, 1, 2, 4 or 8 pixels.
-            conv_dim: channels of the convolutions.
-            num_convs: shared 3x3 convolutions.
-            norm: any Detectron2 normalisation, "" for none.
-            embedding_dim: D.
+            input_shape: channels and stride of each output of the backbone.
             num_classes: K, without background.
-            coordinates: append the pixel's position, scaled to -1..1 over the picture, to the summed features.
-            vote_unit: predict votes, in units of this many pixels; None: no votes.
-            max_size: predict sizes along with the votes, up to this many pixels; None: no sizes.
+            in_features: names of the outputs to use. Empty means all of them.
+            stride: stride of the predictions in pixels: 1, 2, 4 or 8.
+            conv_dim: channels of the convolutions.
+            num_convs: number of shared 3x3 convolutions.
+            norm: any normalization of Detectron2, "" for none.
+            embedding_dim: D, dimension of the embeddings.
+            coordinates: whether to append each cell's position, scaled to [-1, 1] over the image,
+                to the features.
+            vote_unit: unit of the predicted votes in pixels. None disables votes.
+            max_size: largest instance size in pixels that can be predicted along with the votes.
+                None disables sizes.
+
+        Raises:
+            ValueError: an argument is out of range, or the backbone lacks a suitable output.
         """
         super().__init__()
+        in_features = chosen_features("in_features", in_features, input_shape)
+        check_grid("in_features", in_features, "stride", stride, input_shape)
+        check_range("num_classes", num_classes, 1)
+        check_range("conv_dim", conv_dim, 1)
+        check_range("num_convs", num_convs, 0)
+        check_range("embedding_dim", embedding_dim, 1)
+        if vote_unit is not None:
+            check_positive("vote_unit", vote_unit)
+        if max_size is not None:
+            check_range("max_size", max_size, 2 * _INITIAL_SIZE)
         self.in_features = [n for n in in_features if input_shape[n].stride >= _FINEST_TRUNK_STRIDE]
         self.fine_features = [n for n in in_features if n not in self.in_features]
+        self.num_classes = num_classes
         self.stride = stride
         self.coordinates = coordinates
         self.vote_unit = vote_unit
         self.max_size = max_size
         self.finest_stride = min(input_shape[name].stride for name in self.in_features)
-        # Of the sum and the shared convolutions: the output's, or the finest map's where that is coarser.
+        # The shared convolutions run at the output stride or, if that is finer than every input
+        # map, at the stride of the finest one.
         self.trunk_stride = max(stride, self.finest_stride)
-        # Of a map's stride, after its convolution, to the trunk's.
+        # Upsampling factor from each map, after its convolution, to the trunk.
         self.ratios = {
             name: max(1, input_shape[name].stride // self.trunk_stride) for name in self.in_features
         }
@@ -103,7 +189,7 @@ class EmbeddingHead(nn.Module):
                 for name in self.in_features
             }
         )
-        # Few channels and no normalisation where a map has many pixels.
+        # Fine maps have many pixels, so their first convolution has few channels and no norm.
         self.fine = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -132,21 +218,22 @@ class EmbeddingHead(nn.Module):
         self.feature_dim = trunk_dim
 
     @classmethod
-    def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
+    def from_config(
+        cls, cfg, input_shape: Dict[str, ShapeSpec], *, stride: Optional[int] = None
+    ) -> Dict:
         rpe = cfg.MODEL.RPE
         in_features = chosen_features("MODEL.RPE.IN_FEATURES", rpe.IN_FEATURES, input_shape)
-        check_grid(
-            "MODEL.RPE.IN_FEATURES", in_features, "MODEL.RPE.STRIDE", rpe.STRIDE, input_shape
-        )
+        stride = rpe.STRIDE if stride is None else stride
+        check_grid("MODEL.RPE.IN_FEATURES", in_features, "MODEL.RPE.STRIDE", stride, input_shape)
         return {
             "input_shape": input_shape,
+            "num_classes": rpe.NUM_CLASSES,
             "in_features": in_features,
-            "stride": rpe.STRIDE,
+            "stride": stride,
             "conv_dim": rpe.CONV_DIM,
             "num_convs": rpe.NUM_CONVS,
             "norm": rpe.NORM,
             "embedding_dim": rpe.EMBEDDING_DIM,
-            "num_classes": rpe.NUM_CLASSES,
             "coordinates": rpe.COORDINATES,
             "vote_unit": rpe.VOTE_UNIT if rpe.VOTES else None,
             "max_size": rpe.MAX_SIZE if cfg.MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH > 0 else None,
@@ -155,19 +242,22 @@ class EmbeddingHead(nn.Module):
     def forward(self, features: Dict[str, torch.Tensor]) -> EmbeddingMaps:
         """
         Args:
-            features: the backbone's maps, (B, C_i, H / stride_i, W / stride_i).
+            features: outputs of the backbone, (B, C_i, H / stride_i, W / stride_i).
 
         Returns:
-            :class:`EmbeddingMaps` for the padded pictures, h = H / stride, w = W / stride.
+            Predictions for the padded images, with h = H / stride and w = W / stride.
         """
         return self.levels(features, 1)[0]
 
     def class_logits(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of :class:`EmbeddingMaps` the logits alone."""
+        """Predicts only the class logits, (B, K + 1, h, w) float32."""
         return self.classifier(self._trunk_features(features)).float()
 
     def levels(self, features: Dict[str, torch.Tensor], num_levels: int) -> List[EmbeddingMaps]:
-        """Predictions at ``stride``, twice that, four times that, …: the same predictors on features pooled 2 x 2."""
+        """Predicts at the head's stride, twice that stride, four times that stride and so on.
+
+        The same predictors run at every level, on features that are average-pooled by 2 x 2.
+        """
         trunk = self._trunk_features(features)
         maps = [self._predict(trunk, self.stride)]
         for level in range(1, num_levels):
@@ -199,52 +289,61 @@ class EmbeddingHead(nn.Module):
         if self.voter is None:
             votes = votes.expand(len(trunk), -1, -1, -1)
         else:
-            predicted = self.voter(trunk).float()
-            votes = votes + self.vote_unit * predicted[:, :2]
+            pred = self.voter(trunk).float()
+            votes = votes + self.vote_unit * pred[:, :2]
             if self.max_size is not None:
-                # The network starts at the usual size.
-                sizes = _USUAL_SIZE * (self.max_size / _USUAL_SIZE) ** predicted[:, 2:].tanh()
+                sizes = _INITIAL_SIZE * (self.max_size / _INITIAL_SIZE) ** pred[:, 2:].tanh()
         return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, stride)
 
 
 def check_grid(
-    features_key: str,
-    names: Sequence[str],
-    stride_key: str,
+    features_name: str,
+    features: Sequence[str],
+    stride_name: str,
     stride: int,
     input_shape: Dict[str, ShapeSpec],
 ) -> None:
-    """Checks what two keys ask of an :class:`EmbeddingHead`: its maps and its stride.
+    """Checks the input maps and the output stride of an :class:`EmbeddingHead`.
+
+    Args:
+        features_name, stride_name: what the messages call the two settings.
+        features: names of the input maps.
+        stride: stride of the predictions in pixels.
+        input_shape: channels and stride of each output of the backbone.
 
     Raises:
-        ValueError: they do not allow one.
+        ValueError: the head cannot be built from them.
     """
-    broken = [name for name in names if input_shape[name].stride % 1]
+    broken = [name for name in features if input_shape[name].stride % 1]
     if broken:
         raise ValueError(
-            f"{features_key} is {', '.join(names)}; {broken[0]} has the stride {input_shape[broken[0]].stride:g}, "
-            "allowed are whole pixels"
+            f"{features_name} is {', '.join(features)}; {broken[0]} has the stride "
+            f"{input_shape[broken[0]].stride:g}, allowed are whole pixels"
         )
-    if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in names):
+    if all(input_shape[name].stride < _FINEST_TRUNK_STRIDE for name in features):
         raise ValueError(
-            f"{features_key} is {', '.join(names)}; at least one of stride "
+            f"{features_name} is {', '.join(features)}; at least one of stride "
             f"{_FINEST_TRUNK_STRIDE} or more is needed, the backbone has {', '.join(input_shape)}"
         )
-    if stride not in STRIDES:
-        raise ValueError(f"{stride_key} is {stride}; allowed: 1, 2, 4, 8")
+    check_choice(stride_name, stride, STRIDES)
 
 
 def cell_centers(size: Sequence[int], stride: int, device: torch.device) -> torch.Tensor:
-    """Positions (2, h, w), x then y in pixels, of the centres of grid cells of ``stride`` pixels.
+    """Positions (2, h, w) of the centers of grid cells, x then y in pixels.
 
-    Continuous coordinates: the first pixel's centre is at (0.5, 0.5).
+    Coordinates are continuous: the center of the first pixel is at (0.5, 0.5).
+
+    Args:
+        size: (h, w) of the grid.
+        stride: pixels per cell.
+        device: where to put the result.
     """
     y, x = ((torch.arange(side, device=device) + 0.5) * stride for side in size)
     return torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))
 
 
 def _coordinates(maps: torch.Tensor) -> torch.Tensor:
-    """(B, 2, h, w) positions scaled to -1..1 over the picture."""
+    """Cell positions (B, 2, h, w), scaled to [-1, 1] over the image."""
     centers = cell_centers(maps.shape[-2:], 1, maps.device).to(maps.dtype)
     extent = centers.new_tensor([maps.shape[-1], maps.shape[-2]]).view(2, 1, 1)
     return (2 * centers / extent - 1).expand(len(maps), -1, -1, -1)

@@ -16,10 +16,11 @@ class PixelLabels(NamedTuple):
     """Labels of one image.
 
     Attributes:
-        instances: (H, W) int64: row of the image's ``Instances`` whose mask covers the pixel, BACKGROUND or IGNORED.
+        instances: (H, W) int64, the row of the image's ``Instances`` whose mask covers the pixel,
+            or BACKGROUND or IGNORED.
         classes: (n,) int64 class of each instance.
-        centers: (n, 2) float32 mean position (x, y) of each instance's pixels, in pixels.
-        sizes: (n,) float32 square root of the number of its pixels, at least 1.
+        centers: (n, 2) float32 mean position x, y of each instance's pixels, in pixels.
+        sizes: (n,) float32 square root of the number of each instance's pixels, at least 1.
     """
 
     instances: torch.Tensor
@@ -28,22 +29,30 @@ class PixelLabels(NamedTuple):
     sizes: torch.Tensor
 
     def class_map(self, background: int, ignored: int) -> torch.Tensor:
-        """(H, W) int64 class of each pixel, with the given values where there is no instance."""
+        """Returns (H, W) int64 classes, with the given values where there is no instance."""
         lookup = torch.cat([self.classes, self.classes.new_tensor([ignored, background])])
         return lookup[self.instances]
+
+    def at_cells(self, stride: int) -> torch.Tensor:
+        """Returns the instances (H / stride, W / stride) at the middle of each cell of a grid."""
+        middle = slice(stride // 2, None, stride)
+        return self.instances[middle, middle]
 
 
 def pixel_labels(
     instances: Instances, size: torch.Size, ignore_mask: Optional[torch.Tensor] = None
 ) -> PixelLabels:
-    """Labels from ``gt_masks`` or, where a mapper gave none, from filled ``gt_boxes``.
+    """Labels every pixel with its instance.
 
-    Where masks overlap, the smaller instance is in front.
+    The masks are ``gt_masks`` or, if the mapper provides none, filled ``gt_boxes``. Where masks
+    overlap, the smaller instance is in front.
 
     Args:
-        instances: with ``gt_classes`` and ``gt_masks`` (bit masks or polygons) or ``gt_boxes``.
-        size: (H, W) of the labels, at least the instances' image size; what lies outside the image is ignored.
-        ignore_mask: (h, w) bool in the image, True where pixels are neither instance nor background (crowds).
+        instances: ground truth with ``gt_classes`` and ``gt_masks`` (bit masks or polygons) or
+            ``gt_boxes``.
+        size: (H, W) of the labels, at least the image size. Pixels outside the image are ignored.
+        ignore_mask: (h, w) bool, True for pixels of the image that are neither instance nor
+            background, such as those of crowds.
     """
     height, width = instances.image_size
     device = instances.gt_classes.device
@@ -52,11 +61,11 @@ def pixel_labels(
     owner = torch.full((height, width), BACKGROUND, dtype=torch.long, device=device)
     if ignore_mask is not None:
         owner.masked_fill_(ignore_mask.to(device), IGNORED)
-    # From large to small, a few masks at a time: memory does not grow with the number of instances.
+    # From large to small, a few masks at a time, so that memory does not grow with the instances.
     order = torch.argsort(areas, descending=True, stable=True)
     for start in range(0, len(order), _MASKS_AT_ONCE):
         chunk = order[start : start + _MASKS_AT_ONCE]
-        # 0 = no mask, then 1, 2, … from the back to the front
+        # 0 for no mask, then 1, 2, … from the back to the front.
         depth = torch.arange(1, len(chunk) + 1, dtype=torch.uint8, device=device)
         front = (masks[chunk] * depth.view(-1, 1, 1)).amax(dim=0).long()  # (h, w)
         owner = torch.where(front > 0, chunk[front - 1], owner)
@@ -72,14 +81,17 @@ def pixel_labels(
 
 
 def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
-    """Chooses pixels at random, as evenly over the labels as their sizes allow.
+    """Samples pixels at random, stratified by their label.
+
+    Every label gets the same number of pixels, as far as its size allows.
 
     Args:
-        labels: (H, W) integer; negative = never chosen.
-        num_points: at most this many.
+        labels: (H, W) integer. Pixels with negative labels are never sampled.
+        num_points: largest number of pixels.
 
     Returns:
-        (P,) int64 indices into the flattened map, P = min(num_points, number of pixels with a label).
+        (P,) int64 indices into the flattened map. P is ``num_points`` or the number of pixels with
+        a label, whichever is smaller.
     """
     candidates = torch.nonzero(labels.flatten() >= 0).squeeze(1)
     if len(candidates) <= num_points:
@@ -89,13 +101,14 @@ def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
     _, group, sizes = torch.unique_consecutive(values, return_inverse=True, return_counts=True)
     starts = torch.cumsum(sizes, 0) - sizes
     rank = torch.arange(len(values), device=labels.device) - starts[group]
-    # The first of every label, then the second of every label, ... until there are enough. The last, incomplete
-    # rank is cut at random.
+    # The first pixel of every label, then the second of every label, and so on. The last rank may
+    # be incomplete and is cut at random.
     last_round = torch.argsort(rank + torch.rand(len(rank), device=labels.device), stable=True)
     return candidates[order[last_round[:num_points]]]
 
 
 def instance_masks(instances: Instances) -> torch.Tensor:
+    """Returns (n, H, W) bool ``gt_masks``, or filled ``gt_boxes`` where there are none."""
     height, width = instances.image_size
     if len(instances) == 0:
         return torch.zeros(0, height, width, dtype=torch.bool, device=instances.gt_classes.device)
@@ -119,5 +132,5 @@ def instance_masks(instances: Instances) -> torch.Tensor:
 
 
 def pad_points(points: List[torch.Tensor]) -> torch.Tensor:
-    """Stacks (P_i, ...) tensors to (B, max P, ...), padded with zeros."""
+    """Stacks tensors (P_i, …) to (B, max P, …), padded with zeros."""
     return torch.nn.utils.rnn.pad_sequence(points, batch_first=True)

@@ -1,56 +1,72 @@
-"""Losses of the embedding head: pair loss and votes at every loop, cross-entropy on the classes."""
+"""Losses on embeddings, votes, sizes and classes, for instances and for semantic labels."""
 
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.ops.pair_loss import spherical_pair_loss
+from rpe_d2.config import check_config
+from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 
+from ..argument_checks import check_choice, check_positive, check_range
+from ..layers import zero_loss
 from .head import EmbeddingMaps, cell_centers
 from .labels import BACKGROUND, IGNORED, PixelLabels, pad_points, sample_pixels
 from .mean_shift_layer import MeanShiftLayer
-from .pixel_losses import mean_cross_entropy, pair_loss_options, read_maps
+
+DEFAULT_WEIGHTS = {"loss_pair": 1.0, "loss_vote": 0.1, "loss_size": 0.1, "loss_sem_seg": 1.0}
 
 
 class EmbeddingLoss(nn.Module):
-    """Trains embeddings through the mean-shift loops (Kong & Fowlkes, CVPR 2018, sections 3-4).
+    """Losses on sampled pixels before and after the mean-shift loops.
 
-    Pixels are sampled from the full-resolution labels, as evenly over the instances as possible; maps are read there
-    by bilinear interpolation, so labels are exact at any output stride. Every loss is the mean of its images' losses:
-    gradients do not depend on how a batch is spread over processes or accumulation steps.
+    See Kong & Fowlkes (CVPR 2018), sections 3 and 4. Pixels are sampled from the full-resolution
+    labels, stratified by instance. Maps are read at these pixels by bilinear interpolation, so that
+    labels are exact at any output stride. Every loss is the mean of its images' losses. Gradients
+    therefore do not depend on how a batch is divided into processes or accumulated steps.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        margin: float,
-        form: str,
-        normalization: str,
-        positive_weight: float,
-        negative_weight: float,
-        negative_radius: float,
-        num_points: int,
-        background_is_group: bool,
-        use_votes: bool,
-        sem_seg_stride: int,
-        loss_weights: Dict[str, float],
+        margin: float = 0.5,
+        form: str = "linear",
+        normalization: str = "per_term",
+        positive_weight: float = 1.0,
+        negative_weight: float = 1.0,
+        negative_radius: float = 0.0,
+        num_points: int = 1024,
+        background_is_group: bool = False,
+        use_votes: bool = True,
+        sem_seg_stride: int = 1,
+        loss_weights: Optional[Dict[str, float]] = None,
     ):
         """
         Args:
-            margin, form, normalization, positive_weight, negative_weight: of the pair loss, see
+            margin, form, normalization, positive_weight, negative_weight: arguments of
                 :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
-            negative_radius: in pixels; 0: all instances repel each other.
-            num_points: pixels sampled per image.
-            background_is_group: background is one more group of the pair loss; else it takes no part.
-            use_votes: the maps hold votes to be trained.
-            sem_seg_stride: class scores are upsampled to this stride before the cross-entropy.
-            loss_weights: factors of "loss_pair", "loss_vote", "loss_size", "loss_sem_seg".
+            negative_radius: distance in pixels up to which pixels of different instances repel each
+                other. 0 stands for any distance.
+            num_points: number of pixels that are sampled per image.
+            background_is_group: whether background is one more group of the pair loss. Otherwise it
+                takes no part.
+            use_votes: whether votes are trained.
+            sem_seg_stride: stride to which class logits are upsampled before the cross-entropy.
+            loss_weights: weights of "loss_pair", "loss_vote", "loss_size" and "loss_sem_seg".
+
+        Raises:
+            ValueError: An argument is out of range.
         """
         super().__init__()
+        check_range("margin", margin, 0, 1)
+        check_choice("form", form, FORMS)
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_range("negative_radius", negative_radius, 0)
+        check_range("num_points", num_points, 1)
+        check_positive("sem_seg_stride", sem_seg_stride)
         self.pair_options = {
             "margin": margin,
             "form": form,
@@ -63,18 +79,22 @@ class EmbeddingLoss(nn.Module):
         self.background_is_group = background_is_group
         self.use_votes = use_votes
         self.sem_seg_stride = sem_seg_stride
-        self.loss_weights = loss_weights
+        self.loss_weights = {**DEFAULT_WEIGHTS, **(loss_weights or {})}
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg, *, stride: Optional[int] = None):
+        """
+        Args:
+            stride: stride of the maps, which replaces ``MODEL.RPE.STRIDE``.
+        """
         rpe = cfg.MODEL.RPE
-        if rpe.BACKGROUND not in ("exclude", "group"):
-            raise ValueError(f"MODEL.RPE.BACKGROUND is {rpe.BACKGROUND!r}; allowed: exclude, group")
-        divisors = [d for d in range(1, rpe.STRIDE + 1) if rpe.STRIDE % d == 0]
+        stride = stride or rpe.STRIDE
+        check_choice("MODEL.RPE.BACKGROUND", rpe.BACKGROUND, ("exclude", "group"))
+        divisors = [d for d in range(1, stride + 1) if stride % d == 0]
         if rpe.SEM_SEG_LOSS_STRIDE not in divisors:
             raise ValueError(
                 f"MODEL.RPE.SEM_SEG_LOSS_STRIDE is {rpe.SEM_SEG_LOSS_STRIDE}; allowed with "
-                f"MODEL.RPE.STRIDE {rpe.STRIDE}: {', '.join(map(str, divisors))}"
+                f"MODEL.RPE.STRIDE {stride}: {', '.join(map(str, divisors))}"
             )
         return {
             **pair_loss_options(cfg),
@@ -94,20 +114,20 @@ class EmbeddingLoss(nn.Module):
     def forward(
         self, maps: EmbeddingMaps, labels: List[PixelLabels], shift: MeanShiftLayer
     ) -> Dict[str, torch.Tensor]:
-        """
+        """Computes the losses of a batch.
+
         Args:
-            maps: of a padded batch.
-            labels: one per image, of the padded size.
-            shift: the layer whose loops are trained.
+            maps: predictions for a padded batch.
+            labels: labels of each image in the padded size.
+            shift: layer whose loops are trained.
 
         Returns:
-            Weighted scalars "loss_sem_seg", "loss_pair" and, with votes, "loss_vote" and, with sizes, "loss_size".
+            Weighted scalars "loss_sem_seg" and "loss_pair", with votes "loss_vote", and with sizes
+            "loss_size".
         """
         losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
         if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
-            # Nothing to shift; parameters take part all the same, as distributed training demands.
-            unused = maps.embeddings.sum() + maps.votes.sum() + maps.sizes.sum()
-            losses["loss_pair"] = (unused + sum(p.sum() for p in shift.parameters())) * 0.0
+            losses["loss_pair"] = zero_loss(maps.embeddings, maps.votes, maps.sizes, shift)
             return self._weighted(losses)
         points = [sample_pixels(self._groups(label), self.num_points) for label in labels]
         groups = pad_points([self._groups(lab).flatten()[p] for lab, p in zip(labels, points)])
@@ -128,16 +148,16 @@ class EmbeddingLoss(nn.Module):
             voting = mask & (
                 groups < pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels])
             )
-            true_sizes = pad_points(
+            target_sizes = pad_points(
                 [_of_instances(lab.sizes, lab, p) for lab, p in zip(labels, points)]
             ).clamp(min=1)
-            unit = torch.as_tensor(shift.sigma(true_sizes), device=votes.device)
-            unit = unit.expand_as(true_sizes).unsqueeze(-1)  # (B, P, 1)
+            unit = torch.as_tensor(shift.sigma(target_sizes), device=votes.device)
+            unit = unit.expand_as(target_sizes).unsqueeze(-1)  # (B, P, 1)
             losses["loss_vote"] = _mean(
                 [_mean_over_instances(v / unit, centers / unit, groups, voting) for _, v in steps]
             )
             if shift.relative_bandwidth:
-                logarithms = sizes.log().unsqueeze(-1), true_sizes.log().unsqueeze(-1)
+                logarithms = sizes.log().unsqueeze(-1), target_sizes.log().unsqueeze(-1)
                 losses["loss_size"] = _mean_over_instances(*logarithms, groups, voting)
         return self._weighted(losses)
 
@@ -145,7 +165,7 @@ class EmbeddingLoss(nn.Module):
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
 
     def _groups(self, labels: PixelLabels) -> torch.Tensor:
-        """(H, W) group of each pixel, negative where it takes no part."""
+        """Returns (H, W) the group of each pixel, negative for pixels that take no part."""
         if not self.background_is_group:
             return labels.instances
         return labels.instances.masked_fill(labels.instances == BACKGROUND, len(labels.classes))
@@ -177,46 +197,48 @@ class EmbeddingLoss(nn.Module):
 
 
 def _of_instances(values: torch.Tensor, labels: PixelLabels, points: torch.Tensor) -> torch.Tensor:
-    """(P, …) value of each point's instance, from (n, …) values; background points get any."""
+    """Returns (P, …) the value of each point's instance, arbitrary for background points."""
     if len(values) == 0:
         return values.new_zeros(len(points), *values.shape[1:])
     return values[labels.instances.flatten()[points].clamp(min=0)]
 
 
 def _mean_over_instances(
-    predicted: torch.Tensor, target: torch.Tensor, groups: torch.Tensor, counts: torch.Tensor
+    pred: torch.Tensor, target: torch.Tensor, groups: torch.Tensor, valid: torch.Tensor
 ) -> torch.Tensor:
-    """Smooth L1 distance of (B, P, C) values; every image weighs the same, and in it every instance.
+    """Computes the smooth L1 loss of values (B, P, C).
+
+    All images have the same weight, and so have all instances of an image.
 
     Args:
         groups: (B, P) instance of each point in its image.
-        counts: (B, P) bool, which points take part.
+        valid: (B, P) bool, whether a point takes part.
     """
-    if not counts.any():
-        return predicted.sum() * 0.0
-    error = F.smooth_l1_loss(predicted, target, reduction="none").sum(dim=-1)
-    # One number per instance of the batch, ascending with the image.
+    if not valid.any():
+        return zero_loss(pred)
+    error = F.smooth_l1_loss(pred, target, reduction="none").sum(dim=-1)
+    # Numbers the instances of the batch in ascending order of the images.
     image = torch.arange(len(groups), device=groups.device)[:, None].expand_as(groups)
-    instance = (groups + image * (groups.max() + 1))[counts]
+    instance = (groups + image * (groups.max() + 1))[valid]
     _, index, points = torch.unique(instance, return_inverse=True, return_counts=True)
-    image = image[counts]
+    image = image[valid]
     instances = error.new_zeros(len(groups)).index_add_(0, image, (1.0 / points[index]).to(error))
-    return (error[counts] / (points[index] * instances[image])).sum() / len(groups)
+    return (error[valid] / (points[index] * instances[image])).sum() / len(groups)
 
 
 def sample_maps(
     maps: EmbeddingMaps, pixels: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings, votes and sizes at given positions, by bilinear interpolation.
+    """Reads embeddings, votes and sizes at given positions by bilinear interpolation.
 
     Args:
-        maps: of a batch.
+        maps: predictions for a batch.
         pixels: (B, P, 2) x, y in continuous pixel coordinates.
 
     Returns:
-        unit vectors (B, P, D), votes (B, P, 2) and sizes (B, P) in pixels.
+        Unit vectors (B, P, D), votes (B, P, 2) and sizes (B, P) in pixels.
     """
-    # Offsets interpolate where positions would be clamped at the border.
+    # Offsets are interpolated, because absolute positions would be clamped at the border.
     offsets = maps.votes - cell_centers(maps.votes.shape[-2:], maps.stride, maps.votes.device)
     stacked = torch.cat([maps.embeddings, offsets, maps.sizes], dim=1)
     sampled = read_maps(stacked, maps.stride, pixels)  # (B, P, D + 3)
@@ -226,3 +248,131 @@ def sample_maps(
 
 def _mean(losses: List[torch.Tensor]) -> torch.Tensor:
     return sum(losses) / len(losses)
+
+
+def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignored: int) -> torch.Tensor:
+    """Averages the cross-entropy of pixels over each image and then over the images.
+
+    Args:
+        logits: (B, K, H, W) class logits.
+        target: (B, H, W) int64 classes.
+        ignored: label of pixels that are left out.
+
+    Returns:
+        A scalar. Images without labelled pixels contribute 0, and gradients still flow.
+    """
+    error = F.cross_entropy(logits, target, ignore_index=ignored, reduction="none")
+    counts = (target != ignored).sum(dim=(1, 2)).clamp(min=1)
+    return (error.sum(dim=(1, 2)) / counts).mean()
+
+
+def read_maps(maps: torch.Tensor, stride: int, pixels: torch.Tensor) -> torch.Tensor:
+    """Reads maps at given positions by bilinear interpolation.
+
+    Args:
+        maps: (B, C, h, w) maps.
+        stride: pixels per cell.
+        pixels: (B, P, 2) x, y in continuous pixel coordinates.
+
+    Returns:
+        (B, P, C) values.
+    """
+    height, width = (side * stride for side in maps.shape[-2:])
+    grid = 2 * pixels / pixels.new_tensor([width, height]) - 1
+    sampled = F.grid_sample(
+        maps, grid.unsqueeze(2).to(maps), padding_mode="border", align_corners=False
+    )
+    return sampled.squeeze(3).transpose(1, 2)
+
+
+def pair_loss_options(cfg: CfgNode) -> Dict[str, Any]:
+    """Reads arguments of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss` from ``MODEL.RPE``."""
+    rpe = cfg.MODEL.RPE
+    for key, allowed in (("PAIR_LOSS_FORM", FORMS), ("PAIR_LOSS_NORMALIZATION", NORMALIZATIONS)):
+        if rpe[key] not in allowed:
+            raise ValueError(f"MODEL.RPE.{key} is {rpe[key]!r}; allowed: {', '.join(allowed)}")
+    return {
+        "margin": rpe.MARGIN,
+        "form": rpe.PAIR_LOSS_FORM,
+        "normalization": rpe.PAIR_LOSS_NORMALIZATION,
+        "positive_weight": rpe.POSITIVE_WEIGHT,
+        "negative_weight": rpe.NEGATIVE_WEIGHT,
+    }
+
+
+class SemanticPairLoss(nn.Module):
+    """Pair loss in which pixels of an image with the same class form a group.
+
+    See Kong & Fowlkes (CVPR 2018), section 6. Pixels are sampled from the full-resolution labels,
+    stratified by class. Embeddings are read at these pixels by bilinear interpolation. The loss has
+    no parameters, because the head predicts the embeddings.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: int,
+        num_points: int,
+        ignore_value: int,
+        loss_weight: float,
+        **pair_options: Any,
+    ):
+        """
+        Args:
+            embedding_dim: D, dimension of the embeddings.
+            num_points: number of pixels that are sampled per image.
+            ignore_value: label of pixels that are left out.
+            loss_weight: weight of the loss.
+            pair_options: arguments of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
+        """
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.num_points = num_points
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+        self.pair_options = pair_options
+
+    def forward(
+        self, embeddings: torch.Tensor, stride: int, targets: torch.Tensor
+    ) -> Dict[str, torch.Tensor]:
+        """Computes the loss of a batch.
+
+        Args:
+            embeddings: (B, D, h, w) vectors of any length.
+            stride: pixels per cell.
+            targets: (B, H, W) int64 classes. H is at most h * stride and W at most w * stride.
+
+        Returns:
+            The weighted scalar "loss_sem_seg_pair", the mean of the images' losses.
+        """
+        groups = targets.masked_fill(targets == self.ignore_value, -1)
+        points = [sample_pixels(group, self.num_points) for group in groups]
+        index = pad_points(points)  # (B, P)
+        width = targets.shape[2]
+        pixels = torch.stack([index % width, index // width], dim=-1) + 0.5  # x, y
+        vectors = read_maps(F.normalize(embeddings.float(), dim=1), stride, pixels)  # (B, P, D)
+        losses = [
+            spherical_pair_loss(x[: len(p)], group.flatten()[p], **self.pair_options)
+            for x, group, p in zip(vectors, groups, points)
+        ]
+        return {"loss_sem_seg_pair": self.loss_weight * sum(losses) / len(losses)}
+
+
+def build_semantic_pair_loss(cfg: CfgNode, default_weight: float) -> Optional[SemanticPairLoss]:
+    """Builds the loss of ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``. It is None for a weight of 0.
+
+    Args:
+        default_weight: the head's own weight, which is used if the key is negative.
+    """
+    check_config(cfg, "MODEL.RPE", "MODEL.SEM_SEG_HEAD")
+    rpe, head = cfg.MODEL.RPE, cfg.MODEL.SEM_SEG_HEAD
+    weight = default_weight if head.PAIR_LOSS_WEIGHT < 0 else head.PAIR_LOSS_WEIGHT
+    if weight == 0:
+        return None
+    return SemanticPairLoss(
+        embedding_dim=rpe.EMBEDDING_DIM,
+        num_points=rpe.TRAIN_POINTS,
+        ignore_value=head.IGNORE_VALUE,
+        loss_weight=weight,
+        **pair_loss_options(cfg),
+    )

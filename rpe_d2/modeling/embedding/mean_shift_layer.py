@@ -1,4 +1,4 @@
-"""Mean shift with its bandwidths, as training and inference use it."""
+"""Mean shift with its bandwidths, for training and inference."""
 
 import math
 from typing import List, Tuple, Union
@@ -9,9 +9,12 @@ from torch import nn
 
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
 
+from ..argument_checks import check_choice, check_positive, check_range
+
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-_FAR = 3.0  # a point is far from a key where their kernel is below exp(-this)
-# Elements of one block of kernel values (4 MB in float32, which a cache holds).
+# A point is isolated if its kernel value with every key is below exp(-this).
+_ISOLATION = 3.0
+# Elements of one block of kernel values (4 MB in float32, which fits into a cache).
 _BLOCK_ELEMENTS = 1 << 20
 BANDWIDTH_MODES = ("fixed", "learned", "margin")
 
@@ -19,35 +22,53 @@ ShiftedPoints = Tuple[torch.Tensor, torch.Tensor]
 
 
 class MeanShiftLayer(nn.Module):
-    """The recurrent layer of Kong & Fowlkes (CVPR 2018, section 4), optionally with the joint kernel on positions."""
+    """The recurrent layer of Kong & Fowlkes (CVPR 2018, section 4).
+
+    Optionally the kernel also depends on positions (the joint kernel).
+    """
 
     @configurable
     def __init__(
         self,
         *,
-        bandwidth: float,
-        learn_bandwidth: bool,
-        spatial_bandwidth: float,
-        relative_bandwidth: float,
-        shift_positions: bool,
-        train_loops: int,
-        test_loops: int,
-        tolerance: float,
-        max_keys: int,
+        bandwidth: float = margin_bandwidth(0.5),
+        learn_bandwidth: bool = False,
+        spatial_bandwidth: float = 4.0,
+        relative_bandwidth: float = 0.0,
+        shift_positions: bool = True,
+        train_loops: int = 2,
+        test_loops: int = 5,
+        tolerance: float = 1e-3,
+        max_keys: int = 4096,
     ):
         """
         Args:
-            bandwidth: of the kernel on embeddings, > 0.
-            learn_bandwidth: make it a parameter that starts there.
-            spatial_bandwidth: of the kernel on positions, pixels; 0: embeddings alone.
-            relative_bandwidth: of the kernel on positions, as a fraction of the size predicted for the pixel's
-                instance, at least ``spatial_bandwidth``; 0: that for all.
-            shift_positions: move positions (votes) together with the embeddings.
+            bandwidth: bandwidth of the kernel on embeddings, > 0.
+            learn_bandwidth: whether the bandwidth is a parameter with this initial value.
+            spatial_bandwidth: bandwidth of the kernel on positions in pixels. 0 stands for a kernel
+                on embeddings alone.
+            relative_bandwidth: bandwidth of the kernel on positions as a fraction of the size that
+                is predicted for the pixel's instance, but at least ``spatial_bandwidth``. 0 stands
+                for ``spatial_bandwidth`` everywhere.
+            shift_positions: whether positions (votes) move together with the embeddings.
             train_loops, test_loops: number of loops.
-            tolerance: stops the loops at inference, see :func:`rpe_d2.ops.mean_shift.mean_shift`.
-            max_keys: points that define the density at inference.
+            tolerance: largest change at which loops stop in inference, see
+                :func:`rpe_d2.ops.mean_shift.mean_shift`.
+            max_keys: largest number of points that define the density in inference.
+
+        Raises:
+            ValueError: An argument is out of range.
         """
         super().__init__()
+        check_positive("bandwidth", bandwidth)
+        check_range("spatial_bandwidth", spatial_bandwidth, 0)
+        check_range("relative_bandwidth", relative_bandwidth, 0)
+        check_range("train_loops", train_loops, 1 if learn_bandwidth else 0)
+        check_range("test_loops", test_loops, 0)
+        check_range("tolerance", tolerance, 0)
+        check_range("max_keys", max_keys, 1)
+        if shift_positions or relative_bandwidth:
+            check_positive("spatial_bandwidth", spatial_bandwidth)
         log_bandwidth = torch.tensor(float(bandwidth)).log()
         if learn_bandwidth:
             self.log_bandwidth = nn.Parameter(log_bandwidth)
@@ -64,11 +85,7 @@ class MeanShiftLayer(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         shift, rpe = cfg.MODEL.MEAN_SHIFT, cfg.MODEL.RPE
-        if shift.BANDWIDTH_MODE not in BANDWIDTH_MODES:
-            raise ValueError(
-                f"MODEL.MEAN_SHIFT.BANDWIDTH_MODE is {shift.BANDWIDTH_MODE!r}; "
-                f"allowed: {', '.join(BANDWIDTH_MODES)}"
-            )
+        check_choice("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", shift.BANDWIDTH_MODE, BANDWIDTH_MODES)
         if shift.SPATIAL_BANDWIDTH < 0 or (rpe.VOTES and shift.SPATIAL_BANDWIDTH == 0):
             raise ValueError(
                 f"MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH is {shift.SPATIAL_BANDWIDTH}; "
@@ -93,11 +110,14 @@ class MeanShiftLayer(nn.Module):
 
     @property
     def bandwidth(self) -> torch.Tensor:
-        """0-d tensor, > 0."""
+        """Bandwidth of the kernel on embeddings, a 0-d tensor > 0."""
         return self.log_bandwidth.exp()
 
     def sigma(self, sizes: torch.Tensor, scale: float = 1.0) -> Union[None, float, torch.Tensor]:
-        """Spatial bandwidth in pixels: one for all, or one for each of the sizes (…); None without positions."""
+        """Returns the spatial bandwidth in pixels, one for all or one for each of the sizes.
+
+        It is None if the kernel does not depend on positions.
+        """
         if self.spatial_bandwidth is None:
             return None
         if not self.relative_bandwidth:
@@ -107,23 +127,23 @@ class MeanShiftLayer(nn.Module):
     def trajectory(
         self, x: torch.Tensor, positions: torch.Tensor, sizes: torch.Tensor, mask: torch.Tensor
     ) -> List[ShiftedPoints]:
-        """All training loops on padded batches of sampled points.
+        """Runs the training loops on padded batches of sampled points.
 
         Args:
             x: (B, N, D) unit vectors.
-            positions: (B, N, 2) in pixels.
-            sizes: (B, N) of the points' instances, in pixels.
-            mask: (B, N) bool, True = valid.
+            positions: (B, N, 2) positions in pixels.
+            sizes: (B, N) sizes of the points' instances in pixels.
+            mask: (B, N) bool, True for valid points.
 
         Returns:
-            (embeddings, positions) before the first and after each loop.
+            Embeddings and positions before the first and after each loop.
         """
         steps = mean_shift(
             x,
             self.bandwidth,
             self.train_loops,
             positions=positions,
-            # A kernel that shrinks or grows to please the losses after the loops would predict no sizes any more.
+            # Detached, because sizes would otherwise be trained to make a convenient kernel.
             spatial_bandwidth=self.sigma(sizes.detach()),
             shift_positions=self.shift_positions,
             mask=mask,
@@ -132,40 +152,45 @@ class MeanShiftLayer(nn.Module):
         return [self._with_positions(step, positions) for step in steps]
 
     def choose_keys(
-        self, x: torch.Tensor, positions: torch.Tensor, sizes: torch.Tensor, may_be: torch.Tensor
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        sizes: torch.Tensor,
+        candidates: torch.Tensor,
     ) -> torch.Tensor:
-        """Which points define the density at inference: all that may, or ``max_keys`` of them.
+        """Chooses the points that define the density in inference.
 
-        Three quarters are chosen evenly. The rest are chosen among the points that are far from all of those, so that
-        small objects are not left out.
+        They are all candidates or, if there are more, ``max_keys`` of them. Three quarters are a
+        stratified sample. The rest are sampled among the candidates that are far from all of those,
+        so that small objects have keys as well.
 
         Args:
             x: (N, D) unit vectors.
-            positions: (N, 2) in pixels.
-            sizes: (N,) of the points' instances, in pixels.
-            may_be: (N,) bool.
+            positions: (N, 2) positions in pixels.
+            sizes: (N,) sizes of the points' instances in pixels.
+            candidates: (N,) bool, whether a point can be a key.
 
         Returns:
             (M,) int64 indices, M <= max_keys.
         """
-        index = torch.nonzero(may_be).squeeze(1)
+        index = torch.nonzero(candidates).squeeze(1)
         if len(index) <= self.max_keys:
             return index
-        lonely_keys = self.max_keys // 4
-        chosen = evenly(index, self.max_keys - lonely_keys)
+        num_isolated = self.max_keys // 4
+        chosen = stratified_sample(index, self.max_keys - num_isolated)
         density = self._largest_kernel(
             x[index], positions[index], sizes[index], x[chosen], positions[chosen]
         )
-        lonely = index[density < math.exp(-_FAR)]
-        return torch.cat([chosen, evenly(lonely, lonely_keys)])
+        isolated = index[density < math.exp(-_ISOLATION)]
+        return torch.cat([chosen, stratified_sample(isolated, num_isolated)])
 
     def _largest_kernel(self, x, positions, sizes, keys, key_positions) -> torch.Tensor:
-        """(N,) kernel value of each point with the key where it is largest."""
-        # The exponent as one product: (x.k - 1) / delta^2 - (|p|^2 - 2 p.q + |q|^2) / (2 sigma^2).
+        """Returns (N,) the largest kernel value of each point with any key."""
+        # The exponent is (x.k - 1) / delta^2 - (|p|^2 - 2 p.q + |q|^2) / (2 sigma^2), one product.
         points, offset = [x / self.bandwidth**2], -1 / self.bandwidth**2
         sigma = self.sigma(sizes)
         if sigma is not None:
-            middle = key_positions.mean(dim=0)  # squares of small numbers lose fewer digits
+            middle = key_positions.mean(dim=0)  # squares of small numbers are more precise
             positions, key_positions = positions - middle, key_positions - middle
             precision = torch.as_tensor(sigma, device=x.device).expand(len(x)).square().reciprocal()
             points += [positions * precision[:, None], -0.5 * precision[:, None]]
@@ -176,7 +201,7 @@ class MeanShiftLayer(nn.Module):
         parts = torch.cat(points, dim=1).split(max(1, _BLOCK_ELEMENTS // len(keys)))
         return (torch.cat([(part @ keys.T).amax(dim=1) for part in parts]) + offset).exp()
 
-    def settle(
+    def shift_points(
         self,
         x: torch.Tensor,
         positions: torch.Tensor,
@@ -185,19 +210,22 @@ class MeanShiftLayer(nn.Module):
         scale: float = 1.0,
         return_trajectory: bool = False,
     ) -> Union[ShiftedPoints, List[ShiftedPoints]]:
-        """Inference on one image: the keys shift among themselves; all other points go where their neighbours went.
+        """Runs the inference loops on the points of one image.
+
+        The keys are shifted among themselves. All other points move to the kernel-weighted mean of
+        where the keys went.
 
         Args:
             x: (N, D) unit vectors.
-            positions: (N, 2) in pixels.
-            sizes: (N,) of the points' instances, in pixels.
-            key_index: (M,) int64: points that define the density, see :meth:`choose_keys`.
+            positions: (N, 2) positions in pixels.
+            sizes: (N,) sizes of the points' instances in pixels.
+            key_index: (M,) int64 indices of the keys, see :meth:`choose_keys`.
             scale: factor of both bandwidths.
-            return_trajectory: return every loop's result.
+            return_trajectory: whether to return the result of every loop.
 
         Returns:
-            (embeddings (N, D), positions (N, 2)) after the last loop; or a list of these, before the first and after
-            each.
+            Embeddings (N, D) and positions (N, 2) after the last loop, or a list of such pairs
+            before the first and after each loop.
         """
         if len(key_index) == 0:
             return [(x, positions)] if return_trajectory else (x, positions)
@@ -252,15 +280,17 @@ class MeanShiftLayer(nn.Module):
         mode_positions: torch.Tensor,
         scale: float = 1.0,
     ) -> torch.Tensor:
-        """Logarithm of the joint kernel between points and modes; its softmax is the membership.
+        """Computes the logarithm of the kernel between points and modes.
+
+        Its softmax over the modes is the membership. Positions enter only if they are shifted:
+        fixed positions are where a pixel is, which says nothing about its instance.
 
         Args:
             x: (N, D) unit vectors.
-            positions: (N, 2) in pixels.
-            sizes: (N,) of the points' instances, in pixels.
+            positions: (N, 2) positions in pixels.
+            sizes: (N,) sizes of the points' instances in pixels.
             modes: (R, D) unit vectors.
-            mode_positions: (R, 2) in pixels; fixed positions say where a pixel is, not what it belongs to: they enter
-                only where they are shifted.
+            mode_positions: (R, 2) positions in pixels.
             scale: factor of both bandwidths.
 
         Returns:
@@ -277,12 +307,15 @@ class MeanShiftLayer(nn.Module):
         return shifted if self.shift_positions else (shifted, positions)
 
 
-def evenly(index: torch.Tensor, count: int) -> torch.Tensor:
-    """``count`` of the entries of index (N,), or all where there are no more; in their order."""
+def stratified_sample(index: torch.Tensor, count: int) -> torch.Tensor:
+    """Samples ``count`` entries of an index (N,), evenly and in their order.
+
+    All entries are returned if there are no more than ``count``.
+    """
     if len(index) <= count:
         return index
-    # One of each of as many runs of entries, by the golden ratio somewhere in it: always the first of each would lie on
-    # a few columns of the picture.
+    # One entry of each of ``count`` runs. Its place in the run follows the golden ratio, because
+    # the first entries of all runs may lie on a few columns of the image.
     run = torch.arange(count + 1, device=index.device)
     start = run * len(index) // max(count, 1)
     within = (run[:-1].double() * _GOLDEN_RATIO).frac() * start.diff()
@@ -290,7 +323,7 @@ def evenly(index: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def squared_distances(positions: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(N, R) squared distances of (N, 2) and (R, 2)."""
-    # Differences first: exact at hundreds of pixels, and differentiable where they are 0, unlike cdist.
+    """Returns the squared distances (N, R) of positions (N, 2) and (R, 2)."""
+    # Unlike cdist, differences are exact at hundreds of pixels and differentiable at 0.
     x_distance, y_distance = (a[:, None] - b for a, b in zip(positions.unbind(1), others.unbind(1)))
     return x_distance.square() + y_distance.square()

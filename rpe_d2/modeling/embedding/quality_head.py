@@ -1,4 +1,4 @@
-"""Ranks grouped instances by an estimate of their mask's IoU with the object."""
+"""Estimates of the IoU between soft masks and objects, which rank grouped instances."""
 
 from typing import Tuple
 
@@ -6,21 +6,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# Width of the hidden layer; enough for a regression on pooled features.
+# Width of the hidden layers, which is enough for a regression on pooled features.
 _HIDDEN = 128
 
 
 class QualityHead(nn.Module):
-    """Predicts the IoU of a soft mask from the features under it and from how it was grouped.
+    """Predicts the IoU of soft masks from the features under them and from their grouping.
 
-    The authors of the embeddings recommend a learned ranker and released none; this is Mask Scoring R-CNN's idea
-    (Huang et al., CVPR 2019) on groups of pixels. Features are detached: ranking does not disturb grouping.
+    Kong & Fowlkes recommend a learned ranker and released none. This one applies the idea of Mask
+    Scoring R-CNN (Huang et al., CVPR 2019) to groups of pixels. It does not backpropagate into the
+    features, so that ranking does not disturb grouping.
     """
 
     def __init__(self, feature_dim: int):
         """
         Args:
-            feature_dim: C, channels of the embedding head's features.
+            feature_dim: C, the number of channels of the embedding head's features.
         """
         super().__init__()
         self.layers = nn.Sequential(
@@ -34,9 +35,10 @@ class QualityHead(nn.Module):
     def forward(
         self, features: torch.Tensor, soft_masks: torch.Tensor, agreement: torch.Tensor, stride: int
     ) -> torch.Tensor:
-        """
+        """Predicts the IoU of each soft mask.
+
         Args:
-            features: (C, h, w) of one image.
+            features: (C, h, w) features of one image.
             soft_masks: (R, h, w) in 0-1.
             agreement: (R,) in 0-1, see :class:`rpe_d2.modeling.embedding.grouping.PixelGroups`.
             stride: pixels per cell.
@@ -47,7 +49,7 @@ class QualityHead(nn.Module):
         features = features.detach().float()
         weights = soft_masks.flatten(1)  # (R, h * w)
         mass = weights.sum(dim=1).clamp(min=1e-6)
-        # The ring around a mask tells whether it stops where the object does.
+        # The features of the ring around a mask tell whether the mask ends where the object does.
         grown = F.max_pool2d(soft_masks.unsqueeze(1), (5, 1), stride=1, padding=(2, 0))
         grown = F.max_pool2d(grown, (1, 5), stride=1, padding=(0, 2)).squeeze(1)
         ring = (grown - soft_masks).flatten(1)
@@ -57,18 +59,20 @@ class QualityHead(nn.Module):
         ]
         sure = (weights > 0.5).sum(dim=1)
         shape = [
-            (mass * stride**2).log()
-            / 5,  # about 0-2 for objects from a few to a hundred thousand pixels
-            (weights.square().sum(dim=1) / mass),  # 1: every pixel is sure
+            # 0 to 2 for objects of a few to a hundred thousand pixels.
+            (mass * stride**2).log() / 5,
+            # 1 for masks of values 0 and 1.
+            (weights.square().sum(dim=1) / mass),
             sure / mass,
-            ring.sum(dim=1) / mass.sqrt() / 10,  # 10 x sqrt(area) is a usual perimeter here
+            # Perimeters are usually about 10 x sqrt(area) on this scale.
+            ring.sum(dim=1) / mass.sqrt() / 10,
             agreement,
         ]
         return self.layers(torch.cat([*pooled, torch.stack(shape, dim=1)], dim=1)).squeeze(1)
 
 
 def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of (R,) logits with IoUs in 0-1, mean over the groups of one image; 0 without any."""
+    """Returns the mean binary cross-entropy of logits (R,) and IoUs (R,) in 0-1, 0 for R = 0."""
     error = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return error / max(len(targets), 1)
 
@@ -76,15 +80,16 @@ def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def best_match(
     soft_masks: torch.Tensor, instance_map: torch.Tensor, mask_threshold: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """IoU of each thresholded mask with the best instance of a label map, and which instance that is.
+    """Matches each thresholded mask with the instance that it overlaps most.
 
     Args:
         soft_masks: (R, h, w) in 0-1.
-        instance_map: (h, w) int64, rows 0..n-1; -1 background; below that: ignored.
-        mask_threshold: where the masks are cut.
+        instance_map: (h, w) int64 instances 0 to n - 1, -1 for background and lower values for
+            pixels that are ignored.
+        mask_threshold: value from which on a cell belongs to a mask.
 
     Returns:
-        (R,) float32 in 0-1, 0 without instances, and (R,) int64.
+        IoUs (R,) float32 in 0-1, 0 where there are no instances, and the instances (R,) int64.
     """
     masks = (soft_masks >= mask_threshold).flatten(1).float()  # (R, P)
     labels = instance_map.flatten()
@@ -92,16 +97,9 @@ def best_match(
     num_instances = int(labels.max()) + 1 if labels.numel() else 0
     if num_instances <= 0 or len(masks) == 0:
         return masks.new_zeros(len(masks)), labels.new_zeros(len(masks))
-    # Everything that is no instance goes to one more column.
+    # Background and ignored cells are counted in one more column.
     column = torch.where(labels >= 0, labels, num_instances)
     overlap = masks.new_zeros(len(masks), num_instances + 1).index_add_(1, column, masks)[:, :-1]
     areas = torch.bincount(column, minlength=num_instances + 1)[:-1]
     union = masks.sum(dim=1, keepdim=True) + areas - overlap
     return (overlap / union.clamp(min=1)).max(dim=1)
-
-
-def best_iou(
-    soft_masks: torch.Tensor, instance_map: torch.Tensor, mask_threshold: float
-) -> torch.Tensor:
-    """The IoUs of :func:`best_match`."""
-    return best_match(soft_masks, instance_map, mask_threshold)[0]

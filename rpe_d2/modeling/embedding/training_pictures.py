@@ -1,4 +1,4 @@
-"""What TensorBoard shows of an embedding model while it trains."""
+"""Pictures of an embedding model for TensorBoard during training."""
 
 from typing import List
 
@@ -7,72 +7,78 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.color import embedding_to_rgb
 
-from .grouping import PixelGroups
-from .head import EmbeddingMaps
+from .grouping import PixelGroups, image_points
+from .head import ImageMaps
 from .labels import PixelLabels
 from .mean_shift_layer import MeanShiftLayer
 
 
-def loop_embeddings(
-    maps: EmbeddingMaps, index: int, size: tuple, shift: MeanShiftLayer, foreground_threshold: float
+def embeddings_per_loop(
+    maps: ImageMaps, shift: MeanShiftLayer, foreground_threshold: float
 ) -> List[torch.Tensor]:
-    """Embedding maps of one image before the first and after each inference loop, (D, h, w), padding cut off."""
-    rows, columns = (-(-side // maps.stride) for side in size)
-    embeddings = maps.embeddings[index, :, :rows, :columns]
-    votes = maps.votes[index, :, :rows, :columns]
-    foreground = 1 - maps.logits[index, :, :rows, :columns].softmax(dim=0)[-1]
-    sizes = maps.sizes[index, 0, :rows, :columns]
-    points = embeddings.flatten(1).T, votes.flatten(1).T, sizes.flatten()
-    keys = shift.choose_keys(*points, foreground.flatten() >= foreground_threshold)
-    steps = shift.settle(*points, keys, return_trajectory=True)
-    return [x.T.reshape(embeddings.shape) for x, _ in steps]
+    """Returns the embedding maps (D, h, w) before the first and after each inference loop.
+
+    They cover the image without the padding of its batch.
+    """
+    maps = maps.unpadded()
+    points = image_points(
+        maps,
+        1 - maps.logits.softmax(dim=0)[-1],
+        shift,
+        foreground_threshold=foreground_threshold,
+        min_foreground=-1.0,
+    )
+    steps = shift.shift_points(
+        points.x, points.votes, points.sizes, points.keys, return_trajectory=True
+    )
+    return [x.T.reshape(maps.embeddings.shape) for x, _ in steps]
 
 
 def training_picture(
     image: torch.Tensor,
     input_format: str,
-    maps: EmbeddingMaps,
     labels: PixelLabels,
     groups: PixelGroups,
-    size: tuple,
+    image_size: tuple,
+    stride: int,
     loops: List[torch.Tensor],
 ) -> torch.Tensor:
-    """Image, ground truth, grouped instances and the embedding colours of every loop, side by side.
+    """Draws the image, the ground truth, the groups and the embeddings of every loop side by side.
 
     Args:
-        image: (3, H, W) as the network got it, 0-255.
+        image: (3, H, W) input of the network in 0-255.
         input_format: its channel order, "BGR" or "RGB".
-        maps: of the batch whose first image this is.
-        labels, groups: of this image.
-        size: (H, W) without padding.
-        loops: from :func:`loop_embeddings`.
+        labels: ground truth of the image.
+        groups: groups of the image.
+        image_size: (H, W) without padding.
+        stride: pixels per cell of the groups and embeddings.
+        loops: embedding maps (D, h, w), see :func:`embeddings_per_loop`.
 
     Returns:
-        (3, H, W * (3 + number of maps)) uint8 RGB.
+        (3, H, W * (3 + number of embedding maps)) uint8 RGB.
     """
-    height, width = size
+    height, width = image_size
     rgb = image.flip(0) if input_format == "BGR" else image
     panels = [rgb[:3, :height, :width].cpu().to(torch.uint8)]
-    truth = labels.instances[:height, :width]
+    target = labels.instances[:height, :width]
     soft = F.interpolate(
-        groups.soft_masks[None], scale_factor=maps.stride, mode="bilinear", align_corners=False
+        groups.soft_masks[None], scale_factor=stride, mode="bilinear", align_corners=False
     )[0, :, :height, :width]
-    found = torch.full_like(truth, -1)
+    pred = torch.full_like(target, -1)
     if len(soft):
         value, owner = soft.max(dim=0)
-        found = torch.where(value > 0.5, owner, found)
-    for label_map in (truth, found):
-        panels.append(_label_colors(label_map.cpu()))
-    # All loops as one picture: the same colour is the same embedding in each.
+        pred = torch.where(value > 0.5, owner, pred)
+    panels += [_label_colors(label_map.cpu()) for label_map in (target, pred)]
+    # Coloured as one image, equal embeddings of different loops have equal colours.
     colors = embedding_to_rgb(torch.cat(loops, dim=2)).split(loops[0].shape[2], dim=2)
     for color in colors:
-        color = F.interpolate(color[None], scale_factor=maps.stride)[0]
+        color = F.interpolate(color[None], scale_factor=stride)[0]
         panels.append((color[:, :height, :width] * 255).cpu().to(torch.uint8))
     return torch.cat(panels, dim=2)
 
 
 def _label_colors(label_map: torch.Tensor) -> torch.Tensor:
-    """(H, W) labels, negative = none -> (3, H, W) uint8; neighbouring numbers get unlike colours."""
+    """Colours labels (H, W), black for negative ones. Returns (3, H, W) uint8."""
     palette = torch.randint(64, 256, (3, 1024), generator=torch.Generator().manual_seed(0))
     palette[:, 0] = 0
     return palette[:, torch.where(label_map < 0, 0, label_map % 1023 + 1)].to(torch.uint8)

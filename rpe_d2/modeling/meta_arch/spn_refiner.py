@@ -1,9 +1,9 @@
-"""Refines masks of whatever model by spatial propagation."""
+"""Refinement of the masks of any model by spatial propagation."""
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, Instances
@@ -11,46 +11,67 @@ from scipy.ndimage import distance_transform_edt
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
+from ..argument_checks import check_range
 from ..embedding.labels import instance_masks
-from ..layers import resize_maps
-from ..soft_masks import masks_on_grid, upsample_masks
+from ..layers import resize_maps, zero_loss
+from ..masks import masks_on_grid, upsample_masks
 from ..spn import MaskPropagation, propagation_loss
-from .padded_input import PaddedInput
+from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
 
 
 @META_ARCH_REGISTRY.register()
 class SPNRefiner(PaddedInput):
-    """The universal propagation network (Liu et al., NIPS 2017, section 4): refines masks that others made.
+    """The universal propagation network, which refines given masks (Liu et al., NIPS 2017, sec. 4).
 
-    Input is Detectron2's list of dicts with ``image`` (C, H, W). In training ``instances`` with ``gt_masks``, of which
-    coarse masks are made. At inference ``instances`` with ``pred_masks`` (R, h, w), bool or in 0-1, and ``sem_seg``
-    (K, h, w), scores in 0-1, both of any resolution and both optional; the same come back, refined, of the size
-    ``height`` x ``width``: masks bool, ``pred_boxes`` around them, other fields as they were. ``sparse_labels`` (K, h,
-    w), 1 where a class is known to be and 0 elsewhere, spread to all other pixels.
+    The input is Detectron2's list of dicts with ``image`` (C, H, W). In training the dicts have
+    ``instances`` with ``gt_masks``, from which coarse masks are made. In inference they have any of
+    these, at any resolution:
+
+    * ``instances`` with ``pred_masks`` (R, h, w), bool or in 0-1,
+    * ``sem_seg`` (K, h, w), class scores in 0-1,
+    * ``sparse_labels`` (K, h, w), 1 where the class of a pixel is known and 0 elsewhere; the labels
+      are propagated to all other pixels.
+
+    The output dicts have the refined values under the same names, at the size ``height`` x
+    ``width``. Refined masks are bool, ``pred_boxes`` are their bounding boxes, and the other fields
+    of the instances do not change.
     """
+
+    dataset_mapper_name = "PixelLabelMapper"
 
     @configurable
     def __init__(
         self,
         *,
         backbone: Backbone,
-        mask_propagation: MaskPropagation,
-        num_masks: int,
-        coarse_factors: Sequence[int],
-        jitter: int,
-        loss_weight: float,
-        pixel_mean: Tuple[float, ...],
-        pixel_std: Tuple[float, ...],
+        mask_propagation: Optional[MaskPropagation] = None,
+        num_masks: int = 8,
+        coarse_factors: Sequence[int] = (4, 2, 8),
+        jitter: int = 2,
+        loss_weight: float = 1.0,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
     ):
         """
         Args:
-            backbone: whose maps guide.
-            mask_propagation: refines.
-            num_masks: of a picture that are trained on.
-            coarse_factors, jitter: of the masks trained on, see :func:`rpe_d2.ops.coarsen.coarsen_masks`.
-            loss_weight: factor of the loss.
-            pixel_mean, pixel_std: per channel.
+            backbone: its feature maps guide the propagation.
+            mask_propagation: refines the masks; None for the default on all feature maps.
+            num_masks: largest number of masks per image in training.
+            coarse_factors: in training the masks of an image are coarsened by one of these
+                factors; see :func:`rpe_d2.ops.coarsen.coarsen_masks`.
+            jitter: largest random offset of the coarse masks in x and in y, in pixels.
+            loss_weight: weight of the loss.
+            pixel_mean, pixel_std: mean and standard deviation of each image channel.
         """
+        check_range("num_masks", num_masks, 1)
+        check_range("jitter", jitter, 0)
+        check_range("loss_weight", loss_weight, 0)
+        if not coarse_factors or any(not isinstance(f, int) or f < 1 for f in coarse_factors):
+            raise ValueError(
+                f"coarse_factors is {coarse_factors}; allowed: one or more integers, 1 or more"
+            )
+        if mask_propagation is None:
+            mask_propagation = MaskPropagation(backbone.output_shape())
         super().__init__(backbone, pixel_mean, pixel_std, [mask_propagation.stride])
         self.mask_propagation = mask_propagation
         self.num_masks = num_masks
@@ -59,29 +80,33 @@ class SPNRefiner(PaddedInput):
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode):
         backbone = build_backbone(cfg)
-        spn = cfg.MODEL.SPN
         return {
             "backbone": backbone,
-            "mask_propagation": MaskPropagation.from_config(cfg, backbone.output_shape()),
-            "num_masks": spn.NUM_MASKS,
-            "coarse_factors": spn.COARSE_FACTORS,
-            "jitter": spn.JITTER,
-            "loss_weight": spn.LOSS_WEIGHT,
+            "mask_propagation": MaskPropagation(cfg, backbone.output_shape()),
+            "loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
+    @classmethod
+    def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
+        """Names what the model needs in inference besides images."""
+        return ("coarse_masks",)
+
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
-        """The loss in training (a dict of a scalar), else :meth:`inference`.
+        """
+        Returns:
+            In training a dict with the scalar "loss_propagation"; otherwise the result of
+            :meth:`inference`.
 
         Raises:
-            ValueError: in training without propagation, where there is nothing to learn.
+            ValueError: training without propagation units, which have all the parameters.
         """
         if not self.training:
             return self.inference(batched_inputs)
-        if self.mask_propagation.options.num_units == 0:
+        if self.mask_propagation.units.num_units == 0:
             raise ValueError(
                 "MODEL.SPN.NUM_UNITS is 0; allowed in training an SPNRefiner: 1 or more"
             )
@@ -94,7 +119,12 @@ class SPNRefiner(PaddedInput):
         return {"loss_propagation": self.loss_weight * sum(losses) / len(losses)}
 
     def gates(self, batched_inputs: List[Dict]) -> Tuple[torch.Tensor, List[Tuple[int, int]]]:
-        """Gates (B, 1, 4 x connections, h, w) of the padded batch, and the images' sizes (H, W)."""
+        """Predicts the gates of a batch.
+
+        Returns:
+            Gates (B, 1, 4 x connections, h, w) for the padded images, and the size (H, W) of each
+            image.
+        """
         images = self.padded([self.normalized(item) for item in batched_inputs])
         return self.mask_propagation.gates(self.backbone(images.tensor)), images.image_sizes
 
@@ -103,16 +133,16 @@ class SPNRefiner(PaddedInput):
         masks = masks[masks.flatten(1).any(dim=1)]
         masks = masks[torch.randperm(len(masks), device=masks.device)[: self.num_masks]]
         if len(masks) == 0:
-            return gates.sum() * 0.0
+            return zero_loss(gates)
         factor = self.coarse_factors[int(torch.randint(len(self.coarse_factors), ()))]
         coarse = coarsen_masks(masks, factor, self.jitter)
         grid = instances.image_size, self.mask_propagation.stride
-        found = self.mask_propagation(masks_on_grid(coarse, *grid), gates)
-        return propagation_loss(found, masks_on_grid(masks, *grid))
+        refined = self.mask_propagation(masks_on_grid(coarse, *grid), gates)
+        return propagation_loss(refined, masks_on_grid(masks, *grid))
 
     @torch.no_grad()
     def inference(self, batched_inputs: List[Dict]) -> List[Dict]:
-        """Refined ``instances`` and ``sem_seg`` of each image, as far as it has them."""
+        """Refines ``instances``, ``sem_seg`` and ``sparse_labels`` of each image, where present."""
         if len({tuple(item["image"].shape) for item in batched_inputs}) > 1:
             return [self.inference([item])[0] for item in batched_inputs]
         gates, sizes = self.gates(batched_inputs)
@@ -126,7 +156,7 @@ class SPNRefiner(PaddedInput):
         output = {}
         if "instances" in item:
             instances = item["instances"].to(self.device)
-            masks = self._refined(instances.pred_masks, gates, size)
+            masks = self._refine(instances.pred_masks, gates, size)
             masks = upsample_masks(masks, self.mask_propagation.stride, size, out_size, 0.5)
             fields = {
                 name: value
@@ -135,7 +165,7 @@ class SPNRefiner(PaddedInput):
             }
             boxes = BitMasks(masks).get_bounding_boxes().to(self.device)
             output["instances"] = Instances(out_size, pred_masks=masks, pred_boxes=boxes, **fields)
-        for name, refine in (("sem_seg", self._refined), ("sparse_labels", self._spread)):
+        for name, refine in (("sem_seg", self._refine), ("sparse_labels", self._propagate_labels)):
             if name in item:
                 scores = refine(item[name].to(self.device), gates, size)
                 padded = [side * self.mask_propagation.stride for side in scores.shape[-2:]]
@@ -143,31 +173,33 @@ class SPNRefiner(PaddedInput):
                 output[name] = resize_maps(scores, out_size)[0]
         return output
 
-    def _spread(
+    def _propagate_labels(
         self, labels: torch.Tensor, gates: torch.Tensor, size: Tuple[int, int]
     ) -> torch.Tensor:
-        """(K, rows, columns) shares of the classes, from labels on few pixels."""
+        """Propagates sparse labels to all cells and returns class probabilities (K, h, w)."""
         labels = masks_on_grid(labels, size, self.mask_propagation.stride).double()
         total = labels.sum(dim=0)
         known = total > 0
         labels = labels / total.clamp(min=1e-12)
-        # Nothing flows into a labelled cell. Elsewhere what arrives is damped, little inside of a region and much at its
-        # border: the label that comes the easiest way is the strongest. Double precision carries far.
+        # Closed gates keep the labelled cells as they are. Elsewhere labels decay with distance,
+        # slowly inside regions and fast across edges, and the strongest label wins. Double
+        # precision lets them reach distant cells.
         gates = gates[..., : known.shape[0], : known.shape[1]].double() * ~known
-        found = self.mask_propagation(labels, gates)
-        arrived = found.sum(dim=0)
-        if bool((arrived == 0).any()) and bool(known.any()):
+        propagated = self.mask_propagation(labels, gates)
+        total = propagated.sum(dim=0)
+        if bool((total == 0).any()) and bool(known.any()):
+            # Cells that no label reached get the nearest label.
             row, column = torch.from_numpy(
                 distance_transform_edt(
                     ~known.cpu().numpy(), return_distances=False, return_indices=True
                 )
             ).to(labels.device)
-            found = torch.where(arrived > 0, found, labels[:, row, column])
-        return (found / found.sum(dim=0).clamp(min=1e-300)).float()
+            propagated = torch.where(total > 0, propagated, labels[:, row, column])
+        return (propagated / propagated.sum(dim=0).clamp(min=1e-300)).float()
 
-    def _refined(
+    def _refine(
         self, masks: torch.Tensor, gates: torch.Tensor, size: Tuple[int, int]
     ) -> torch.Tensor:
-        return self.mask_propagation(
-            masks_on_grid(masks, size, self.mask_propagation.stride), gates
-        )
+        """Refines masks (K, h, w) on the grid of the gates."""
+        masks = masks_on_grid(masks, size, self.mask_propagation.stride)
+        return self.mask_propagation(masks, gates)

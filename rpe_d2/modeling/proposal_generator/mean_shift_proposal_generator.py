@@ -11,32 +11,32 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from ..config_ranges import check_ranges
-from ..embedding.grouping import PixelGrouping
+from rpe_d2.config import check_config
+
+from ..argument_checks import check_choice, check_range
+from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping
 from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
-from ..embedding.quality_head import QualityHead, best_iou, quality_loss
-from ..masks import (
-    mask_overlaps,
-    rank_duplicates_last,
-    soft_mask_boxes,
-    soft_masks_to_proposals,
-)
+from ..embedding.quality_head import QualityHead, best_match, quality_loss
+from ..layers import zero_loss
+from ..masks import mask_overlaps, soft_mask_boxes, soft_masks_to_proposals, soft_nms
 
 NMS_TYPES = ("mask", "box")
 
 
 class RankedMasks(NamedTuple):
-    """Groups of one image from all levels and bandwidths, on the finest level's grid without the batch's padding.
+    """Groups of one image at all levels and scales, on the grid of the finest level.
+
+    The padding of the batch is cut off.
 
     Attributes:
         soft_masks: (R, ceil(H / stride), ceil(W / stride)) float32 in 0-1.
-        boxes: (R, 4) float32 x0, y0, x1, y1 in pixels, each found on its own level's grid; without an extent where the
-            mask nowhere reaches its threshold.
-        foreground: (R,) float32 in 0-1: how likely their pixels are foreground.
-        quality_logits: (R,) float32 logits of the estimated IoU; None without a ranker.
+        boxes: (R, 4) float32 x0, y0, x1, y1 in pixels, computed on the grid of the mask's own
+            level. Boxes of masks that do not reach the threshold are empty.
+        foreground: (R,) float32 in 0-1, the foreground probability of the group.
+        quality_logits: (R,) float32 logits of the estimated IoU, or None without a quality head.
     """
 
     soft_masks: torch.Tensor
@@ -46,7 +46,7 @@ class RankedMasks(NamedTuple):
 
     @property
     def scores(self) -> torch.Tensor:
-        """(R,) in 0-1, without gradient."""
+        """Scores (R,) in 0-1, without gradient."""
         if self.quality_logits is None:
             return self.foreground
         return self.foreground * self.quality_logits.detach().sigmoid()
@@ -54,64 +54,96 @@ class RankedMasks(NamedTuple):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MeanShiftProposalGenerator(nn.Module):
-    """Groups the pixels of a backbone's maps into class-agnostic object proposals (Kong & Fowlkes, CVPR 2018).
+    """Groups the pixels of a backbone's maps into class-agnostic object proposals.
 
-    One clustering is one scale of grouping. Proposals come from several bandwidths and from several levels of pooled
-    features; a learned ranker scores them, duplicates are suppressed, and the best remain. Embedding head, losses,
-    mean shift, grouping and ranker are those of :class:`rpe_d2.modeling.PixelEmbeddingNet`, with one class.
+    One clustering finds objects of one scale of grouping (Kong & Fowlkes, CVPR 2018). Proposals
+    therefore come from several bandwidths and from several levels of pooled features. A learned
+    estimate of the IoU scores them, duplicates are suppressed, and the best are kept. Embedding
+    head, losses, mean shift, grouping and quality head are those of
+    :class:`rpe_d2.modeling.PixelEmbeddingNet`, with one class.
 
-    Pixels are labelled from ``gt_masks``, or where the data have none from filled boxes. What Detectron2's mappers
-    leave out, as crowds, counts as background, as it does for the RPN.
+    Pixels are labelled from ``gt_masks`` or, if the data have none, from filled boxes. What
+    Detectron2's mappers leave out, such as crowds, counts as background, as it does for the RPN.
     """
+
+    dataset_mapper_name = "PixelLabelMapper"
 
     @configurable
     def __init__(
         self,
+        input_shape: Optional[Dict[str, ShapeSpec]] = None,
         *,
-        embedding_head: EmbeddingHead,
-        num_levels: int,
-        embedding_loss: EmbeddingLoss,
-        mean_shift: MeanShiftLayer,
-        grouping: PixelGrouping,
-        quality_head: Optional[QualityHead],
-        quality_loss_weight: float,
-        nms_type: str,
-        nms_threshold: float,
-        duplicate_threshold: float,
-        pre_nms_topk: int,
-        post_nms_topk_train: int,
-        post_nms_topk_test: int,
-        min_box_size: float,
-        mask_threshold: float,
-        tip_threshold: float,
-        mask_size: int,
+        embedding_head: Optional[EmbeddingHead] = None,
+        num_levels: int = 2,
+        embedding_loss: Optional[EmbeddingLoss] = None,
+        mean_shift: Optional[MeanShiftLayer] = None,
+        grouping: Optional[PixelGrouping] = None,
+        use_quality_head: bool = True,
+        quality_loss_weight: float = 1.0,
+        nms_type: str = "mask",
+        nms_threshold: float = 0.7,
+        duplicate_threshold: float = 0.9,
+        pre_nms_topk: int = 1000,
+        post_nms_topk_train: int = 500,
+        post_nms_topk_test: int = 300,
+        min_box_size: float = 0,
+        mask_threshold: float = 0.5,
+        tip_threshold: float = 0.2,
+        mask_size: int = 112,
         masks_in_training: bool = False,
     ):
         """
         Args:
-            embedding_head: with one class.
-            num_levels: maps that are grouped: at the head's stride, at twice that, and so on.
-            embedding_loss, mean_shift, grouping: the parts that follow, for each level.
-            quality_head: ranks the groups; None ranks by foreground probability alone.
-            quality_loss_weight: factor of its loss.
-            nms_type: overlap of "mask" or "box".
-            nms_threshold: IoU with a better proposal above which a proposal's score falls.
-            duplicate_threshold: IoU with a better proposal above which one is dropped.
-            pre_nms_topk: the best groups of an image that the suppression looks at; bounds its time and memory.
-            post_nms_topk_train, post_nms_topk_test: the best proposals of an image that remain.
-            min_box_size: proposals with a shorter side, pixels, are dropped.
-            mask_threshold: where the soft masks are cut.
-            tip_threshold: boxes hold whatever reaches this value, too, since masks are least sure of an object's tips.
-            mask_size: M of the proposal masks.
-            masks_in_training: there are masks in training, too.
+            input_shape: channels and stride of each output of the backbone, which are needed where
+                no ``embedding_head`` is given.
+            embedding_head: head with one class. None stands for a head of stride 8.
+            num_levels: number of maps that are grouped, at the head's stride, twice that stride and
+                so on.
+            embedding_loss, mean_shift, grouping: the parts that follow at each level. None stands
+                for the part with its default arguments.
+            use_quality_head: whether groups are ranked by foreground probability times an estimate
+                of their mask's IoU. Otherwise the foreground probability ranks them.
+            quality_loss_weight: weight of the loss of that estimate.
+            nms_type: whether overlaps are those of "mask" or "box".
+            nms_threshold: IoU with a better proposal above which a score is reduced.
+            duplicate_threshold: IoU with a better proposal above which a proposal is dropped.
+            pre_nms_topk: number of the best groups of an image that enter the suppression. It
+                bounds time and memory.
+            post_nms_topk_train, post_nms_topk_test: number of the best proposals that are kept.
+            min_box_size: proposals with a side below this many pixels are dropped.
+            mask_threshold: value from which on a cell belongs to a soft mask.
+            tip_threshold: lower value from which on a cell extends the box, see
+                :func:`rpe_d2.modeling.masks.soft_mask_boxes`.
+            mask_size: M, the side of the proposals' masks.
+            masks_in_training: whether proposals have masks in training as well.
+
+        Raises:
+            ValueError: An argument is out of range.
         """
         super().__init__()
+        if embedding_head is None:
+            if input_shape is None:
+                raise ValueError("input_shape is None; allowed: a dict, or an embedding_head")
+            # By keyword, because a LazyConfig's dict in first place would be taken for a cfg.
+            embedding_head = EmbeddingHead(input_shape=input_shape, num_classes=1, stride=8)
+        check_range("num_levels", num_levels, 1)
+        check_choice("nms_type", nms_type, NMS_TYPES)
+        check_range("nms_threshold", nms_threshold, 0, 1)
+        check_range("duplicate_threshold", duplicate_threshold, 0, 1)
+        check_range("pre_nms_topk", pre_nms_topk, 1)
+        check_range("mask_threshold", mask_threshold, 1e-6, 0.99)
+        check_range("tip_threshold", tip_threshold, 1e-6, 1)
+        check_range("mask_size", mask_size, 1)
         self.embedding_head = embedding_head
         self.num_levels = num_levels
-        self.embedding_loss = embedding_loss
-        self.mean_shift = mean_shift
+        self.embedding_loss = EmbeddingLoss() if embedding_loss is None else embedding_loss
+        self.mean_shift = MeanShiftLayer(max_keys=1024) if mean_shift is None else mean_shift
+        if grouping is None:
+            grouping = MeanShiftGrouping(scales=(0.7, 1.4), max_groups=100)
+        if grouping.shift is None:
+            grouping.shift = self.mean_shift
         self.grouping = grouping
-        self.quality_head = quality_head
+        self.quality_head = QualityHead(embedding_head.feature_dim) if use_quality_head else None
         self.quality_loss_weight = quality_loss_weight
         self.nms_type = nms_type
         self.nms_threshold = nms_threshold
@@ -125,42 +157,35 @@ class MeanShiftProposalGenerator(nn.Module):
         self.masks_in_training = masks_in_training
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        proposals = cfg.MODEL.RPE.PROPOSALS
-        if proposals.NMS_TYPE not in NMS_TYPES:
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict:
+        check_config(cfg, "MODEL.RPE", "MODEL.MEAN_SHIFT")
+        rpe, proposals = cfg.MODEL.RPE, cfg.MODEL.RPE.PROPOSALS
+        check_choice("MODEL.RPE.PROPOSALS.STRIDE", proposals.STRIDE, STRIDES)
+        if rpe.GROUPING == "kmeans":
             raise ValueError(
-                f"MODEL.RPE.PROPOSALS.NMS_TYPE is {proposals.NMS_TYPE!r}; allowed: {', '.join(NMS_TYPES)}"
+                "MODEL.RPE.GROUPING is 'kmeans', which needs the true number of objects; allowed "
+                "with MeanShiftProposalGenerator: mean_shift, components"
             )
-        if proposals.STRIDE not in STRIDES:
-            raise ValueError(
-                f"MODEL.RPE.PROPOSALS.STRIDE is {proposals.STRIDE}; allowed: {', '.join(map(str, STRIDES))}"
-            )
-        if cfg.MODEL.RPE.GROUPING == "kmeans":
-            raise ValueError(
-                "MODEL.RPE.GROUPING is 'kmeans', which needs the true number of objects; allowed with "
-                "MeanShiftProposalGenerator: mean_shift, components"
-            )
-        check_ranges(cfg)
-        cfg = _class_agnostic(cfg)
-        head = EmbeddingHead(cfg, input_shape)
         return {
-            "embedding_head": head,
+            "embedding_head": EmbeddingHead(
+                cfg, input_shape, num_classes=1, stride=proposals.STRIDE
+            ),
             "num_levels": proposals.NUM_LEVELS,
-            "embedding_loss": EmbeddingLoss(cfg),
-            "mean_shift": MeanShiftLayer(cfg),
-            "grouping": PixelGrouping(cfg),
-            "quality_head": QualityHead(head.feature_dim) if cfg.MODEL.RPE.QUALITY else None,
-            "quality_loss_weight": cfg.MODEL.RPE.QUALITY_LOSS_WEIGHT,
-            "nms_type": proposals.NMS_TYPE,
+            "embedding_loss": EmbeddingLoss(cfg, stride=proposals.STRIDE),
+            "mean_shift": MeanShiftLayer(cfg, max_keys=proposals.MAX_KEYS),
+            "grouping": build_grouping(
+                cfg, scales=proposals.SCALES, max_groups=proposals.MAX_GROUPS
+            ),
+            "use_quality_head": rpe.QUALITY,
+            "quality_loss_weight": rpe.QUALITY_LOSS_WEIGHT,
             "nms_threshold": proposals.NMS_THRESH,
             "duplicate_threshold": proposals.DUPLICATE_THRESH,
             "pre_nms_topk": proposals.PRE_NMS_TOPK,
             "post_nms_topk_train": proposals.POST_NMS_TOPK_TRAIN,
             "post_nms_topk_test": proposals.POST_NMS_TOPK_TEST,
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
-            "mask_threshold": cfg.MODEL.RPE.MASK_THRESHOLD,
-            "tip_threshold": proposals.TIP_THRESHOLD,
-            "mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
+            "mask_threshold": rpe.MASK_THRESHOLD,
+            "mask_size": rpe.PROPOSAL_MASK_SIZE,
             "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
         }
 
@@ -170,15 +195,17 @@ class MeanShiftProposalGenerator(nn.Module):
         features: Dict[str, torch.Tensor],
         gt_instances: Optional[List[Instances]] = None,
     ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
-        """
+        """Makes proposals and, in training, computes the losses.
+
         Args:
-            images: padded batch; only its images' sizes are used.
-            features: the backbone's maps.
-            gt_instances: in training, one per image.
+            images: padded batch, of which only the images' sizes are used.
+            features: outputs of the backbone.
+            gt_instances: ground truth of each image, in training.
 
         Returns:
-            for each image ``proposal_boxes`` and ``objectness_logits`` and, at inference or where they are wanted in
-            training, ``proposal_masks`` (R, M, M) uint8, by falling score; and in training the losses, "loss_rpe_…".
+            For each image, proposals in descending order of their scores with ``proposal_boxes``,
+            ``objectness_logits`` and, in inference or with ``masks_in_training``,
+            ``proposal_masks`` (R, M, M) uint8. In training also the losses "loss_rpe_…".
         """
         levels = self.embedding_head.levels(features, self.num_levels)
         # Sums over thousands of pixels overflow half precision.
@@ -190,37 +217,42 @@ class MeanShiftProposalGenerator(nn.Module):
     def rank_groups(
         self, levels: List[EmbeddingMaps], image_sizes: Sequence[Tuple[int, int]]
     ) -> List[RankedMasks]:
-        """Groups of every image at every level and bandwidth, with their ranks, before any suppression.
+        """Groups and scores the pixels of every image, before any suppression.
 
         Args:
-            levels: predictions for a batch, the finest first.
-            image_sizes: (H, W) of the images without padding.
+            levels: predictions for a batch, the finest level first.
+            image_sizes: (H, W) of each image without padding.
         """
         return [self._rank_image(levels, index, size) for index, size in enumerate(image_sizes)]
 
     def _rank_image(
         self, levels: List[EmbeddingMaps], index: int, size: Tuple[int, int]
     ) -> RankedMasks:
-        rows, columns = _cells(size, levels[0].stride)
         masks, boxes, foreground, logits = [], [], [], []
-        for maps in levels:
-            groups = self.grouping(maps, index, size, self.mean_shift)
+        stride = levels[0].stride
+        rows, columns = levels[0].image(index, size).unpadded_size
+        for level in levels:
+            maps = level.image(index, size)
+            groups = self.grouping(maps)
             if self.quality_head is not None:
-                features = maps.features[index]
                 logits.append(
-                    self.quality_head(features, groups.soft_masks, groups.agreement, maps.stride)
+                    self.quality_head(
+                        maps.features, groups.soft_masks, groups.agreement, maps.stride
+                    )
                 )
-            # Padding is cut off before anything is interpolated: it would draw masks away from the image's border.
-            own = _cells(size, maps.stride)
-            soft_masks = groups.soft_masks[:, : own[0], : own[1]]
+            # Without its padding, because interpolation would move masks away from the border.
+            own_rows, own_columns = maps.unpadded_size
+            soft_masks = groups.soft_masks[:, :own_rows, :own_columns]
             present, found = soft_mask_boxes(
                 soft_masks, maps.stride, size, self.mask_threshold, self.tip_threshold
             )
             boxes.append(found * present[:, None])
-            if maps.stride > levels[0].stride and len(soft_masks):
-                factor = maps.stride // levels[0].stride
+            if maps.stride > stride and len(soft_masks):
                 soft_masks = F.interpolate(
-                    soft_masks[None], scale_factor=factor, mode="bilinear", align_corners=False
+                    soft_masks[None],
+                    scale_factor=maps.stride // stride,
+                    mode="bilinear",
+                    align_corners=False,
                 )[0]
             masks.append(soft_masks[:, :rows, :columns].reshape(-1, rows, columns))
             foreground.append(groups.class_probabilities.sum(dim=1))
@@ -239,14 +271,14 @@ class MeanShiftProposalGenerator(nn.Module):
     ) -> Dict[str, torch.Tensor]:
         if gt_instances is None:
             raise ValueError(
-                'the batch has no "instances" to train on; an image without objects needs an empty list of '
-                '"annotations"'
+                'the batch has no "instances" to train on; an image without objects needs an empty '
+                'list of "annotations"'
             )
-        padded = [side * levels[0].stride for side in levels[0].logits.shape[-2:]]
-        labels = [_one_class(pixel_labels(instances, padded)) for instances in gt_instances]
+        padded_size = levels[0].padded_size
+        labels = [_one_class(pixel_labels(instances, padded_size)) for instances in gt_instances]
         parts = [self.embedding_loss(maps, labels, self.mean_shift) for maps in levels]
         losses = {
-            # Not the names of a semantic head, which may stand beside this one.
+            # The prefix keeps the names apart from those of a semantic head in the same model.
             name.replace("loss_", "loss_rpe_"): sum(part[name] for part in parts) / len(parts)
             for name in parts[0]
         }
@@ -257,16 +289,14 @@ class MeanShiftProposalGenerator(nn.Module):
     def _quality_loss(
         self, ranked: List[RankedMasks], labels: List[PixelLabels], stride: int
     ) -> torch.Tensor:
-        middle = slice(stride // 2, None, stride)
         losses = []
         for masks, label in zip(ranked, labels):
             rows, columns = masks.soft_masks.shape[1:]
-            instances = label.instances[middle, middle][:rows, :columns]
-            iou = best_iou(masks.soft_masks, instances, self.mask_threshold)
+            instances = label.at_cells(stride)[:rows, :columns]
+            iou, _ = best_match(masks.soft_masks, instances, self.mask_threshold)
             losses.append(quality_loss(masks.quality_logits, iou))
-        # Parameters take part even where nothing was grouped, as distributed training demands.
-        unused = sum(parameter.sum() for parameter in self.quality_head.parameters()) * 0.0
-        return self.quality_loss_weight * sum(losses) / len(losses) + unused
+        loss = self.quality_loss_weight * sum(losses) / len(losses)
+        return loss + zero_loss(self.quality_head)
 
     @torch.no_grad()
     def _proposals(
@@ -288,11 +318,11 @@ class MeanShiftProposalGenerator(nn.Module):
             overlaps = mask_overlaps(soft_masks[kept], "union", self.mask_threshold)
         else:
             overlaps = box_iou(boxes[kept], boxes[kept])
-        stays, scores = rank_duplicates_last(
+        remaining, scores = soft_nms(
             overlaps, scores[kept], self.nms_threshold, self.duplicate_threshold
         )
         topk = self.post_nms_topk[self.training]
-        kept, scores = kept[stays[:topk]], scores[:topk]
+        kept, scores = kept[remaining[:topk]], scores[:topk]
         return soft_masks_to_proposals(
             soft_masks[kept],
             scores,
@@ -303,24 +333,6 @@ class MeanShiftProposalGenerator(nn.Module):
             self.mask_threshold,
             None if self.training and not self.masks_in_training else self.mask_size,
         )
-
-
-def _class_agnostic(cfg: CfgNode) -> CfgNode:
-    """The configuration as the shared parts read it: one class, and the generator's own grid and bandwidths."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    rpe, proposals = cfg.MODEL.RPE, cfg.MODEL.RPE.PROPOSALS
-    rpe.NUM_CLASSES = 1
-    rpe.STRIDE = proposals.STRIDE
-    rpe.MAX_GROUPS = proposals.MAX_GROUPS
-    cfg.MODEL.MEAN_SHIFT.TEST_SCALES = proposals.SCALES
-    cfg.MODEL.MEAN_SHIFT.MAX_KEYS = proposals.MAX_KEYS
-    return cfg
-
-
-def _cells(size: Tuple[int, int], stride: int) -> Tuple[int, int]:
-    """Rows and columns of the grid that hold an image of (H, W) pixels."""
-    return tuple(-(-side // stride) for side in size)
 
 
 def _one_class(labels: PixelLabels) -> PixelLabels:

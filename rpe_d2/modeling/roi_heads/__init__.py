@@ -1,4 +1,4 @@
-"""ROI heads and mask heads."""
+"""RoI heads and mask heads."""
 
 from .guided_roi_heads import GuidedCascadeROIHeads, GuidedROIHeads
 from .spn_mask_head import SPNMaskHead

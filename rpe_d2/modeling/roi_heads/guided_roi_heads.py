@@ -1,4 +1,4 @@
-"""ROI heads whose mask head chooses its own maps of the backbone."""
+"""RoI heads whose mask head selects its own feature maps of the backbone."""
 
 from typing import Any, Dict
 
@@ -11,19 +11,22 @@ from ..layers import chosen_features
 
 
 class MaskFeatures:
-    """In ROI heads: hands the maps in ``MODEL.ROI_MASK_HEAD.IN_FEATURES`` to the mask head, whole.
+    """Mixin for RoI heads that passes ``MODEL.ROI_MASK_HEAD.IN_FEATURES`` to the mask head.
 
-    Detectron2 gives box and mask head the same maps, all of as many channels. Without that key nothing is changed.
+    The mask head gets these feature maps without pooling. In Detectron2 the box head and the mask
+    head share their feature maps, which all have the same number of channels. If the key is empty,
+    nothing changes.
     """
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
-        names = list(cfg.MODEL.ROI_MASK_HEAD.IN_FEATURES)
+        mask_head = cfg.MODEL.ROI_MASK_HEAD
+        names = list(mask_head.IN_FEATURES)
         if not cfg.MODEL.MASK_ON or not names:
             return super()._init_mask_head(cfg, input_shape)
-        if cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
+        if mask_head.POOLER_TYPE:
             raise ValueError(
-                f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r}; allowed with "
+                f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {mask_head.POOLER_TYPE!r}; allowed with "
                 'MODEL.ROI_MASK_HEAD.IN_FEATURES: ""'
             )
         chosen_features("MODEL.ROI_MASK_HEAD.IN_FEATURES", names, input_shape)
@@ -37,9 +40,9 @@ class MaskFeatures:
 
 @ROI_HEADS_REGISTRY.register()
 class GuidedROIHeads(MaskFeatures, StandardROIHeads):
-    """Detectron2's StandardROIHeads with a mask head on maps of its own."""
+    """Detectron2's StandardROIHeads with separate feature maps for the mask head."""
 
 
 @ROI_HEADS_REGISTRY.register()
 class GuidedCascadeROIHeads(MaskFeatures, CascadeROIHeads):
-    """Detectron2's CascadeROIHeads with a mask head on maps of its own."""
+    """Detectron2's CascadeROIHeads with separate feature maps for the mask head."""

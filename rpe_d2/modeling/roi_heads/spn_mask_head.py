@@ -1,6 +1,7 @@
 """A mask head that refines its masks by spatial propagation."""
 
-from typing import Any, Dict, List, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -16,95 +17,124 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..argument_checks import check_range
 from ..backbone import IMAGE
-from ..layers import resize_maps
-from ..spn import GuidanceNetwork, PropagationHead, PropagationOptions
+from ..layers import resize_maps, zero_loss
+from ..spn import GuidanceNetwork, PropagationHead, unit_arguments
 
-# Names of what guides the propagation inside a region, beside the finest of the backbone's maps.
+# Names of the guidance features of an RoI, besides crops of the image.
 _POOLED, _UPSAMPLED, _CROP = "pooled", "upsampled", "crop"
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class SPNMaskHead(MaskRCNNConvUpsampleHead):
-    """Mask R-CNN's mask head followed by two propagation units with shared gates (Liu et al., NIPS 2017).
+    """The mask head of Mask R-CNN, followed by spatial propagation (Liu et al., NIPS 2017).
 
-    The mask of one class, the true one in training, is propagated: gates do not depend on the class. The head has the
-    parameters of ``MaskRCNNConvUpsampleHead`` under the same names and starts by returning its masks, so that trained
-    weights of Mask R-CNN go on where they were. Losses stand before ("loss_mask") and after ("loss_mask_refined").
+    Only the mask of one class is propagated: the predicted class, or the true class in training.
+    The gates do not depend on the class. The parameters of ``MaskRCNNConvUpsampleHead`` keep their
+    names, and an untrained propagation is the identity, so training can continue from the weights
+    of a Mask R-CNN. There is a loss before ("loss_mask") and a loss after the refinement
+    ("loss_mask_refined").
 
-    Two modes:
+    There are two modes:
 
-    * In any Mask R-CNN configuration ``MODEL.ROI_MASK_HEAD.NAME: SPNMaskHead``: pooled features guide.
-    * ``MODEL.ROI_MASK_HEAD.POOLER_TYPE: ""``: the head crops regions itself, and the finest map of the backbone guides
-      at full resolution, too. With ``MODEL.BACKBONE.NAME: build_guided_backbone``, ``MODEL.ROI_HEADS.NAME:
-      GuidedROIHeads`` (or ``GuidedCascadeROIHeads``) and "image" in ``MODEL.ROI_MASK_HEAD.IN_FEATURES`` so does the
-      picture.
+    * ``MODEL.ROI_MASK_HEAD.NAME: SPNMaskHead`` in any configuration of Mask R-CNN: the pooled
+      features guide the propagation.
+    * ``MODEL.ROI_MASK_HEAD.POOLER_TYPE: ""``: the head pools the RoIs itself, and crops of the
+      finest feature map at the resolution of the refined masks guide the propagation as well. Crops
+      of the image are added with ``MODEL.BACKBONE.NAME: build_guided_backbone``,
+      ``MODEL.ROI_HEADS.NAME: GuidedROIHeads`` (or ``GuidedCascadeROIHeads``) and "image" in
+      ``MODEL.ROI_MASK_HEAD.IN_FEATURES``.
     """
 
     @configurable
     def __init__(
         self,
-        input_shape: ShapeSpec,
+        input_shape: Union[ShapeSpec, Dict[str, ShapeSpec]],
         *,
-        propagation: PropagationHead,
-        guidance: GuidanceNetwork,
-        resolution: int,
-        regions: Optional["RegionMaps"],
+        num_classes: int,
+        conv_dims: Sequence[int] = (256,) * 5,
+        pooler_resolution: int = 14,
+        sampling_ratio: int = 0,
+        resolution: int = 0,
+        channels: int = 8,
+        num_units: int = 2,
+        gate_mode: str = "softmax",
+        connections: int = 3,
+        guidance_dim: int = 64,
+        guidance_norm: str = "GN",
         refined_loss_weight: float = 1.0,
         **kwargs: Any,
     ):
         """
         Args:
-            input_shape: channels of the pooled features.
-            propagation: of one map.
-            guidance: on "pooled", "upsampled" and what ``regions`` crop.
-            resolution: M, of the refined masks.
-            regions: crops the maps of the backbone; None: features come pooled.
-            refined_loss_weight: of the loss after refinement.
-            kwargs: of MaskRCNNConvUpsampleHead.
+            input_shape: shape of the pooled features, or channels and stride of the feature maps
+                if the head pools the RoIs itself.
+            num_classes: number of foreground classes; 1 for class-agnostic masks.
+            conv_dims: channels of the 3x3 convolutions, then of the deconvolution.
+            pooler_resolution: side length of the pooled features.
+            sampling_ratio: see ``ROIAlign``; used if the head pools the RoIs itself.
+            resolution: side length of the refined masks, a multiple of twice
+                ``pooler_resolution``; 0 for exactly that.
+            channels: propagated channels, each with its own gates.
+            num_units, gate_mode, connections: see :class:`PropagationUnits`.
+            guidance_dim, guidance_norm: ``conv_dim`` and ``norm`` of the
+                :class:`GuidanceNetwork`.
+            refined_loss_weight: weight of the loss after the refinement.
+            kwargs: further arguments of ``MaskRCNNConvUpsampleHead``.
         """
-        super().__init__(input_shape, **kwargs)
+        check_range("refined_loss_weight", refined_loss_weight, 0)
+        resolution = resolution or 2 * pooler_resolution
+        _check_resolution("resolution", resolution, "pooler_resolution", pooler_resolution)
+        roi_features = None
+        if isinstance(input_shape, Mapping):
+            roi_features = RoIFeatures(input_shape, pooler_resolution, sampling_ratio)
+            input_shape = roi_features.pooled_shape
+        propagation = PropagationHead(
+            1, channels, num_units=num_units, gate_mode=gate_mode, connections=connections
+        )
+        ratio = resolution // (2 * pooler_resolution)
+        guidance_shape = {
+            _POOLED: ShapeSpec(channels=input_shape.channels, stride=2 * ratio),
+            _UPSAMPLED: ShapeSpec(channels=conv_dims[-1], stride=ratio),
+        }
+        if roi_features is not None:
+            guidance_shape.update(roi_features.crop_shapes)
+        guidance = GuidanceNetwork(
+            guidance_shape,
+            out_channels=propagation.num_gates,
+            stride=1,
+            conv_dim=guidance_dim,
+            norm=guidance_norm,
+        )
+        super().__init__(input_shape, num_classes=num_classes, conv_dims=conv_dims, **kwargs)
         self.propagation = propagation
         self.guidance = guidance
         self.resolution = resolution
-        self.regions = regions
+        self.roi_features = roi_features
         self.refined_loss_weight = refined_loss_weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Union[ShapeSpec, Dict[str, ShapeSpec]]):
         spn = cfg.MODEL.SPN
-        regions = RegionMaps(cfg, input_shape) if isinstance(input_shape, dict) else None
-        pooled = ShapeSpec(channels=input_shape.channels) if regions is None else regions.pooled
-        arguments = super().from_config(cfg, pooled)
-        coarse_resolution = 2 * cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
-        resolution = spn.RESOLUTION or coarse_resolution
-        if resolution % coarse_resolution:
-            raise ValueError(
-                f"MODEL.SPN.RESOLUTION is {resolution}; allowed: multiples of {coarse_resolution}, twice "
-                "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION, or 0 for just that"
-            )
-        ratio = resolution // coarse_resolution
-        options = PropagationOptions.from_config(cfg)
+        arguments = super().from_config(cfg, input_shape)
+        arguments.update(unit_arguments(cfg))
+        pooler_resolution = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         if spn.CHANNELS < 1:
             raise ValueError(f"MODEL.SPN.CHANNELS is {spn.CHANNELS}; allowed for masks: 1 or more")
-        propagation = PropagationHead(1, spn.CHANNELS, options)
-        guides = {
-            _POOLED: ShapeSpec(channels=pooled.channels, stride=2 * ratio),
-            _UPSAMPLED: ShapeSpec(channels=arguments["conv_dims"][-1], stride=ratio),
-        }
-        if regions is not None:
-            guides.update(regions.crops)
+        _check_resolution(
+            "MODEL.SPN.RESOLUTION",
+            spn.RESOLUTION,
+            "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
+            pooler_resolution,
+        )
         arguments.update(
-            propagation=propagation,
-            guidance=GuidanceNetwork(
-                guides,
-                out_channels=propagation.num_gates,
-                stride=1,
-                conv_dim=spn.CONV_DIM,
-                norm=spn.NORM,
-            ),
-            resolution=resolution,
-            regions=regions,
+            pooler_resolution=pooler_resolution,
+            sampling_ratio=cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO,
+            resolution=spn.RESOLUTION,
+            channels=spn.CHANNELS,
+            guidance_dim=spn.CONV_DIM,
+            guidance_norm=spn.NORM,
             refined_loss_weight=spn.LOSS_WEIGHT,
         )
         return arguments
@@ -114,25 +144,28 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
     ) -> Union[Dict[str, torch.Tensor], List[Instances]]:
         """
         Args:
-            x: pooled features (R, C, h, w), or the backbone's maps.
-            instances: in training with ``proposal_boxes``, ``gt_classes`` and ``gt_masks``, else with ``pred_boxes``
-                and ``pred_classes``; R of them in all images.
+            x: pooled features (R, C, h, w), or the feature maps of the backbone.
+            instances: one per image, R in total. They have ``proposal_boxes``, ``gt_classes`` and
+                ``gt_masks`` in training, ``pred_boxes`` and ``pred_classes`` otherwise.
 
         Returns:
-            Losses in training; else the instances with ``pred_masks`` (R, 1, M, M) float32 in 0-1.
+            In training a dict of losses; otherwise the instances with ``pred_masks``
+            (R, 1, M, M), float32 in 0-1, M the resolution of the refined masks.
         """
-        guides = {}
-        if self.regions is not None:
+        guidance_features = {}
+        if self.roi_features is not None:
             boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
-            x, guides = self.regions(x, boxes, self.resolution)
-        upsampled, logits = self._coarse(x)
-        guides.update({_POOLED: x, _UPSAMPLED: upsampled})
+            x, guidance_features = self.roi_features(x, boxes, self.resolution)
+        upsampled, logits = self._upsampled_and_logits(x)
+        guidance_features.update({_POOLED: x, _UPSAMPLED: upsampled})
         classes = [i.gt_classes if self.training else i.pred_classes for i in instances]
-        refined = self._refine(_of_class(logits, torch.cat(classes)), guides)
+        class_logits = _select_class(logits, torch.cat(classes))
+        refined = self._refine(class_logits, guidance_features)
         if not self.training:
             mask_rcnn_inference(refined, instances)
             return instances
-        # Accuracies in the log under Detectron2's names are those of the refined masks.
+        # The metrics that Detectron2 logs are those of the refined masks; the metrics of the
+        # coarse masks get a prefix.
         with get_event_storage().name_scope("coarse"):
             coarse_loss = mask_rcnn_loss(logits, instances)
         refined_loss = mask_rcnn_loss(refined, instances, self.vis_period)
@@ -142,86 +175,100 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
         }
 
     def layers(self, x: torch.Tensor) -> torch.Tensor:
-        """Mask logits (R, classes, 2h, 2w) before refinement."""
-        return self._coarse(x)[1]
+        """Predicts mask logits (R, classes, 2h, 2w) without refinement."""
+        return self._upsampled_and_logits(x)[1]
 
-    def _coarse(self, x: torch.Tensor):
+    def _upsampled_and_logits(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         for layer in (*self.conv_norm_relus, self.deconv, self.deconv_relu):
             x = layer(x)
         return x, self.predictor(x)
 
-    def _refine(self, logits: torch.Tensor, guides: Dict[str, torch.Tensor]) -> torch.Tensor:
-        """(R, 1, M, M) logits from (R, 1, m, m)."""
+    def _refine(self, logits: torch.Tensor, features: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """Refines logits (R, 1, m, m) to (R, 1, M, M)."""
         logits = resize_maps(logits.float(), (self.resolution, self.resolution))
-        if len(logits) == 0:
-            # Normalisations fail on nothing, but parameters take part, as distributed training demands.
-            unused = [*self.guidance.parameters(), *self.propagation.parameters()]
-            return logits + sum(parameter.sum() for parameter in unused) * 0.0
-        return self.propagation(logits, self.guidance(guides))
+        if len(logits) == 0:  # which normalization layers do not accept
+            return logits + zero_loss(self.guidance, self.propagation)
+        return self.propagation(logits, self.guidance(features))
 
 
-class RegionMaps(nn.Module):
-    """What a mask head sees of a region where it crops the backbone's maps itself.
+class RoIFeatures(nn.Module):
+    """Pools and crops the features of RoIs for a mask head that gets whole feature maps.
 
-    Maps of as many channels as the finest one but the picture are pooled as in Mask R-CNN, each region from the level
-    of its size; the finest one and the picture are also cropped at the resolution of the refined masks.
+    Every RoI is pooled from the feature map that fits its size, as in Mask R-CNN. Crops of the
+    finest feature map and, if present, of the image have the resolution of the refined masks.
     """
 
-    def __init__(self, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+    def __init__(
+        self, input_shape: Dict[str, ShapeSpec], pooler_resolution: int, sampling_ratio: int = 0
+    ):
         """
         Args:
-            cfg: of the model.
-            input_shape: of the maps.
+            input_shape: channels and stride of the feature maps, which all have the same number of
+                channels. "image" is only cropped.
+            pooler_resolution: side length of the pooled features.
+            sampling_ratio: see ``ROIAlign``.
         """
         super().__init__()
         names = sorted((n for n in input_shape if n != IMAGE), key=lambda n: input_shape[n].stride)
         if not names:
             raise ValueError(
-                f"SPNMaskHead gets {', '.join(input_shape)} of the backbone; needed is a map beside the picture"
+                f"SPNMaskHead gets {', '.join(input_shape)} of the backbone; "
+                "allowed: at least one feature map besides the image"
             )
         channels = {input_shape[name].channels for name in names}
         if len(channels) > 1:
             raise ValueError(
-                f"SPNMaskHead gets maps {', '.join(names)} of {', '.join(map(str, sorted(channels)))} channels; "
-                "allowed: as many in each, as an FPN gives"
+                f"SPNMaskHead gets feature maps {', '.join(names)} with "
+                f"{', '.join(map(str, sorted(channels)))} channels; allowed: the same number in "
+                "each, as in an FPN"
             )
         self.names = names
-        self.pooled = ShapeSpec(channels=channels.pop())
-        ratio = cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO
+        self.pooled_shape = ShapeSpec(channels=channels.pop())
         self.pooler = ROIPooler(
-            output_size=cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION,
+            output_size=pooler_resolution,
             scales=[1 / input_shape[name].stride for name in names],
-            sampling_ratio=ratio,
+            sampling_ratio=sampling_ratio,
             pooler_type="ROIAlignV2",
         )
-        self.crops = {_CROP: ShapeSpec(channels=self.pooled.channels, stride=1)}
-        self.scales = {_CROP: (names[0], 1 / input_shape[names[0]].stride)}
+        self.crop_shapes = {_CROP: ShapeSpec(channels=self.pooled_shape.channels, stride=1)}
+        self.crop_sources = {_CROP: (names[0], 1 / input_shape[names[0]].stride)}  # name, scale
         if IMAGE in input_shape:
-            self.crops[IMAGE] = ShapeSpec(channels=input_shape[IMAGE].channels, stride=1)
-            self.scales[IMAGE] = (IMAGE, 1.0)
-        self.sampling_ratio = ratio
+            self.crop_shapes[IMAGE] = ShapeSpec(channels=input_shape[IMAGE].channels, stride=1)
+            self.crop_sources[IMAGE] = (IMAGE, 1.0)
+        self.sampling_ratio = sampling_ratio
 
-    def forward(self, features: Dict[str, torch.Tensor], boxes: List[Boxes], resolution: int):
+    def forward(
+        self, features: Dict[str, torch.Tensor], boxes: List[Boxes], resolution: int
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
         """
         Args:
-            features: maps of the backbone.
-            boxes: R regions of each image.
-            resolution: of the crops.
+            features: feature maps of the backbone.
+            boxes: the RoIs of each image, R in total.
+            resolution: side length of the crops.
 
         Returns:
-            (R, C, h, w) pooled features, and the crops by name, (R, C_i, resolution, resolution).
+            The pooled features (R, C, h, w), and a dict of crops
+            (R, C_i, resolution, resolution).
         """
         pooled = self.pooler([features[name] for name in self.names], boxes)
         rois = convert_boxes_to_pooler_format(boxes)
         crops = {}
-        for name, (source, scale) in self.scales.items():
+        for name, (source, scale) in self.crop_sources.items():
             align = ROIAlign((resolution, resolution), scale, self.sampling_ratio, aligned=True)
             crops[name] = align(features[source], rois)
         return pooled, crops
 
 
-def _of_class(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """(R, 1, m, m) of (R, classes, m, m), or of one map for all classes."""
+def _check_resolution(name: str, resolution: int, pooler_name: str, pooler_resolution: int) -> None:
+    if resolution % (2 * pooler_resolution):
+        raise ValueError(
+            f"{name} is {resolution}; allowed: multiples of {2 * pooler_resolution}, twice "
+            f"{pooler_name}, or 0 for exactly that"
+        )
+
+
+def _select_class(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Selects the logits (R, 1, m, m) of one class per RoI; class-agnostic logits stay as is."""
     if logits.shape[1] == 1:
         return logits
     return logits[torch.arange(len(logits), device=logits.device), classes].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Semantic heads."""
+"""Registered semantic heads, and their base class."""
 
 from .embedding_sem_seg_head import EmbeddingSemSegHead
 from .sem_seg_head import SemSegHead, SemSegMaps

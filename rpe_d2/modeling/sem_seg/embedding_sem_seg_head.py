@@ -1,72 +1,113 @@
-"""A semantic head that learns with the pair loss beside cross-entropy."""
+"""A semantic head that is trained with cross-entropy and the pair loss."""
 
-from typing import Dict, Optional
+from typing import Dict, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
+from ..argument_checks import check_range
 from ..embedding.head import EmbeddingHead, check_grid
-from ..embedding.pixel_losses import SemanticPairLoss
+from ..embedding.loss import SemanticPairLoss
 from ..layers import chosen_features
-from .sem_seg_head import SemSegHead, SemSegMaps
+from .sem_seg_head import IGNORE_VALUE, SemSegHead, SemSegMaps
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class EmbeddingSemSegHead(SemSegHead):
-    """Classes and unit vectors from shared features: cross-entropy plus pair loss (Kong & Fowlkes, CVPR 2018, sec. 6).
+    """Predicts class logits and, for the pair loss, embeddings from shared features.
 
-    The network is :class:`rpe_d2.modeling.EmbeddingHead`. Pixels of a class are pulled together over the whole
-    picture, which fills holes that cross-entropy, pixel by pixel, leaves.
+    The network is :class:`rpe_d2.modeling.EmbeddingHead`. The pair loss groups the pixels of a
+    class over the whole image, whereas cross-entropy treats every pixel independently (Kong &
+    Fowlkes, CVPR 2018, section 6).
     """
 
-    usual_pair_weight = 1.0
+    default_pair_loss_weight = 1.0
 
     @configurable
     def __init__(
         self,
+        input_shape: Dict[str, ShapeSpec],
         *,
-        embedding_head: EmbeddingHead,
-        ignore_value: int,
-        loss_weight: float,
-        pair_loss: Optional[SemanticPairLoss],
+        num_classes: int,
+        in_features: Sequence[str] = (),
+        stride: int = 4,
+        conv_dim: int = 128,
+        num_convs: int = 2,
+        norm: str = "GN",
+        embedding_dim: int = 16,
+        ignore_value: int = IGNORE_VALUE,
+        loss_weight: float = 1.0,
+        pair_loss_weight: float = default_pair_loss_weight,
+        pair_loss: Optional[SemanticPairLoss] = None,
     ):
         """
         Args:
-            embedding_head: without votes; its last class counts as any other.
-            ignore_value, loss_weight, pair_loss: of :class:`SemSegHead`.
+            input_shape: channels and stride of the feature maps.
+            num_classes: number of classes.
+            in_features: the feature maps to use; all if empty.
+            stride: stride of the predictions in pixels, 1, 2, 4 or 8.
+            conv_dim: channels of the convolutions.
+            num_convs: number of 3x3 convolutions that the predictions share.
+            norm: any normalization of Detectron2's ``get_norm``; "" for none.
+            embedding_dim: dimension of the embeddings.
+            ignore_value: label of the pixels that enter no loss.
+            loss_weight: weight of the cross-entropy.
+            pair_loss_weight: weight of the default pair loss; 0 for none.
+            pair_loss: replaces the default pair loss.
         """
+        check_range("num_classes", num_classes, 1)
+        check_range("pair_loss_weight", pair_loss_weight, 0)
+        in_features = chosen_features("in_features", in_features, input_shape)
+        check_grid("in_features", in_features, "stride", stride, input_shape)
+        if pair_loss is None and pair_loss_weight > 0:
+            pair_loss = SemanticPairLoss(
+                embedding_dim=embedding_dim,
+                num_points=1024,
+                ignore_value=ignore_value,
+                loss_weight=pair_loss_weight,
+                normalization="per_term",
+            )
         super().__init__(
-            common_stride=embedding_head.stride,
+            common_stride=stride,
             ignore_value=ignore_value,
             loss_weight=loss_weight,
             pair_loss=pair_loss,
         )
-        self.embedding_head = embedding_head
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        head, rpe = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.RPE
-        key = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
-        names = chosen_features(key, head.IN_FEATURES, input_shape)
-        stride = head.COMMON_STRIDE
-        check_grid(key, names, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", stride, input_shape)
-        options = cls.shared_options(cfg)
-        network = EmbeddingHead(
-            input_shape,
-            in_features=names,
+        # By keyword: @configurable takes a positional DictConfig for a configuration.
+        self.embedding_head = EmbeddingHead(
+            input_shape=input_shape,
+            in_features=in_features,
             stride=stride,
-            conv_dim=head.CONVS_DIM,
-            num_convs=head.NUM_CONVS,
-            norm=head.NORM,
-            embedding_dim=rpe.EMBEDDING_DIM,
-            num_classes=options.pop("num_classes") - 1,  # it adds background
+            conv_dim=conv_dim,
+            num_convs=num_convs,
+            norm=norm,
+            embedding_dim=embedding_dim,
+            num_classes=num_classes - 1,  # the head adds a background class
             coordinates=False,
             vote_unit=None,
             max_size=None,
         )
-        return {"embedding_head": network, **options}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+        head = cfg.MODEL.SEM_SEG_HEAD
+        key = "MODEL.SEM_SEG_HEAD.IN_FEATURES"
+        names = chosen_features(key, head.IN_FEATURES, input_shape)
+        stride_key = "MODEL.SEM_SEG_HEAD.COMMON_STRIDE"
+        check_grid(key, names, stride_key, head.COMMON_STRIDE, input_shape)
+        return {
+            "input_shape": input_shape,
+            "in_features": names,
+            "stride": head.COMMON_STRIDE,
+            "conv_dim": head.CONVS_DIM,
+            "num_convs": head.NUM_CONVS,
+            "norm": head.NORM,
+            "embedding_dim": cfg.MODEL.RPE.EMBEDDING_DIM,
+            "pair_loss_weight": 0.0,  # "pair_loss" has its weight
+            **cls.shared_options(cfg),
+        }
 
     def predict(self, features: Dict[str, torch.Tensor]) -> SemSegMaps:
         if not self.training:

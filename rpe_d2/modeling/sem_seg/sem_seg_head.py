@@ -1,4 +1,4 @@
-"""What the semantic heads share: full-size scores, cross-entropy, and the pair loss as an auxiliary."""
+"""Base class of the semantic heads: full-resolution logits, cross-entropy and pair loss."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Dict, NamedTuple, Optional, Tuple
@@ -8,15 +8,20 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
-from ..embedding.pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..argument_checks import check_range
+from ..embedding.loss import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..layers import zero_loss
+
+# Detectron2's default of MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
+IGNORE_VALUE = 255
 
 
 class SemSegMaps(NamedTuple):
-    """What a head predicts for a batch, on a grid of ``stride`` pixels.
+    """Predictions of a head for a batch, on a grid of ``stride`` pixels per cell.
 
     Attributes:
-        scores: (B, K, h, w) logits of the classes.
-        embeddings: (B, D, h, w), of any length; None where the head makes none.
+        scores: (B, K, h, w) class logits.
+        embeddings: (B, D, h, w) embeddings, not normalized; None if the head predicts none.
         stride: pixels per grid cell.
     """
 
@@ -26,32 +31,35 @@ class SemSegMaps(NamedTuple):
 
 
 class SemSegHead(nn.Module, ABC):
-    """A semantic head for Detectron2's ``SemanticSegmentor`` and ``PanopticFPN``.
+    """Base class of semantic heads for ``SemanticSegmentor`` and ``PanopticFPN``.
 
-    Subclasses predict scores and, from the same features, embeddings for the pair loss
-    (``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``), which shape these features and cost nothing at inference. ``layers``,
-    ``losses`` and ``common_stride`` are those of ``SemSegFPNHead``: ``SPNSemSegHead`` takes any of them, and trains them
-    by ``scores_and_losses``.
+    Subclasses predict class logits and, from the same features, embeddings for an auxiliary pair
+    loss (``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``). The embeddings are not computed in inference.
+    ``layers``, ``losses`` and ``common_stride`` have the same meaning as in ``SemSegFPNHead``, so
+    ``SPNSemSegHead`` can refine every subclass; it trains them with ``scores_and_losses``.
     """
 
-    usual_pair_weight = 0.0  # where MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT leaves it to the head
+    has_pair_loss = True
+    # Weight of the pair loss if MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is negative.
+    default_pair_loss_weight = 0.0
 
     def __init__(
         self,
         *,
         common_stride: int,
-        ignore_value: int,
-        loss_weight: float,
-        pair_loss: Optional[SemanticPairLoss],
+        ignore_value: int = IGNORE_VALUE,
+        loss_weight: float = 1.0,
+        pair_loss: Optional[SemanticPairLoss] = None,
     ):
         """
         Args:
-            common_stride: pixels per cell of the scores.
-            ignore_value: label without loss.
-            loss_weight: factor of the cross-entropy.
-            pair_loss: None: without.
+            common_stride: stride of the logits in pixels.
+            ignore_value: label of the pixels that enter no loss.
+            loss_weight: weight of the cross-entropy.
+            pair_loss: the auxiliary pair loss; None for none.
         """
         super().__init__()
+        check_range("loss_weight", loss_weight, 0)
         self.common_stride = common_stride
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
@@ -59,30 +67,31 @@ class SemSegHead(nn.Module, ABC):
 
     @classmethod
     def shared_options(cls, cfg: CfgNode) -> Dict[str, Any]:
-        """Arguments that all heads read from ``MODEL.SEM_SEG_HEAD``."""
+        """Reads the arguments that all heads have in common from ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "num_classes": head.NUM_CLASSES,
             "ignore_value": head.IGNORE_VALUE,
             "loss_weight": head.LOSS_WEIGHT,
-            "pair_loss": build_semantic_pair_loss(cfg, cls.usual_pair_weight),
+            "pair_loss": build_semantic_pair_loss(cfg, cls.default_pair_loss_weight),
         }
 
     @abstractmethod
     def predict(self, features: Dict[str, torch.Tensor]) -> SemSegMaps:
-        """Scores and, in training with the pair loss, embeddings, from the backbone's maps."""
+        """Predicts logits and, in training with the pair loss, embeddings from feature maps."""
 
     def forward(
         self, features: Dict[str, torch.Tensor], targets: Optional[torch.Tensor] = None
     ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
         """
         Args:
-            features: the backbone's maps.
-            targets: in training (B, H, W) int64 classes.
+            features: feature maps of the backbone.
+            targets: (B, H, W) int64 class labels, in training.
 
         Returns:
-            In training None and the losses, "loss_sem_seg" and, with the pair loss, "loss_sem_seg_pair"; else scores
-            (B, K, H', W') and {}, H' and W' the padded picture's or, where that is no multiple of the stride, more.
+            In training None and a dict of losses, "loss_sem_seg" and, with the pair loss,
+            "loss_sem_seg_pair". Otherwise logits (B, K, H', W') and an empty dict; H' x W' is the
+            size of the padded image, rounded up to a multiple of the stride.
         """
         if not self.training:
             maps = self.predict(features)
@@ -92,20 +101,25 @@ class SemSegHead(nn.Module, ABC):
     def scores_and_losses(
         self, features: Dict[str, torch.Tensor], targets: torch.Tensor
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
-        """Scores (B, K, h, w) and all losses in training, for classes (B, H, W)."""
+        """Computes logits (B, K, h, w) and all training losses for class labels (B, H, W)."""
         maps = self.predict(features)
         return maps.scores, self.map_losses(maps, targets)
 
     def layers(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
-        """Scores (B, K, h, w)."""
+        """Computes logits (B, K, h, w)."""
         return self.predict(features).scores
 
     def losses(self, scores: torch.Tensor, targets: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """The weighted cross-entropy "loss_sem_seg" of what ``layers`` returns for classes (B, H, W)."""
+        """Computes the loss "loss_sem_seg" of the logits that :meth:`layers` returns."""
         return self.map_losses(SemSegMaps(scores, None, self.common_stride), targets)
 
     def map_losses(self, maps: SemSegMaps, targets: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """Weighted scalars "loss_sem_seg" and, with the pair loss, "loss_sem_seg_pair"."""
+        """Computes the weighted losses "loss_sem_seg" and, with the pair loss, "loss_sem_seg_pair".
+
+        Args:
+            maps: predictions for a batch.
+            targets: (B, H, W) int64 class labels.
+        """
         height, width = targets.shape[-2:]
         scores = _full_size(maps.scores.float(), maps.stride)[..., :height, :width]
         cross_entropy = mean_cross_entropy(scores, targets, self.ignore_value)
@@ -114,13 +128,15 @@ class SemSegHead(nn.Module, ABC):
             return losses
         if self.pair_loss is not None:
             return {**losses, **self.pair_loss(maps.embeddings, maps.stride, targets)}
-        # Parameters take part all the same, as distributed training demands.
-        losses["loss_sem_seg"] = losses["loss_sem_seg"] + maps.embeddings.sum() * 0.0
+        losses["loss_sem_seg"] = losses["loss_sem_seg"] + zero_loss(maps.embeddings)
         return losses
 
 
 def pixel_predictor(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """1x1 convolution whose results start about as large as its input: smaller ones take long to grow."""
+    """Builds a 1x1 convolution whose initial outputs have about the variance of its inputs.
+
+    With smaller initial outputs training is slow at first.
+    """
     conv = nn.Conv2d(in_channels, out_channels, 1)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
     nn.init.zeros_(conv.bias)
@@ -128,7 +144,7 @@ def pixel_predictor(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _full_size(scores: torch.Tensor, stride: int) -> torch.Tensor:
-    """Scores (B, K, h, w) for each pixel, (B, K, h * stride, w * stride)."""
+    """Enlarges logits (B, K, h, w) to (B, K, h * stride, w * stride)."""
     if stride == 1:
         return scores
     return F.interpolate(scores, scale_factor=stride, mode="bilinear", align_corners=False)

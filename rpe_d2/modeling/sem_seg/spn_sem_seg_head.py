@@ -1,4 +1,4 @@
-"""A semantic head that refines another one's scores by spatial propagation."""
+"""A semantic head that refines the logits of another one by spatial propagation."""
 
 from typing import Dict, Optional, Tuple, Union
 
@@ -9,71 +9,92 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from ..argument_checks import check_range
 from ..backbone.guided_backbone import freeze, is_frozen
-from ..embedding.pixel_losses import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
-from ..layers import adopt_children, enlarge_maps
+from ..embedding.loss import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..layers import adopt_children, enlarge_maps, zero_loss
 from ..spn import (
-    SMALL_GATES,
     GuidanceNetwork,
     ProbabilityPropagation,
     PropagationHead,
-    PropagationOptions,
-    build_guidance,
+    check_softmax_gates,
+    guidance_arguments,
+    unit_arguments,
 )
+from .sem_seg_head import IGNORE_VALUE
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class SPNSemSegHead(nn.Module):
-    """The head named in ``MODEL.SPN.SEM_SEG_HEAD``, and two propagation units on its scores (Liu et al., NIPS 2017).
+    """Refines the logits of the head named in ``MODEL.SPN.SEM_SEG_HEAD`` (Liu et al., NIPS 2017).
 
-    An embedding of the scores is propagated, as in the paper, and what comes of it added to them: nothing at first. With
-    ``MODEL.SPN.CHANNELS`` 0 it is the classes' probabilities themselves, which hardly change at first; scores are then
-    their logarithms. The refined head's parameters keep their names, so that its checkpoints load.
+    As in the paper, an embedding of the logits is propagated, and a projection of the result is
+    added to the logits; see :class:`PropagationHead`. With ``MODEL.SPN.CHANNELS`` 0 the class
+    probabilities themselves are propagated; see :class:`ProbabilityPropagation`. The parameters of
+    the refined head keep their names, so its checkpoints load.
 
-    Losses stand before (all of that head's own) and after refinement ("loss_sem_seg_refined"). At inference only
-    classes that win somewhere before refinement may win after it, as in the paper. The pair loss of
-    ``MODEL.SEM_SEG_HEAD`` acts on what is propagated. With ``MODEL.SPN.FREEZE_HEAD`` that head stays as it was trained
-    and has no losses.
+    All losses of the refined head remain; the loss after the refinement is "loss_sem_seg_refined".
+    The pair loss of ``MODEL.SEM_SEG_HEAD`` is applied to the propagated features. As in the paper,
+    only classes that are predicted somewhere before the refinement can be predicted after it. With
+    ``MODEL.SPN.FREEZE_HEAD`` the refined head is not trained and has no losses.
     """
+
+    has_pair_loss = True
 
     @configurable
     def __init__(
         self,
+        input_shape: Dict[str, ShapeSpec],
         *,
         head: nn.Module,
-        guidance: GuidanceNetwork,
-        propagation: Union[PropagationHead, ProbabilityPropagation],
-        ignore_value: int,
-        refined_loss_weight: float,
+        num_classes: int,
+        propagation: Union[PropagationHead, ProbabilityPropagation, None] = None,
+        guidance: Optional[GuidanceNetwork] = None,
+        ignore_value: int = IGNORE_VALUE,
+        refined_loss_weight: float = 1.0,
         pair_loss: Optional[SemanticPairLoss] = None,
         freeze_head: bool = False,
     ):
         """
         Args:
-            head: with ``layers(features)``, scores (B, K, H / s, W / s), ``losses(scores, targets)`` and
-                ``common_stride`` s, as Detectron2's; where it has ``scores_and_losses(features, targets)``, as this
-                package's, that is used in training.
-            guidance: on the backbone's maps.
-            propagation: of K maps.
-            ignore_value: label without loss.
-            refined_loss_weight: of the loss after refinement.
-            pair_loss: on a branch of the propagated maps; None: without.
+            input_shape: channels and stride of the feature maps.
+            head: the refined head, with ``layers(features)``, which returns logits
+                (B, K, H / s, W / s), ``losses(scores, targets)`` and ``common_stride`` s, as in
+                Detectron2. In training, ``scores_and_losses(features, targets)`` is used if the
+                head has it, as the heads of this package do.
+            num_classes: number K of classes.
+            propagation: propagates K maps; None for a :class:`PropagationHead`.
+            guidance: predicts the gates from the feature maps; None for a
+                :class:`GuidanceNetwork` on all of them.
+            ignore_value: label of the pixels that enter no loss.
+            refined_loss_weight: weight of the loss after the refinement.
+            pair_loss: pair loss on a projection of the propagated features; None for none.
             freeze_head: do not train ``head``.
 
         Raises:
-            ValueError: the head lacks one of these, or is finer than the guidance.
+            ValueError: ``head`` lacks one of the attributes above, or its stride is no multiple of
+                the stride of the guidance.
         """
         super().__init__()
+        check_range("refined_loss_weight", refined_loss_weight, 0)
         for name in ("layers", "losses", "common_stride"):
             if not hasattr(head, name):
                 raise ValueError(
-                    f"MODEL.SPN.SEM_SEG_HEAD is {type(head).__name__}, which has no {name!r}; allowed: heads like "
-                    "SemSegFPNHead"
+                    f"MODEL.SPN.SEM_SEG_HEAD is {type(head).__name__}, which has no {name!r}; "
+                    "allowed: heads like SemSegFPNHead"
                 )
+        if propagation is None:
+            propagation = PropagationHead(num_classes)
+        if guidance is None:
+            guidance = GuidanceNetwork(
+                input_shape,
+                out_channels=propagation.num_gates,
+                bias=propagation.initial_gate_logit,
+            )
         if head.common_stride % guidance.stride:
             raise ValueError(
-                f"MODEL.SPN.STRIDE is {guidance.stride}; allowed: at most {head.common_stride}, the stride of "
-                f"{type(head).__name__}"
+                f"MODEL.SPN.STRIDE is {guidance.stride}; allowed: at most {head.common_stride}, "
+                f"the stride of {type(head).__name__}"
             )
         self.guidance = guidance
         self.propagation = propagation
@@ -90,41 +111,65 @@ class SPNSemSegHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        name = cfg.MODEL.SPN.SEM_SEG_HEAD
-        if name == cls.__name__ or name not in SEM_SEG_HEADS_REGISTRY:
+        spn = cfg.MODEL.SPN
+        if spn.SEM_SEG_HEAD == cls.__name__ or spn.SEM_SEG_HEAD not in SEM_SEG_HEADS_REGISTRY:
             raise ValueError(
-                f"MODEL.SPN.SEM_SEG_HEAD is {name!r}; allowed: the name of another registered head, SemSegFPNHead"
+                f"MODEL.SPN.SEM_SEG_HEAD is {spn.SEM_SEG_HEAD!r}; allowed: the name of another "
+                "registered head, such as SemSegFPNHead"
             )
-        if cfg.MODEL.SPN.FREEZE_HEAD and not is_frozen(cfg):
+        if spn.FREEZE_HEAD and not is_frozen(cfg):
             raise ValueError(
-                "MODEL.SPN.FREEZE_HEAD is True, and the backbone below that head is trained; allowed: with "
-                "MODEL.BACKBONE.NAME build_guided_backbone and MODEL.GUIDED_BACKBONE.FREEZE True"
+                "MODEL.SPN.FREEZE_HEAD is True, and the backbone of that head is trained; allowed: "
+                "with MODEL.BACKBONE.NAME build_guided_backbone and "
+                "MODEL.GUIDED_BACKBONE.FREEZE True"
             )
-        options = PropagationOptions.from_config(cfg)
+        arguments = unit_arguments(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        channels = cfg.MODEL.SPN.CHANNELS
-        if channels:
-            propagation, bias = PropagationHead(num_classes, channels, options), 0.0
+        if spn.CHANNELS:
+            propagation = PropagationHead(num_classes, spn.CHANNELS, **arguments)
         else:
-            propagation, bias = ProbabilityPropagation(num_classes, options), SMALL_GATES
-        head = SEM_SEG_HEADS_REGISTRY.get(name)
-        pair_loss = build_semantic_pair_loss(cfg, getattr(head, "usual_pair_weight", 0.0))
-        coarse_cfg = cfg.clone()
-        coarse_cfg.defrost()
-        coarse_cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = 0.0  # once is enough
+            check_softmax_gates(arguments.pop("gate_mode"), "with MODEL.SPN.CHANNELS 0")
+            propagation = ProbabilityPropagation(num_classes, **arguments)
+        head_class = SEM_SEG_HEADS_REGISTRY.get(spn.SEM_SEG_HEAD)
+        pair_loss = build_semantic_pair_loss(
+            cfg, getattr(head_class, "default_pair_loss_weight", 0.0)
+        )
+        head_cfg = cfg.clone()
+        head_cfg.defrost()
+        head_cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT = 0.0  # the pair loss is applied once
         return {
-            "head": head(coarse_cfg, input_shape),
-            "guidance": build_guidance(cfg, input_shape, propagation.num_gates, bias),
+            "input_shape": input_shape,
+            "head": head_class(head_cfg, input_shape),
+            "num_classes": num_classes,
             "propagation": propagation,
+            "guidance": GuidanceNetwork(
+                **guidance_arguments(cfg, input_shape),
+                out_channels=propagation.num_gates,
+                bias=propagation.initial_gate_logit,
+            ),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "refined_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
+            "refined_loss_weight": spn.LOSS_WEIGHT,
             "pair_loss": pair_loss,
-            "freeze_head": cfg.MODEL.SPN.FREEZE_HEAD,
+            "freeze_head": spn.FREEZE_HEAD,
         }
+
+    @classmethod
+    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
+        """Raises a ValueError if a training with this configuration cannot start.
+
+        Args:
+            has_weights: whether the training starts from the weights of a checkpoint.
+        """
+        if cfg.MODEL.SPN.FREEZE_HEAD and not has_weights:
+            raise ValueError(
+                "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head, name its "
+                "checkpoint"
+            )
 
     def train(self, mode: bool = True) -> "SPNSemSegHead":
         super().train(mode)
-        self._wrapped[0].train(mode and not self.freeze_head)  # its children are this module's, too
+        # The children of the refined head are also children of this module.
+        self._wrapped[0].train(mode and not self.freeze_head)
         return self
 
     def forward(
@@ -132,16 +177,16 @@ class SPNSemSegHead(nn.Module):
     ) -> Tuple[Optional[torch.Tensor], Dict[str, torch.Tensor]]:
         """
         Args:
-            features: the backbone's maps.
-            targets: in training (B, H, W) int64 classes.
+            features: feature maps of the backbone.
+            targets: (B, H, W) int64 class labels, in training.
 
         Returns:
-            In training None and the losses; else scores (B, K, H', W') and {}, H' and W' the padded picture's or,
-            where that is no multiple of the stride, more.
+            In training None and a dict of losses. Otherwise logits (B, K, H', W') and an empty
+            dict; H' x W' is the size of the padded image, rounded up to a multiple of the stride.
         """
-        losses: Dict[str, torch.Tensor] = {}
+        losses = {}
         if self.training:
-            coarse, losses = self._coarse(features, targets)
+            coarse, losses = self._coarse_scores_and_losses(features, targets)
         else:
             coarse = self._wrapped[0].layers(features)
         coarse = coarse.float()
@@ -149,7 +194,7 @@ class SPNSemSegHead(nn.Module):
         stride = self.guidance.stride
         refined = F.interpolate(refined, scale_factor=stride, mode="bilinear", align_corners=False)
         if not self.training:
-            return _only_present(refined, coarse), losses
+            return _suppress_absent_classes(refined, coarse), losses
         height, width = targets.shape[-2:]
         loss = mean_cross_entropy(refined[..., :height, :width], targets, self.ignore_value)
         losses["loss_sem_seg_refined"] = loss * self.refined_loss_weight
@@ -157,10 +202,10 @@ class SPNSemSegHead(nn.Module):
             losses.update(self.pair_loss(self.embedding(propagated), stride, targets))
         return None, losses
 
-    def _coarse(
+    def _coarse_scores_and_losses(
         self, features: Dict[str, torch.Tensor], targets: torch.Tensor
     ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
-        """Scores and losses of the wrapped head, frozen scores alone."""
+        """Computes the logits and losses of the refined head; a frozen head has no losses."""
         head = self._wrapped[0]
         if self.freeze_head:
             return head.layers(features).detach(), {}
@@ -168,23 +213,23 @@ class SPNSemSegHead(nn.Module):
             return head.scores_and_losses(features, targets)
         scores = head.layers(features)
         losses = head.losses(scores, targets)
-        if (targets == self.ignore_value).all():  # Detectron2's mean over no pixel is NaN
-            losses = {name: scores.sum() * 0.0 for name in losses}
+        if (targets == self.ignore_value).all():  # Detectron2's mean over no pixels is NaN
+            losses = {name: zero_loss(scores) for name in losses}
         return scores, losses
 
     def _refine(
         self, coarse: torch.Tensor, features: Dict[str, torch.Tensor]
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Propagated maps, and scores after refinement."""
+        """Returns the propagated features and the refined logits."""
         raw_gates = self.guidance(features)
         ratio = self._wrapped[0].common_stride // self.guidance.stride
         fine = enlarge_maps(coarse, ratio, raw_gates.shape[-2:])
-        propagated = self.propagation.features(fine, raw_gates)
-        return propagated, self.propagation.refined(fine, propagated)
+        propagated = self.propagation.propagate(fine, raw_gates)
+        return propagated, self.propagation.refine(fine, propagated)
 
 
-def _only_present(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-    """Scores in which only classes with the best coarse score somewhere can be best."""
+def _suppress_absent_classes(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Lowers the logits of classes that have the highest coarse logit at no pixel."""
     best = coarse.argmax(dim=1).flatten(1)  # (B, h * w)
     present = torch.zeros(coarse.shape[:2], dtype=torch.bool, device=coarse.device)
     present.scatter_(1, best, True)

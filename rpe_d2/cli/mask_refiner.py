@@ -1,0 +1,156 @@
+"""A mask refiner for images on disk, and what an interrupted run of it was made from."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+
+from rpe_d2.utils.errors import one_line
+from rpe_d2.utils.files import write_new_file
+from rpe_d2.utils.readable import UNREADABLE
+from rpe_d2.visualization.figure import Panel, draw_figure
+
+# The value of pixels without a label in a label map.
+UNLABELLED = 255
+_START_OVER = "delete it, or choose another --output, to start over"
+_MASKS_AT_ONCE = 128
+
+
+class MaskRefiner:
+    """Applies a model that refines masks to image files."""
+
+    def __init__(self, predictor: DefaultPredictor, sparse: bool):
+        """
+        Args:
+            predictor: predictor of the model.
+            sparse: whether :meth:`labels` fills unlabelled pixels, or else refines the labelled
+                ones.
+        """
+        self._predictor = predictor
+        self._model = predictor.model
+        self._format = predictor.input_format
+        self._sparse = sparse
+
+    def item(self, file: Path) -> Dict[str, Any]:
+        """Reads the model's input for one image.
+
+        Returns:
+            A dict with ``image``, resized for the network, and ``height`` and ``width`` of the
+            file.
+
+        Raises:
+            ValueError: if the file cannot be read.
+        """
+        try:
+            picture = read_image(str(file), format=self._format)
+        except UNREADABLE as error:
+            raise ValueError(f"{file}: {one_line(error)}") from error
+        height, width = picture.shape[:2]
+        picture = self._predictor.aug.get_transform(picture).apply_image(picture)
+        image = torch.as_tensor(picture.astype("float32").transpose(2, 0, 1))
+        return {"image": image, "height": height, "width": width}
+
+    def masks(self, item: Dict[str, Any], masks: np.ndarray) -> np.ndarray:
+        """Refines the masks of an image.
+
+        Args:
+            item: the model's input for the image.
+            masks: (R, H, W) bool.
+
+        Returns:
+            The refined masks (R, H, W) bool.
+        """
+        parts = []
+        for start in range(0, len(masks), _MASKS_AT_ONCE):
+            part = torch.from_numpy(masks[start : start + _MASKS_AT_ONCE])
+            instances = Instances(tuple(part.shape[1:]), pred_masks=part)
+            refined = self._model([{**item, "instances": instances}])[0]["instances"]
+            parts.append(refined.pred_masks.cpu().numpy())
+        return np.concatenate(parts)
+
+    def labels(self, item: Dict[str, Any], labels: np.ndarray) -> np.ndarray:
+        """Refines the label map of an image, or fills its unlabelled pixels.
+
+        Args:
+            item: the model's input for the image.
+            labels: (H, W) uint8.
+
+        Returns:
+            The new label map (H, W) uint8.
+        """
+        present = np.setdiff1d(labels, [UNLABELLED])
+        if len(present) == 0:
+            return labels
+        scores = torch.from_numpy(labels == present[:, None, None]).float()
+        key = "sparse_labels" if self._sparse else "sem_seg"
+        best = self._model([{**item, key: scores}])[0][key].argmax(dim=0).cpu().numpy()
+        refined = present[best].astype(np.uint8)
+        replaced = (labels == UNLABELLED) == self._sparse
+        return np.where(replaced, refined, labels)
+
+
+def run_header(cfg: CfgNode, args: argparse.Namespace, digest: str) -> Dict[str, Any]:
+    """Describes everything that the output depends on.
+
+    An interrupted run is continued only by a run with the same header.
+
+    Args:
+        cfg: the configuration, with the weights.
+        args: the parsed arguments.
+        digest: hash of the input.
+    """
+    weights = Path(cfg.MODEL.WEIGHTS)
+    rest = cfg.clone()
+    rest.defrost()
+    rest.MODEL.WEIGHTS = ""
+    return {
+        "input": digest,
+        "configuration": hashlib.sha256(rest.dump().encode()).hexdigest(),
+        "weights": [str(weights), weights.stat().st_mtime if weights.is_file() else None],
+        "--sparse": args.sparse,
+        "--keep": args.keep,
+    }
+
+
+def check_header(path: Path, text: str, header: Dict[str, Any]) -> None:
+    """Checks that an interrupted run had the same header.
+
+    Args:
+        path: file of the interrupted run.
+        text: the header in it, JSON.
+        header: header of this run.
+
+    Raises:
+        ValueError: if the headers differ, or ``text`` is not a header.
+    """
+    try:
+        content = json.loads(text)
+        different = [name for name in header if content.get(name) != header[name]]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} was not written by an interrupted run; {_START_OVER}") from error
+    if different:
+        raise ValueError(
+            f"{path} belongs to a run with another {', '.join(different)}; {_START_OVER}"
+        )
+
+
+def write_panels(folder: Path, file: Path, panels: List[Panel], image: np.ndarray) -> None:
+    """Writes panels of one size, side by side, into a new PNG.
+
+    Args:
+        folder: folder of the PNG; created if it does not exist.
+        file: file of the image, which names the PNG.
+        panels: the panels.
+        image: (H, W, 3), the image.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = draw_figure([panels], str(file.name), image.shape[:2])
+    write_new_file(folder / f"{file.stem}.png", figure)

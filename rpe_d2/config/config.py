@@ -1,0 +1,91 @@
+"""The keys of rpe_d2 in a Detectron2 configuration.
+
+Each key is stated once, in the modules ``*_keys``, with its default, its meaning and the values
+that it allows. The defaults, the checks and docs/configuration.md are made from these statements.
+"""
+
+from functools import lru_cache, reduce
+from operator import getitem
+from typing import Callable, Dict, List
+
+from detectron2.config import CfgNode
+
+from .baseline_keys import BASELINE_NODES
+from .component_keys import COMPONENT_NODES
+from .embedding_keys import EMBEDDING_NODES
+from .key import Keys
+from .run_keys import RUN_NODES
+from .saved import accept_saved_configs
+
+# By the full name of each node, a function that returns its keys. "" is the top.
+NODES: Dict[str, Callable[[], Keys]] = {
+    **RUN_NODES,
+    **EMBEDDING_NODES,
+    **COMPONENT_NODES,
+    **BASELINE_NODES,
+}
+
+
+@lru_cache(maxsize=None)
+def all_keys() -> Dict[str, Keys]:
+    """Returns the keys by the full name of their node; ``""`` is the top of the configuration."""
+    return {name: keys() for name, keys in NODES.items()}
+
+
+def add_rpe_config(cfg: CfgNode) -> None:
+    """Adds the keys of rpe_d2, with their defaults, to a Detectron2 configuration.
+
+    Call it on ``detectron2.config.get_cfg()`` before merging a file. From then on ``cfg`` also
+    accepts configurations that earlier versions of rpe_d2 saved; see
+    :class:`rpe_d2.config.saved.RPECfgNode`.
+    """
+    for node_name, keys in all_keys().items():
+        node = cfg
+        for part in _parts(node_name):
+            if part not in node:
+                setattr(node, part, CfgNode())
+            node = node[part]
+        for name, key in keys.items():
+            is_list = isinstance(key.default, list)
+            setattr(node, name, list(key.default) if is_list else key.default)
+    accept_saved_configs(cfg)
+
+
+def check_config(cfg: CfgNode, *nodes: str) -> None:
+    """Checks the values of the keys of rpe_d2.
+
+    Args:
+        cfg: a configuration with the keys of :func:`add_rpe_config`.
+        nodes: names of the nodes to check together with the nodes inside them, such as
+            ``"MODEL.RPE"``. Where none is given, all keys are checked.
+
+    Raises:
+        ValueError: one line that names the key, its value and what is allowed.
+    """
+    for node_name, keys in all_keys().items():
+        if nodes and not f"{node_name}.".startswith(tuple(f"{node}." for node in nodes)):
+            continue
+        values = reduce(getitem, _parts(node_name), cfg)
+        for name, key in keys.items():
+            key.check(f"{node_name}.{name}".lstrip("."), values[name])
+        if node_name == "MODEL.MEAN_SHIFT":
+            _check_bandwidths(cfg)
+
+
+def _parts(node_name: str) -> List[str]:
+    return node_name.split(".") if node_name else []
+
+
+def _check_bandwidths(cfg: CfgNode) -> None:
+    shift, rpe = cfg.MODEL.MEAN_SHIFT, cfg.MODEL.RPE
+    if shift.RELATIVE_BANDWIDTH > 0 and not (rpe.VOTES and shift.SPATIAL_BANDWIDTH > 0):
+        raise ValueError(
+            f"MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH is {shift.RELATIVE_BANDWIDTH}, which needs "
+            "MODEL.RPE.VOTES True and MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH above 0, the smallest "
+            "sigma"
+        )
+    if shift.BANDWIDTH_MODE == "margin" and rpe.MARGIN == 1:
+        raise ValueError(
+            "MODEL.RPE.MARGIN is 1, which leaves no bandwidth; set "
+            "MODEL.MEAN_SHIFT.BANDWIDTH_MODE fixed"
+        )

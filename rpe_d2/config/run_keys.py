@@ -1,0 +1,247 @@
+"""Keys of a run: data, training and evaluation."""
+
+from .key import Key, Keys
+
+
+def _top_keys() -> Keys:
+    """Keys of the whole run."""
+    return {
+        "DETERMINISTIC": Key(
+            False,
+            "Use deterministic algorithms where torch has them, which is slower on GPUs. Two runs "
+            "with the same seed on a CPU are then bitwise equal.",
+        ),
+        "WANDB_PROJECT": Key(
+            "",
+            "Send losses and scores to this project of Weights & Biases, which needs the package "
+            "`wandb`. Empty: send nothing.",
+            unit="name of a project",
+        ),
+    }
+
+
+def _datasets_keys() -> Keys:
+    """Your own data, and public data sets by the folder they are in. Each is registered by name."""
+    return {
+        "COCO_JSONS": Key(
+            [],
+            "COCO-format data sets, each as `name=path.json:image_root`. The image root defaults "
+            "to the folder of the JSON file. `name_sem_seg` is registered as well, with semantic "
+            "maps painted from the masks and background as class 0.",
+            unit="entries name=path.json:image_root",
+        ),
+        "SEM_SEG_DIRS": Key(
+            [],
+            "Folders of images and PNG label maps in the format of ADE20K, each as "
+            "`name=images/:labels/`. Class names come from a text file with one name a line: "
+            "`name=images/:labels/:classes.txt`.",
+            unit="entries name=images/:labels/",
+        ),
+        "HELEN": Key(
+            "",
+            "Folder of the Helen face parsing data, registered as `helen_train`, `helen_val` and "
+            "`helen_test`.",
+            unit="a folder",
+        ),
+        "VOC": Key(
+            "",
+            "Folder with `VOCdevkit/VOC2012` (or `VOC2012` itself) and, in "
+            "`benchmark_RELEASE/dataset` or `sbd`, SBD. Registers `voc_2012_train`, "
+            "`voc_2012_val`, `voc_2012_sbd_train`, `sbd_train` and `sbd_val`, each also with "
+            "semantic maps as `NAME_sem_seg`.",
+            unit="a folder",
+        ),
+        "BSDS": Key(
+            "",
+            "Folder of BSDS500. Those of `bsds_train`, `bsds_val` and `bsds_test` that are "
+            "present are registered.",
+            unit="a folder",
+        ),
+    }
+
+
+def _input_keys() -> Keys:
+    """Data augmentation and the dataset mapper."""
+    return {
+        "DATASET_MAPPER_NAME": Key(
+            "",
+            "Name of a registered dataset mapper for training, as in Mask2Former. Empty: the "
+            "mapper that the model declares, or else `PixelLabelMapper` with `MODEL.MASK_ON` and "
+            "Detectron2's `DatasetMapper` without.",
+            unit="name of a dataset mapper",
+        ),
+        "QUARTER_TURNS": Key(
+            False,
+            "Rotate training images by a random multiple of 90 degrees, for images without an "
+            "upright orientation.",
+        ),
+        "COLOR_JITTER": Key(
+            0.0,
+            "Scale contrast, brightness and saturation of training images by random factors "
+            "between 1 minus and 1 plus this value. 0: no jitter.",
+            low=0,
+            below=1,
+        ),
+    }
+
+
+def _dataloader_keys() -> Keys:
+    """Data loading."""
+    return {
+        "MAX_UNREADABLE": Key(
+            10,
+            "Images or annotations that cannot be read are replaced in training, each with a "
+            "warning. More different ones than this end the run.",
+            low=0,
+            unit="images",
+        ),
+    }
+
+
+def _solver_keys() -> Keys:
+    """Optimization and early stopping."""
+    return {
+        "OPTIMIZER": Key(
+            "SGD",
+            "`SGD` is Detectron2's. `ADAMW` decouples the weight decay; `SOLVER.MOMENTUM` and "
+            "`SOLVER.NESTEROV` do not apply to it.",
+            choices=("SGD", "ADAMW"),
+        ),
+        "ACCUMULATE_STEPS": Key(
+            1,
+            "Number of batches of `SOLVER.IMS_PER_BATCH` images whose mean gradient makes one "
+            "step. `SOLVER.MAX_ITER` counts steps.",
+            low=1,
+        ),
+        "MAX_NONFINITE_STEPS": Key(
+            10,
+            "Steps with infinite or NaN losses or gradients that are skipped, each with a "
+            "warning. One more ends the run.",
+            low=0,
+            unit="steps",
+        ),
+        "EARLY_STOPPING_PATIENCE": Key(
+            0,
+            "Training ends after this many evaluations without a better `TEST.BEST_METRIC`. 0: "
+            "never.",
+            low=0,
+            unit="evaluations",
+        ),
+        "FIND_UNUSED_PARAMETERS": Key(
+            False,
+            "In distributed training, look for parameters without gradient in every step, which "
+            "takes time. It is needed where some outputs of the backbone are unused, such as the "
+            "coarse levels of an FPN under DeepMask and InstanceFCN.",
+        ),
+    }
+
+
+def _amp_keys() -> Keys:
+    """Mixed precision."""
+    return {
+        "PRECISION": Key(
+            "float16",
+            "Data type under `SOLVER.AMP.ENABLED`. `float16` needs CUDA and uses a loss scaler; "
+            "on a CPU training stays in float32. `bfloat16` also works on a CPU and is faster "
+            "there if the CPU has AVX512-BF16 or AMX.",
+            choices=("float16", "bfloat16"),
+        ),
+    }
+
+
+def _ema_keys() -> Keys:
+    """Exponential moving average of the weights."""
+    return {
+        "ENABLED": Key(
+            False,
+            "Evaluate weights averaged over about the last 1 / (1 - DECAY) steps, and save them "
+            "beside the trained ones.",
+        ),
+        "DECAY": Key(
+            0.999,
+            "Weight of the old average in the new one. After n steps it is at most (1 + n) / (10 "
+            "+ n).",
+            above=0,
+            below=1,
+        ),
+    }
+
+
+def _test_keys() -> Keys:
+    """Evaluation and the choice of the best checkpoint."""
+    return {
+        "PROPOSALS": Key(
+            False,
+            "Also evaluate class-agnostic proposals with `MaskProposalEvaluator`: average recall "
+            "at 1, 10, 100 and 1,000. A `ProposalNetwork` is always evaluated so.",
+        ),
+        "BOUNDARIES": Key(
+            False,
+            "Also evaluate the quality of mask boundaries with `BoundaryAPEvaluator`: Boundary AP "
+            "of instances and Boundary IoU of semantic maps, at 2 % of the image diagonal, 2 "
+            "pixels and 1 pixel.",
+        ),
+        "VOC_AP": Key(
+            False,
+            "Also evaluate AP^r, the average precision of PASCAL VOC with the IoU of masks, with "
+            "`VOCInstanceEvaluator`. The data sets of `DATASETS.VOC` are always evaluated so.",
+        ),
+        "TOUCHING_INSTANCES": Key(
+            False,
+            "Also evaluate separately the instances whose mask, dilated by 2 pixels, meets "
+            "another one (`segm_touching`).",
+        ),
+        "BOUNDARY_THRESHOLDS": Key(
+            99,
+            "Number of thresholds at which `BSDSBoundaryEvaluator` compares predicted contours "
+            "with the annotated ones. The BSDS benchmark uses 99; fewer are faster.",
+            low=1,
+            unit="thresholds",
+        ),
+        "BEST_METRIC": Key(
+            "",
+            "Keep the weights with the best value of this metric in `model_best.pth`: `segm/AP`, "
+            "`validation/total_loss` and so on, or `NAME/segm/AP` with several data sets. Empty: "
+            "keep none.",
+            unit="name of a metric",
+        ),
+        "VALIDATION_LOSS": Key(
+            False,
+            "In every evaluation, also compute the training losses on the first data set of "
+            "`DATASETS.TEST`.",
+        ),
+    }
+
+
+def _dense_crf_keys() -> Keys:
+    """Fully connected CRF on semantic scores, for comparison. It needs the package pydensecrf2."""
+    return {
+        "ENABLED": Key(False, "Refine semantic scores with the CRF before they are evaluated."),
+        "ITERATIONS": Key(5, "Iterations of mean-field inference.", low=0, unit="iterations"),
+        "POSITION": Key(
+            80.0,
+            "Standard deviation of the appearance kernel in the image plane.",
+            above=0,
+            unit="pixels",
+        ),
+        "COLOR": Key(
+            13.0,
+            "Standard deviation of the appearance kernel in each color channel of 0–255.",
+            above=0,
+            unit="gray levels",
+        ),
+        "WEIGHT": Key(10.0, "Weight of the appearance kernel.", low=0),
+    }
+
+
+RUN_NODES = {
+    "": _top_keys,
+    "DATASETS": _datasets_keys,
+    "INPUT": _input_keys,
+    "DATALOADER": _dataloader_keys,
+    "SOLVER": _solver_keys,
+    "SOLVER.AMP": _amp_keys,
+    "SOLVER.EMA": _ema_keys,
+    "TEST": _test_keys,
+    "TEST.DENSE_CRF": _dense_crf_keys,
+}

@@ -1,0 +1,171 @@
+"""Loading configurations that earlier versions of rpe_d2 saved."""
+
+import math
+import re
+from typing import Any, Dict, Iterator, List
+
+from detectron2.config import CfgNode
+
+from .nearest import nearest
+
+# Keys that became constructor arguments, with the defaults that they had.
+REMOVED_KEYS: Dict[str, Any] = {
+    "MODEL.DEEPMASK.OBJECT_SIZE": 128 / 224,
+    "MODEL.DEEPMASK.POSITIVE_SHIFT": 16 / 224,
+    "MODEL.DEEPMASK.NEGATIVE_SHIFT": 32 / 224,
+    "MODEL.DEEPMASK.NEGATIVE_SCALE": 1.0,
+    "MODEL.DEEPMASK.SCORE_LOSS_WEIGHT": 1 / 32,
+    "MODEL.DEEPMASK.DROPOUT": 0.5,
+    "MODEL.DEEPMASK.SHARPMASK_DIM": 32,
+    "MODEL.INSTANCE_FCN.OBJECT_SIZE": 128 / 224,
+    "MODEL.INSTANCE_FCN.POSITIVE_SHIFT": 16 / 224,
+    "MODEL.INSTANCE_FCN.NEGATIVE_SHIFT": 32 / 224,
+    "MODEL.INSTANCE_FCN.NEGATIVE_SCALE": 1.0,
+    "MODEL.INSTANCE_FCN.MASK_LOSS_WEIGHT": 1.0,
+    "MODEL.INSTANCE_FCN.MASK_THRESHOLD": 0.5,
+    "MODEL.MNC.MASK_SIZE": 28,
+    "MODEL.MNC.MASK_LOSS_WEIGHT": 1.0,
+    "MODEL.MNC.EASY_BACKGROUND": 0.15,
+    "MODEL.MNC.VOTE_IOU": 0.5,
+    "MODEL.MNC.MASK_THRESHOLD": 0.4,
+    "MODEL.FCIS.PARTS": 7,
+    "MODEL.FCIS.CELLS": 3,
+    "MODEL.FCIS.MASK_LOSS_WEIGHT": 10.0,
+    "MODEL.FCIS.VOTE_IOU": 0.5,
+    "MODEL.FCIS.MASK_THRESHOLD": 0.4,
+    "MODEL.SDS.COARSE_SIZE": 10,
+    "MODEL.SDS.MASK_SIZE": 28,
+    "MODEL.HYPERCOLUMN.GRID": 5,
+    "MODEL.RPE.MERGE_DISTANCE": 0.0,
+    "MODEL.RPE.OVERLAP_THRESH_TEST": 0.5,
+    "MODEL.RPE.PROPOSALS.NMS_TYPE": "mask",
+    "MODEL.RPE.PROPOSALS.TIP_THRESHOLD": 0.2,
+    "MODEL.SPN.NUM_MASKS": 8,
+    "MODEL.SPN.JITTER": 2,
+    "MODEL.SPN.COARSE_FACTORS": [4, 2, 8],
+}
+
+
+class RPECfgNode(CfgNode):
+    """The top of a configuration with the keys of rpe_d2.
+
+    It differs from Detectron2's CfgNode in what it merges:
+
+    1. A key that became a constructor argument is accepted where its value is the default, and
+       refused where it is not. yacs would ignore the value of a deprecated key.
+    2. An unknown key is answered with the nearest known ones.
+
+    The nodes below are Detectron2's own, so other projects can add theirs.
+    """
+
+    # yacs makes new nodes of the class of the top, and does not merge nodes of different classes.
+    @classmethod
+    def _create_config_tree_from_dict(cls, dic: Dict[str, Any], key_list: List[str]):
+        return CfgNode._create_config_tree_from_dict(dic, key_list)
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        return CfgNode._decode_cfg_value(value)
+
+    def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
+        """Merges another configuration.
+
+        Raises:
+            ValueError: a removed key has another value than its default, or a type is wrong.
+            KeyError: a key is unknown.
+        """
+        cfg_other = cfg_other.clone()
+        _drop_removed(cfg_other)
+        try:
+            super().merge_from_other_cfg(cfg_other)
+        except KeyError as error:
+            raise KeyError(self._with_nearest(str(error.args[0]))) from error
+
+    def merge_from_list(self, cfg_list: List[str]) -> None:
+        """Merges a list of keys and values in turn, as from the command line.
+
+        Raises:
+            ValueError: a removed key has another value than its default, a type is wrong, or a
+                node is given a value.
+            KeyError: a key is unknown.
+            AssertionError: the last key has no value.
+        """
+        kept = []
+        for position in range(0, len(cfg_list), 2):
+            pair = cfg_list[position : position + 2]
+            if len(pair) == 2 and pair[0] in REMOVED_KEYS:
+                _check_removed(pair[0], self._decode_cfg_value(pair[1]))
+            else:
+                kept += pair
+        for key, value in zip(kept[::2], kept[1::2]):
+            self._check_override(key, value)
+        super().merge_from_list(kept)
+
+    def _check_override(self, key: str, value: Any) -> None:
+        if self.key_is_renamed(key) or self.key_is_deprecated(key):
+            return
+        node = self
+        for part in key.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                raise KeyError(self._with_nearest(f"Non-existent config key: {key}"))
+            node = node[part]
+        if isinstance(node, CfgNode):
+            first = next(iter(node), "")
+            raise ValueError(f"{key} is {value}; allowed: values of its keys, {key}.{first} …")
+
+    def _with_nearest(self, message: str) -> str:
+        """Adds the nearest known keys to yacs' message about an unknown one."""
+        unknown = re.fullmatch(r"Non-existent config key: (\S+)", message)
+        if not unknown:
+            return message
+        return f"{message}; the nearest known keys: {nearest(unknown[1], key_names(self))}"
+
+
+def accept_saved_configs(cfg: CfgNode) -> None:
+    """Makes the top of a configuration accept what earlier versions of rpe_d2 saved, in place."""
+    # Not by an attribute: those of a CfgNode are its keys. Classes of other projects stay.
+    if type(cfg) is CfgNode:
+        object.__setattr__(cfg, "__class__", RPECfgNode)
+
+
+def key_names(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Yields the full names of all keys."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from key_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _drop_removed(cfg: CfgNode, prefix: str = "") -> None:
+    """Takes the removed keys out of a configuration, and nodes that held nothing else."""
+    for name, value in list(cfg.items()):
+        key = f"{prefix}{name}"
+        if key in REMOVED_KEYS:
+            _check_removed(key, cfg._decode_cfg_value(cfg.pop(name)))
+        elif isinstance(value, CfgNode) and value:
+            _drop_removed(value, f"{key}.")
+            if not value:
+                del cfg[name]
+
+
+def _check_removed(key: str, value: Any) -> None:
+    default = REMOVED_KEYS[key]
+    if not _is_same(value, default):
+        raise ValueError(
+            f"{key} is {value!r}; allowed: {default!r}, the default. It is no longer a key but an "
+            "argument of the component's constructor"
+        )
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    if isinstance(default, list):
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) == len(default)
+            and all(map(_is_same, value, default))
+        )
+    if isinstance(default, str) or type(value) not in (int, float):
+        return value == default and type(value) is type(default)
+    # 128 / 224 may be written with fewer digits.
+    return math.isclose(value, default, rel_tol=1e-5)

@@ -1,0 +1,191 @@
+"""What the engine needs to know about a model.
+
+The classes that a configuration names declare it themselves, as class attributes and class methods:
+
+* ``dataset_mapper_name``: the mapper that training needs where ``INPUT.DATASET_MAPPER_NAME`` is "".
+* ``num_classes_keys``: by kind, "thing" or "stuff", the key that holds its number of classes.
+* ``default_confidence_threshold``: the score below which demo and visualize leave instances out.
+* ``only_proposals``: whether it predicts proposals and nothing else.
+* ``inference_inputs(cfg)``: what it needs at inference beside images: "num_instances",
+  "coarse_masks" or "proposals".
+* ``check_run(cfg, has_weights)``: raises a ValueError of one line where a run cannot start.
+* ``check_training_data(cfg, max_instances)``: logs warnings about settings that cannot fit the
+  data.
+* ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture
+  builds.
+* ``has_pair_loss``: whether a semantic head has the pair loss.
+
+All of them are optional. Detectron2's own classes cannot declare anything; ``HOST_MODELS`` does it
+for them and for the classes derived from them.
+"""
+
+from typing import Any, Dict, List, Tuple
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
+
+from rpe_d2.data import most_instances
+
+__all__ = [
+    "check_run",
+    "check_training_data",
+    "default_confidence_threshold",
+    "inference_inputs",
+    "model_classes",
+    "num_classes_keys",
+    "only_proposals",
+    "training_mapper_name",
+]
+
+# The parts of a model: their registries and the nodes below MODEL that name them.
+_PARTS = {
+    "proposal_generator": (PROPOSAL_GENERATOR_REGISTRY, "PROPOSAL_GENERATOR"),
+    "roi_heads": (ROI_HEADS_REGISTRY, "ROI_HEADS"),
+    "sem_seg_head": (SEM_SEG_HEADS_REGISTRY, "SEM_SEG_HEAD"),
+}
+
+# What Detectron2's meta-architectures would declare.
+HOST_MODELS: Dict[str, Dict[str, Any]] = {
+    "GeneralizedRCNN": {
+        "parts": ("proposal_generator", "roi_heads"),
+        "num_classes_keys": {"thing": "MODEL.ROI_HEADS.NUM_CLASSES"},
+    },
+    "PanopticFPN": {
+        "parts": ("proposal_generator", "roi_heads", "sem_seg_head"),
+        "num_classes_keys": {
+            "thing": "MODEL.ROI_HEADS.NUM_CLASSES",
+            "stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        },
+    },
+    "ProposalNetwork": {"parts": ("proposal_generator",), "only_proposals": True},
+    "RetinaNet": {"num_classes_keys": {"thing": "MODEL.RETINANET.NUM_CLASSES"}},
+    "SemanticSegmentor": {
+        "parts": ("sem_seg_head",),
+        "num_classes_keys": {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
+    },
+}
+# Detectron2's name for "no proposal generator": proposals come from files,
+# DATASETS.PROPOSAL_FILES_TEST.
+_PROPOSALS_FROM_FILES = "PrecomputedProposals"
+
+
+def model_classes(cfg: CfgNode) -> List[type]:
+    """The registered classes of a model: its meta-architecture, then the parts that it builds.
+
+    Names that are not registered are left out; building the model reports them.
+    """
+    return list(_model_parts(cfg).values())
+
+
+def num_classes_keys(cfg: CfgNode) -> Dict[str, str]:
+    """The keys of the model's numbers of classes, by "thing" or "stuff", as far as declared."""
+    return _first_declared(cfg, "num_classes_keys", {})
+
+
+def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
+    """What the model needs at inference beside images, see the top of this file."""
+    inputs: Dict[str, None] = {}  # in this order, each once
+    for entry in model_classes(cfg):
+        if hasattr(entry, "inference_inputs"):
+            inputs.update(dict.fromkeys(entry.inference_inputs(cfg)))
+        builds_generator = "proposal_generator" in _declared(entry, "parts", ())
+        if builds_generator and cfg.MODEL.PROPOSAL_GENERATOR.NAME == _PROPOSALS_FROM_FILES:
+            inputs["proposals"] = None
+    return tuple(inputs)
+
+
+def default_confidence_threshold(cfg: CfgNode) -> float:
+    """The score below which demo and visualize leave instances out by default."""
+    return _first_declared(cfg, "default_confidence_threshold", 0.5)
+
+
+def only_proposals(cfg: CfgNode) -> bool:
+    """Whether the model predicts proposals and nothing else."""
+    return _first_declared(cfg, "only_proposals", False)
+
+
+def training_mapper_name(cfg: CfgNode) -> str:
+    """The registered name of the mapper of training.
+
+    It is ``INPUT.DATASET_MAPPER_NAME`` where that is set, else what the model's classes declare,
+    else PixelLabelMapper with ``MODEL.MASK_ON`` and Detectron2's own DatasetMapper without.
+    """
+    usual = "PixelLabelMapper" if cfg.MODEL.MASK_ON else "DatasetMapper"
+    return cfg.INPUT.DATASET_MAPPER_NAME or _first_declared(cfg, "dataset_mapper_name", usual)
+
+
+def check_run(cfg: CfgNode, has_weights: bool) -> None:
+    """Lets the model's classes check whether a run can start.
+
+    Args:
+        cfg: the configuration.
+        has_weights: whether the run starts from weights, ``MODEL.WEIGHTS`` or a checkpoint.
+
+    Raises:
+        ValueError: in one line, why it cannot.
+    """
+    for entry in model_classes(cfg):
+        if hasattr(entry, "check_run"):
+            entry.check_run(cfg, has_weights)
+    head = _model_parts(cfg).get("sem_seg_head")
+    weight = cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT
+    if head is not None and weight > 0 and not _declared(head, "has_pair_loss", False):
+        others = [
+            k for k, entry in SEM_SEG_HEADS_REGISTRY if _declared(entry, "has_pair_loss", False)
+        ]
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is {weight:g}; {head.__name__} has no pair loss, "
+            f"allowed: 0, or a head that has it, {', '.join(sorted(others))}"
+        )
+
+
+def check_training_data(cfg: CfgNode) -> None:
+    """Lets the model's classes warn about settings that cannot fit the training data."""
+    checks = [
+        entry.check_training_data
+        for entry in model_classes(cfg)
+        if hasattr(entry, "check_training_data")
+    ]
+    if checks:
+        largest = max((most_instances(name) for name in cfg.DATASETS.TRAIN), default=0)
+        for check in checks:
+            check(cfg, largest)
+
+
+def _model_parts(cfg: CfgNode) -> Dict[str, type]:
+    """The classes of :func:`model_classes` by part, the meta-architecture as "meta_arch"."""
+    registered = {}
+    if cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
+        registered["meta_arch"] = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    for part in _declared(registered.get("meta_arch"), "parts", ()):
+        registry, node = _PARTS[part]
+        if cfg.MODEL[node].NAME in registry:
+            registered[part] = registry.get(cfg.MODEL[node].NAME)
+    # A registry may also hold functions, which declare nothing.
+    return {part: entry for part, entry in registered.items() if isinstance(entry, type)}
+
+
+def _first_declared(cfg: CfgNode, name: str, default: Any) -> Any:
+    """The declaration ``name`` of the first of the model's classes that has it."""
+    missing = object()
+    for entry in model_classes(cfg):
+        value = _declared(entry, name, missing)
+        if value is not missing:
+            return value
+    return default
+
+
+def _declared(entry: Any, name: str, default: Any) -> Any:
+    """The nearest declaration of a class or its bases, in the class itself or in HOST_MODELS."""
+    for base in getattr(entry, "__mro__", ()):
+        if name in vars(base):
+            return getattr(base, name)
+        host = HOST_MODELS.get(base.__name__, {})
+        if name in host:
+            return host[name]
+    return default

@@ -1,0 +1,29 @@
+"""Checks of constructor arguments and configuration keys, each with a one-line error."""
+
+import math
+from typing import Any, Sequence
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises a ValueError that names the argument or key if the value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, choices))}")
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raises a ValueError that names the argument or key if the value is not in [low, high]."""
+    if not low <= value <= high:
+        allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        raise ValueError(f"{name} is {value}; allowed: {allowed}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises a ValueError that names the argument or key if the value is not above 0 and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; allowed: numbers above 0")
+
+
+def check_power_of_two(name: str, value: int) -> None:
+    """Raises a ValueError that names the argument or key if the value is not 1, 2, 4, 8 …"""
+    if value < 1 or math.log2(value) % 1:
+        raise ValueError(f"{name} is {value}; allowed: 1, 2, 4 …")

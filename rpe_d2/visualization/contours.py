@@ -1,0 +1,95 @@
+"""Panels of contour detection: annotators' contours, predicted contours, and their embeddings."""
+
+from typing import List, Optional, Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from rpe_d2.ops.color import embedding_to_rgb
+
+from .figure import PANEL_SIDE, Panel, image_panel
+
+BOUNDARY_LEGEND = (
+    "Annotators: a line is darker the more of them drew it. Boundaries: darker is more probable.",
+    "Embeddings of each level (a backbone output, or all of them together): within a level, equal "
+    "colours are equal embeddings. Boundaries should have one colour and everything else another.",
+    "Outputs of each level: their mean is the network's output, before thinning and, where several "
+    "image sizes are tested, at the original size alone.",
+)
+# Largest number of annotators with panels of their own.
+_MAX_ANNOTATORS = 6
+
+
+def annotator_panels(annotations: np.ndarray, one_by_one: bool = False) -> List[Panel]:
+    """Draws the contours of all annotators in one panel and optionally in a panel per annotator.
+
+    Args:
+        annotations: (A, H, W) bool.
+        one_by_one: whether to add panels of the first six annotators.
+    """
+    count = len(annotations)
+    title = "annotators"
+    panels = [_line_panel(annotations.mean(axis=0), title, f"{count}; darker: drawn by more")]
+    if one_by_one:
+        for number, lines in enumerate(annotations[:_MAX_ANNOTATORS], start=1):
+            panels.append(_line_panel(lines, f"annotator {number}", f"of {count}"))
+    return panels
+
+
+def boundary_panel(boundaries: np.ndarray, title: str, note: str = "") -> Panel:
+    """Draws a map (H, W) of floats in 0 to 1, dark on white."""
+    return _panel(_ink(boundaries), title, note)
+
+
+def level_panels(
+    embeddings: torch.Tensor,
+    scores: torch.Tensor,
+    names: Sequence[str],
+    method: str = "random",
+    truth: Optional[np.ndarray] = None,
+) -> List[List[Panel]]:
+    """Draws a row of embeddings as colours and a row of outputs, with a panel per level.
+
+    Args:
+        embeddings: (L, D, H, W).
+        scores: (L, H, W) in 0 to 1.
+        names: names of the L levels.
+        method: "random" or "pca", see :func:`rpe_d2.ops.color.embedding_to_rgb`.
+        truth: fraction of annotators, in 0 to 1. If its size is (H, W), the notes have the mean
+            score on and off the annotators' contours.
+    """
+    dim = embeddings.shape[1]
+    projection = {"random": "random directions", "pca": "PCA"}[method]
+    colors, outputs = [], []
+    for name, level, score in zip(names, embeddings.detach().cpu(), scores.detach().cpu().numpy()):
+        picture = embedding_to_rgb(level, method).permute(1, 2, 0).numpy()
+        colors.append(_panel(picture, f"embeddings, {name}", f"{dim}-D in {projection}"))
+        outputs.append(boundary_panel(score, f"output, {name}", _separation(score, truth)))
+    return [colors, outputs]
+
+
+def _separation(score: np.ndarray, truth: Optional[np.ndarray]) -> str:
+    """Describes the mean score on and off the annotators' contours."""
+    if truth is None or truth.shape != score.shape or not 0 < (truth > 0).mean() < 1:
+        return ""
+    on, off = np.average(score, weights=truth), score[truth == 0].mean()
+    return f"{on:.2f} on boundaries, {off:.2f} off"
+
+
+def _line_panel(lines: np.ndarray, title: str, note: str) -> Panel:
+    """Draws lines one panel pixel wide, since thinner lines would be blurred away."""
+    width = -(-max(lines.shape) // PANEL_SIDE)
+    lines = cv2.dilate(lines.astype(np.float32), np.ones((width, width), np.uint8))
+    return _panel(_ink(lines), title, note)
+
+
+def _panel(picture: np.ndarray, title: str, note: str) -> Panel:
+    """Draws an image, enlarged without interpolation, which would overshoot the range 0 to 1."""
+    return image_panel(picture, title, note, smooth=max(picture.shape[:2]) > PANEL_SIDE)
+
+
+def _ink(values: np.ndarray) -> np.ndarray:
+    """Converts (H, W) in 0 to 1 to an image (H, W, 3) float32 in which 1 is black."""
+    paper = 1 - np.clip(np.asarray(values, dtype=np.float32), 0, 1)
+    return np.repeat(paper[:, :, None], 3, axis=2)

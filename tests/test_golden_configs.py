@@ -1,0 +1,66 @@
+"""Registered names, keys and configuration files against a record made before the package moved."""
+
+import json
+
+import pytest
+
+from rpe_d2.config.saved import REMOVED_KEYS
+from tests.golden.make_configs_golden import GOLDEN, describe
+
+NEW_KEYS = {"INPUT.DATASET_MAPPER_NAME": ""}
+# Files that differed from another one by an override, and are that override now.
+REMOVED_FILES = {
+    "baselines/mnc_three_stages_nuclei.yaml",
+    "baselines/mnc_three_stages_shapes.yaml",
+    "boundary/bsds_R_18_cross_entropy.yaml",
+    "boundary/bsds_R_18_pair_loss.yaml",
+    "semantic/fcn_16s_shapes.yaml",
+    "semantic/fcn_32s_shapes.yaml",
+}
+NEW_FILES = set()
+# Settings that a file no longer inherits, or inherits now, of components that it does not build.
+CHANGED_SETTINGS = {
+    "baselines/deepmask_nuclei.yaml": "MODEL.RPE.PROPOSALS.",
+    "baselines/sharpmask_nuclei.yaml": "MODEL.RPE.PROPOSALS.",
+    "semantic/deconvnet_voc.yaml": "MODEL.RESNETS.",
+    "semantic/fcn_8s_voc.yaml": "MODEL.RESNETS.",
+}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.fixture(scope="module")
+def today():
+    return describe()
+
+
+def test_registered_names_are_the_same(golden, today):
+    assert today["registries"] == golden["registries"]
+
+
+def test_keys_and_defaults_are_the_same_but_for_the_listed_ones(golden, today):
+    kept = {key: value for key, value in golden["keys"].items() if key not in REMOVED_KEYS}
+    assert today["keys"] == {**kept, **NEW_KEYS}
+
+
+def test_removed_keys_keep_the_defaults_that_they_had(golden):
+    assert REMOVED_KEYS == {key: golden["keys"][key] for key in REMOVED_KEYS}
+    assert len(REMOVED_KEYS) == 33
+
+
+def test_files_set_the_same_values_but_for_the_listed_ones(golden, today):
+    files = golden["files"].keys() - REMOVED_FILES
+    assert today["files"].keys() == files | NEW_FILES
+    for file in files:
+        before, after = (
+            {
+                key: value
+                for key, value in record["files"][file].items()
+                if file not in CHANGED_SETTINGS or not key.startswith(CHANGED_SETTINGS[file])
+            }
+            for record in (golden, today)
+        )
+        assert after == before, file
