@@ -3,7 +3,6 @@
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
-from scipy.io import loadmat
 
 __all__ = ["read_boundary_annotations", "read_field", "size_text"]
 
@@ -60,6 +59,8 @@ def read_field(path: str, name: str) -> np.ndarray:
         ValueError: in one line, the file and what is wrong with it.
         OSError: the file cannot be opened.
     """
+    from scipy.io import loadmat
+
     with open(path, "rb") as file:
         try:
             content: Dict[str, Any] = loadmat(file)
