@@ -35,6 +35,10 @@ class PixelGroups(NamedTuple):
     class_probabilities: torch.Tensor
     agreement: torch.Tensor
 
+    def select(self, index: torch.Tensor) -> "PixelGroups":
+        """Returns the groups with these indices, in their order."""
+        return PixelGroups(*(part[index] for part in self))
+
 
 class ImagePoints(NamedTuple):
     """P cells of one image as points that mean shift moves.
