@@ -15,8 +15,8 @@ from detectron2.utils.events import EventStorage
 from rpe_d2.evaluation import MaskProposalEvaluator
 from rpe_d2.modeling import EmbeddingHead, EmbeddingMaps, MeanShiftProposalGenerator
 from rpe_d2.modeling.embedding.head import cell_centers
-from rpe_d2.modeling.embedding.quality_head import best_iou
-from rpe_d2.modeling.masks import rank_duplicates_last
+from rpe_d2.modeling.embedding.quality_head import best_match
+from rpe_d2.modeling.masks import soft_nms
 from rpe_d2.modeling.proposal_generator import mean_shift_proposal_generator
 from tests.helpers.models import SQUARES, perfect_maps, small_cfg, square_instances, training_input
 
@@ -162,7 +162,7 @@ def test_checkpoints_load_both_ways(tmp_path):
 
 
 def generator_and_maps(*overrides, **options):
-    """A generator with random weights, perfect maps of SQUARES at two levels, and the labels of the finest."""
+    """Returns a random generator, perfect maps of SQUARES at two levels, and their labels."""
     overrides = ("MODEL.RPE.PROPOSALS.STRIDE", 2, *overrides)
     cfg = mask_rcnn_cfg(*SWAP, *overrides)
     shape = build_model(mask_rcnn_cfg()).backbone.output_shape()
@@ -208,9 +208,8 @@ def squares_dataset(tmp_path):
 @pytest.mark.parametrize("nms_type", ["mask", "box"])
 def test_a_perfect_embedding_finds_every_object_with_the_first_proposals(nms_type, squares_dataset):
     """AR@n of the n objects, up to what masks on cells of 2 pixels can be."""
-    generator, levels, _, size = generator_and_maps(
-        "MODEL.RPE.PROPOSALS.NMS_TYPE", nms_type, noise=0.0
-    )
+    generator, levels, _, size = generator_and_maps(noise=0.0)
+    generator.nms_type = nms_type
     proposals = generator._proposals(generator.rank_groups(levels, [size]), 2, [size])
     assert len(proposals[0]) == len(SQUARES)
     evaluator = MaskProposalEvaluator(squares_dataset, distributed=False)
@@ -253,11 +252,11 @@ def test_several_bandwidths_find_what_one_misses():
     levels = [levels[0]._replace(embeddings=changed)]
     (ranked,) = generator.rank_groups(levels, [size])
     both = grid.masked_fill(grid == 1, 0)
-    assert best_iou(ranked.soft_masks, both, 0.5).sort().values[-1] > 0.95
+    assert best_match(ranked.soft_masks, both, 0.5)[0].sort().values[-1] > 0.95
     for scales, joined in (([0.6], False), ([2.5], True)):
         generator.grouping.scales = tuple(scales)
         masks = generator.rank_groups(levels, [size])[0].soft_masks
-        whole = best_iou(masks, grid.masked_fill(grid > 1, -1), 0.5).amax()
+        whole = best_match(masks, grid.masked_fill(grid > 1, -1), 0.5)[0].amax()
         assert (whole < 0.9) == joined
 
 
@@ -323,7 +322,7 @@ def test_images_without_objects_train():
 
 
 def test_a_crowd_is_background_and_alone_in_a_picture_it_trains():
-    """What the mapper says of a crowd reaches no R-CNN: losses are those of a picture without it."""
+    """No R-CNN gets the mapper's crowds: losses equal those of an image without the crowd."""
     torch.manual_seed(0)
     model = build_model(mask_rcnn_cfg(*SWAP, *PROPOSALS_ONLY)).train()
     crowd = torch.zeros(96, 128, dtype=torch.bool)
@@ -359,9 +358,9 @@ def test_limits_bound_what_is_suppressed_and_what_remains(monkeypatch):
 
     def ranked_again(overlaps, *more):
         looked_at.append(len(overlaps))
-        return rank_duplicates_last(overlaps, *more)
+        return soft_nms(overlaps, *more)
 
-    monkeypatch.setattr(mean_shift_proposal_generator, "rank_duplicates_last", ranked_again)
+    monkeypatch.setattr(mean_shift_proposal_generator, "soft_nms", ranked_again)
     for training, expected in ((True, 2), (False, 3)):
         generator.train(training)
         (proposals,) = generator._proposals([ranked], 2, [size])
@@ -422,7 +421,7 @@ def test_padding_of_a_batch_brings_no_proposals():
 
 @pytest.mark.parametrize("size", [(48, 64), (51, 69), (80, 57)])
 def test_boxes_do_not_depend_on_what_the_padding_holds(size):
-    """Squares that the image's border cuts; in the padding of a batch the maps go on with the rest of them."""
+    """The image's border cuts squares, and the maps continue them in the padding of the batch."""
     generator, levels, _, _ = generator_and_maps()
     levels = [maps._replace(logits=0.1 * maps.logits) for maps in levels]  # soft masks of about .7
     cells = [-(-side // 4) for side in size]
@@ -459,7 +458,6 @@ def test_without_instances_training_says_so():
     "key, value, allowed",
     [
         ("STRIDE", 3, "1, 2, 4, 8"),
-        ("NMS_TYPE", "soft", "mask, box"),
         ("NMS_THRESH", 1.5, "0 to 1"),
         ("NUM_LEVELS", 0, "1 or more"),
         ("MAX_KEYS", 0, "1 or more"),
@@ -473,6 +471,16 @@ def test_values_out_of_range_are_named(key, value, allowed):
     message = str(error.value)
     assert f"MODEL.RPE.PROPOSALS.{key} is {value!r}" in message
     assert allowed in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "argument, value, allowed",
+    [("nms_type", "soft", "mask, box"), ("tip_threshold", 0.0, "1e-06 to 1")],
+)
+def test_arguments_out_of_range_are_named(argument, value, allowed):
+    shape = build_model(mask_rcnn_cfg()).backbone.output_shape()
+    with pytest.raises(ValueError, match=f"{argument} is .*; allowed: {allowed}"):
+        MeanShiftProposalGenerator(input_shape=shape, **{argument: value})
 
 
 def test_kmeans_is_refused():

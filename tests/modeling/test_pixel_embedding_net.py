@@ -1,3 +1,5 @@
+"""PixelEmbeddingNet: training, losses, inference and errors."""
+
 import itertools
 import math
 
@@ -11,8 +13,18 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import box_iou
 
-from rpe_d2.modeling.soft_masks import upsample_masks
-from tests.helpers.models import plain_backbone, small_cfg, training_input
+from tests.helpers.configs import small_cfg_with
+from tests.helpers.models import training_input
+
+RESNET = "MODEL: {BACKBONE: {NAME: build_resnet_backbone}, RESNETS: {OUT_FEATURES: [%s]}}"
+NO_QUALITY = "MODEL: {RPE: {QUALITY: False}}"
+ALL_POINTS = "MODEL: {RPE: {TRAIN_POINTS: 100000}}"  # more than the images have pixels
+
+
+def build(*texts):
+    """Builds a model from the small configuration with YAML texts, with seeded weights."""
+    torch.manual_seed(0)
+    return build_model(small_cfg_with(*texts))
 
 
 def losses_of(model, batch):
@@ -21,7 +33,7 @@ def losses_of(model, batch):
 
 
 def train(model, batch, steps, lr=2e-3):
-    """Detectron2's plain loop: a model, an optimizer, nothing of rpe_d2.engine."""
+    """Trains a model in a plain loop without rpe_d2.engine. Returns the total loss of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     history = []
     for _ in range(steps):
@@ -36,21 +48,20 @@ def train(model, batch, steps, lr=2e-3):
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "text",
     [
-        (),
-        plain_backbone("res3", "res5"),
-        ("MODEL.RPE.VOTES", False, "MODEL.RPE.NEGATIVE_RADIUS", 20.0),
-        ("MODEL.RPE.BACKGROUND", "group", "MODEL.RPE.COORDINATES", True),
-        ("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned", "MODEL.RPE.QUALITY", False),
-        ("MODEL.MEAN_SHIFT.TRAIN_LOOPS", 0, "MODEL.RPE.PAIR_LOSS_NORMALIZATION", "joint"),
-        ("MODEL.RPE.GROUPING", "components", "MODEL.RPE.STRIDE", 8),
-        ("MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", 0.2, "MODEL.MEAN_SHIFT.TEST_SCALES", [0.7, 1.0]),
+        "{}",
+        RESNET % "res3, res5",
+        "MODEL: {RPE: {VOTES: False, NEGATIVE_RADIUS: 20.0}}",
+        "MODEL: {RPE: {BACKGROUND: group, COORDINATES: True}}",
+        "MODEL: {RPE: {QUALITY: False}, MEAN_SHIFT: {BANDWIDTH_MODE: learned}}",
+        "MODEL: {RPE: {PAIR_LOSS_NORMALIZATION: joint}, MEAN_SHIFT: {TRAIN_LOOPS: 0}}",
+        "MODEL: {RPE: {GROUPING: components, STRIDE: 8}}",
+        "MODEL: {MEAN_SHIFT: {RELATIVE_BANDWIDTH: 0.2, TEST_SCALES: [0.7, 1.0]}}",
     ],
 )
-def test_training_lowers_the_loss_and_reaches_every_parameter(overrides):
-    torch.manual_seed(0)
-    model = build_model(small_cfg(*overrides))
+def test_training_lowers_the_loss_and_reaches_every_parameter(text):
+    model = build(text)
     batch = [
         training_input(),
         training_input(size=(64, 80), squares=((10, 10, 50, 44),), classes=(1,)),
@@ -61,14 +72,13 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(overrides):
     assert without == []
 
 
-def test_without_weights_only_the_class_map_is_trained():
-    """The control: all parameters take part, those of embeddings and votes with a gradient of zero."""
-    model = build_model(
-        small_cfg(
-            "MODEL.RPE.PAIR_LOSS_WEIGHT", 0.0, "MODEL.RPE.VOTE_LOSS_WEIGHT", 0.0,
-            "MODEL.MEAN_SHIFT.BANDWIDTH_MODE", "learned",
-        )
-    )  # fmt: skip
+def test_with_loss_weights_of_zero_only_the_class_map_is_trained():
+    """The parameters of embeddings and votes have gradients of zero, as distributed training needs.
+
+    This is the control that groups connected components.
+    """
+    weights = "MODEL: {RPE: {PAIR_LOSS_WEIGHT: 0.0, VOTE_LOSS_WEIGHT: 0.0}}"
+    model = build(weights, "MODEL: {MEAN_SHIFT: {BANDWIDTH_MODE: learned}}")
     losses = losses_of(model, [training_input()])
     assert float(losses["loss_pair"]) == 0 and "loss_vote" not in losses
     sum(losses.values()).backward()
@@ -79,11 +89,8 @@ def test_without_weights_only_the_class_map_is_trained():
 
 
 @pytest.mark.parametrize("relative", [0.0, 0.2])
-def test_a_few_images_are_learned_by_heart(relative):
-    torch.manual_seed(0)
-    model = build_model(
-        small_cfg("MODEL.RPE.STRIDE", 2, "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH", relative)
-    )
+def test_a_few_images_are_overfitted(relative):
+    model = build(f"MODEL: {{RPE: {{STRIDE: 2}}, MEAN_SHIFT: {{RELATIVE_BANDWIDTH: {relative}}}}}")
     batch = [
         training_input(),
         training_input(squares=((8, 8, 30, 50), (30, 8, 52, 50)), classes=(1, 1)),
@@ -92,23 +99,28 @@ def test_a_few_images_are_learned_by_heart(relative):
     model.eval()
     for item, output in zip(batch, model(batch)):
         instances = output["instances"]
-        truth = item["instances"].gt_masks.tensor
-        found = instances[instances.scores > 0.5]
-        assert len(found) == len(truth)
-        iou = pairwise_iou(found.pred_masks, truth)
+        target = item["instances"].gt_masks.tensor
+        pred = instances[instances.scores > 0.5]
+        assert len(pred) == len(target)
+        iou = pairwise_iou(pred.pred_masks, target)
         best = iou.argmax(dim=1)
         assert iou.amax(dim=0).min() > 0.85
-        assert torch.equal(found.pred_classes, item["instances"].gt_classes[best])
+        assert torch.equal(pred.pred_classes, item["instances"].gt_classes[best])
+
+
+SHAPES = """
+MODEL: {MASK_ON: True, RPE: {NUM_CLASSES: 4}}
+INPUT: {MASK_FORMAT: bitmask, MIN_SIZE_TRAIN: [128]}
+DATASETS: {TRAIN: [shapes_train]}
+DATALOADER: {NUM_WORKERS: 0}
+SOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.02}
+SEED: 1
+"""
 
 
 def test_detectron2s_own_loop_trains_the_model():
-    """Registered data, loader, mapper, optimizer and trainer: all Detectron2's."""
-    cfg = small_cfg(
-        "MODEL.RPE.NUM_CLASSES", 4, "INPUT.MASK_FORMAT", "bitmask", "MODEL.MASK_ON", True
-    )
-    cfg.merge_from_list(["DATASETS.TRAIN", ("shapes_train",), "DATALOADER.NUM_WORKERS", 0])
-    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "SOLVER.BASE_LR", 0.02, "SEED", 1])
-    cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", (128,)])
+    """Loader, mapper, optimizer and trainer are Detectron2's."""
+    cfg = small_cfg_with(SHAPES)
     torch.manual_seed(0)
     model = build_model(cfg).train()
     trainer = SimpleTrainer(model, build_detection_train_loader(cfg), build_optimizer(cfg, model))
@@ -122,36 +134,37 @@ def test_detectron2s_own_loop_trains_the_model():
     assert sum(history[-4:]) < 0.8 * sum(history[:4])
 
 
-@pytest.mark.parametrize("with_quality", [True, False])
-def test_images_without_annotations_train_and_infer(with_quality):
-    model = build_model(small_cfg("MODEL.RPE.QUALITY", with_quality))
+@pytest.mark.parametrize("text", ["{}", NO_QUALITY])
+def test_images_without_annotations_train_and_infer(text):
+    model = build(text)
     empty = training_input(squares=(), classes=())
     for batch in ([empty], [empty, training_input()]):
         total = sum(losses_of(model, batch).values())
         total.backward()
         assert math.isfinite(float(total))
-        # None may be missing, or distributed training fails.
+        # Distributed training fails on parameters without a gradient.
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert isinstance(model.eval()([empty])[0]["instances"], Instances)
 
 
-def test_crowd_regions_change_no_loss():
-    """Whatever is drawn into the crowd region's labels, the losses on the other pixels are the same."""
-    model = build_model(small_cfg("MODEL.RPE.QUALITY", False, "MODEL.RPE.TRAIN_POINTS", 100000))
+def test_pixels_of_crowds_are_left_out_of_the_losses():
+    model = build(NO_QUALITY, ALL_POINTS)
     item = training_input(squares=((4, 4, 30, 30),), classes=(0,))
     crowd = torch.zeros(64, 96, dtype=torch.bool)
     crowd[:, 60:] = True
-    plain, ignoring = losses_of(model, [item]), losses_of(model, [{**item, "ignore_mask": crowd}])
-    assert torch.allclose(plain["loss_pair"], ignoring["loss_pair"], atol=1e-5)
-    assert not torch.allclose(plain["loss_sem_seg"], ignoring["loss_sem_seg"])
-    everything = {**item, "ignore_mask": torch.ones(64, 96, dtype=torch.bool)}
-    everything["instances"] = training_input(squares=(), classes=())["instances"]
-    assert all(float(loss) == 0 for loss in losses_of(model, [everything]).values())
+    all_pixels, without_crowd = (
+        losses_of(model, [each]) for each in (item, {**item, "ignore_mask": crowd})
+    )
+    assert torch.allclose(all_pixels["loss_pair"], without_crowd["loss_pair"], atol=1e-5)
+    assert not torch.allclose(all_pixels["loss_sem_seg"], without_crowd["loss_sem_seg"])
+    crowd_everywhere = {**item, "ignore_mask": torch.ones(64, 96, dtype=torch.bool)}
+    crowd_everywhere["instances"] = training_input(squares=(), classes=())["instances"]
+    assert all(float(loss) == 0 for loss in losses_of(model, [crowd_everywhere]).values())
 
 
-def trained_model(*overrides):
-    torch.manual_seed(0)
-    model = build_model(small_cfg("MODEL.RPE.STRIDE", 2, *overrides))
+def trained_model(*texts):
+    """Returns a model that is overfitted to two images, in inference mode."""
+    model = build("MODEL: {RPE: {STRIDE: 2}}", *texts)
     train(
         model,
         [training_input(), training_input(size=(80, 64), squares=((5, 30, 60, 70),), classes=(1,))],
@@ -167,7 +180,7 @@ def pairwise_iou(masks, others):
 
 
 def test_output_format():
-    model = trained_model("MODEL.RPE.RETURN_PROPOSALS", True, "MODEL.RPE.RETURN_SEM_SEG", True)
+    model = trained_model("MODEL: {RPE: {RETURN_PROPOSALS: True, RETURN_SEM_SEG: True}}")
     item = {**training_input(), "height": 128, "width": 190}
     output = model([item])[0]
     instances = output["instances"]
@@ -184,14 +197,14 @@ def test_output_format():
     assert proposals.proposal_masks.dtype == torch.uint8
     assert proposals.proposal_masks.shape[1:] == (112, 112)
     assert (proposals.objectness_logits[:-1] >= proposals.objectness_logits[1:]).all()
-    truth = item["instances"].gt_boxes.tensor * torch.tensor([190 / 96, 2, 190 / 96, 2])
-    assert box_iou(truth, proposals.proposal_boxes.tensor).amax(dim=1).min() > 0.7
+    target = item["instances"].gt_boxes.tensor * torch.tensor([190 / 96, 2, 190 / 96, 2])
+    assert box_iou(target, proposals.proposal_boxes.tensor).amax(dim=1).min() > 0.7
     # A square fills its box.
-    best = box_iou(truth, proposals.proposal_boxes.tensor)[0].argmax()
+    best = box_iou(target, proposals.proposal_boxes.tensor)[0].argmax()
     assert (proposals.proposal_masks[best, 20:-20, 20:-20] > 127).float().mean() > 0.95
 
 
-def test_an_image_gives_the_same_alone_and_in_a_batch_of_mixed_sizes():
+def test_predictions_do_not_depend_on_the_other_images_of_a_batch():
     model = trained_model()
     batch = [
         training_input(),
@@ -206,11 +219,10 @@ def test_an_image_gives_the_same_alone_and_in_a_batch_of_mixed_sizes():
         assert torch.allclose(alone.scores, output["instances"].scores, atol=1e-4)
 
 
-def test_padding_of_training_batches_is_ignored():
-    """A batch that pads an image has the losses of the image alone, norms aside."""
-    torch.manual_seed(0)
-    options = ("MODEL.RPE.NORM", "", "MODEL.RPE.QUALITY", False, "MODEL.RPE.TRAIN_POINTS", 100000)
-    model = build_model(small_cfg(*options, *plain_backbone("res3")))
+def test_the_padding_of_training_batches_is_ignored():
+    """Without normalization, the loss of a batch is the mean of those of its images alone."""
+    no_norm = "MODEL: {RPE: {NORM: ''}}"
+    model = build(no_norm, NO_QUALITY, ALL_POINTS, RESNET % "res3")
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
@@ -230,21 +242,20 @@ def test_padding_of_training_batches_is_ignored():
 
 
 def test_autocast_changes_the_losses_by_rounding_only():
-    torch.manual_seed(0)
-    model = build_model(small_cfg("MODEL.RPE.TRAIN_POINTS", 100000))
+    model = build(ALL_POINTS)
     batch = [training_input(), training_input(squares=((8, 8, 30, 50),), classes=(1,))]
-    exact = losses_of(model, batch)
+    full = losses_of(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = losses_of(model, batch)
+        half = losses_of(model, batch)
     for name in ("loss_pair", "loss_vote", "loss_sem_seg"):
-        assert rounded[name].dtype == torch.float32
-        assert torch.allclose(rounded[name], exact[name], rtol=0.05), name
+        assert half[name].dtype == torch.float32
+        assert torch.allclose(half[name], full[name], rtol=0.05), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="mixed-precision training needs a GPU")
 def test_mixed_precision_trains_on_a_gpu():
     torch.manual_seed(0)
-    cfg = small_cfg("MODEL.DEVICE", "cuda", "SOLVER.BASE_LR", 0.02)
+    cfg = small_cfg_with("MODEL: {DEVICE: cuda}", "SOLVER: {BASE_LR: 0.02}")
     model = build_model(cfg).train()
     batch = [training_input(), training_input(squares=((8, 8, 30, 50),), classes=(1,))]
     trainer = AMPTrainer(model, itertools.repeat(batch), build_optimizer(cfg, model))
@@ -258,19 +269,24 @@ def test_mixed_precision_trains_on_a_gpu():
     assert len(model.eval()(batch)) == 2
 
 
-def test_soft_masks_are_interpolated_before_they_are_cut():
-    soft = torch.zeros(1, 4, 4)
-    soft[0, 1:3, 1:3] = 1.0
-    hard = upsample_masks(soft, 8, (32, 32), (32, 32), 0.5)[0]
-    square = torch.zeros(32, 32, dtype=torch.bool)
-    square[8:24, 8:24] = True
-    assert hard[16, 8] and not hard[8, 8]  # the corners of the blocky square are rounded off
-    assert 0.85 < (hard & square).sum() / (hard | square).sum() < 1
-    assert upsample_masks(soft[:0], 8, (30, 31), (60, 62), 0.5).shape == (0, 60, 62)
+def test_maps_and_embeddings_of_each_loop():
+    model = trained_model()
+    batch = [training_input(), training_input(size=(80, 64), squares=((5, 30, 60, 70),))]
+    with torch.no_grad():
+        maps = model.predict_maps(batch)
+    assert [each.image_size for each in maps] == [(64, 96), (80, 64)]
+    assert maps[0].embeddings.shape == maps[1].embeddings.shape  # on the grid of the padded batch
+    for each in maps:
+        loops = model.embeddings_per_loop(each)
+        assert 2 <= len(loops) <= 1 + model.mean_shift.test_loops
+        assert all(loop.shape == (8, *each.unpadded_size) for loop in loops)
+        assert torch.equal(loops[0], each.unpadded().embeddings)
+        assert torch.allclose(loops[-1].norm(dim=0), torch.ones(each.unpadded_size), atol=1e-4)
+        assert not torch.allclose(loops[0], loops[-1])
 
 
-def test_pictures_reach_the_event_storage():
-    model = build_model(small_cfg("VIS_PERIOD", 1))
+def test_training_pictures_reach_the_event_storage():
+    model = build("VIS_PERIOD: 1")
     with EventStorage() as storage:
         model.train()([training_input()])
         ((name, picture, _),) = storage._vis_data
@@ -281,26 +297,27 @@ def test_pictures_reach_the_event_storage():
 
 
 @pytest.mark.parametrize(
-    "key, value, allowed",
+    "node, key, value, allowed",
     [
-        ("MODEL.RPE.MARGIN", 1.5, "0 to 1"),
-        ("MODEL.RPE.MERGE_COSINE", 1.2, "-1 to 1"),
-        ("MODEL.RPE.TRAIN_POINTS", 0, "1 or more"),
-        ("MODEL.RPE.SEM_SEG_LOSS_STRIDE", 3, "1, 2, 4"),
-        ("MODEL.MEAN_SHIFT.MAX_KEYS", 0, "1 or more"),
-        ("MODEL.MEAN_SHIFT.TEST_LOOPS", -1, "0 or more"),
-        ("MODEL.MEAN_SHIFT.TEST_SCALES", [1.0, 0.0], "factors above 0"),
+        ("RPE", "MARGIN", "1.5", "0 to 1"),
+        ("RPE", "MERGE_COSINE", "1.2", "-1 to 1"),
+        ("RPE", "TRAIN_POINTS", "0", "1 or more"),
+        ("RPE", "SEM_SEG_LOSS_STRIDE", "3", "1, 2, 4"),
+        ("MEAN_SHIFT", "MAX_KEYS", "0", "1 or more"),
+        ("MEAN_SHIFT", "TEST_LOOPS", "-1", "0 or more"),
+        ("MEAN_SHIFT", "TEST_SCALES", "[1.0, 0.0]", "factors above 0"),
     ],
 )
-def test_values_out_of_range_are_named_when_the_model_is_built(key, value, allowed):
+def test_errors_name_keys_out_of_range_when_the_model_is_built(node, key, value, allowed):
     with pytest.raises(ValueError) as error:
-        build_model(small_cfg(key, value))
+        build(f"MODEL: {{{node}: {{{key}: {value}}}}}")
     message = str(error.value)
-    assert key in message and str(value) in message and allowed in message and "\n" not in message
+    assert f"MODEL.{node}.{key}" in message and value in message
+    assert allowed in message and "\n" not in message
 
 
-def test_an_image_without_annotations_entry_is_named():
-    model = build_model(small_cfg()).train()
+def test_the_error_names_an_image_without_annotations():
+    model = build().train()
     item = {**training_input(), "file_name": "unlabelled.png"}
     del item["instances"]
     with pytest.raises(ValueError, match="unlabelled.png has no instances"):
