@@ -11,5 +11,4 @@ setup(
         "rpe_d2.configs": ["**/*.yaml", "**/*.py"],
         "rpe_d2.ops": ["*.cpp"],  # compiled at first use, where there is a compiler
     },
-    py_modules=["rpe_d2_program"],
 )

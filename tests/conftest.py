@@ -16,8 +16,8 @@ DATA_VARIABLE = "RPE_D2_TEST_DATA"
 def real_data() -> Callable[[str], Path]:
     """Finds a folder of real data: ``real_data("nuclei") -> Path``.
 
-    It lies in ``$RPE_D2_TEST_DATA`` or, without that variable, in ``../shared/data`` beside the clone.
-    Where it is absent the test is skipped; where the variable promises it, the test fails.
+    The folder lies in ``$RPE_D2_TEST_DATA`` or, without that variable, in ``../shared/data`` beside
+    the clone. If it is absent, the test is skipped. If the variable names it, the test fails.
     """
 
     def find(name: str) -> Path:

@@ -36,8 +36,10 @@ from rpe_d2.utils.errors import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
-    f"{node}.{name}".lstrip("."): key for node, keys in all_keys().items() for name, key in keys.items()
-}  # fmt: skip
+    f"{node}.{name}".lstrip("."): key
+    for node, keys in all_keys().items()
+    for name, key in keys.items()
+}
 
 
 def new_cfg() -> CfgNode:

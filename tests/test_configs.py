@@ -1,4 +1,4 @@
-"""Every shipped configuration builds its model, and pairs that are compared differ only in what they compare."""
+"""Every configuration builds its model, and those that are compared differ in nothing else."""
 
 import pytest
 import torch
@@ -48,13 +48,13 @@ def test_vgg_sees_what_torchvisions_weights_were_trained_on(name):
     [
         name
         for name in LEAVES
-        # What the VOC ones add to those of COCO is the data, or VGG-16, which leads nowhere but to what is asked for.
+        # Those of VOC add nothing to those of COCO but the data or VGG-16.
         if name.startswith(("baselines/", "proposals/", "semantic/"))
         and not name.endswith("_voc.yaml")
     ],
 )
 def test_parameters_without_gradient_are_looked_for(name):
-    """Else distributed training ends at the second step."""
+    """Otherwise distributed training fails in the second step."""
     cfg = read(name)
     torch.manual_seed(0)
     model = build_model(cfg).train()
@@ -93,7 +93,7 @@ def flat(node: CfgNode, prefix: str = "") -> dict:
     return values
 
 
-# What systems may have of their own: their heads, their authors' suppression and share of foreground, ...
+# Keys in which systems may differ: their heads, their suppression, their sampling of regions.
 MNC = (
     "MODEL.PROPOSAL_GENERATOR.NAME",
     "MODEL.MNC.",
@@ -108,10 +108,10 @@ FCIS = (
     "MODEL.ROI_HEADS.IN_FEATURES",
     "MODEL.ROI_HEADS.NMS_THRESH_TEST",
 )
-# ... on COCO their number of regions and FCIS's dilated backbone, ...
+# On COCO also the number of regions, and the dilated backbone of FCIS.
 TOP_300 = ("MODEL.RPN.", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE")
 ON_RES5 = ("MODEL.BACKBONE.NAME", "MODEL.RESNETS.", "MODEL.ANCHOR_GENERATOR.")
-# ... and their pyramids, whose scales share no statistics, with sizes of the picture to match.
+# Window generators also differ in their pyramid and in the sizes of the image.
 WINDOWS = (
     "MODEL.PROPOSAL_GENERATOR.NAME",
     "MODEL.DEEPMASK.",

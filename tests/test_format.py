@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-CODE = ["rpe_d2", "dev", "tools", "tests", "configs", "setup.py", "rpe_d2_program.py"]
+CODE = ["rpe_d2", "dev", "tools", "tests", "configs", "setup.py"]
 LARGEST_FILE = 1_000_000  # bytes
 LONGEST_LINE = 100  # characters
 

@@ -266,7 +266,7 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
     """The metadata of the package, built by a Python that cannot import torch."""
     pytest.importorskip("setuptools", minversion="77")
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("metadata")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "rpe_d2_program.py"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("rpe_d2", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -308,7 +308,7 @@ def test_every_import_is_declared(declared: Distribution) -> None:
     allowed |= {"torch", "torchvision", "triton", "detectron2", "rpe_d2", "wandb", "pydensecrf"}
     undeclared = {}
     sources = (ROOT / "rpe_d2").rglob("*.py"), (ROOT / "tools").glob("*.py")
-    for file in [*sources[0], *sources[1], ROOT / "rpe_d2_program.py"]:
+    for file in [*sources[0], *sources[1]]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

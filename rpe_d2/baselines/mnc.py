@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.config import check_config
-from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.argument_checks import check_choice, check_range
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.ops.roi_warp import roi_warp
 
@@ -163,7 +163,8 @@ class MNCROIHeads(RegionROIHeads):
             accumulate_steps: number of batches whose gradients are averaged for one step.
             kwargs: see :class:`rpe_d2.baselines.regions.RegionROIHeads`.
         """
-        _check_stages(num_stages, resolution)
+        check_choice("num_stages", num_stages, (3, 5))
+        _check_resolution("resolution", resolution)
         check_range("easy_background", easy_background, 0, 1)
         check_range("accumulate_steps", accumulate_steps, 1)
         super().__init__(
@@ -191,9 +192,7 @@ class MNCROIHeads(RegionROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         mnc = cfg.MODEL.MNC
         check_config(cfg, "MODEL.MNC")
-        _check_stages(
-            mnc.NUM_STAGES, mnc.RESOLUTION, "MODEL.MNC.NUM_STAGES", "MODEL.MNC.RESOLUTION"
-        )
+        _check_resolution("MODEL.MNC.RESOLUTION", mnc.RESOLUTION)
         if cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is True; allowed with MNCROIHeads: False"
@@ -330,16 +329,9 @@ class MNCROIHeads(RegionROIHeads):
         }
 
 
-def _check_stages(
-    num_stages: int,
-    resolution: int,
-    stages_name: str = "num_stages",
-    resolution_name: str = "resolution",
-) -> None:
-    if num_stages not in (3, 5):
-        raise ValueError(f"{stages_name} is {num_stages}; allowed: 3 or 5")
+def _check_resolution(option: str, resolution: int) -> None:
     if resolution < 2 or resolution % 2:
-        raise ValueError(f"{resolution_name} is {resolution}; allowed: even numbers, 2 or more")
+        raise ValueError(f"{option} is {resolution}; allowed: even numbers, 2 or more")
 
 
 def _shuffled(mask: torch.Tensor) -> torch.Tensor:

@@ -147,13 +147,6 @@ class SharpMask(DeepMask):
         )
 
     @classmethod
-    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
-        if not has_weights:
-            raise ValueError(
-                "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
-            )
-
-    @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         arguments = super().from_config(cfg, input_shape)
         key, skips = "MODEL.DEEPMASK.SHARPMASK_FEATURES", cfg.MODEL.DEEPMASK.SHARPMASK_FEATURES

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.vgg import make_layers
 
 from rpe_d2.config import check_config
-from rpe_d2.modeling.argument_checks import check_choice, check_range
+from rpe_d2.modeling.argument_checks import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class VGG16(Backbone):
         super().__init__()
         if not width > 0:
             raise ValueError(f"width is {width}; allowed: above 0")
-        check_choice("norm", norm, _NORMS)
+        if norm not in _NORMS:
+            raise ValueError(f"norm is {norm!r}; allowed: {', '.join(map(repr, _NORMS))}")
         check_range("fc_dim", fc_dim, 1)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed: 0 to below 1")

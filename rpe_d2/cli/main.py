@@ -1,14 +1,14 @@
 """The ``rpe-d2`` program: one command for each tool.
 
-Only the standard library is imported here. The module of a command is imported when it is called.
+The module of a command is imported when it is called.
 """
 
 import difflib
-import re
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import List, NamedTuple, Optional
+
+from rpe_d2 import __version__
 
 
 class Command(NamedTuple):
@@ -50,7 +50,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(_usage(), file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
     if name == "--version":
-        print(f"rpe-d2 {_version()}")
+        print(f"rpe-d2 {__version__}")
         return 0
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -80,9 +80,3 @@ def _usage() -> str:
             "rpe-d2 --version prints the version.",
         ]
     )
-
-
-def _version() -> str:
-    # Read as text: importing the package would import torch.
-    package = Path(__file__).parents[1] / "__init__.py"
-    return re.search(r'^__version__ = "(.+)"', package.read_text(encoding="utf-8"), re.M)[1]

@@ -65,8 +65,8 @@ def _input_keys() -> Keys:
     return {
         "DATASET_MAPPER_NAME": Key(
             "",
-            "Name of a registered dataset mapper for training, as in Mask2Former. Empty: the mapper "
-            "that the model declares, or else `PixelLabelMapper` with `MODEL.MASK_ON` and "
+            "Name of a registered dataset mapper for training, as in Mask2Former. Empty: the "
+            "mapper that the model declares, or else `PixelLabelMapper` with `MODEL.MASK_ON` and "
             "Detectron2's `DatasetMapper` without.",
             unit="name of a dataset mapper",
         ),

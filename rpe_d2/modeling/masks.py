@@ -205,7 +205,7 @@ def soft_mask_boxes(
 def _extent(
     profiles: torch.Tensor, threshold: float, tip_threshold: Optional[float] = None
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Returns where profiles (R, n) first rise above the threshold and last fall below, in cells."""
+    """Returns the cells where profiles (R, n) first rise above and last fall below a threshold."""
     low = _rise(profiles, threshold, tip_threshold)
     return low, profiles.shape[1] - _rise(profiles.flip(1), threshold, tip_threshold)
 

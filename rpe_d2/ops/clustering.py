@@ -27,6 +27,9 @@ def cluster_embeddings(
     points are clustered in the same way. Each cluster therefore lies within ``threshold`` of one
     centre, and the result does not depend on the order of the points.
 
+    Vectors that are zero, NaN or infinite have no direction. They form a cluster of their own,
+    together with the points whose position is NaN or infinite.
+
     Modes are searched among at most 2,048 points at a time, so that K clusters of N points take
     O(N K) time and O(N) memory.
 
@@ -50,27 +53,24 @@ def cluster_embeddings(
     if max_distance is None:
         where, radius = x.new_zeros(len(x), 0), x.new_zeros(len(x))
     else:
+        where = positions.detach().to(x.dtype)
         radius = torch.as_tensor(max_distance, device=x.device).detach().to(x.dtype).expand(len(x))
+    usable = _has_direction(x) & where.isfinite().all(dim=1) & radius.isfinite()
+    x, where, radius = x[usable], where[usable], radius[usable]
+    if len(x):
         # Integer coordinates of a pixel grid stay integers. Squared distances are then exact, so
         # neither the order of the points nor rounding affects pairs exactly max_distance apart.
-        where = positions.detach().to(x.dtype)
-        if len(where):
-            where = where - ((where.amin(dim=0) + where.amax(dim=0)) / 2).round()
-    labels = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
-    key = _order_free_key(x, where)
-    num_clusters = 0
-    while True:
-        remaining = torch.nonzero(labels < 0).squeeze(1)
-        if remaining.numel() == 0:
-            break
-        free = x[remaining], where[remaining], radius[remaining]
-        modes = _find_modes(*free, key[remaining], threshold)
-        centers = modes[0]
-        nearest = _nearest_center(*free, *modes, threshold)
-        joined = nearest >= 0
-        labels[remaining[joined]] = nearest[joined] + num_clusters
-        num_clusters += len(centers)
-    return _number_by_size(labels, key)
+        where = where - ((where.amin(dim=0) + where.amax(dim=0)) / 2).round()
+    # Everything below sees the points in an order that depends on nothing but their values.
+    # Sorted points also fall into the same blocks of matrix products, whose rounding differs.
+    order = torch.argsort(_sorting_key(x, where, radius), stable=True)
+    clusters = _cluster_sorted(x[order], where[order], radius[order], threshold)
+    labels = torch.empty_like(clusters).index_copy_(0, order, clusters)
+    if bool(usable.all()):
+        return labels
+    result = torch.full(usable.shape, int(labels.max()) + 1 if len(labels) else 0).to(labels)
+    result[usable] = labels
+    return _number_by_size(result)
 
 
 def split_components(label_map: torch.Tensor) -> torch.Tensor:
@@ -114,33 +114,63 @@ def split_components(label_map: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(parts.reshape(labels.shape)).to(label_map.device)
 
 
-def _order_free_key(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Returns (N,) a key per point that breaks ties independently of the order of the points."""
+def _has_direction(x: torch.Tensor) -> torch.Tensor:
+    """Returns (N,) bool, False for vectors that are zero, NaN or infinite."""
+    length = x.norm(dim=1)
+    return (length >= 0.5) & length.isfinite()
+
+
+def _sorting_key(x: torch.Tensor, where: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Returns (N,) float64 keys that are equal for equal points alone.
+
+    In float32, keys of several thousand points collide.
+    """
+    columns = torch.cat([x, where, radius[:, None]], dim=1).double()
     generator = torch.Generator().manual_seed(0)
-    width = x.shape[1] + where.shape[1]
-    direction = torch.randn(width, generator=generator, dtype=torch.float64).to(x)
+    direction = torch.randn(columns.shape[1], generator=generator, dtype=torch.float64)
     # An element-wise sum does not depend on how a matrix product is split into blocks.
-    return (torch.cat([x, where], dim=1) * direction).sum(dim=1)
+    return (columns * direction.to(columns)).sum(dim=1)
+
+
+def _cluster_sorted(
+    x: torch.Tensor, where: torch.Tensor, radius: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """Returns (N,) cluster labels of sorted points, see :func:`cluster_embeddings`."""
+    labels = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
+    num_clusters = 0
+    while True:
+        remaining = torch.nonzero(labels < 0).squeeze(1)
+        if remaining.numel() == 0:
+            break
+        free = x[remaining], where[remaining], radius[remaining]
+        points, *modes = _find_modes(*free, threshold)
+        nearest = _nearest_center(*free, *modes, threshold)
+        joined = nearest >= 0
+        if not bool(joined.any()):
+            # The centre of a spread mode may have no neighbour at all. Where that holds for every
+            # centre, the point at each mode joins it, so that every round makes progress.
+            nearest[points] = torch.arange(len(points), device=x.device)
+            joined = nearest >= 0
+        labels[remaining[joined]] = nearest[joined] + num_clusters
+        num_clusters += len(points)
+    return _number_by_size(labels)
 
 
 def _find_modes(
     x: torch.Tensor,
     where: torch.Tensor,
     radius: torch.Tensor,
-    key: torch.Tensor,
     threshold: float,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Finds the modes among evenly sampled seeds.
 
     Returns:
-        Centres (K, D), positions (K, 2 or 0) and radii (K,) of the modes.
+        Indices (K,) of the points at the modes, and the means of the seeds that lead there: centres
+        (K, D), positions (K, 2 or 0) and radii (K,).
     """
-    order = torch.argsort(key, stable=True)
-    if len(order) > _MAX_SEEDS:
-        picks = torch.arange(_MAX_SEEDS, device=x.device) * len(order) // _MAX_SEEDS
-        order = order[picks]
-    seeds, seed_where, seed_radius = x[order], where[order], radius[order]
-    num_seeds = len(order)
+    num_seeds = min(len(x), _MAX_SEEDS)
+    picks = torch.arange(num_seeds, device=x.device) * len(x) // num_seeds
+    seeds, seed_where, seed_radius = x[picks], where[picks], radius[picks]
 
     near = seeds @ seeds.T >= threshold  # (S, S)
     if where.shape[1]:
@@ -148,7 +178,7 @@ def _find_modes(
         near &= _squared_distances(seed_where, seed_where) <= smaller**2
     # With rounding a point may not be its own neighbour. (torch cannot trace a fill with True.)
     near.fill_diagonal_(1)
-    # Unique priorities: a denser seed comes first, and ties go to the smaller key.
+    # Unique priorities: a denser seed comes first, and ties go to the smaller index.
     priority = near.sum(dim=1) * num_seeds - torch.arange(num_seeds, device=x.device)
     by_priority = torch.argsort(priority, descending=True)
     lead = by_priority[near[:, by_priority].to(torch.uint8).argmax(dim=1)]
@@ -157,12 +187,13 @@ def _find_modes(
         if torch.equal(further, lead):
             break
         lead = further
-    _, mode, sizes = torch.unique(lead, return_inverse=True, return_counts=True)
+    points, mode, sizes = torch.unique(lead, return_inverse=True, return_counts=True)
     num_modes = len(sizes)
     centers = F.normalize(x.new_zeros(num_modes, x.shape[1]).index_add_(0, mode, seeds), dim=1)
     center_where = x.new_zeros(num_modes, where.shape[1]).index_add_(0, mode, seed_where)
     center_radius = x.new_zeros(num_modes).index_add_(0, mode, seed_radius)
-    return centers, center_where / sizes[:, None], center_radius / sizes
+    means = center_where / sizes[:, None], center_radius / sizes
+    return picks[points], centers, *means
 
 
 def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -176,15 +207,9 @@ def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tenso
 def _nearest_center(
     x, where, radius, centers, center_where, center_radius, threshold
 ) -> torch.Tensor:
-    """Returns (N,) the index of the nearest centre that is a neighbour, -1 where there is none.
-
-    The centre of a spread mode may have no neighbour at all. If that holds for all centres, the
-    point nearest to each centre joins it, so that every round makes progress.
-    """
+    """Returns (N,) the index of the nearest centre that is a neighbour, -1 where there is none."""
     nearest = torch.empty(len(x), dtype=torch.long, device=x.device)
     rows_per_block = max(1, _BLOCK_ELEMENTS // len(centers))
-    best_value = x.new_full((len(centers),), float("inf"))
-    best_point = torch.zeros(len(centers), dtype=torch.long, device=x.device)
     scale = 1.0 / max(1.0 - threshold, 1e-6)
     for start in range(0, len(x), rows_per_block):
         rows = slice(start, start + rows_per_block)
@@ -195,24 +220,15 @@ def _nearest_center(
             distance = torch.maximum(distance, far)
         value, nearest[rows] = distance.min(dim=1)
         nearest[rows].masked_fill_(value > 1.0, -1)
-        value, point = distance.min(dim=0)
-        closer = value < best_value
-        best_value = torch.where(closer, value, best_value)
-        best_point = torch.where(closer, point + start, best_point)
-    empty = torch.bincount(nearest[nearest >= 0], minlength=len(centers)) == 0
-    if bool(empty.all()):
-        nearest[best_point] = torch.arange(len(centers), device=x.device)
     return nearest
 
 
-def _number_by_size(labels: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Renumbers clusters by descending size. Ties go to the smaller key."""
+def _number_by_size(labels: torch.Tensor) -> torch.Tensor:
+    """Renumbers clusters by descending size. Ties go to the cluster that had the smaller number."""
     if labels.numel() == 0:
         return labels
     _, labels, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-    smallest = key.new_full((len(sizes),), float("inf")).scatter_reduce(0, labels, key, "amin")
-    by_key = torch.argsort(smallest, stable=True)
-    order = by_key[torch.argsort(sizes[by_key], descending=True, stable=True)]
+    order = torch.argsort(sizes, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
     return rank[labels]

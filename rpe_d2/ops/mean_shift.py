@@ -15,6 +15,9 @@ Shifted = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 # Added to the logit of a masked key. Its exponential is 0 in float32 whatever the other logits are.
 _MASKED = -1e9
+# Masked rows with larger values are garbage: unit vectors have coordinates in -1 to 1.
+_LARGEST_COORDINATE = 2.0
+_LARGEST_POSITION = 1e6  # pixels
 # The fused attention kernels need query, key and value of one width that is a multiple of this.
 _WIDTH_MULTIPLE = 8
 
@@ -63,7 +66,8 @@ def mean_shift(
             (N,) or (B, N) gives each point its own (the balloon estimator).
         shift_positions: whether positions are averaged by the same weights as the embeddings.
         mask: (B, N) bool, True = valid, for padded batches. Invalid points have no weight in any
-            mean, but they move. With ``keys``, the mask is (B, M) and applies to the keys.
+            mean, but they move. They may hold anything, NaN included. With ``keys``, the mask is
+            (B, M) and applies to the keys.
         return_trajectory: whether to return the result of every loop.
 
     Returns:
@@ -98,15 +102,21 @@ def mean_shift(
         key_where = None if key_positions is None else _as_batch(key_positions, dtype)
         if isinstance(spatial_bandwidth, torch.Tensor):
             spatial_bandwidth = _as_batch(spatial_bandwidth.unsqueeze(-1), dtype)  # (B, N, 1)
+        means_of = None if targets is None else _as_batch(targets, dtype)
+        means_of_where = None if target_positions is None else _as_batch(target_positions, dtype)
+        if mask is not None:
+            if keys is None:
+                points, where = _without_garbage(mask, points, where)
+            else:
+                fixed_keys, key_where = _without_garbage(mask, fixed_keys, key_where)
+                means_of, means_of_where = _without_garbage(mask, means_of, means_of_where)
         if where is not None:
             # Only differences matter. Small coordinates keep the kernel's dot products exact.
             origin = _center(where.detach(), mask if keys is None else None)
             where = where - origin
             key_where = None if key_where is None else key_where - origin
-        means_of = fixed_keys if targets is None else _as_batch(targets, dtype)
-        means_of_where = key_where
-        if target_positions is not None:
-            means_of_where = _as_batch(target_positions, dtype) - origin
+        means_of = fixed_keys if means_of is None else means_of
+        means_of_where = key_where if means_of_where is None else means_of_where - origin
 
         def result() -> Shifted:
             moved = points.to(out_dtype) if batched else points[0].to(out_dtype)
@@ -203,6 +213,23 @@ def _center(where: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
         return where.mean(dim=1, keepdim=True)
     valid = mask.unsqueeze(-1)
     return (where * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _without_garbage(
+    mask: torch.Tensor, vectors: Optional[torch.Tensor], positions: Optional[torch.Tensor]
+) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+    """Zeroes masked rows that hold no unit vector or no position in an image.
+
+    Padding may hold anything. A weight of 0 does not remove NaN, nor values that overflow.
+    """
+
+    def cleaned(rows: Optional[torch.Tensor], largest: float) -> Optional[torch.Tensor]:
+        if rows is None:
+            return None
+        sound = (rows.detach().abs() <= largest).all(dim=-1)
+        return torch.where((mask | sound).unsqueeze(-1), rows, torch.zeros_like(rows))
+
+    return cleaned(vectors, _LARGEST_COORDINATE), cleaned(positions, _LARGEST_POSITION)
 
 
 def _as_batch(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 FORMS = ("linear", "squared_hinge", "released")
 NORMALIZATIONS = ("joint", "per_term")
+# Squared distances of integer positions up to this far from their mean are exact in float32.
+_EXACT_SIDE = 1024.0
 
 
 def spherical_pair_loss(
@@ -87,8 +89,9 @@ def spherical_pair_loss(
         if negative_radius is not None:
             # Small coordinates, shifted by an integer so that a pixel grid stays integer: squared
             # distances are then exact, and rounding cannot affect pairs at exactly the radius.
-            where = positions[kept].to(unit.dtype)
-            where = where - where.mean(dim=0).round()
+            where = _centred(positions[kept].to(unit.dtype))
+            if float(where.abs().amax()) > _EXACT_SIDE:
+                where = _centred(positions[kept].double())
 
         positive, negative, negative_sum = _PairSums.apply(
             unit, weights, group, where, negative_radius, margin, form
@@ -127,8 +130,9 @@ class _PairSums(torch.autograd.Function):
         right = torch.cat([unit, ones * (0.5 - margin)], dim=1)
         if where is not None:
             squared = where.square().sum(dim=1, keepdim=True)
-            near_left = torch.cat([2 * where, radius**2 - squared, ones], dim=1)
-            near_right = torch.cat([where, ones, -squared], dim=1)
+            one = torch.ones_like(squared)
+            near_left = torch.cat([2 * where, radius**2 - squared, one], dim=1)
+            near_right = torch.cat([where, one, -squared], dim=1)
 
         weighted = weights[:, None] * unit
         size = _block_size(unit)
@@ -158,6 +162,7 @@ class _PairSums(torch.autograd.Function):
         if positive_gradient is not None:
             ctx.save_for_backward(positive_gradient, negative_gradient)
         ctx.mark_non_differentiable(negative_sum)
+        positive.clamp_(min=0)  # rounding makes the cosine of equal vectors exceed 1
         return positive, negative, negative_sum
 
     @staticmethod
@@ -191,6 +196,11 @@ class _Block(NamedTuple):
         gradient[rows] += self.weights[rows, None] * (slope @ self.weighted[columns])
         if rows != columns:
             gradient[columns] += self.weights[columns, None] * (slope.T @ self.weighted[rows])
+
+
+def _centred(positions: torch.Tensor) -> torch.Tensor:
+    """Subtracts the mean position, rounded to an integer."""
+    return positions - positions.mean(dim=0).round()
 
 
 def _positive_terms(similarity: torch.Tensor, form: str) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -86,8 +86,8 @@ def spatial_propagation(
 
     Raises:
         ValueError: A shape does not fit, a value is not allowed, the backend is not available, or
-            gates on the CPU contain NaN. Gates on a GPU are not checked for NaN, because that would
-            synchronise the host with the device. NaN then propagates to the results.
+            gates on the CPU are not finite. Gates on a GPU are not checked, because that would
+            synchronise the host with the device. The results are NaN then.
     """
     if merge not in MERGES:
         raise ValueError(f"merge is {merge!r}; allowed: {', '.join(MERGES)}")
@@ -207,5 +207,8 @@ def _check(x: torch.Tensor, gates: torch.Tensor) -> None:
         )
     if gates.device != x.device:
         raise ValueError(f"gates are on {gates.device}; allowed: where x is, {x.device}")
-    if not gates.is_cuda and torch.isnan(gates.detach().sum()):
-        raise ValueError("gates contain NaN; allowed: finite numbers")
+    if not gates.is_cuda and not torch.isfinite(gates.detach().sum()):
+        # The sum of large finite gates may overflow.
+        for name, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
+            if bool(test(gates.detach()).any()):
+                raise ValueError(f"gates contain {name}; allowed: finite numbers")

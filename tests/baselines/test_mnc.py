@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from rpe_d2.baselines import MNCROIHeads
 from rpe_d2.baselines.mnc import MNCPrediction, MNCStages, _mask_iou
 from rpe_d2.baselines.regions import label_regions, vote_masks
-from rpe_d2.modeling.soft_masks import cut_at_half
+from rpe_d2.modeling.masks import rescale_to_half
 from rpe_d2.ops.roi_warp import roi_warp
 from tests.helpers.baseline_configs import FPN_SHAPES, MNC, ROI_HEADS, seeded_model
 from tests.helpers.models import square_instances, training_input
@@ -170,7 +170,7 @@ def test_mask_voting_equals_the_reference():
 
 
 def test_masks_are_cut_at_their_threshold():
-    pasted = cut_at_half(torch.tensor([[[0.0, 0.39, 0.4, 0.41, 1.0]]]), 0.4)[0, 0, 0]
+    pasted = rescale_to_half(torch.tensor([[[0.0, 0.39, 0.4, 0.41, 1.0]]]), 0.4)[0, 0, 0]
     assert (pasted >= 0.5).tolist() == [False, False, True, True, True]
     assert pasted[0] == 0 and pasted[-1] == 1 and (pasted[1:] > pasted[:-1]).all()
 
@@ -212,7 +212,7 @@ def test_a_wrong_key_is_refused_in_one_line(key, value, allowed):
 @pytest.mark.parametrize(
     "argument, value, allowed",
     [
-        ("num_stages", 4, "3 or 5"),
+        ("num_stages", 4, "3, 5"),
         ("resolution", 7, "even numbers"),
         ("easy_background", 1.5, "0 to 1"),
         ("mask_size", 0, "1 or more"),

@@ -139,7 +139,7 @@ def test_a_wrong_key_is_refused_in_one_line(setting, message, theirs):
     [
         ({"out_features": ["pool6"]}, "out_features is .*; allowed: one or more of conv1_1"),
         ({"out_features": []}, r"out_features is \[\]; allowed: one or more of conv1_1"),
-        ({"norm": "GN"}, "norm is 'GN'; allowed: , BN, FrozenBN"),
+        ({"norm": "GN"}, "norm is 'GN'; allowed: '', 'BN', 'FrozenBN'"),
         ({"width": 0.0}, "width is 0.0; allowed: above 0"),
         ({"fc_dim": 0}, "fc_dim is 0; allowed: 1 or more"),
         ({"dropout": 1.0}, "dropout is 1.0; allowed: 0 to below 1"),

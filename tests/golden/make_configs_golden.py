@@ -43,7 +43,7 @@ def flat(cfg: CfgNode, prefix: str = "") -> Dict[str, Any]:
 
 
 def describe() -> Dict[str, Any]:
-    """Returns the names that rpe_d2 registers, its keys with their defaults, and what each YAML file changes."""
+    """Returns registered names, the keys with their defaults, and what each YAML file changes."""
     host = flat(get_cfg())
     cfg = get_cfg()
     rpe_d2.add_rpe_config(cfg)

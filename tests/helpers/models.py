@@ -15,7 +15,13 @@ CLASSES = [0, 0, 1, 2]
 
 
 def small_cfg(*overrides):
-    """A PixelEmbeddingNet that runs in tenths of a second: ResNet-18-FPN with 32 channels, 3 classes."""
+    """Returns the configuration of a PixelEmbeddingNet that runs in tenths of a second.
+
+    It has a ResNet-18-FPN with 32 channels and 3 classes.
+
+    Args:
+        overrides: keys and values in turn, as on a command line.
+    """
     cfg = get_cfg()
     add_rpe_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "PixelEmbeddingNet"
@@ -36,18 +42,8 @@ def small_cfg(*overrides):
     return cfg
 
 
-def plain_backbone(*features):
-    """Overrides that leave the FPN out."""
-    return (
-        "MODEL.BACKBONE.NAME",
-        "build_resnet_backbone",
-        "MODEL.RESNETS.OUT_FEATURES",
-        list(features),
-    )
-
-
 def square_instances(size, squares, classes):
-    """Instances of filled squares (x0, y0, x1, y1) in a picture of size (H, W)."""
+    """Returns instances of filled squares (x0, y0, x1, y1) in an image of size (H, W)."""
     masks = torch.zeros(len(squares), *size, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, squares):
         mask[y0:y1, x0:x1] = True
@@ -59,7 +55,7 @@ def square_instances(size, squares, classes):
 
 
 def training_input(size=(64, 96), squares=((4, 4, 30, 30), (30, 10, 60, 50)), classes=(0, 2)):
-    """One item of a batch: noise with brighter squares."""
+    """Returns one item of a batch, an image of noise with brighter squares."""
     generator = torch.Generator().manual_seed(sum(size) + len(squares))
     image = torch.rand(3, *size, generator=generator) * 60
     for number, (x0, y0, x1, y1) in enumerate(squares):
@@ -73,14 +69,19 @@ def training_input(size=(64, 96), squares=((4, 4, 30, 30), (30, 10, 60, 50)), cl
 
 
 def perfect_maps(stride=2, size=(80, 96), noise=0.05, num_classes=3):
-    """What a perfect network would predict for SQUARES: noisy instance embeddings, sure classes, exact votes.
+    """Returns what a perfect network would predict for SQUARES.
 
-    With one class all squares belong to it.
+    Embeddings are those of the instances with some noise. Class logits are certain. Votes differ
+    from the instance centers by about a pixel. With one class, all squares belong to it.
+
+    Returns:
+        Maps (:class:`EmbeddingMaps`) of a batch of one image, the instance (h, w) of each cell, and
+        the size of the image.
     """
     generator = torch.Generator().manual_seed(0)
     classes = [min(number, num_classes - 1) for number in CLASSES]
     labels = pixel_labels(square_instances(size, SQUARES, classes), size)
-    grid = labels.instances[stride // 2 :: stride, stride // 2 :: stride]
+    grid = labels.at_cells(stride)
     directions = torch.eye(8)[:4]
     embeddings = directions[grid.clamp(min=0)].permute(2, 0, 1)
     embeddings = embeddings + noise * torch.randn(embeddings.shape, generator=generator)

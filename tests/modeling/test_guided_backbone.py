@@ -134,7 +134,7 @@ def test_the_embedding_head_learns_from_the_image():
 def test_the_embedding_head_takes_the_image_at_every_stride(stride):
     text = f"MODEL: {{RPE: {{STRIDE: {stride}}}}}"
     model = build_model(small_cfg_with(GUIDED, text)).eval()
-    maps, _ = model.predict_maps([training_input((70, 90))])
+    (maps,) = model.predict_maps([training_input((70, 90))])
     assert maps.embeddings.shape[-2:] == (128 // stride, 128 // stride)
 
 

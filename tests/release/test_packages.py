@@ -73,7 +73,7 @@ def test_sdist(packages: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert CONFIGS <= names
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "rpe_d2_program.py"} <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff"} <= names
     assert {"pyproject.toml", "setup.py", "rpe_d2/ops/propagation.cpp"} <= names
     assert not any(name.startswith(("tests", "results")) for name in names)
 
@@ -85,10 +85,10 @@ def test_wheel(packages: Path) -> None:
         names = set(archive.namelist())
     assert {f"rpe_d2/{name}" for name in CONFIGS} <= names
     sources = {str(file.relative_to(ROOT)) for file in (ROOT / "rpe_d2").rglob("*.py")}
-    assert sources | {"rpe_d2/ops/propagation.cpp", "rpe_d2_program.py"} <= names
+    assert sources | {"rpe_d2/ops/propagation.cpp"} <= names
     info = f"rpe_d2-{__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in names
-    assert {name.partition("/")[0] for name in names} == {"rpe_d2", "rpe_d2_program.py", info}
+    assert {name.partition("/")[0] for name in names} == {"rpe_d2", info}
 
 
 def test_the_program_prints_its_version_and_its_commands(installed: Path, tmp_path: Path) -> None:

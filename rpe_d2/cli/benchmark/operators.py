@@ -80,7 +80,7 @@ def _add_point_arguments(parser: argparse.ArgumentParser, points: int, groups: i
 
 
 def _sphere_points(points: int, dim: int, groups: int, spread: float, device: str) -> Tensors:
-    """Samples unit vectors (N, D) around random centers and their groups (N,), with a fixed seed."""
+    """Samples unit vectors (N, D) around random centers, and their groups (N,); fixed seed."""
     generator = torch.Generator().manual_seed(0)
     centers = F.normalize(torch.randn(groups, dim, generator=generator), dim=1)
     labels = torch.randint(groups, (points,), generator=generator)

@@ -6,7 +6,6 @@ from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import CfgNode
-from scipy.cluster.vq import kmeans2
 from torch.nn import functional as F
 
 from rpe_d2.ops.clustering import cluster_embeddings, split_components
@@ -34,6 +33,10 @@ class PixelGroups(NamedTuple):
     soft_masks: torch.Tensor
     class_probabilities: torch.Tensor
     agreement: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> "PixelGroups":
+        """Returns the groups with these indices, in their order."""
+        return PixelGroups(*(part[index] for part in self))
 
 
 class ImagePoints(NamedTuple):
@@ -328,6 +331,8 @@ class KMeansGrouping(MeanShiftGrouping):
         if self.shift.shift_positions:
             sigma = torch.as_tensor(self.shift.sigma(sizes), device=x.device)
             coordinates = torch.cat([coordinates, votes / sigma.view(-1, 1)], dim=1)
+        from scipy.cluster.vq import kmeans2  # slow to import, and only this oracle needs it
+
         count = min(num_instances, len(coordinates))
         _, found = kmeans2(coordinates.double().cpu().numpy(), count, minit="++", seed=0)
         labels = torch.as_tensor(found, dtype=torch.long, device=x.device)

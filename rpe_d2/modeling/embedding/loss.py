@@ -55,7 +55,8 @@ class EmbeddingLoss(nn.Module):
                 takes no part.
             use_votes: whether votes are trained.
             sem_seg_stride: stride to which class logits are upsampled before the cross-entropy.
-            loss_weights: weights of "loss_pair", "loss_vote", "loss_size" and "loss_sem_seg".
+            loss_weights: weights of "loss_pair", "loss_vote", "loss_size" and "loss_sem_seg", which
+                replace those of ``DEFAULT_WEIGHTS``.
 
         Raises:
             ValueError: An argument is out of range.
@@ -64,9 +65,14 @@ class EmbeddingLoss(nn.Module):
         check_range("margin", margin, 0, 1)
         check_choice("form", form, FORMS)
         check_choice("normalization", normalization, NORMALIZATIONS)
+        check_range("positive_weight", positive_weight, 0)
+        check_range("negative_weight", negative_weight, 0)
         check_range("negative_radius", negative_radius, 0)
         check_range("num_points", num_points, 1)
         check_positive("sem_seg_stride", sem_seg_stride)
+        for name, weight in (loss_weights or {}).items():
+            check_choice("loss_weights", name, list(DEFAULT_WEIGHTS))
+            check_range(f"loss_weights[{name!r}]", weight, 0)
         self.pair_options = {
             "margin": margin,
             "form": form,
@@ -90,12 +96,9 @@ class EmbeddingLoss(nn.Module):
         rpe = cfg.MODEL.RPE
         stride = stride or rpe.STRIDE
         check_choice("MODEL.RPE.BACKGROUND", rpe.BACKGROUND, ("exclude", "group"))
-        divisors = [d for d in range(1, stride + 1) if stride % d == 0]
-        if rpe.SEM_SEG_LOSS_STRIDE not in divisors:
-            raise ValueError(
-                f"MODEL.RPE.SEM_SEG_LOSS_STRIDE is {rpe.SEM_SEG_LOSS_STRIDE}; allowed with "
-                f"MODEL.RPE.STRIDE {stride}: {', '.join(map(str, divisors))}"
-            )
+        check_sem_seg_stride(
+            "MODEL.RPE.SEM_SEG_LOSS_STRIDE", rpe.SEM_SEG_LOSS_STRIDE, "MODEL.RPE.STRIDE", stride
+        )
         return {
             **pair_loss_options(cfg),
             "negative_radius": rpe.NEGATIVE_RADIUS,
@@ -193,6 +196,16 @@ class EmbeddingLoss(nn.Module):
                 )
                 for i in range(len(x))
             ]
+        )
+
+
+def check_sem_seg_stride(name: str, value: int, stride_name: str, stride: int) -> None:
+    """Raises a ValueError that names the argument or key if the value does not divide a stride."""
+    divisors = [d for d in range(1, stride + 1) if stride % d == 0]
+    if value not in divisors:
+        raise ValueError(
+            f"{name} is {value}; allowed with {stride_name} {stride}: "
+            f"{', '.join(map(str, divisors))}"
         )
 
 

@@ -6,6 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..argument_checks import check_range
+from .grouping import PixelGroups
+from .head import ImageMaps
+
 # Width of the hidden layers, which is enough for a regression on pooled features.
 _HIDDEN = 128
 
@@ -24,6 +28,7 @@ class QualityHead(nn.Module):
             feature_dim: C, the number of channels of the embedding head's features.
         """
         super().__init__()
+        check_range("feature_dim", feature_dim, 1)
         self.layers = nn.Sequential(
             nn.Linear(2 * feature_dim + 5, _HIDDEN),
             nn.ReLU(inplace=True),
@@ -32,21 +37,17 @@ class QualityHead(nn.Module):
             nn.Linear(_HIDDEN, 1),
         )
 
-    def forward(
-        self, features: torch.Tensor, soft_masks: torch.Tensor, agreement: torch.Tensor, stride: int
-    ) -> torch.Tensor:
+    def forward(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
         """Predicts the IoU of each soft mask.
 
         Args:
-            features: (C, h, w) features of one image.
-            soft_masks: (R, h, w) in 0-1.
-            agreement: (R,) in 0-1, see :class:`rpe_d2.modeling.embedding.grouping.PixelGroups`.
-            stride: pixels per cell.
+            maps: predictions for one image, of which the features are used.
+            groups: R groups of its pixels.
 
         Returns:
             (R,) float32 logits of the IoU.
         """
-        features = features.detach().float()
+        features, soft_masks = maps.features.detach().float(), groups.soft_masks
         weights = soft_masks.flatten(1)  # (R, h * w)
         mass = weights.sum(dim=1).clamp(min=1e-6)
         # The features of the ring around a mask tell whether the mask ends where the object does.
@@ -60,13 +61,13 @@ class QualityHead(nn.Module):
         sure = (weights > 0.5).sum(dim=1)
         shape = [
             # 0 to 2 for objects of a few to a hundred thousand pixels.
-            (mass * stride**2).log() / 5,
+            (mass * maps.stride**2).log() / 5,
             # 1 for masks of values 0 and 1.
             (weights.square().sum(dim=1) / mass),
             sure / mass,
             # Perimeters are usually about 10 x sqrt(area) on this scale.
             ring.sum(dim=1) / mass.sqrt() / 10,
-            agreement,
+            groups.agreement,
         ]
         return self.layers(torch.cat([*pooled, torch.stack(shape, dim=1)], dim=1)).squeeze(1)
 

@@ -37,10 +37,9 @@ def embeddings_per_loop(
 def training_picture(
     image: torch.Tensor,
     input_format: str,
+    maps: ImageMaps,
     labels: PixelLabels,
     groups: PixelGroups,
-    image_size: tuple,
-    stride: int,
     loops: List[torch.Tensor],
 ) -> torch.Tensor:
     """Draws the image, the ground truth, the groups and the embeddings of every loop side by side.
@@ -48,21 +47,20 @@ def training_picture(
     Args:
         image: (3, H, W) input of the network in 0-255.
         input_format: its channel order, "BGR" or "RGB".
+        maps: predictions for the image.
         labels: ground truth of the image.
         groups: groups of the image.
-        image_size: (H, W) without padding.
-        stride: pixels per cell of the groups and embeddings.
         loops: embedding maps (D, h, w), see :func:`embeddings_per_loop`.
 
     Returns:
         (3, H, W * (3 + number of embedding maps)) uint8 RGB.
     """
-    height, width = image_size
+    height, width = maps.image_size
     rgb = image.flip(0) if input_format == "BGR" else image
     panels = [rgb[:3, :height, :width].cpu().to(torch.uint8)]
     target = labels.instances[:height, :width]
     soft = F.interpolate(
-        groups.soft_masks[None], scale_factor=stride, mode="bilinear", align_corners=False
+        groups.soft_masks[None], scale_factor=maps.stride, mode="bilinear", align_corners=False
     )[0, :, :height, :width]
     pred = torch.full_like(target, -1)
     if len(soft):
@@ -72,7 +70,7 @@ def training_picture(
     # Coloured as one image, equal embeddings of different loops have equal colours.
     colors = embedding_to_rgb(torch.cat(loops, dim=2)).split(loops[0].shape[2], dim=2)
     for color in colors:
-        color = F.interpolate(color[None], scale_factor=stride)[0]
+        color = F.interpolate(color[None], scale_factor=maps.stride)[0]
         panels.append((color[:, :height, :width] * 255).cpu().to(torch.uint8))
     return torch.cat(panels, dim=2)
 

@@ -21,6 +21,7 @@ from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.parts import fit_to_head
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..embedding.training_pictures import embeddings_per_loop, training_picture
 from ..layers import resize_maps, zero_loss
@@ -89,7 +90,8 @@ class PixelEmbeddingNet(PaddedInput):
             backbone: any Detectron2 backbone.
             num_classes: K, which is needed where no ``embedding_head`` is given.
             embedding_head, embedding_loss, mean_shift, grouping: the parts in the order in which
-                data pass through them. None stands for the part with its default arguments.
+                data pass through them. None stands for the part with its default arguments, which
+                follow the head: without votes, none are trained or shifted.
             use_quality_head: whether instances are ranked by class probability times an estimate of
                 their mask's IoU. Otherwise the class probability ranks them.
             quality_loss_weight: weight of the loss of that estimate.
@@ -116,10 +118,13 @@ class PixelEmbeddingNet(PaddedInput):
             if num_classes is None:
                 raise ValueError("num_classes is None; allowed: a number, or an embedding_head")
             embedding_head = EmbeddingHead(backbone.output_shape(), num_classes)
+        check_range("quality_loss_weight", quality_loss_weight, 0)
         check_range("quality_images", quality_images, 0)
+        check_range("propagation_loss_weight", propagation_loss_weight, 0)
         check_range("detections_per_image", detections_per_image, 1)
         check_range("score_threshold", score_threshold, 0, 1)
         check_range("mask_threshold", mask_threshold, 1e-6, 0.99)
+        check_range("min_area", min_area, 0)
         check_range("overlap_threshold", overlap_threshold, 0, 1)
         check_range("proposal_mask_size", proposal_mask_size, 1)
         strides = [embedding_head.stride]
@@ -127,8 +132,9 @@ class PixelEmbeddingNet(PaddedInput):
             strides.append(mask_propagation.stride)
         super().__init__(backbone, pixel_mean, pixel_std, strides)
         self.embedding_head = embedding_head
-        self.embedding_loss = EmbeddingLoss() if embedding_loss is None else embedding_loss
-        self.mean_shift = MeanShiftLayer() if mean_shift is None else mean_shift
+        self.embedding_loss, self.mean_shift = fit_to_head(
+            embedding_head, embedding_loss, mean_shift
+        )
         self.grouping = MeanShiftGrouping() if grouping is None else grouping
         if self.grouping.shift is None:
             self.grouping.shift = self.mean_shift
@@ -268,7 +274,7 @@ class PixelEmbeddingNet(PaddedInput):
             kept = contained_mask_nms(
                 groups.soft_masks, scores.amax(dim=1), self.overlap_threshold, self.mask_threshold
             )
-            groups, scores = PixelGroups(*(part[kept] for part in groups)), scores[kept]
+            groups, scores = groups.select(kept), scores[kept]
         size = maps.image_size
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(maps, groups, scores, out_size, gates)}
@@ -326,15 +332,12 @@ class PixelEmbeddingNet(PaddedInput):
             labels.append(pixel_labels(instances, maps.padded_size, item.get("ignore_mask")))
         return labels
 
-    def _quality_logits(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
-        return self.quality_head(maps.features, groups.soft_masks, groups.agreement, maps.stride)
-
     def _scores(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
         """Returns (R, K) the class probabilities, times the estimated IoU if there is one."""
         scores = groups.class_probabilities
         if self.quality_head is None:
             return scores
-        return scores * self._quality_logits(maps, groups).sigmoid()[:, None]
+        return scores * self.quality_head(maps, groups).sigmoid()[:, None]
 
     def _group_losses(
         self, prediction: "_Prediction", labels: List[PixelLabels]
@@ -352,7 +355,7 @@ class PixelEmbeddingNet(PaddedInput):
                 groups.soft_masks, labels[index].at_cells(maps.stride), self.mask_threshold
             )
             if self.quality_head is not None:
-                loss = quality_loss(self._quality_logits(maps, groups), iou)
+                loss = quality_loss(self.quality_head(maps, groups), iou)
                 losses["loss_quality"] += self.quality_loss_weight * loss / count
             if gates is not None:
                 good = iou >= _MIN_REFINABLE_IOU
@@ -420,10 +423,9 @@ class PixelEmbeddingNet(PaddedInput):
         return training_picture(
             item["image"],
             self.input_format,
+            maps,
             labels,
             self.grouping(maps),
-            maps.image_size,
-            maps.stride,
             self.embeddings_per_loop(maps),
         )
 

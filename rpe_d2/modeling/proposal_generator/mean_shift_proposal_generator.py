@@ -19,6 +19,7 @@ from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.parts import fit_to_head
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..layers import zero_loss
 from ..masks import mask_overlaps, soft_mask_boxes, soft_masks_to_proposals, soft_nms
@@ -100,7 +101,8 @@ class MeanShiftProposalGenerator(nn.Module):
             num_levels: number of maps that are grouped, at the head's stride, twice that stride and
                 so on.
             embedding_loss, mean_shift, grouping: the parts that follow at each level. None stands
-                for the part with its default arguments.
+                for the part with its default arguments, which follow the head: without votes, none
+                are trained or shifted.
             use_quality_head: whether groups are ranked by foreground probability times an estimate
                 of their mask's IoU. Otherwise the foreground probability ranks them.
             quality_loss_weight: weight of the loss of that estimate.
@@ -131,13 +133,18 @@ class MeanShiftProposalGenerator(nn.Module):
         check_range("nms_threshold", nms_threshold, 0, 1)
         check_range("duplicate_threshold", duplicate_threshold, 0, 1)
         check_range("pre_nms_topk", pre_nms_topk, 1)
+        check_range("quality_loss_weight", quality_loss_weight, 0)
+        check_range("post_nms_topk_train", post_nms_topk_train, 0)
+        check_range("post_nms_topk_test", post_nms_topk_test, 1)
+        check_range("min_box_size", min_box_size, 0)
         check_range("mask_threshold", mask_threshold, 1e-6, 0.99)
         check_range("tip_threshold", tip_threshold, 1e-6, 1)
         check_range("mask_size", mask_size, 1)
         self.embedding_head = embedding_head
         self.num_levels = num_levels
-        self.embedding_loss = EmbeddingLoss() if embedding_loss is None else embedding_loss
-        self.mean_shift = MeanShiftLayer(max_keys=1024) if mean_shift is None else mean_shift
+        self.embedding_loss, self.mean_shift = fit_to_head(
+            embedding_head, embedding_loss, mean_shift, max_keys=1024
+        )
         if grouping is None:
             grouping = MeanShiftGrouping(scales=(0.7, 1.4), max_groups=100)
         if grouping.shift is None:
@@ -235,11 +242,7 @@ class MeanShiftProposalGenerator(nn.Module):
             maps = level.image(index, size)
             groups = self.grouping(maps)
             if self.quality_head is not None:
-                logits.append(
-                    self.quality_head(
-                        maps.features, groups.soft_masks, groups.agreement, maps.stride
-                    )
-                )
+                logits.append(self.quality_head(maps, groups))
             # Without its padding, because interpolation would move masks away from the border.
             own_rows, own_columns = maps.unpadded_size
             soft_masks = groups.soft_masks[:, :own_rows, :own_columns]

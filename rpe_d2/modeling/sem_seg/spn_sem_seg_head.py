@@ -110,13 +110,6 @@ class SPNSemSegHead(nn.Module):
         self._wrapped = adopt_children(self, head)
 
     @classmethod
-    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
-        if cfg.MODEL.SPN.FREEZE_HEAD and not has_weights:
-            raise ValueError(
-                "MODEL.WEIGHTS is empty; MODEL.SPN.FREEZE_HEAD keeps a trained head, name its checkpoint"
-            )
-
-    @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
         spn = cfg.MODEL.SPN
         if spn.SEM_SEG_HEAD == cls.__name__ or spn.SEM_SEG_HEAD not in SEM_SEG_HEADS_REGISTRY:

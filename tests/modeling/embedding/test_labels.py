@@ -1,3 +1,5 @@
+"""Labels of pixels, and pixels sampled from them."""
+
 import numpy as np
 import torch
 from detectron2.structures import PolygonMasks
@@ -16,19 +18,31 @@ def test_the_smaller_of_two_overlapping_instances_is_in_front():
     assert torch.allclose(labels.sizes, torch.stack(areas).float().sqrt())
 
 
-def test_padding_and_crowds_are_ignored_but_instances_win_over_crowds():
+def test_padding_and_crowds_are_ignored_and_instances_are_in_front_of_crowds():
     crowd = torch.zeros(20, 20, dtype=torch.bool)
     crowd[:, :8] = True
     labels = pixel_labels(square_instances((20, 20), [(4, 4, 12, 12)], [0]), (32, 24), crowd)
     assert labels.instances.shape == (32, 24)
     assert (labels.instances[20:] == IGNORED).all() and (labels.instances[:, 20:] == IGNORED).all()
     assert labels.instances[0, 0] == IGNORED  # crowd
-    assert labels.instances[5, 5] == 0  # an instance inside the crowd
+    assert labels.instances[5, 5] == 0  # an instance in front of the crowd
     assert labels.instances[0, 12] == BACKGROUND
     assert set(labels.class_map(9, -5).unique().tolist()) == {0, 9, -5}
 
 
-def test_no_instances():
+def test_cells_have_the_label_of_their_middle_pixel():
+    labels = pixel_labels(
+        square_instances((16, 24), [(0, 0, 6, 6), (9, 4, 24, 16)], [0, 1]), (16, 24)
+    )
+    for stride in (1, 2, 4, 8):
+        cells = labels.at_cells(stride)
+        assert cells.shape == (16 // stride, 24 // stride)
+        for row, column in ((0, 0), (1, 0), (1, 2)):
+            y, x = (int((index + 0.5) * stride) for index in (row, column))
+            assert cells[row, column] == labels.instances[y, x]
+
+
+def test_an_image_without_instances():
     labels = pixel_labels(square_instances((8, 8), [], []), (8, 8))
     assert (labels.instances == BACKGROUND).all() and labels.centers.shape == (0, 2)
 
@@ -46,7 +60,7 @@ def test_polygons_and_boxes_give_the_labels_of_the_masks():
     assert torch.equal(pixel_labels(instances, (24, 24)).instances, by_mask)
 
 
-def test_sampling_is_even_over_labels_of_unlike_size():
+def test_samples_are_spread_evenly_over_labels_of_different_sizes():
     labels = torch.full((100, 100), -1)
     labels[:60] = 0  # 6,000 pixels
     labels[60, :50] = 1
@@ -59,7 +73,7 @@ def test_sampling_is_even_over_labels_of_unlike_size():
     assert len(sample_pixels(torch.full((4, 4), -2), 10)) == 0
 
 
-def test_sampling_cuts_the_last_round_at_random():
+def test_the_last_round_of_samples_is_cut_at_random():
     labels = torch.arange(50).repeat_interleave(20).view(20, 50)
     seen = torch.zeros(50)
     for _ in range(60):

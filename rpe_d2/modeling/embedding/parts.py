@@ -1,0 +1,46 @@
+"""Embedding losses and mean shift that fit an embedding head."""
+
+from typing import Optional, Tuple
+
+from .head import EmbeddingHead
+from .loss import EmbeddingLoss, check_sem_seg_stride
+from .mean_shift_layer import MeanShiftLayer
+
+
+def fit_to_head(
+    head: EmbeddingHead,
+    embedding_loss: Optional[EmbeddingLoss],
+    mean_shift: Optional[MeanShiftLayer],
+    **mean_shift_options,
+) -> Tuple[EmbeddingLoss, MeanShiftLayer]:
+    """Builds the parts that are None and checks the others against the head.
+
+    Args:
+        head: the embedding head.
+        embedding_loss: None stands for default losses, on votes if the head predicts them.
+        mean_shift: None stands for a default layer, which moves votes if the head predicts them.
+        mean_shift_options: arguments of the default layer.
+
+    Raises:
+        ValueError: A part needs predictions that the head does not make.
+    """
+    has_votes = head.vote_unit is not None
+    if embedding_loss is None:
+        embedding_loss = EmbeddingLoss(use_votes=has_votes)
+    if mean_shift is None:
+        mean_shift = MeanShiftLayer(shift_positions=has_votes, **mean_shift_options)
+    check_sem_seg_stride(
+        "embedding_loss.sem_seg_stride", embedding_loss.sem_seg_stride, "stride", head.stride
+    )
+    for name, value in (
+        ("embedding_loss.use_votes", embedding_loss.use_votes),
+        ("mean_shift.shift_positions", mean_shift.shift_positions),
+    ):
+        if value and not has_votes:
+            raise ValueError(f"{name} is True; allowed with embedding_head.vote_unit None: False")
+    if mean_shift.relative_bandwidth and head.max_size is None:
+        raise ValueError(
+            f"mean_shift.relative_bandwidth is {mean_shift.relative_bandwidth}; allowed with "
+            "embedding_head.max_size None: 0"
+        )
+    return embedding_loss, mean_shift
