@@ -265,7 +265,7 @@ def test_masks_of_another_size_and_no_masks(register):
     evaluator = VOCInstanceEvaluator(NAME)
     pred = Detection(1, 0, 0.9, np.ones((6, 9), bool))
     evaluator.process([{"image_id": 1}], [output_of([pred], size=(6, 9))])
-    with pytest.raises(ValueError, match=r"image 1: a mask of \[6, 9\] pixels .* has \[24, 32\]"):
+    with pytest.raises(ValueError, match=r"mask in image 1 is \[6, 9\] .* the image, \[24, 32\]"):
         evaluator.evaluate()
     evaluator.reset()
     output = output_of([Detection(1, 0, 0.9, square(0, 0, 10, 10))])
