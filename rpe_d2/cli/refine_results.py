@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
+from rpe_d2.utils.coco_annotations import check_stored_rles
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
@@ -138,6 +139,7 @@ def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
                 f"{path}: entry {place} has no image_id or no segmentation; allowed: COCO results "
                 "with masks"
             )
+    check_stored_rles(f"--input {path}", [result["segmentation"] for result in results])
     return results
 
 

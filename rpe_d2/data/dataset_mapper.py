@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_
 from detectron2.utils.logger import log_first_n
 
 from rpe_d2.ops.coarsen import coarsen_masks
+from rpe_d2.utils.coco_annotations import rle_problem
 
 from .augmentation import additional_augmentations
 
@@ -153,7 +154,14 @@ class CoarseInstances:
 
 
 def _compressed(segmentation: Any, size: Tuple[int, int]) -> Any:
-    """Compresses uncompressed RLE, and returns polygons and compressed RLE unchanged."""
+    """Compresses uncompressed RLE, and returns polygons and compressed RLE unchanged.
+
+    Raises:
+        ValueError: An RLE cannot be decoded.
+    """
+    problem = rle_problem(segmentation, size) if isinstance(segmentation, dict) else None
+    if problem:
+        raise ValueError(f"an annotation has {problem.found}; allowed: {problem.allowed}")
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, *size)
     return segmentation

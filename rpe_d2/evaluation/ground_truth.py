@@ -10,7 +10,12 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools.coco import COCO
 
-from rpe_d2.utils.coco_annotations import usable_segmentation
+from rpe_d2.utils.coco_annotations import (
+    box_problem,
+    mask_problem,
+    raise_problems,
+    usable_segmentation,
+)
 
 
 def coco_ground_truth(dataset_name: str) -> COCO:
@@ -37,7 +42,11 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
 
     Args:
         truth: ground truth with its index.
+
+    Raises:
+        ValueError: A mask cannot be decoded, or a coordinate is far outside of its image.
     """
+    _check(truth)
     kept = []
     for annotation in truth.dataset.get("annotations", []):
         segmentation = usable_segmentation(annotation)
@@ -52,6 +61,20 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
     truth.dataset["annotations"] = kept
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
+
+
+def _check(truth: COCO) -> None:
+    annotations = truth.dataset.get("annotations", [])
+    problems = []
+    for annotation in annotations:
+        image = truth.imgs[annotation["image_id"]]
+        size = image["height"], image["width"]
+        problem = box_problem(annotation["bbox"], *size)
+        if annotation.get("segmentation"):
+            problem = mask_problem(annotation["segmentation"], *size) or problem
+        if problem:
+            problems.append((annotation["id"], problem))
+    raise_problems("ground truth", len(annotations), problems)
 
 
 def instance_results(

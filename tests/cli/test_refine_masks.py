@@ -251,8 +251,15 @@ def _broken(folder, change):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda r: r[1]["segmentation"].update(counts="~~nonsense"), "entry 1: its mask"),
-        (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1: its mask"),
+        (lambda r: r[1]["segmentation"].update(counts="~~nonsense"), "entry 1 has an RLE mask"),
+        (lambda r: r[1]["segmentation"].update(counts=[9, 7]), "entry 1 has RLE runs that sum to"),
+        (lambda r: r[1]["segmentation"].update(counts="97"), "sum to 16 in 128 x 128 = 16384"),
+        (lambda r: r[1].update(segmentation=[[1, 1, 9, 1, 9, 1e8]]), "entry 1: its mask does not"),
+        (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1 has RLE runs"),
+        (
+            lambda r: r[1].update(segmentation={"size": [64, 64], "counts": [4096]}),
+            "entry 1: its mask does not decode: an RLE mask of size [64, 64]",
+        ),
         (lambda r: r[0].update(segmentation=[[1.0, 2.0]]), "entry 0: its mask does not decode"),
         (lambda r: r[0].pop("segmentation"), "entry 0 has no image_id or no segmentation"),
         (lambda r: r[0].pop("file_name"), "no file_name; give --annotations"),

@@ -186,7 +186,8 @@ def test_ids_that_mix_numbers_and_text(coco_folder):
         ({"size": [16, 20], "counts": 7}, "counts 7;"),
         ({"size": [16, 20], "counts": ["16", 304]}, "counts ['16', 304];"),
         ({"size": [16, 20], "counts": [-16, 304]}, "counts [-16, 304];"),
-        ({"size": [16, 20], "counts": [16, 305]}, "at most 320 in all"),
+        ({"size": [16, 20], "counts": [16, 305]}, "sum to 321 in 16 x 20 = 320 pixels"),
+        ({"size": [16, 20], "counts": [16, 3]}, "sum to 19 in 16 x 20 = 320 pixels"),
     ],
 )
 def test_invalid_masks(coco_folder, segmentation, problem):
@@ -194,6 +195,31 @@ def test_invalid_masks(coco_folder, segmentation, problem):
     content["annotations"][1]["segmentation"] = segmentation
     message = error_of([entry(coco_folder, content)])
     assert "annotation 2 has" in message and problem in message
+
+
+def test_all_masks_that_cannot_be_decoded_are_counted(coco_folder):
+    content = make_content()
+    short = {"size": [16, 20], "counts": [16, 3]}
+    first = content["annotations"][0]
+    content["annotations"] += [dict(first, id=i, segmentation=short) for i in range(11, 18)]
+    message = error_of([entry(coco_folder, content)])
+    assert "7 of 9 masks or boxes cannot be used: annotation 11 has RLE runs" in message
+    assert message.count("sum to 19 in 16 x 20 = 320 pixels") == 5 and "annotation 15" in message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"bbox": [0, 0, 1e8, 5]}, "the coordinate 1e+08 in an image of 16 x 20"),
+        ({"segmentation": [[1, 1, -1e9, 1, 9, 7]]}, "the coordinate -1e+09 in an image of 16 x 20"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 161]]}, "the coordinate 161 in an image of 16 x 20"),
+    ],
+)
+def test_coordinates_far_outside_of_the_image(coco_folder, change, words):
+    content = make_content()
+    content["annotations"][0].update(change)
+    message = error_of([entry(coco_folder, content)])
+    assert words in message and message.endswith("allowed: at most 10 times the size of the image")
 
 
 def test_masks_that_cannot_be_learned(coco_folder, caplog):

@@ -110,3 +110,20 @@ def test_incomplete_data_give_the_numbers_of_complete_data(dataset, evaluator, c
         assert pred[name] == pytest.approx(expected[name], nan_ok=True)
     best = max(itertools.chain(*(scores.values() for scores in pred.values())))
     assert best == pytest.approx(100)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"segmentation": {"size": [240, 320], "counts": [5, 3]}}, "sum to 8 in 240 x 320 = 76800"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 1e8]]}, "the coordinate 1e+08"),
+        ({"bbox": [0, 0, 1e9, 1]}, "the coordinate 1e+09"),
+    ],
+)
+def test_masks_that_cannot_be_decoded_are_one_line(dataset, evaluator, change, words):
+    change_data(dataset, lambda content: content["annotations"][1].update(change))
+    with pytest.raises(ValueError) as error:
+        metrics(evaluator, dataset)
+    assert "1 of 4" in str(error.value) and "annotation 2 has" in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value)
