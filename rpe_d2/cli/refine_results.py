@@ -62,16 +62,16 @@ class Results:
             if finished is None:
                 finished = {}
                 _append(file, header)
-            remaining = [image_id for image_id in indices if str(image_id) not in finished]
+            remaining = [image_id for image_id in indices if json.dumps(image_id) not in finished]
             progress = tqdm(
                 remaining, desc="images", unit="image", initial=len(finished), total=len(indices)
             )
             for image_id in progress:
                 refined = self._refine_image(image_id, indices[image_id], refiner, pictures)
-                finished[str(image_id)] = refined
-                _append(file, {"image_id": str(image_id), "refined": refined})
+                finished[json.dumps(image_id)] = refined
+                _append(file, {"image_id": json.dumps(image_id), "refined": refined})
         for image_id, index in indices.items():
-            for place, refined in zip(index, finished[str(image_id)]):
+            for place, refined in zip(index, finished[json.dumps(image_id)]):
                 self.results[place] = {**self.results[place], **refined}
         with replacing_file(self.output) as file:
             file.write(json.dumps(self.results).encode())
@@ -129,7 +129,7 @@ def _append(file: TextIO, content: Any) -> None:
 def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
     try:
         results = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--input {path} is not JSON: {one_line(error)}") from error
     if not isinstance(results, list):
         raise ValueError(f"--input {path} is not a list; allowed: COCO results")
@@ -138,6 +138,11 @@ def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
             raise ValueError(
                 f"{path}: entry {place} has no image_id or no segmentation; allowed: COCO results "
                 "with masks"
+            )
+        if type(result["image_id"]) not in (int, float, str):
+            raise ValueError(
+                f"{path}: entry {place} has image_id {result['image_id']!r}; "
+                "allowed: a number or text"
             )
     check_stored_rles(f"--input {path}", [result["segmentation"] for result in results])
     return results
@@ -159,8 +164,8 @@ def _image_files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dic
         name = names.get(result["image_id"], result.get("file_name"))
         if name is None:
             raise ValueError(
-                f"{args.input}: entry {place} has image_id {result['image_id']} and no file_name; "
-                "give --annotations with its file name"
+                f"{args.input}: entry {place} has image_id {result['image_id']!r} and no "
+                "file_name; give --annotations with its file name"
             )
         names[result["image_id"]] = name
     return {image_id: root / name for image_id, name in names.items()}

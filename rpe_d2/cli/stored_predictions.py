@@ -66,10 +66,11 @@ class StoredPredictions:
             results = json.loads(Path(path).read_text())
             self._of_image = defaultdict(list)
             for result in results:
+                hash(result["category_id"])  # a number or text, as the data set has it
                 if result["score"] >= min_score:
-                    item = (result["segmentation"], int(result["category_id"]))
+                    item = (result["segmentation"], result["category_id"])
                     self._of_image[result["image_id"]].append(item)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"--predictions {path} is not in COCO's results format with masks ({error!r})"
             ) from error
@@ -87,11 +88,11 @@ class StoredPredictions:
                 self._class_of,
             ),
         ):
-            unknown = [str(number) for number in used if number not in known]
+            unknown = [repr(number) for number in used if number not in known]
             if unknown:
                 raise ValueError(
                     f"--predictions {path} has {name} {unknown[0]}, which the data set does not "
-                    f"have; allowed: {', '.join(map(str, list(known)[:5]))}"
+                    f"have; allowed: {', '.join(map(repr, list(known)[:5]))}"
                     f"{', …' if len(known) > 5 else ''}"
                 )
 

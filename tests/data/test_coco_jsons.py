@@ -3,10 +3,12 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.data import PixelLabelMapper, register_coco_jsons
+from rpe_d2.utils.label_maps import read_label_map
 from tests.helpers.coco_files import POLYGON, entry, make_content
 
 
@@ -133,6 +135,30 @@ def test_unknown_reference(coco_folder, key):
     content["annotations"][1][key] = 777
     message = error_of([entry(coco_folder, content)])
     assert key in message and "777" in message and "1 of 2" in message
+
+
+def test_text_and_numbers_are_told_apart_by_quotes(coco_folder):
+    content = make_content()
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    message = error_of([entry(coco_folder, content)])
+    assert "2 of 2" in message and "('5', '5'); 'images' has 5, 9" in message
+
+
+def test_ids_as_text(coco_folder):
+    content = make_content()
+    for image in content["images"]:
+        image["id"] = f"cell #{image['id']}"
+    for annotation in content["annotations"]:
+        annotation["image_id"] = f"cell #{annotation['image_id']}"
+        annotation["category_id"] = str(annotation["category_id"])
+    for category in content["categories"]:
+        category["id"] = str(category["id"])
+    register_coco_jsons([entry(coco_folder, content)])
+    records = DatasetCatalog.get("mine")
+    assert [len(record["annotations"]) for record in records] == [2, 0]
+    maps = [read_label_map(r["sem_seg_file_name"]) for r in DatasetCatalog.get("mine_sem_seg")]
+    assert [np.bincount(labels.ravel()).tolist() for labels in maps] == [[266, 48, 6], [320]]
 
 
 def test_rle_of_the_wrong_size(coco_folder):

@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BitMasks, BoxMode
+from PIL import Image
 
 from rpe_d2.data import CountInstances, PixelLabelMapper, load_shapes
 

@@ -73,7 +73,7 @@ def lines_alone(content):
     content["annotations"].insert(0, {**first, "id": 9, "segmentation": [LINE]})
 
 
-def metrics(evaluator, name):
+def metrics(evaluator, name, id_of=lambda number: number):
     evaluator = EVALUATORS[evaluator](name)
     evaluator.reset()
     pred = (
@@ -82,7 +82,7 @@ def metrics(evaluator, name):
     )
     for image_id, output in enumerate(pred, start=1):
         output["instances"].pred_classes[:] = image_id - 1
-        evaluator.process([{"image_id": image_id}], [output])
+        evaluator.process([{"image_id": id_of(image_id)}], [output])
     return evaluator.evaluate()
 
 
@@ -110,6 +110,35 @@ def test_incomplete_data_give_the_numbers_of_complete_data(dataset, evaluator, c
         assert pred[name] == pytest.approx(expected[name], nan_ok=True)
     best = max(itertools.chain(*(scores.values() for scores in pred.values())))
     assert best == pytest.approx(100)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("id_of", [str, "1{}".format, "cell {}".format, "#é{}".format])
+def test_ids_as_text_give_the_numbers_of_int_ids(dataset, evaluator, id_of):
+    """pycocotools iterates over the characters of an id that is text."""
+
+    def to_text(content):
+        for part, keys in (
+            ("images", ["id"]),
+            ("annotations", ["id", "image_id", "category_id"]),
+            ("categories", ["id"]),
+        ):
+            for item in content[part]:
+                item.update({key: id_of(item[key]) for key in keys})
+
+    metadata = MetadataCatalog.get(dataset)
+    metadata.thing_dataset_id_to_contiguous_id = {1: 0, 2: 1}
+    expected = metrics(evaluator, dataset)
+    change_data(dataset, to_text)
+    MetadataCatalog.remove(dataset)
+    MetadataCatalog.get(dataset).set(
+        json_file=metadata.json_file,
+        thing_dataset_id_to_contiguous_id={id_of(1): 0, id_of(2): 1},
+    )
+    pred = metrics(evaluator, dataset, id_of)
+    assert list(pred) == list(expected)
+    for name in expected:
+        assert pred[name] == pytest.approx(expected[name], nan_ok=True)
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

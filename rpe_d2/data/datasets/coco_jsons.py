@@ -139,7 +139,7 @@ def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
     try:
         with PathManager.open(json_file) as f:
             content = json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ValueError(f"{where}: {json_file} is not JSON ({e})") from e
     _check_content(where, content)
     _check_masks(where, content)
@@ -188,8 +188,8 @@ def _check_content(where: str, content: Any) -> None:
         if wrong:
             raise ValueError(
                 f"{where}: {len(wrong)} of {len(content['annotations'])} annotations have a {key}"
-                f" that is not in {part!r} ({_first(a[key] for a in wrong)});"
-                f" {part!r} has {_first(sorted(ids[part]))}"
+                f" that is not in {part!r} ({_first(repr(a[key]) for a in wrong)});"
+                f" {part!r} has {_first(map(repr, sorted(ids[part])))}"
             )
 
 
