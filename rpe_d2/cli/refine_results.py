@@ -151,24 +151,47 @@ def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
 def _image_files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dict[Any, Path]:
     """Returns the image file of each image_id."""
     root = Path(args.images)
-    names = {}
+    annotated = {}
     if args.annotations:
         try:
             images = json.loads(Path(args.annotations).read_bytes())["images"]
-            names = {image["id"]: image["file_name"] for image in images}
-        except (ValueError, KeyError, TypeError) as error:
+            annotated = {image["id"]: image["file_name"] for image in images}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"--annotations {args.annotations} has no file names: {one_line(error)}"
             ) from error
+    names: Dict[Any, str] = {}
     for place, result in enumerate(results):
-        name = names.get(result["image_id"], result.get("file_name"))
-        if name is None:
+        image_id = result["image_id"]
+        # An entry's own file name is used first: the ids of the demo's results count its files.
+        name = result.get("file_name", annotated.get(image_id))
+        if not isinstance(name, str):
             raise ValueError(
-                f"{args.input}: entry {place} has image_id {result['image_id']!r} and no "
-                "file_name; give --annotations with its file name"
+                f"{args.input}: entry {place} has image_id {image_id!r} and no file_name; "
+                "give --annotations with its file name"
             )
-        names[result["image_id"]] = name
-    return {image_id: root / name for image_id, name in names.items()}
+        if names.setdefault(image_id, name) != name:
+            raise ValueError(
+                f"{args.input}: entry {place} has image_id {image_id!r} and file_name {name}; "
+                f"an earlier entry of this image_id has {names[image_id]}; "
+                "allowed: one file for each image_id"
+            )
+    files = {image_id: _find_image(root, name) for image_id, name in names.items()}
+    ids: Dict[Path, Any] = {}
+    for image_id, file in files.items():
+        if ids.setdefault(file, image_id) != image_id and names[ids[file]] != names[image_id]:
+            raise ValueError(
+                f"{args.input}: {names[ids[file]]} and {names[image_id]} are both {file}; "
+                f"allowed: file names relative to --images {root}"
+            )
+    return files
+
+
+def _find_image(root: Path, name: str) -> Path:
+    """Returns the file of a name, which may start with the path of the folder, as the demo's do."""
+    parts = Path(name).parts
+    paths = [root.joinpath(*parts[start:]) for start in range(len(parts))]
+    return next((path for path in paths if path.is_file()), root / name)
 
 
 def _draw_masks(folder: Path, file: Path, before: np.ndarray, after: np.ndarray) -> None:

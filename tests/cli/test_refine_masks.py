@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from rpe_d2.cli.refine_masks import main
+from rpe_d2.cli.refine_results import _image_files
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.data.datasets.shapes import _sem_seg
 from tests.conftest import ROOT
@@ -111,6 +113,33 @@ def test_file_names_from_annotations_and_every_encoding(data, weights, tmp_path)
     assert np.abs(np.array(box) - [10, 10, 50, 40]).max() <= 3
     found = mask_util.decode(refined[0]["segmentation"])
     assert (found & mask).sum() / (found | mask).sum() > 0.6
+
+
+def image_files(folder, results, images=None):
+    arguments = Namespace(input="r.json", images=str(folder / "images"), annotations=None)
+    if images is not None:
+        arguments.annotations = str(folder / "annotations.json")
+        Path(arguments.annotations).write_text(json.dumps({"images": images}))
+    return _image_files(results, arguments)
+
+
+def test_the_file_name_of_an_entry_is_used_before_its_image_id(tmp_path):
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/a.png"):
+        (tmp_path / "images" / name).touch()
+    images = [{"id": 1, "file_name": "b.png"}, {"id": 2, "file_name": "sub/a.png"}]
+    a, b = {"image_id": 1, "file_name": "a.png"}, {"image_id": 2}
+    root = tmp_path / "images"
+    assert image_files(tmp_path, [a, b], images) == {1: root / "a.png", 2: root / "sub/a.png"}
+    # The demo writes the names as they were given to it.
+    for name in ("images/sub/a.png", "data/images/sub/a.png", str(root / "sub/a.png")):
+        files = image_files(tmp_path, [{"image_id": 1, "file_name": name}])
+        assert files[1].samefile(root / "sub/a.png")
+    with pytest.raises(ValueError, match="entry 1 has image_id 1 and file_name b.png; an earlier"):
+        image_files(tmp_path, [a, {"image_id": 1, "file_name": "b.png"}])
+    with pytest.raises(ValueError, match="x/a.png and y/a.png are both"):
+        names = ("x/a.png", "y/a.png")
+        image_files(tmp_path, [{"image_id": n, "file_name": n} for n in names])
 
 
 def test_an_interrupted_run_is_continued(data, weights, tmp_path):
