@@ -14,6 +14,7 @@ from rpe_d2.utils.coco_annotations import (
     box_problem,
     mask_problem,
     raise_problems,
+    replacement_box,
     usable_segmentation,
 )
 
@@ -36,7 +37,8 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
     """Completes annotations in place, so that COCOeval neither fails nor miscounts.
 
     Ids are renumbered from 1, because COCOeval treats a match with the id 0 as no match. A missing
-    ``iscrowd`` becomes 0, and a missing ``area`` the mask's. Masks come from
+    ``iscrowd`` becomes 0, and a missing or zero ``area`` the mask's. A box that cannot be right is
+    replaced by :func:`replacement_box`, as in training. Masks come from
     :func:`usable_segmentation`: if there is none, it is the filled box. Annotations whose polygons
     all have fewer than three corners are removed, as in training.
 
@@ -56,7 +58,11 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
         annotation["id"] = len(kept)
         annotation["segmentation"] = segmentation
         annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
+        image = truth.imgs[annotation["image_id"]]
+        box = replacement_box(annotation, image["height"], image["width"])
+        if box:
+            annotation["bbox"] = list(box)
+        if not annotation.get("area"):
             annotation["area"] = float(mask_util.area(truth.annToRLE(annotation)))
     truth.dataset["annotations"] = kept
     with contextlib.redirect_stdout(io.StringIO()):

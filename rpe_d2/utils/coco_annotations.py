@@ -5,6 +5,7 @@ import sys
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
+import pycocotools.mask as mask_util
 
 # Largest distance of a coordinate from the origin, in widths or heights of the picture. Values from
 # about 1e8 end pycocotools with a segmentation fault.
@@ -12,6 +13,7 @@ _MOST_SIDES = 10
 # pycocotools keeps the length of a run in 32 bits, 5 of them in each character.
 _MOST_CHARACTERS = 7
 _NUM_NAMED = 5
+_LEAST_BOX_IOU = 0.5
 MOST_PIXELS = 2**31 - 1  # pycocotools counts pixels in 32 bits
 
 
@@ -238,3 +240,64 @@ def usable_segmentation(
     if isinstance(segmentation, dict):
         return segmentation
     return [polygon for polygon in segmentation if is_polygon(polygon)] or None
+
+
+def replacement_box(
+    annotation: Dict[str, Any], height: int, width: int
+) -> Optional[Tuple[float, float, float, float]]:
+    """Returns the box of an annotation's mask where its given box cannot be right.
+
+    The given box counts, as in Detectron2 and COCO, unless it is empty, outside of the image, or
+    has an IoU below 0.5 with the box of the mask. Corners in place of x, y, width and height, and
+    boxes of zeros, are replaced in this way.
+
+    Args:
+        annotation: in COCO's format, with ``bbox`` in XYWH. Its mask can be decoded.
+        height: height of the image.
+        width: width of the image.
+
+    Returns:
+        The mask's box in XYWH, or None where the given box counts or no mask has an area.
+    """
+    if not annotation.get("segmentation"):
+        return None
+    segmentation = usable_segmentation(annotation)
+    box = _mask_box(segmentation, height, width)
+    if box is None:
+        return None
+    given = annotation["bbox"]
+    x, y, box_width, box_height = given
+    inside = x < width and y < height and x + box_width > 0 and y + box_height > 0
+    candidates = [box]
+    if isinstance(segmentation, list):  # corners may be the centers of pixels
+        candidates.append((box[0], box[1], box[2] + 1, box[3] + 1))
+    if min(box_width, box_height) > 0 and inside:
+        if any(_box_iou(given, candidate) >= _LEAST_BOX_IOU for candidate in candidates):
+            return None
+    return box
+
+
+def _mask_box(
+    segmentation: Any, height: int, width: int
+) -> Optional[Tuple[float, float, float, float]]:
+    """Returns the box (XYWH) of a mask inside of its image, or None for a mask without area."""
+    if segmentation is None:
+        return None
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = mask_util.frPyObjects(segmentation, height, width)
+        x, y, box_width, box_height = map(float, mask_util.toBbox(segmentation))
+    else:
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
+        points = np.clip(points.astype(np.float64), 0, [width, height])
+        x, y = points.min(axis=0).tolist()
+        box_width, box_height = np.ptp(points, axis=0).tolist()
+    return (x, y, box_width, box_height) if min(box_width, box_height) > 0 else None
+
+
+def _box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    sides = [
+        min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
+    ]
+    intersection = max(sides[0], 0) * max(sides[1], 0)
+    return intersection / (one[2] * one[3] + other[2] * other[3] - intersection)

@@ -158,7 +158,7 @@ def test_ids_as_text(coco_folder):
     records = DatasetCatalog.get("mine")
     assert [len(record["annotations"]) for record in records] == [2, 0]
     maps = [read_label_map(r["sem_seg_file_name"]) for r in DatasetCatalog.get("mine_sem_seg")]
-    assert [np.bincount(labels.ravel()).tolist() for labels in maps] == [[266, 48, 6], [320]]
+    assert [np.bincount(labels.ravel()).tolist() for labels in maps] == [[270, 44, 6], [320]]
 
 
 def test_rle_of_the_wrong_size(coco_folder):
@@ -259,8 +259,9 @@ def test_masks_that_cannot_be_learned(coco_folder, caplog):
         16: [[1, 1, 9, 1, 9, 7, 1]],  # an odd number of coordinates
     }
     for i, segmentation in masks.items():
+        box = [15, 1, 5, 8] if i == 14 else [1, 1, 8, 6]
         content["annotations"].append(
-            dict(content["annotations"][0], id=i, segmentation=segmentation)
+            dict(content["annotations"][0], id=i, segmentation=segmentation, bbox=box)
         )
     with caplog.at_level(logging.WARNING, logger="rpe_d2.data.datasets.coco_jsons"):
         register_coco_jsons([entry(coco_folder, content)])
@@ -270,6 +271,32 @@ def test_masks_that_cannot_be_learned(coco_folder, caplog):
     assert "1 masks outside of the image (13)" in messages[0]
     mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
     assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 3
+
+
+@pytest.mark.parametrize(
+    "box, count",
+    [
+        ([0, 0, 0, 0], 1),
+        ([30, 1, 8, 6], 1),
+        ([1, 1, 20, 12], 1),
+        ([1, 1, 9, 7], 0),  # IoU 48 / 63
+        ([0, 0, 9, 8], 0),
+    ],
+)
+def test_boxes_that_cannot_be_right_are_replaced(coco_folder, caplog, box, count):
+    content = make_content()
+    content["annotations"][0]["bbox"] = box
+    with caplog.at_level(logging.WARNING, logger="rpe_d2.data.datasets.coco_jsons"):
+        register_coco_jsons([entry(coco_folder, content)])
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("rpe_d2")]
+    assert len(messages) == count
+    if count:
+        assert "1 of 2 boxes are empty" in messages[0] and "(1)" in messages[0]
+    annotations = DatasetCatalog.get("mine")[0]["annotations"]
+    assert annotations[0]["bbox"] == ([1, 1, 8, 6] if count else box)
+    assert annotations[1]["bbox"] == [1, 0, 2, 3]
+    mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
+    assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 2
 
 
 def test_real_data(coco_folder, real_data, caplog):

@@ -10,6 +10,7 @@ from rpe_d2.evaluation import (
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
 )
+from rpe_d2.evaluation.ground_truth import coco_ground_truth
 from tests.helpers.squares import (
     LARGE,
     MEDIUM,
@@ -57,6 +58,27 @@ def filled_boxes(content):
         annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
 
 
+def corner_boxes(content):
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+
+
+def empty_boxes(content):
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0, 0, 0, 0]
+
+
+def boxes_outside(content):
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [400, 300, 20, 20]
+
+
+def zero_areas(content):
+    for annotation in content["annotations"]:
+        annotation["area"] = 0
+
+
 def no_masks(content):
     filled_boxes(content)
     for annotation in content["annotations"]:
@@ -93,6 +115,9 @@ def metrics(evaluator, name, id_of=lambda number: number):
         (None, ids_from_zero),
         (None, no_iscrowd),
         (None, no_area),
+        (None, zero_areas),
+        (filled_boxes, empty_boxes),
+        (filled_boxes, boxes_outside),
         (filled_boxes, no_masks),
         (None, lines_beside_polygons),
         (None, lines_alone),
@@ -110,6 +135,16 @@ def test_incomplete_data_give_the_numbers_of_complete_data(dataset, evaluator, c
         assert pred[name] == pytest.approx(expected[name], nan_ok=True)
     best = max(itertools.chain(*(scores.values() for scores in pred.values())))
     assert best == pytest.approx(100)
+
+
+def test_corners_in_place_of_sides_are_replaced_by_the_masks_box(dataset):
+    change_data(dataset, filled_boxes)
+    change_data(dataset, corner_boxes)
+    boxes = [annotation["bbox"] for annotation in coco_ground_truth(dataset).anns.values()]
+    for box, (x0, y0, x1, y1) in zip(boxes, (SMALL, LARGE, MEDIUM, LARGE)):
+        # The IoU of LARGE's corners with its mask is 200 x 200 / (300 x 220) = 0.61.
+        right = [x0, y0, x1, y1] if (x0, y0, x1, y1) == LARGE else [x0, y0, x1 - x0, y1 - y0]
+        assert box == right
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

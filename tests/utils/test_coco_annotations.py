@@ -9,6 +9,7 @@ from rpe_d2.utils.coco_annotations import (
     check_stored_rles,
     compressed_runs,
     mask_problem,
+    replacement_box,
 )
 
 
@@ -83,3 +84,11 @@ def test_coordinates_far_outside_are_refused(far):
 def test_coordinates_near_the_image_are_allowed():
     assert mask_problem([[-300, 1, 300, 1, 300, 300]], 30, 30) is None
     assert box_problem([-5, -5, 60, 60], 30, 30) is None
+
+
+def test_small_contours_through_the_centers_of_pixels_keep_their_boxes():
+    """The corners of a square of 3 x 3 pixels are 2 apart where they are centers of pixels."""
+    contour = [[5, 5, 7, 5, 7, 7, 5, 7]]
+    annotation = {"bbox": [5, 5, 3, 3], "segmentation": contour}
+    assert replacement_box(annotation, 20, 20) is None
+    assert replacement_box({**annotation, "bbox": [5, 5, 7, 7]}, 20, 20) == (5, 5, 2, 2)

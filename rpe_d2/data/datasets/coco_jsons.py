@@ -1,5 +1,6 @@
 """Datasets in COCO's format, named in ``DATASETS.COCO_JSONS``."""
 
+import functools
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ from operator import mul
 from typing import Any, Dict, List, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
 from rpe_d2.utils.coco_annotations import (
@@ -18,6 +19,7 @@ from rpe_d2.utils.coco_annotations import (
     is_polygon,
     mask_problem,
     raise_problems,
+    replacement_box,
     rle_runs,
 )
 
@@ -93,18 +95,28 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
         _warn_about_masks(where, content)
 
         categories = sorted(content["categories"], key=lambda category: category["id"])
-        register_coco_instances(
-            name,
-            {
-                "thing_classes": [category["name"] for category in categories],
-                "thing_dataset_id_to_contiguous_id": {
-                    category["id"]: i for i, category in enumerate(categories)
-                },
+        DatasetCatalog.register(name, functools.partial(_load, json_file, image_root, name))
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            thing_classes=[category["name"] for category in categories],
+            thing_dataset_id_to_contiguous_id={
+                category["id"]: i for i, category in enumerate(categories)
             },
-            json_file,
-            image_root,
         )
         register_coco_sem_seg(where, name, [category["name"] for category in categories])
+
+
+def _load(json_file: str, image_root: str, name: str) -> List[Dict[str, Any]]:
+    """Loads a dataset as Detectron2 does, with boxes of masks where the given ones are wrong."""
+    records = load_coco_json(json_file, image_root, name)
+    for record in records:
+        for annotation in record["annotations"]:
+            box = replacement_box(annotation, record["height"], record["width"])
+            if box:
+                annotation["bbox"] = list(box)
+    return records
 
 
 def _parse_entry(entry: str) -> Tuple[str, str, str]:
@@ -233,14 +245,16 @@ def _sizes(content: Dict[str, Any]) -> Dict[Any, Tuple[int, int]]:
 def _warn_about_masks(where: str, content: Dict[str, Any]) -> None:
     """Warns about masks that cannot be learned."""
     sizes = _sizes(content)
-    empty, outside, flat = [], [], []
+    empty, outside, flat, replaced = [], [], [], []
     for annotation in content["annotations"]:
-        if min(annotation["bbox"][2:]) <= 0:
+        height, width = sizes[annotation["image_id"]]
+        if replacement_box(annotation, height, width):
+            replaced.append(annotation["id"])
+        elif min(annotation["bbox"][2:]) <= 0:
             flat.append(annotation["id"])
         segmentation = annotation.get("segmentation")
         if not segmentation:
             continue
-        height, width = sizes[annotation["image_id"]]
         if isinstance(segmentation, dict):
             if not sum(rle_runs(segmentation)[1::2]):
                 empty.append(annotation["id"])
@@ -267,6 +281,12 @@ def _warn_about_masks(where: str, content: Dict[str, Any]) -> None:
     ]
     if parts:
         logger.warning(f"{where}: annotations that cannot be learned: {', '.join(parts)}")
+    if replaced:
+        logger.warning(
+            f"{where}: {len(replaced)} of {len(content['annotations'])} boxes are empty, outside of"
+            f" the image or have an IoU below 0.5 with the box of their mask ({_first(replaced)});"
+            " training and evaluation use the boxes of the masks"
+        )
 
 
 def _polygon_area(polygon: List[float]) -> float:
