@@ -15,6 +15,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from PIL import Image
 
 from rpe_d2.cli.refine_masks import main
 from rpe_d2.cli.refine_results import _image_files
@@ -198,6 +199,37 @@ def test_label_maps(data, weights, tmp_path, capsys):
         assert after.shape == before.shape and after.dtype == np.uint8
         assert set(np.unique(after)) <= set(np.unique(before))
         assert (after == before).mean() > 0.9
+
+
+def test_masks_of_0_and_255_are_one_line(data, weights, tmp_path, capsys):
+    source = tmp_path / "maps"
+    source.mkdir()
+    mask = np.zeros((128, 128), np.uint8)
+    mask[40:80, 40:80] = 255
+    cv2.imwrite(str(source / "0.png"), mask)
+    with pytest.raises(SystemExit):
+        main(arguments(data, weights, tmp_path / "out", source))
+    assert "all pixels are 255 or 0, but 255 means 'unlabelled'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_palettes_and_maps_of_16_bits(data, weights, tmp_path):
+    source, output = tmp_path / "maps", tmp_path / "out"
+    source.mkdir()
+    labels = cv2.imread(str(data / "maps" / "0.png"), cv2.IMREAD_UNCHANGED)
+    palette = Image.fromarray(labels)
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    palette.save(source / "0.png")
+    Image.fromarray(labels.astype(np.uint16) * 1000).save(source / "1.tif")
+    np.save(source / "2.npy", labels.astype(np.int32) * 1000)
+    for number in (1, 2):  # the same picture, so that the maps have the same result
+        shutil.copy(data / "images" / "0.png", tmp_path / f"{number}.png")
+    shutil.copy(data / "images" / "0.png", tmp_path / "0.png")
+    assert main(arguments(data, weights, output, source, images=tmp_path)) == 0
+    first = np.asarray(Image.open(output / "0.png"))
+    assert (first == labels).mean() > 0.9 and first.dtype == np.uint8
+    for refined in (np.asarray(Image.open(output / "1.tif")), np.load(output / "2.npy")):
+        assert refined.dtype == np.uint16 and np.array_equal(refined, first * np.uint16(1000))
 
 
 def test_maps_of_an_interrupted_run_are_kept_and_other_runs_are_refused(
