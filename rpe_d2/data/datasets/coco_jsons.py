@@ -100,6 +100,7 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
             json_file=json_file,
             image_root=image_root,
             evaluator_type="coco",
+            has_report=True,  # :func:`coco_report` can read the file
             thing_classes=[category["name"] for category in categories],
             thing_dataset_id_to_contiguous_id={
                 category["id"]: i for i, category in enumerate(categories)
