@@ -74,7 +74,7 @@ class StoredPredictions:
             raise ValueError(
                 f"--predictions {path} is not in COCO's results format with masks ({error!r})"
             ) from error
-        check_stored_rles(f"--predictions {path}", [r["segmentation"] for r in results])
+        check_stored_rles(f"--predictions {path}", [r.get("segmentation") for r in results])
         numbers = range(len(metadata.get("thing_classes", ())))
         self._class_of = metadata.get("thing_dataset_id_to_contiguous_id") or dict(
             zip(numbers, numbers)

@@ -11,7 +11,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
 
-from rpe_d2.data import CountInstances, PixelLabelMapper, load_shapes
+from rpe_d2.data import CountInstances, PixelLabelMapper, UnreadableImage, load_shapes
 
 H, W = 128, 128
 POLYGON = [[10.0, 20.0, 60.0, 20.0, 60.0, 50.0, 10.0, 50.0]]
@@ -233,5 +233,5 @@ def test_an_rle_that_does_not_cover_the_image_is_refused(tmp_path):
     mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
     for crowd in (0, 1):
         annotations = [{**annotation, "segmentation": rle, "iscrowd": crowd}]
-        with pytest.raises(ValueError, match="sum to 19 in 16 x 20 = 320 pixels"):
+        with pytest.raises(UnreadableImage, match="a.png: .* sum to 19 in 16 x 20 = 320 pixels"):
             mapper({**item, "annotations": annotations})
