@@ -274,6 +274,9 @@ def replacement_box(
     if min(box_width, box_height) > 0 and inside:
         if any(_box_iou(given, candidate) >= _LEAST_BOX_IOU for candidate in candidates):
             return None
+    if isinstance(segmentation, list):  # the box of the pixels, as a prediction has it
+        drawn = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+        return _mask_box(drawn, height, width)
     return box
 
 

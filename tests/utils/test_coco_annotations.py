@@ -92,3 +92,14 @@ def test_small_contours_through_the_centers_of_pixels_keep_their_boxes():
     annotation = {"bbox": [5, 5, 3, 3], "segmentation": contour}
     assert replacement_box(annotation, 20, 20) is None
     assert replacement_box({**annotation, "bbox": [5, 5, 7, 7]}, 20, 20) == (5, 5, 2, 2)
+
+
+def test_the_replacement_is_the_box_of_the_pixels():
+    """A perfect prediction of the mask has a perfect box, whatever the corners are."""
+    contour = [[10.3, 20.2, 30.9, 24.6, 18.7, 41.1]]
+    drawn = mask_util.merge(mask_util.frPyObjects(contour, 60, 60))
+    annotation = {"bbox": [0, 0, 0, 0], "segmentation": contour}
+    assert replacement_box(annotation, 60, 60) == tuple(mask_util.toBbox(drawn))
+    assert replacement_box({**annotation, "segmentation": drawn}, 60, 60) == tuple(
+        mask_util.toBbox(drawn)
+    )
