@@ -372,7 +372,9 @@ def _best_masks(instances: Instances, count: int, size: Tuple[int, int]) -> np.n
 
 def _true_masks(data: _Data, item: Dict[str, Any]) -> np.ndarray:
     """Returns the masks (R, H, W) bool of the objects of an image, without crowds."""
-    annotations = data.truth.loadAnns(data.truth.getAnnIds(imgIds=item["image_id"], iscrowd=False))
+    # In a list, because pycocotools takes text for a list of ids.
+    ids = data.truth.getAnnIds(imgIds=[item["image_id"]], iscrowd=False)
+    annotations = data.truth.loadAnns(ids)
     size = item["height"], item["width"]
     masks = [data.truth.annToMask(annotation).astype(bool) for annotation in annotations]
     return np.array(masks, bool).reshape(-1, *size)

@@ -18,8 +18,6 @@ from rpe_d2.utils.files import write_new_file
 from rpe_d2.utils.readable import UNREADABLE
 from rpe_d2.visualization.figure import Panel, draw_figure
 
-# The value of pixels without a label in a label map.
-UNLABELLED = 255
 _START_OVER = "delete it, or choose another --output, to start over"
 _MASKS_AT_ONCE = 128
 
@@ -81,20 +79,26 @@ class MaskRefiner:
 
         Args:
             item: the model's input for the image.
-            labels: (H, W) uint8.
+            labels: (H, W) uint8 or uint16.
 
         Returns:
-            The new label map (H, W) uint8.
+            The new label map (H, W) of the same dtype.
         """
-        present = np.setdiff1d(labels, [UNLABELLED])
+        unlabelled = unlabelled_value(labels)
+        present = np.setdiff1d(labels, [unlabelled])
         if len(present) == 0:
             return labels
         scores = torch.from_numpy(labels == present[:, None, None]).float()
         key = "sparse_labels" if self._sparse else "sem_seg"
         best = self._model([{**item, key: scores}])[0][key].argmax(dim=0).cpu().numpy()
-        refined = present[best].astype(np.uint8)
-        replaced = (labels == UNLABELLED) == self._sparse
+        refined = present[best].astype(labels.dtype)
+        replaced = (labels == unlabelled) == self._sparse
         return np.where(replaced, refined, labels)
+
+
+def unlabelled_value(labels: np.ndarray) -> int:
+    """Returns the value of pixels without a label: 255, or 65535 in a map of 16 bits."""
+    return int(np.iinfo(labels.dtype).max)
 
 
 def run_header(cfg: CfgNode, args: argparse.Namespace, digest: str) -> Dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any, Dict, Optional
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
+from PIL import Image
 from tqdm import tqdm
 
 from rpe_d2.inference.predictor import IMAGE_SUFFIXES
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabelled, read_class_indices
 from rpe_d2.visualization import image_panel, instance_colors
 
-from .mask_refiner import UNLABELLED, MaskRefiner, check_header, write_panels
+from .mask_refiner import MaskRefiner, check_header, unlabelled_value, write_panels
 
 # The file in the output folder that describes what the maps were made from.
 _HEADER = "refine_masks.json"
@@ -38,9 +41,9 @@ class LabelMaps:
             raise ValueError(
                 f"--output {self.output} is a file; allowed: a folder, because --input is one"
             )
-        maps = sorted(source.glob("*.png"))
+        maps = sorted(p for p in source.glob("*") if p.suffix.lower() in LABEL_SUFFIXES)
         if not maps:
-            raise ValueError(f"--input {source} has no PNG files")
+            raise ValueError(f"--input {source} has no PNG files, TIFF files or NPY files")
         pictures = {
             path.stem: path
             for path in sorted(images.glob("*"))
@@ -51,6 +54,8 @@ class LabelMaps:
             raise ValueError(
                 f"--images {images} has no image for {len(missing)} maps: {missing[0]} …"
             )
+        unlabelled = unlabelled_value(_read_labels(maps[0]))
+        check_unlabelled(f"--input {source}", map(_read_labels, maps), unlabelled)
         self.keep = args.keep
         # (map, image, output)
         self.work = [(path, pictures[path.stem], self.output / path.name) for path in maps]
@@ -87,11 +92,12 @@ class LabelMaps:
                 )
             used = labels if self.keep is None else _keep_labels(labels, self.keep, number)
             refined = refiner.labels(item, used)
-            held_out = (labels != UNLABELLED) & (used == UNLABELLED)
+            unlabelled = unlabelled_value(labels)
+            held_out = (labels != unlabelled) & (used == unlabelled)
             correct += int((refined == labels)[held_out].sum())
             counted += int(held_out.sum())
             with replacing_file(output) as file:
-                file.write(cv2.imencode(".png", refined)[1].tobytes())
+                file.write(_encode(refined, output.suffix.lower()))
             if pictures:
                 truth = None if self.keep is None else labels
                 _draw_labels(Path(pictures), picture, used, refined, truth)
@@ -118,17 +124,29 @@ class LabelMaps:
 
 
 def _read_labels(path: Path) -> np.ndarray:
-    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(f"{path} is not a PNG of 8-bit labels")
-    return labels
+    """Reads a map (H, W) uint8 or uint16."""
+    labels = read_class_indices(path, "--input")
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= 2**16:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"{path} has the label {wrong}; allowed: 0 to {2**16 - 1}")
+    return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+
+
+def _encode(labels: np.ndarray, suffix: str) -> bytes:
+    """Encodes a map as a file of the suffix of its input."""
+    buffer = io.BytesIO()
+    if suffix == ".npy":
+        np.save(buffer, labels)
+    else:
+        Image.fromarray(labels).save(buffer, format="PNG" if suffix == ".png" else "TIFF")
+    return buffer.getvalue()
 
 
 def _keep_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Returns the map with only ``count`` of its labels, chosen at random."""
-    known = np.flatnonzero(labels != UNLABELLED)
+    known = np.flatnonzero(labels != unlabelled_value(labels))
     chosen = np.random.default_rng(seed).permutation(known)[:count]
-    kept = np.full_like(labels, UNLABELLED)
+    kept = np.full_like(labels, unlabelled_value(labels))
     kept.flat[chosen] = labels.flat[chosen]
     return kept
 
@@ -138,10 +156,11 @@ def _draw_labels(
 ) -> None:
     """Draws an image with its labels before and after, and the ground truth if there is one."""
     image = read_image(str(file), format="RGB")
-    colors = np.zeros((UNLABELLED + 1, 3))
-    colors[:UNLABELLED] = instance_colors(UNLABELLED)
-    maps = [(f"{(before != UNLABELLED).sum()} labels", _dilate(before)), ("spread", after)]
-    if (before != UNLABELLED).mean() > 0.5:
+    unlabelled = unlabelled_value(before)
+    colors = np.zeros((unlabelled + 1, 3))
+    colors[:unlabelled] = np.resize(instance_colors(255), (unlabelled, 3))
+    maps = [(f"{(before != unlabelled).sum()} labels", _dilate(before)), ("spread", after)]
+    if (before != unlabelled).mean() > 0.5:
         maps = [("labels", before), ("refined", after)]
     if truth is not None:
         maps.append(("all labels", truth))
@@ -153,5 +172,5 @@ def _draw_labels(
 def _dilate(labels: np.ndarray) -> np.ndarray:
     """Enlarges single labels to dots that remain visible in a small figure."""
     size = max(1, round(max(labels.shape) / 128))
-    # Erosion takes the smallest value, and UNLABELLED is the largest.
+    # Erosion takes the smallest value, and the value of unlabelled pixels is the largest.
     return cv2.erode(labels, np.ones((size, size), np.uint8))

@@ -15,12 +15,12 @@ from .refine_results import Results
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Refines COCO results (a JSON file) or label maps (a folder of PNGs) with a trained refiner.
+    """Refines COCO results (a JSON file) or label maps (a folder) with a trained refiner.
 
     The output has the format of the input. COCO results keep their entries and their order, and
-    only masks and boxes change. Label maps are 8-bit PNGs of the same names, and no map gets a
-    label that it did not have. Pixels of label 255 are unlabelled and stay so; with ``--sparse``
-    they take the label that propagates to them.
+    only masks and boxes change. Label maps, PNG, TIFF or NPY, keep their names, and no map gets a
+    label that it did not have. Pixels of label 255, or 65535 in maps of 16 bits, are unlabelled and
+    stay so; with ``--sparse`` they take the label that propagates to them.
 
     An interrupted run continues when it is started again with the same input, configuration and
     weights. Nothing is overwritten.
@@ -62,7 +62,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--input",
         required=True,
         metavar="PATH",
-        help="COCO results (JSON), or a folder of 8-bit PNGs with one label per pixel",
+        help="COCO results (JSON), or a folder of PNG, TIFF or NPY files with one label per "
+        "pixel",
     )
     parser.add_argument(
         "--images",

@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
+from rpe_d2.utils.coco_annotations import check_stored_rles
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
@@ -61,16 +62,16 @@ class Results:
             if finished is None:
                 finished = {}
                 _append(file, header)
-            remaining = [image_id for image_id in indices if str(image_id) not in finished]
+            remaining = [image_id for image_id in indices if json.dumps(image_id) not in finished]
             progress = tqdm(
                 remaining, desc="images", unit="image", initial=len(finished), total=len(indices)
             )
             for image_id in progress:
                 refined = self._refine_image(image_id, indices[image_id], refiner, pictures)
-                finished[str(image_id)] = refined
-                _append(file, {"image_id": str(image_id), "refined": refined})
+                finished[json.dumps(image_id)] = refined
+                _append(file, {"image_id": json.dumps(image_id), "refined": refined})
         for image_id, index in indices.items():
-            for place, refined in zip(index, finished[str(image_id)]):
+            for place, refined in zip(index, finished[json.dumps(image_id)]):
                 self.results[place] = {**self.results[place], **refined}
         with replacing_file(self.output) as file:
             file.write(json.dumps(self.results).encode())
@@ -128,7 +129,7 @@ def _append(file: TextIO, content: Any) -> None:
 def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
     try:
         results = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--input {path} is not JSON: {one_line(error)}") from error
     if not isinstance(results, list):
         raise ValueError(f"--input {path} is not a list; allowed: COCO results")
@@ -138,30 +139,59 @@ def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
                 f"{path}: entry {place} has no image_id or no segmentation; allowed: COCO results "
                 "with masks"
             )
+        if type(result["image_id"]) not in (int, float, str):
+            raise ValueError(
+                f"{path}: entry {place} has image_id {result['image_id']!r}; "
+                "allowed: a number or text"
+            )
+    check_stored_rles(f"--input {path}", [result["segmentation"] for result in results])
     return results
 
 
 def _image_files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dict[Any, Path]:
     """Returns the image file of each image_id."""
     root = Path(args.images)
-    names = {}
+    annotated = {}
     if args.annotations:
         try:
             images = json.loads(Path(args.annotations).read_bytes())["images"]
-            names = {image["id"]: image["file_name"] for image in images}
-        except (ValueError, KeyError, TypeError) as error:
+            annotated = {image["id"]: image["file_name"] for image in images}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"--annotations {args.annotations} has no file names: {one_line(error)}"
             ) from error
+    names: Dict[Any, str] = {}
     for place, result in enumerate(results):
-        name = names.get(result["image_id"], result.get("file_name"))
-        if name is None:
+        image_id = result["image_id"]
+        # An entry's own file name is used first: the ids of the demo's results count its files.
+        name = result.get("file_name", annotated.get(image_id))
+        if not isinstance(name, str):
             raise ValueError(
-                f"{args.input}: entry {place} has image_id {result['image_id']} and no file_name; "
+                f"{args.input}: entry {place} has image_id {image_id!r} and no file_name; "
                 "give --annotations with its file name"
             )
-        names[result["image_id"]] = name
-    return {image_id: root / name for image_id, name in names.items()}
+        if names.setdefault(image_id, name) != name:
+            raise ValueError(
+                f"{args.input}: entry {place} has image_id {image_id!r} and file_name {name}; "
+                f"an earlier entry of this image_id has {names[image_id]}; "
+                "allowed: one file for each image_id"
+            )
+    files = {image_id: _find_image(root, name) for image_id, name in names.items()}
+    ids: Dict[Path, Any] = {}
+    for image_id, file in files.items():
+        if ids.setdefault(file, image_id) != image_id and names[ids[file]] != names[image_id]:
+            raise ValueError(
+                f"{args.input}: {names[ids[file]]} and {names[image_id]} are both {file}; "
+                f"allowed: file names relative to --images {root}"
+            )
+    return files
+
+
+def _find_image(root: Path, name: str) -> Path:
+    """Returns the file of a name, which may start with the path of the folder, as the demo's do."""
+    parts = Path(name).parts
+    paths = [root.joinpath(*parts[start:]) for start in range(len(parts))]
+    return next((path for path in paths if path.is_file()), root / name)
 
 
 def _draw_masks(folder: Path, file: Path, before: np.ndarray, after: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 
 from rpe_d2.engine.run_classes import class_names
+from rpe_d2.utils.coco_annotations import check_stored_rles, mask_problem
 from rpe_d2.utils.errors import one_line
 from rpe_d2.visualization import InstanceMasks
 
@@ -31,20 +32,17 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
     Raises:
         UnusableMask: if it is in another format or has another size.
     """
+    problem = mask_problem(segmentation, *size)
+    if problem:
+        raise UnusableMask(f"its mask does not decode: {problem.found}; allowed: {problem.allowed}")
     try:
         if isinstance(segmentation, list):
             segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
         elif isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-        mask = mask_util.decode(segmentation).astype(bool)
+        return mask_util.decode(segmentation).astype(bool)
     except Exception as error:  # pycocotools may raise anything for malformed input
         raise UnusableMask(f"its mask does not decode ({one_line(error)})") from error
-    if mask.shape != tuple(size):
-        raise UnusableMask(
-            f"its mask has the size {mask.shape[0]} x {mask.shape[1]}, the image "
-            f"{size[0]} x {size[1]}"
-        )
-    return mask
 
 
 class StoredPredictions:
@@ -68,13 +66,15 @@ class StoredPredictions:
             results = json.loads(Path(path).read_text())
             self._of_image = defaultdict(list)
             for result in results:
+                hash(result["category_id"])  # a number or text, as the data set has it
                 if result["score"] >= min_score:
-                    item = (result["segmentation"], int(result["category_id"]))
+                    item = (result["segmentation"], result["category_id"])
                     self._of_image[result["image_id"]].append(item)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"--predictions {path} is not in COCO's results format with masks ({error!r})"
             ) from error
+        check_stored_rles(f"--predictions {path}", [r.get("segmentation") for r in results])
         numbers = range(len(metadata.get("thing_classes", ())))
         self._class_of = metadata.get("thing_dataset_id_to_contiguous_id") or dict(
             zip(numbers, numbers)
@@ -88,11 +88,11 @@ class StoredPredictions:
                 self._class_of,
             ),
         ):
-            unknown = [str(number) for number in used if number not in known]
+            unknown = [repr(number) for number in used if number not in known]
             if unknown:
                 raise ValueError(
                     f"--predictions {path} has {name} {unknown[0]}, which the data set does not "
-                    f"have; allowed: {', '.join(map(str, list(known)[:5]))}"
+                    f"have; allowed: {', '.join(map(repr, list(known)[:5]))}"
                     f"{', …' if len(known) > 5 else ''}"
                 )
 

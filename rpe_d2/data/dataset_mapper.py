@@ -14,6 +14,8 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_
 from detectron2.utils.logger import log_first_n
 
 from rpe_d2.ops.coarsen import coarsen_masks
+from rpe_d2.utils.coco_annotations import rle_problem
+from rpe_d2.utils.readable import UnreadableImage
 
 from .augmentation import additional_augmentations
 
@@ -62,6 +64,7 @@ class PixelLabelMapper(DatasetMapper):
         transforms: T.TransformList,
         image_shape: Tuple[int, int],
     ) -> None:
+        _check_rles(dataset_dict)
         size = dataset_dict["height"], dataset_dict["width"]  # size of the untransformed image
         annotations = dataset_dict["annotations"]
         crowds = [a for a in annotations if a.get("iscrowd", 0)]
@@ -135,6 +138,7 @@ class CoarseInstances:
         self.jitter = jitter
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        _check_rles(dataset_dict)
         size = dataset_dict["height"], dataset_dict["width"]
         objects = [a for a in dataset_dict.get("annotations", []) if not a.get("iscrowd", 0)]
         masks = np.array([_to_bitmask(a, size) for a in objects], bool).reshape(-1, *size)
@@ -150,6 +154,23 @@ class CoarseInstances:
         )
         instances.scores = torch.ones(len(objects))
         return {**self.mapper(dataset_dict), "instances": instances}
+
+
+def _check_rles(dataset_dict: Dict[str, Any]) -> None:
+    """Checks masks of data sets that are registered elsewhere; ``COCO_JSONS`` are checked before.
+
+    Raises:
+        UnreadableImage: an RLE cannot be decoded.
+    """
+    size = dataset_dict["height"], dataset_dict["width"]
+    for annotation in dataset_dict.get("annotations", []):
+        mask = annotation.get("segmentation")
+        problem = rle_problem(mask, size) if isinstance(mask, dict) else None
+        if problem:
+            raise UnreadableImage(
+                f"{dataset_dict['file_name']}: an annotation has {problem.found};"
+                f" allowed: {problem.allowed}"
+            )
 
 
 def _compressed(segmentation: Any, size: Tuple[int, int]) -> Any:

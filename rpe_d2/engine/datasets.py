@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.data import (
     check_voc_files,
+    coco_report,
     register_bsds,
     register_coco_jsons,
     register_helen,
@@ -99,9 +100,32 @@ def check_datasets(cfg: CfgNode) -> None:
                     'DATASETS.SEM_SEG_DIRS "name=images/:labels/"'
                 )
             check_voc_files(name)
+            _report(key, name)
     # Where a model declares no number of classes, the data sets must still agree with each other.
     for kind, class_key in (num_classes_keys(cfg) or {"thing": ""}).items():
         _check_classes(cfg, kind, class_key)
+
+
+def _report(key: str, name: str) -> None:
+    """Logs once what a dataset of ``DATASETS.COCO_JSONS`` has to learn from.
+
+    Raises:
+        ValueError: it is trained on and has no instance.
+    """
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("has_report"):
+        return
+    report = metadata.get("report")
+    if report is None:
+        report = coco_report(name)
+        metadata.report = report
+        logger.info(report.summary)
+        for warning in report.warnings:
+            logger.warning(warning)
+    if key == "TRAIN" and not report.num_instances:
+        raise ValueError(
+            f"DATASETS.TRAIN: {report.warnings[0]}; allowed: data with at least one instance"
+        )
 
 
 def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:

@@ -10,7 +10,13 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools.coco import COCO
 
-from rpe_d2.utils.coco_annotations import usable_segmentation
+from rpe_d2.utils.coco_annotations import (
+    box_problem,
+    mask_problem,
+    raise_problems,
+    replacement_box,
+    usable_segmentation,
+)
 
 
 def coco_ground_truth(dataset_name: str) -> COCO:
@@ -31,13 +37,18 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
     """Completes annotations in place, so that COCOeval neither fails nor miscounts.
 
     Ids are renumbered from 1, because COCOeval treats a match with the id 0 as no match. A missing
-    ``iscrowd`` becomes 0, and a missing ``area`` the mask's. Masks come from
+    ``iscrowd`` becomes 0, and a missing or zero ``area`` the mask's. A box that cannot be right is
+    replaced by :func:`replacement_box`, as in training. Masks come from
     :func:`usable_segmentation`: if there is none, it is the filled box. Annotations whose polygons
     all have fewer than three corners are removed, as in training.
 
     Args:
         truth: ground truth with its index.
+
+    Raises:
+        ValueError: A mask cannot be decoded, or a coordinate is far outside of its image.
     """
+    _check(truth)
     kept = []
     for annotation in truth.dataset.get("annotations", []):
         segmentation = usable_segmentation(annotation)
@@ -47,11 +58,29 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
         annotation["id"] = len(kept)
         annotation["segmentation"] = segmentation
         annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
+        image = truth.imgs[annotation["image_id"]]
+        box = replacement_box(annotation, image["height"], image["width"])
+        if box:
+            annotation["bbox"] = list(box)
+        if not annotation.get("area"):
             annotation["area"] = float(mask_util.area(truth.annToRLE(annotation)))
     truth.dataset["annotations"] = kept
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
+
+
+def _check(truth: COCO) -> None:
+    annotations = truth.dataset.get("annotations", [])
+    problems = []
+    for annotation in annotations:
+        image = truth.imgs[annotation["image_id"]]
+        size = image["height"], image["width"]
+        problem = box_problem(annotation["bbox"], *size)
+        if annotation.get("segmentation"):
+            problem = mask_problem(annotation["segmentation"], *size) or problem
+        if problem:
+            problems.append((annotation["id"], problem))
+    raise_problems("ground truth", len(annotations), problems)
 
 
 def instance_results(

@@ -27,8 +27,9 @@ def touching_annotations(truth: COCO, distance: int = TOUCHING_DISTANCE) -> Set[
     """
     touching: Set[int] = set()
     for image_id in truth.getImgIds():
-        image = truth.loadImgs(image_id)[0]
-        annotations = truth.loadAnns(truth.getAnnIds(imgIds=image_id, iscrowd=False))
+        image = truth.imgs[image_id]
+        # In a list, because pycocotools takes text for a list of ids.
+        annotations = truth.loadAnns(truth.getAnnIds(imgIds=[image_id], iscrowd=False))
         # Number of the instance at each pixel, 0 where there is none.
         owner = np.zeros((image["height"], image["width"]), np.int64)
         ids = {}

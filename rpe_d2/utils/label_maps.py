@@ -1,7 +1,7 @@
-"""Readers of semantic label maps, shared by datasets and evaluators."""
+"""Readers of label maps, shared by datasets, evaluators and tools."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable, Set, Tuple
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -9,9 +9,19 @@ from PIL import Image
 
 from .readable import UNREADABLE, UnreadableImage
 
-__all__ = ["read_class_indices", "read_label_map"]
+__all__ = [
+    "LABEL_SUFFIXES",
+    "check_unlabelled",
+    "label_map_size",
+    "read_class_indices",
+    "read_label_map",
+]
 
-_MODES = ("L", "P")  # PIL modes with one 8-bit index per pixel
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+
+# PIL modes with one index per pixel: 8 bits, palette, 1 bit, 16 and 32 bits.
+_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
+_DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "uint32", "int32")))
 
 
 def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
@@ -24,27 +34,80 @@ def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
 
 
 def read_class_indices(path: Path, where: str = "") -> np.ndarray:
-    """Reads a PNG of class or palette indices from disk.
+    """Reads a label map, PNG, TIFF or NPY, of class, palette or instance indices from disk.
 
     Args:
         path: the file.
         where: prefix of error messages, such as a configuration key.
 
     Returns:
-        (H, W) uint8.
+        (H, W) uint8, uint16, uint32 or int32.
 
     Raises:
-        UnreadableImage: The file cannot be read, or it does not have one 8-bit index per pixel.
+        UnreadableImage: The file cannot be read, or it does not have one index per pixel.
     """
     prefix = f"{where}: " if where else ""
     try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except UNREADABLE as error:
+        if path.suffix.lower() == ".npy":
+            labels = np.load(path, allow_pickle=False)
+            found = f"an array {labels.shape} of {labels.dtype}"
+        else:
+            with Image.open(path) as image:
+                found, pages = f"the mode {image.mode}", getattr(image, "n_frames", 1)
+                if pages > 1:
+                    raise UnreadableImage(f"{prefix}{path} has {pages} pages; allowed: 1")
+                labels = np.asarray(image) if image.mode in _MODES else None
+    except (*UNREADABLE, EOFError, ValueError) as error:
+        if isinstance(error, UnreadableImage):
+            raise
         raise UnreadableImage(f"{prefix}{path}: {error}") from error
-    if mode not in _MODES:
+    if labels is not None and labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels is None or labels.ndim != 2 or labels.dtype.newbyteorder("=") not in _DTYPES:
         raise UnreadableImage(
-            f"{prefix}{path} has the mode {mode}; allowed: {' or '.join(_MODES)}, "
-            "one 8-bit class per pixel"
+            f"{prefix}{path} has {found}; allowed: {' or '.join(_MODES)}, one 8-bit class per"
+            f" pixel or one index of {', '.join(map(str, _DTYPES))}"
         )
-    return labels
+    return labels.astype(labels.dtype.newbyteorder("="), copy=False)
+
+
+def label_map_size(path: Path) -> Tuple[int, int]:
+    """Returns width and height of a label map without reading its pixels.
+
+    Raises:
+        OSError, ValueError: The file cannot be read.
+    """
+    if path.suffix.lower() == ".npy":
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        if len(shape) != 2:
+            raise ValueError(f"an array {shape}; allowed: (height, width)")
+        return shape[1], shape[0]
+    with Image.open(path) as image:
+        return image.size
+
+
+def check_unlabelled(where: str, labels: Iterable[np.ndarray], unlabelled: int) -> None:
+    """Raises where the maps of a set have no more than one label beside the unlabelled pixels.
+
+    Masks of 0 and 255 look like this. Only as many maps are read as it takes to find two labels.
+
+    Args:
+        where: prefix of the message.
+        labels: the maps.
+        unlabelled: value of pixels without a label.
+
+    Raises:
+        ValueError: There is no second label.
+    """
+    seen: Set[int] = set()
+    for one in labels:
+        seen.update(np.unique(one).tolist())
+        if len(seen - {unlabelled}) > 1:
+            return
+    if unlabelled in seen:
+        others = ", ".join(map(str, sorted(seen - {unlabelled}))) or "no other value"
+        raise ValueError(
+            f"{where}: all pixels are {unlabelled} or {others}, but {unlabelled} means"
+            f" 'unlabelled' and is never learned or evaluated; write the object as a class, for"
+            f" example 1 in place of {unlabelled}: (labels == {unlabelled}).astype('uint8')"
+        )

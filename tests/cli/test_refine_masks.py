@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -14,8 +15,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from PIL import Image
 
 from rpe_d2.cli.refine_masks import main
+from rpe_d2.cli.refine_results import _image_files
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.data.datasets.shapes import _sem_seg
 from tests.conftest import ROOT
@@ -113,6 +116,33 @@ def test_file_names_from_annotations_and_every_encoding(data, weights, tmp_path)
     assert (found & mask).sum() / (found | mask).sum() > 0.6
 
 
+def image_files(folder, results, images=None):
+    arguments = Namespace(input="r.json", images=str(folder / "images"), annotations=None)
+    if images is not None:
+        arguments.annotations = str(folder / "annotations.json")
+        Path(arguments.annotations).write_text(json.dumps({"images": images}))
+    return _image_files(results, arguments)
+
+
+def test_the_file_name_of_an_entry_is_used_before_its_image_id(tmp_path):
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/a.png"):
+        (tmp_path / "images" / name).touch()
+    images = [{"id": 1, "file_name": "b.png"}, {"id": 2, "file_name": "sub/a.png"}]
+    a, b = {"image_id": 1, "file_name": "a.png"}, {"image_id": 2}
+    root = tmp_path / "images"
+    assert image_files(tmp_path, [a, b], images) == {1: root / "a.png", 2: root / "sub/a.png"}
+    # The demo writes the names as they were given to it.
+    for name in ("images/sub/a.png", "data/images/sub/a.png", str(root / "sub/a.png")):
+        files = image_files(tmp_path, [{"image_id": 1, "file_name": name}])
+        assert files[1].samefile(root / "sub/a.png")
+    with pytest.raises(ValueError, match="entry 1 has image_id 1 and file_name b.png; an earlier"):
+        image_files(tmp_path, [a, {"image_id": 1, "file_name": "b.png"}])
+    with pytest.raises(ValueError, match="x/a.png and y/a.png are both"):
+        names = ("x/a.png", "y/a.png")
+        image_files(tmp_path, [{"image_id": n, "file_name": n} for n in names])
+
+
 def test_an_interrupted_run_is_continued(data, weights, tmp_path):
     expected = tmp_path / "expected.json"
     assert main(arguments(data, weights, expected)) == 0
@@ -169,6 +199,37 @@ def test_label_maps(data, weights, tmp_path, capsys):
         assert after.shape == before.shape and after.dtype == np.uint8
         assert set(np.unique(after)) <= set(np.unique(before))
         assert (after == before).mean() > 0.9
+
+
+def test_masks_of_0_and_255_are_one_line(data, weights, tmp_path, capsys):
+    source = tmp_path / "maps"
+    source.mkdir()
+    mask = np.zeros((128, 128), np.uint8)
+    mask[40:80, 40:80] = 255
+    cv2.imwrite(str(source / "0.png"), mask)
+    with pytest.raises(SystemExit):
+        main(arguments(data, weights, tmp_path / "out", source))
+    assert "all pixels are 255 or 0, but 255 means 'unlabelled'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_palettes_and_maps_of_16_bits(data, weights, tmp_path):
+    source, output = tmp_path / "maps", tmp_path / "out"
+    source.mkdir()
+    labels = cv2.imread(str(data / "maps" / "0.png"), cv2.IMREAD_UNCHANGED)
+    palette = Image.fromarray(labels)
+    palette.putpalette(list(range(255, -1, -1)) * 3)
+    palette.save(source / "0.png")
+    Image.fromarray(labels.astype(np.uint16) * 1000).save(source / "1.tif")
+    np.save(source / "2.npy", labels.astype(np.int32) * 1000)
+    for number in (1, 2):  # the same picture, so that the maps have the same result
+        shutil.copy(data / "images" / "0.png", tmp_path / f"{number}.png")
+    shutil.copy(data / "images" / "0.png", tmp_path / "0.png")
+    assert main(arguments(data, weights, output, source, images=tmp_path)) == 0
+    first = np.asarray(Image.open(output / "0.png"))
+    assert (first == labels).mean() > 0.9 and first.dtype == np.uint8
+    for refined in (np.asarray(Image.open(output / "1.tif")), np.load(output / "2.npy")):
+        assert refined.dtype == np.uint16 and np.array_equal(refined, first * np.uint16(1000))
 
 
 def test_maps_of_an_interrupted_run_are_kept_and_other_runs_are_refused(
@@ -251,8 +312,15 @@ def _broken(folder, change):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda r: r[1]["segmentation"].update(counts="~~nonsense"), "entry 1: its mask"),
-        (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1: its mask"),
+        (lambda r: r[1]["segmentation"].update(counts="~~nonsense"), "entry 1 has an RLE mask"),
+        (lambda r: r[1]["segmentation"].update(counts=[9, 7]), "entry 1 has RLE runs that sum to"),
+        (lambda r: r[1]["segmentation"].update(counts="97"), "sum to 16 in 128 x 128 = 16384"),
+        (lambda r: r[1].update(segmentation=[[1, 1, 9, 1, 9, 1e8]]), "entry 1: its mask does not"),
+        (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1 has RLE runs"),
+        (
+            lambda r: r[1].update(segmentation={"size": [64, 64], "counts": [4096]}),
+            "entry 1: its mask does not decode: an RLE mask of size [64, 64]",
+        ),
         (lambda r: r[0].update(segmentation=[[1.0, 2.0]]), "entry 0: its mask does not decode"),
         (lambda r: r[0].pop("segmentation"), "entry 0 has no image_id or no segmentation"),
         (lambda r: r[0].pop("file_name"), "no file_name; give --annotations"),

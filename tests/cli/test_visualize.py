@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from PIL import Image
+from pycocotools.coco import COCO
 
+from rpe_d2.cli import compare
+from rpe_d2.cli.stored_predictions import StoredPredictions
 from rpe_d2.cli.visualize import main
 from rpe_d2.data import load_shapes, render_shapes
 from tests.conftest import ROOT
@@ -152,6 +156,34 @@ def test_annotations_and_training_inputs_need_no_model(tmp_path: Path) -> None:
     assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
 
 
+def test_stored_predictions_with_text_ids(tmp_path: Path) -> None:
+    metadata = Metadata(
+        thing_classes=["cell", "nucleus"], thing_dataset_id_to_contiguous_id={"cell": 0, "n": 1}
+    )
+    square = [[1, 1, 5, 1, 5, 5, 1, 5]]
+    result = {"image_id": "11", "category_id": "n", "score": 1.0, "segmentation": square}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([result]))
+    stored = StoredPredictions(str(path), metadata, ["1", "11"], 0.5)
+    predictions = stored.masks({"image_id": "11", "file_name": "a.png"}, (8, 8))
+    assert predictions.masks.sum() == 16 and list(predictions.names) == ["nucleus"]
+    path.write_text(json.dumps([{**result, "image_id": 11}]))
+    with pytest.raises(ValueError, match="has image_id 11, .* allowed: '1', '11'"):
+        StoredPredictions(str(path), metadata, ["1", "11"], 0.5)
+
+
+def test_true_masks_of_an_image_with_a_text_id() -> None:
+    truth = COCO()
+    rle = {"size": [2, 2], "counts": [2, 2]}
+    truth.dataset = {
+        "images": [{"id": "11", "height": 2, "width": 2}],
+        "annotations": [{"id": "a", "image_id": "11", "iscrowd": 0, "segmentation": rle}],
+    }
+    truth.createIndex()
+    item = {"image_id": "11", "height": 2, "width": 2}
+    assert compare._true_masks(SimpleNamespace(truth=truth), item).tolist() == [[[0, 1], [0, 1]]]
+
+
 def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
     """All objects of image 0, none of image 1 and half of those of image 2 are predicted."""
     items = load_shapes("val")[:3]
@@ -191,7 +223,13 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
             [{**found[0], "score": 0.9, "category_id": 9}],
             "has category_id 9, which the data set does not have",
         ),
-        ([{**first, "segmentation": other_size}], "0.png: its mask has the size 64 x 64, the imag"),
+        ([{**first, "segmentation": other_size}], "0.png: its mask does not decode: an RLE mask"),
+        (
+            [{**found[0], "score": 0.9, "segmentation": {"size": [128, 128], "counts": [9, 7]}}],
+            "results.json: 1 of 1 masks or boxes cannot be used: entry 0 has RLE runs that sum to "
+            "16 in 128 x 128 = 16384 pixels",
+        ),
+        ([{**first, "segmentation": [[1, 1, 9, 1, 9, 1e8]]}], "the coordinate 1e+08 in an image"),
         ([{**first, "segmentation": "text"}], "0.png: its mask does not decode"),
     ):
         path.write_text(json.dumps(stored))

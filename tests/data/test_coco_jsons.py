@@ -3,10 +3,12 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.data import PixelLabelMapper, register_coco_jsons
+from rpe_d2.utils.label_maps import read_label_map
 from tests.helpers.coco_files import POLYGON, entry, make_content
 
 
@@ -135,6 +137,30 @@ def test_unknown_reference(coco_folder, key):
     assert key in message and "777" in message and "1 of 2" in message
 
 
+def test_text_and_numbers_are_told_apart_by_quotes(coco_folder):
+    content = make_content()
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    message = error_of([entry(coco_folder, content)])
+    assert "2 of 2" in message and "('5', '5'); 'images' has 5, 9" in message
+
+
+def test_ids_as_text(coco_folder):
+    content = make_content()
+    for image in content["images"]:
+        image["id"] = f"cell #{image['id']}"
+    for annotation in content["annotations"]:
+        annotation["image_id"] = f"cell #{annotation['image_id']}"
+        annotation["category_id"] = str(annotation["category_id"])
+    for category in content["categories"]:
+        category["id"] = str(category["id"])
+    register_coco_jsons([entry(coco_folder, content)])
+    records = DatasetCatalog.get("mine")
+    assert [len(record["annotations"]) for record in records] == [2, 0]
+    maps = [read_label_map(r["sem_seg_file_name"]) for r in DatasetCatalog.get("mine_sem_seg")]
+    assert [np.bincount(labels.ravel()).tolist() for labels in maps] == [[270, 44, 6], [320]]
+
+
 def test_rle_of_the_wrong_size(coco_folder):
     content = make_content()
     content["annotations"][1]["segmentation"]["size"] = [20, 16]
@@ -186,7 +212,8 @@ def test_ids_that_mix_numbers_and_text(coco_folder):
         ({"size": [16, 20], "counts": 7}, "counts 7;"),
         ({"size": [16, 20], "counts": ["16", 304]}, "counts ['16', 304];"),
         ({"size": [16, 20], "counts": [-16, 304]}, "counts [-16, 304];"),
-        ({"size": [16, 20], "counts": [16, 305]}, "at most 320 in all"),
+        ({"size": [16, 20], "counts": [16, 305]}, "sum to 321 in 16 x 20 = 320 pixels"),
+        ({"size": [16, 20], "counts": [16, 3]}, "sum to 19 in 16 x 20 = 320 pixels"),
     ],
 )
 def test_invalid_masks(coco_folder, segmentation, problem):
@@ -194,6 +221,31 @@ def test_invalid_masks(coco_folder, segmentation, problem):
     content["annotations"][1]["segmentation"] = segmentation
     message = error_of([entry(coco_folder, content)])
     assert "annotation 2 has" in message and problem in message
+
+
+def test_all_masks_that_cannot_be_decoded_are_counted(coco_folder):
+    content = make_content()
+    short = {"size": [16, 20], "counts": [16, 3]}
+    first = content["annotations"][0]
+    content["annotations"] += [dict(first, id=i, segmentation=short) for i in range(11, 18)]
+    message = error_of([entry(coco_folder, content)])
+    assert "7 of 9 masks or boxes cannot be used: annotation 11 has RLE runs" in message
+    assert message.count("sum to 19 in 16 x 20 = 320 pixels") == 5 and "annotation 15" in message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"bbox": [0, 0, 1e8, 5]}, "the coordinate 1e+08 in an image of 16 x 20"),
+        ({"segmentation": [[1, 1, -1e9, 1, 9, 7]]}, "the coordinate -1e+09 in an image of 16 x 20"),
+        ({"segmentation": [[1, 1, 9, 1, 9, 161]]}, "the coordinate 161 in an image of 16 x 20"),
+    ],
+)
+def test_coordinates_far_outside_of_the_image(coco_folder, change, words):
+    content = make_content()
+    content["annotations"][0].update(change)
+    message = error_of([entry(coco_folder, content)])
+    assert words in message and message.endswith("allowed: at most 10 times the size of the image")
 
 
 def test_masks_that_cannot_be_learned(coco_folder, caplog):
@@ -207,8 +259,9 @@ def test_masks_that_cannot_be_learned(coco_folder, caplog):
         16: [[1, 1, 9, 1, 9, 7, 1]],  # an odd number of coordinates
     }
     for i, segmentation in masks.items():
+        box = [15, 1, 5, 8] if i == 14 else [1, 1, 8, 6]
         content["annotations"].append(
-            dict(content["annotations"][0], id=i, segmentation=segmentation)
+            dict(content["annotations"][0], id=i, segmentation=segmentation, bbox=box)
         )
     with caplog.at_level(logging.WARNING, logger="rpe_d2.data.datasets.coco_jsons"):
         register_coco_jsons([entry(coco_folder, content)])
@@ -218,6 +271,32 @@ def test_masks_that_cannot_be_learned(coco_folder, caplog):
     assert "1 masks outside of the image (13)" in messages[0]
     mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
     assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 3
+
+
+@pytest.mark.parametrize(
+    "box, count",
+    [
+        ([0, 0, 0, 0], 1),
+        ([30, 1, 8, 6], 1),
+        ([1, 1, 20, 12], 1),
+        ([1, 1, 9, 7], 0),  # IoU 48 / 63
+        ([0, 0, 9, 8], 0),
+    ],
+)
+def test_boxes_that_cannot_be_right_are_replaced(coco_folder, caplog, box, count):
+    content = make_content()
+    content["annotations"][0]["bbox"] = box
+    with caplog.at_level(logging.WARNING, logger="rpe_d2.data.datasets.coco_jsons"):
+        register_coco_jsons([entry(coco_folder, content)])
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("rpe_d2")]
+    assert len(messages) == count
+    if count:
+        assert "1 of 2 boxes are empty" in messages[0] and "(1)" in messages[0]
+    annotations = DatasetCatalog.get("mine")[0]["annotations"]
+    assert annotations[0]["bbox"] == ([1, 1, 8, 6] if count else box)
+    assert annotations[1]["bbox"] == [1, 0, 2, 3]
+    mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
+    assert len(mapper(DatasetCatalog.get("mine")[0])["instances"]) == 2
 
 
 def test_real_data(coco_folder, real_data, caplog):

@@ -9,8 +9,9 @@ from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BitMasks, BoxMode
+from PIL import Image
 
-from rpe_d2.data import CountInstances, PixelLabelMapper, load_shapes
+from rpe_d2.data import CountInstances, PixelLabelMapper, UnreadableImage, load_shapes
 
 H, W = 128, 128
 POLYGON = [[10.0, 20.0, 60.0, 20.0, 60.0, 50.0, 10.0, 50.0]]
@@ -220,3 +221,17 @@ def test_number_of_instances_is_added_for_oracles():
     record = make_record(annotate(), annotate(), annotate(iscrowd=1))
     mapped = CountInstances(DatasetMapper(make_cfg(), is_train=False))(record)
     assert mapped["num_instances"] == 2 and mapped["image"].shape[0] == 3
+
+
+def test_an_rle_that_does_not_cover_the_image_is_refused(tmp_path):
+    """Data sets that other code registers reach the mapper without a check of their file."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((16, 20, 3), np.uint8)).save(path)
+    rle = {"size": [16, 20], "counts": [16, 3]}
+    annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    item = {"file_name": str(path), "height": 16, "width": 20}
+    mapper = PixelLabelMapper(True, augmentations=[], image_format="RGB")
+    for crowd in (0, 1):
+        annotations = [{**annotation, "segmentation": rle, "iscrowd": crowd}]
+        with pytest.raises(UnreadableImage, match="a.png: .* sum to 19 in 16 x 20 = 320 pixels"):
+            mapper({**item, "annotations": annotations})

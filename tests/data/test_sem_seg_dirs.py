@@ -1,6 +1,8 @@
 """Datasets of image folders and label maps: registration, errors and training."""
 
 import json
+import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from rpe_d2.data import NameUnreadable, UnreadableImage, register_sem_seg_dirs
-from rpe_d2.utils.label_maps import read_label_map
+from rpe_d2.utils.label_maps import read_class_indices, read_label_map
 from tests.helpers.training import train
 
 NAMES = ("a", "b", "sub/c")
@@ -75,6 +77,51 @@ def test_palette_indices_are_the_labels(folder):
     register_sem_seg_dirs([entry(folder)], 3, 255)
     record = DatasetCatalog.get("mine")[0]
     assert np.array_equal(read_label_map(record["sem_seg_file_name"]), expected)
+
+
+def test_masks_of_0_and_255_are_an_error(folder):
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        save_labels(folder, name, rng.choice([0, 255], SIZE))
+    message = error_of(folder)
+    assert "all pixels are 255 or 0, but 255 means 'unlabelled'" in message
+    assert "(labels == 255).astype('uint8')" in message
+    save_labels(folder, NAMES[-1], rng.choice([0, 1, 255], SIZE))  # one good map is enough
+    register_sem_seg_dirs([entry(folder)], 3, 255)
+
+
+def test_classes_that_occur_in_none_of_many_maps(folder, caplog):
+    with caplog.at_level(logging.WARNING, logger="rpe_d2"):
+        register_sem_seg_dirs([entry(folder)], 5, 255)
+        assert not caplog.records  # three maps are few
+        for number in range(20):
+            shutil.copy(folder / "images/a.jpg", folder / f"images/{number}.jpg")
+            shutil.copy(folder / "labels/a.png", folder / f"labels/{number}.png")
+        register_sem_seg_dirs([entry(folder, "many")], 5, 255)
+    (record,) = caplog.records
+    assert "2 of 5 classes occur in none of the 23 label maps" in record.getMessage()
+    assert record.getMessage().endswith("class 3, class 4")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".npy"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32])
+def test_kinds_of_label_maps(folder, suffix, dtype):
+    if dtype in (np.int32, np.uint32) and suffix == ".png":
+        pytest.skip("PNG has 16 bits at most")
+    expected = np.asarray(Image.open(folder / "labels/a.png"))
+    (folder / "labels/a.png").unlink()
+    path = folder / f"labels/a{suffix}"
+    labels = expected.astype(dtype)
+    if suffix == ".npy":
+        np.save(path, labels)
+    elif dtype == np.uint32:
+        Image.fromarray(labels.astype(np.int32)).save(path)
+    else:
+        Image.fromarray(labels).save(path)
+    register_sem_seg_dirs([entry(folder)], 3, 255)
+    record = DatasetCatalog.get("mine")[0]
+    assert np.array_equal(read_label_map(record["sem_seg_file_name"]), expected)
+    assert (read_class_indices(path) == expected).all()
 
 
 @pytest.mark.parametrize("wrong", ["mine", "mine=images", "=a:b", "mine=a:b:c:d", "mine=a::c", 3])

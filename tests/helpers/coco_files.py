@@ -19,7 +19,7 @@ def make_content() -> Dict[str, Any]:
         ],
         "annotations": [
             dict(annotation, id=1, segmentation=POLYGON),
-            dict(annotation, id=2, segmentation=dict(RLE), category_id=70),
+            dict(annotation, id=2, segmentation=dict(RLE), category_id=70, bbox=[1, 0, 2, 3]),
         ],
         # Ids are neither contiguous nor sorted.
         "categories": [{"id": 70, "name": "zebra"}, {"id": 3, "name": "cell"}],

@@ -2,6 +2,7 @@
 
 from .bsds import register_bsds
 from .coco_jsons import register_coco_jsons
+from .coco_report import CocoReport, coco_report
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .sem_seg_dirs import register_sem_seg_dirs
 from .shapes import (
@@ -23,6 +24,7 @@ from .voc import (
 )
 
 __all__ = [
+    "CocoReport",
     "HELEN_CLASSES",
     "HELEN_PARTS",
     "SHAPES_CLASSES",
@@ -32,6 +34,7 @@ __all__ = [
     "VOC_CLASSES",
     "VOC_SEM_SEG_CLASSES",
     "check_voc_files",
+    "coco_report",
     "find_voc_splits",
     "load_shapes",
     "load_shapes_panoptic",

@@ -1,19 +1,27 @@
 """Datasets in COCO's format, named in ``DATASETS.COCO_JSONS``."""
 
+import functools
 import json
 import logging
-import math
 import os
 import reprlib
 from operator import mul
 from typing import Any, Dict, List, Sequence, Tuple
 
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
-from rpe_d2.utils.coco_annotations import is_polygon
+from rpe_d2.utils.coco_annotations import (
+    MOST_PIXELS,
+    are_numbers,
+    box_problem,
+    is_polygon,
+    mask_problem,
+    raise_problems,
+    replacement_box,
+    rle_runs,
+)
 
 from .coco_sem_seg import register_coco_sem_seg
 
@@ -31,15 +39,7 @@ _REQUIRED = {
 _OPTIONAL = {"annotations": ("iscrowd", "area")}
 
 
-def _are_numbers(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and set(map(type, values)) <= {int, float}
-        and all(map(math.isfinite, values))
-    )
-
-
-_ID = (lambda value: type(value) in (int, float, str), "a number or text")
+_ID = (lambda value: isinstance(value, str) or are_numbers([value]), "a number or text")
 _SIDE = (lambda value: type(value) is int and value > 0, "a whole number of pixels above 0")
 _TEXT = (lambda value: isinstance(value, str), "text")
 # Predicate that the value of a key must satisfy, and its description in error messages.
@@ -52,11 +52,11 @@ _ALLOWED = {
     "height": _SIDE,
     "width": _SIDE,
     "bbox": (
-        lambda value: _are_numbers(value) and len(value) == 4,
+        lambda value: are_numbers(value) and len(value) == 4,
         "4 numbers, x, y, width, height",
     ),
     "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
-    "area": (lambda value: _are_numbers([value]) and value >= 0, "a number of pixels, 0 or more"),
+    "area": (lambda value: are_numbers([value]) and value >= 0, "a number of pixels, 0 or more"),
 }
 
 
@@ -92,21 +92,32 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
         where = f"{_KEY}: {entry!r}"
         content = read_coco_json(where, json_file)
         _check_files(where, image_root, content["images"])
-        _check_masks(where, content)
+        _warn_about_masks(where, content)
 
         categories = sorted(content["categories"], key=lambda category: category["id"])
-        register_coco_instances(
-            name,
-            {
-                "thing_classes": [category["name"] for category in categories],
-                "thing_dataset_id_to_contiguous_id": {
-                    category["id"]: i for i, category in enumerate(categories)
-                },
+        DatasetCatalog.register(name, functools.partial(_load, json_file, image_root, name))
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            has_report=True,  # :func:`coco_report` can read the file
+            thing_classes=[category["name"] for category in categories],
+            thing_dataset_id_to_contiguous_id={
+                category["id"]: i for i, category in enumerate(categories)
             },
-            json_file,
-            image_root,
         )
         register_coco_sem_seg(where, name, [category["name"] for category in categories])
+
+
+def _load(json_file: str, image_root: str, name: str) -> List[Dict[str, Any]]:
+    """Loads a dataset as Detectron2 does, with boxes of masks where the given ones are wrong."""
+    records = load_coco_json(json_file, image_root, name)
+    for record in records:
+        for annotation in record["annotations"]:
+            box = replacement_box(annotation, record["height"], record["width"])
+            if box:
+                annotation["bbox"] = list(box)
+    return records
 
 
 def _parse_entry(entry: str) -> Tuple[str, str, str]:
@@ -141,9 +152,10 @@ def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
     try:
         with PathManager.open(json_file) as f:
             content = json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ValueError(f"{where}: {json_file} is not JSON ({e})") from e
     _check_content(where, content)
+    _check_masks(where, content)
     return content
 
 
@@ -189,8 +201,8 @@ def _check_content(where: str, content: Any) -> None:
         if wrong:
             raise ValueError(
                 f"{where}: {len(wrong)} of {len(content['annotations'])} annotations have a {key}"
-                f" that is not in {part!r} ({_first(a[key] for a in wrong)});"
-                f" {part!r} has {_first(sorted(ids[part]))}"
+                f" that is not in {part!r} ({_first(repr(a[key]) for a in wrong)});"
+                f" {part!r} has {_first(map(repr, sorted(ids[part])))}"
             )
 
 
@@ -208,26 +220,46 @@ def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> N
 
 
 def _check_masks(where: str, content: Dict[str, Any]) -> None:
-    """Warns about masks that cannot be learned, and raises for masks that cannot be loaded."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    empty, outside, flat = [], [], []
+    """Raises for masks and boxes that cannot be decoded, before anything is decoded."""
+    sizes = _sizes(content)
+    for image_id, (height, width) in sizes.items():
+        if height * width > MOST_PIXELS:
+            raise ValueError(
+                f"{where}: image {image_id} has {height} x {width} pixels;"
+                f" allowed: at most {MOST_PIXELS}"
+            )
+    problems = []
     for annotation in content["annotations"]:
-        if min(annotation["bbox"][2:]) <= 0:
+        size = sizes[annotation["image_id"]]
+        problem = box_problem(annotation["bbox"], *size)
+        if annotation.get("segmentation"):
+            problem = mask_problem(annotation["segmentation"], *size) or problem
+        if problem:
+            problems.append((annotation["id"], problem))
+    raise_problems(where, len(content["annotations"]), problems)
+
+
+def _sizes(content: Dict[str, Any]) -> Dict[Any, Tuple[int, int]]:
+    return {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+
+
+def _warn_about_masks(where: str, content: Dict[str, Any]) -> None:
+    """Warns about masks that cannot be learned."""
+    sizes = _sizes(content)
+    empty, outside, flat, replaced = [], [], [], []
+    for annotation in content["annotations"]:
+        height, width = sizes[annotation["image_id"]]
+        if replacement_box(annotation, height, width):
+            replaced.append(annotation["id"])
+        elif min(annotation["bbox"][2:]) <= 0:
             flat.append(annotation["id"])
         segmentation = annotation.get("segmentation")
         if not segmentation:
             continue
-        place = f"{where}: annotation {annotation['id']}"
-        height, width = sizes[annotation["image_id"]]
         if isinstance(segmentation, dict):
-            if _rle_area(place, segmentation, height, width) == 0:
+            if not sum(rle_runs(segmentation)[1::2]):
                 empty.append(annotation["id"])
             continue
-        if not (isinstance(segmentation, list) and all(map(_are_numbers, segmentation))):
-            raise ValueError(
-                f"{place} has the segmentation {reprlib.repr(segmentation)}; allowed: a list of"
-                " polygons [[x, y, x, y, …], …], or RLE {size, counts}"
-            )
         polygons = [p for p in segmentation if is_polygon(p) and _polygon_area(p) > 0]
         if not polygons:
             empty.append(annotation["id"])
@@ -250,29 +282,12 @@ def _check_masks(where: str, content: Dict[str, Any]) -> None:
     ]
     if parts:
         logger.warning(f"{where}: annotations that cannot be learned: {', '.join(parts)}")
-
-
-def _rle_area(place: str, rle: Dict[str, Any], height: int, width: int) -> int:
-    """Returns the number of pixels of a mask, and raises if its size is not that of the image."""
-    if rle.get("size") != [height, width]:
-        raise ValueError(
-            f"{place} has an RLE mask of size {rle.get('size')}, but its image is"
-            f" [{height}, {width}] (height, width)"
+    if replaced:
+        logger.warning(
+            f"{where}: {len(replaced)} of {len(content['annotations'])} boxes are empty, outside of"
+            f" the image or have an IoU below 0.5 with the box of their mask ({_first(replaced)});"
+            " training and evaluation use the boxes of the masks"
         )
-    counts = rle.get("counts")
-    if isinstance(counts, str):
-        return int(mask_util.area(rle))
-    if not (
-        isinstance(counts, list)
-        and set(map(type, counts)) <= {int}
-        and min(counts, default=0) >= 0
-        and sum(counts) <= height * width
-    ):
-        raise ValueError(
-            f"{place} has an RLE mask with counts {reprlib.repr(counts)}; allowed: compressed text,"
-            f" or whole numbers from 0 with at most {height * width} in all"
-        )
-    return sum(counts[1::2])
 
 
 def _polygon_area(polygon: List[float]) -> float:

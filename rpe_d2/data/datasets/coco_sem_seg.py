@@ -5,6 +5,7 @@ import functools
 import io
 import os
 from typing import Any, Dict, List
+from urllib.parse import quote
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -63,7 +64,7 @@ def _load(json_file: str, image_root: str) -> List[Dict[str, Any]]:
     return [
         {
             "file_name": os.path.join(image_root, image["file_name"]),
-            "sem_seg_file_name": f"{_PREFIX}{json_file}#{image['id']}",
+            "sem_seg_file_name": f"{_PREFIX}{json_file}#{_quoted(image['id'])}",
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
@@ -72,11 +73,16 @@ def _load(json_file: str, image_root: str) -> List[Dict[str, Any]]:
     ]
 
 
+def _quoted(image_id: Any) -> str:
+    """Writes an id, which may be any text, so that it can end a path."""
+    return quote(str(image_id), safe="")
+
+
 def _label_map(path: str) -> bytes:
     """Encodes the label map of ``FILE.json#IMAGE_ID``."""
     json_file, _, image_id = path.rpartition("#")
     content = _content(json_file)
-    known = {str(known): known for known in content.imgs}
+    known = {_quoted(known): known for known in content.imgs}
     if image_id not in known:
         raise FileNotFoundError(f"{_PREFIX}{path}: there is no such image")
     return encoded(_paint(content, known[image_id]))

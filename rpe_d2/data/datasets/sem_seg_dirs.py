@@ -1,24 +1,34 @@
-"""Datasets of image folders and PNG label maps, named in ``DATASETS.SEM_SEG_DIRS``."""
+"""Datasets of image folders and label maps, named in ``DATASETS.SEM_SEG_DIRS``."""
 
+import contextlib
 import functools
+import logging
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rpe_d2.utils.label_maps import read_class_indices
+from rpe_d2.utils.label_maps import (
+    LABEL_SUFFIXES,
+    check_unlabelled,
+    label_map_size,
+    read_class_indices,
+)
 from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
 
 from .generated import encoded, serve_pictures
 
 __all__ = ["register_sem_seg_dirs"]
 
+logger = logging.getLogger(__name__)
+
 _KEY = "DATASETS.SEM_SEG_DIRS"
 _PREFIX = "sem_seg_dir://"
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _NUM_CHECKED_IMAGES = 10
+_MANY_MAPS, _MOST_MAPS = 10, 200  # from how many maps classes are counted, and in how many
 _ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and values that swap the sides
 
 
@@ -33,11 +43,11 @@ class _Folders(NamedTuple):
 def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value: int) -> None:
     """Registers datasets of an image folder and a folder of label maps with the same names.
 
-    This is the format of ADE20K: ``images/a.jpg`` belongs to ``labels/a.png``, whose pixels are
-    classes from 0, or ``ignore_value``. Both folders may have the same subfolders. The first images
-    and label maps are read here. The sizes of the others are compared when the data are first used,
-    and labels are checked whenever a map is read. Entries that this process has already registered
-    are skipped.
+    This is the format of ADE20K: ``images/a.jpg`` belongs to ``labels/a.png`` (also TIFF or NPY,
+    up to 32 bits), whose pixels are classes from 0, or ``ignore_value``. Both folders may have the
+    same subfolders. The first images and label maps are read here. The sizes of the others are
+    compared when the data are first used, and labels are checked whenever a map is read. Entries
+    that this process has already registered are skipped.
 
     Args:
         entries: ``"name=images/:labels/"`` or ``"name=images/:labels/:classes.txt"``, where the
@@ -66,6 +76,8 @@ def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value
         for image, label in pairs[:_NUM_CHECKED_IMAGES]:
             _sizes(where, image, label)
             _read(label, num_classes, ignore_value, where)
+        check_unlabelled(where, _readable(pairs, num_classes, ignore_value, where), ignore_value)
+        _warn_about_missing_classes(where, pairs, folders, names)
         DatasetCatalog.register(name, functools.partial(_load, where, folders))
         MetadataCatalog.get(name).set(
             sem_seg_dirs=folders,
@@ -110,8 +122,10 @@ def _pairs(where: str, images: str, labels: str) -> List[Tuple[Path, Path]]:
     files = sorted(p for p in Path(images).rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{where}: {images} has no images ({', '.join(_IMAGE_SUFFIXES)})")
-    pairs = [(p, Path(labels) / p.relative_to(images).with_suffix(".png")) for p in files]
-    present = set(Path(labels).rglob("*.png"))
+    present = {p for p in Path(labels).rglob("*") if p.suffix.lower() in LABEL_SUFFIXES}
+    by_name = {path.with_suffix(""): path for path in sorted(present, key=_order, reverse=True)}
+    names = [Path(labels) / path.relative_to(images).with_suffix("") for path in files]
+    pairs = [(p, by_name.get(n, n.with_name(n.name + ".png"))) for p, n in zip(files, names)]
     missing = [(image, label) for image, label in pairs if label not in present]
     if missing:
         raise FileNotFoundError(
@@ -119,6 +133,39 @@ def _pairs(where: str, images: str, labels: str) -> List[Tuple[Path, Path]]:
             f" there is no {missing[0][1]} for {missing[0][0]}"
         )
     return pairs
+
+
+def _order(label: Path) -> int:
+    return LABEL_SUFFIXES.index(label.suffix.lower())
+
+
+def _readable(
+    pairs: Sequence[Tuple[Path, Path]], num_classes: int, ignore_value: int, where: str
+) -> Iterator[np.ndarray]:
+    """Yields the label maps that can be read. Those that cannot are reported when they are used."""
+    for _, label in pairs:
+        with contextlib.suppress(UnreadableImage):
+            yield _read(label, num_classes, ignore_value, where)
+
+
+def _warn_about_missing_classes(
+    where: str, pairs: List[Tuple[Path, Path]], folders: _Folders, names: List[str]
+) -> None:
+    """Warns about classes that occur in none of many maps; a few maps often lack some."""
+    if len(pairs) < _MANY_MAPS:
+        return
+    step = -(-len(pairs) // _MOST_MAPS)
+    read = pairs[::step]
+    seen: Set[int] = set()
+    for labels in _readable(read, folders.num_classes, folders.ignore_value, where):
+        seen.update(np.unique(labels).tolist())
+    missing = [name for number, name in enumerate(names) if number not in seen]
+    if missing:
+        listed = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        logger.warning(
+            f"{where}: {len(missing)} of {len(names)} classes occur in none of the {len(read)}"
+            f" label maps that were read: {listed}"
+        )
 
 
 def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
@@ -130,10 +177,13 @@ def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
     sizes = []
     for path in (image, label):
         try:
+            if path == label:
+                sizes.append(label_map_size(path))
+                continue
             with Image.open(path) as opened:
-                swapped = path == image and opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+                swapped = opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
                 sizes.append(opened.size[::-1] if swapped else opened.size)
-        except UNREADABLE as error:
+        except (*UNREADABLE, ValueError) as error:
             raise UnreadableImage(f"{where}: {path}: {error}") from error
     if sizes[0] != sizes[1]:
         image_size, label_size = (f"{width} x {height}" for width, height in sizes)
@@ -168,13 +218,14 @@ def _read(path: Path, num_classes: int, ignore_value: int, where: str = _KEY) ->
         UnreadableImage: The file is not a label map, or has classes that are not allowed.
     """
     labels = read_class_indices(path, where)
-    wrong = np.setdiff1d(labels, [*range(num_classes), ignore_value])
+    # Detectron2 reads the maps of training with 8 bits.
+    wrong = np.setdiff1d(labels, [*range(min(num_classes, 256)), ignore_value])
     if wrong.size:
         raise UnreadableImage(
             f"{where}: {path} has the label {wrong[0]}; allowed: 0 to {num_classes - 1} "
             f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}) and {ignore_value} (IGNORE_VALUE)"
         )
-    return labels
+    return labels.astype(np.uint8)
 
 
 def _label_map(path: str) -> bytes:

@@ -1,0 +1,128 @@
+"""What a dataset in COCO's format has to learn from, for the log of a run."""
+
+import json
+from collections import Counter
+from typing import Any, Dict, List, NamedTuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from rpe_d2.utils.coco_annotations import usable_segmentation
+
+__all__ = ["CocoReport", "coco_report"]
+
+_MOST_DRAWN = 5000  # masks whose areas are counted, evenly spaced over the file
+_PERCENTILES = (1, 25, 50, 75, 99)
+
+
+class CocoReport(NamedTuple):
+    """A dataset in one line, and what is unusual about it.
+
+    Attributes:
+        summary: numbers of images, instances and crowds, by class, and sizes of masks.
+        warnings: one line each.
+        num_instances: number of annotations that are not crowds.
+    """
+
+    summary: str
+    warnings: List[str]
+    num_instances: int
+
+
+def coco_report(name: str) -> CocoReport:
+    """Reads the file of a registered dataset and reports its content.
+
+    Areas are numbers of pixels of the masks that training sees, not the file's own values.
+    """
+    with PathManager.open(MetadataCatalog.get(name).json_file) as file:
+        content = json.load(file)
+    images = {image["id"]: image for image in content["images"]}
+    annotations = content["annotations"]
+    objects = [a for a in annotations if not a.get("iscrowd", 0)]
+    classes = {category["id"]: category["name"] for category in content["categories"]}
+    by_class = Counter(classes[a["category_id"]] for a in objects)
+    by_image = Counter(a["image_id"] for a in objects)
+
+    areas = np.array([_area(a, images[a["image_id"]]) for a in _spaced(objects)])
+    parts = [
+        f"{len(images)} images ({len(images) - len(by_image)} without instances)",
+        f"{len(objects)} instances",
+        f"{len(annotations) - len(objects)} crowds",
+        f"by class {_listed(f'{key} {count}' for key, count in by_class.most_common())}",
+    ]
+    if objects:
+        fullest, most = by_image.most_common(1)[0]
+        sides = np.percentile(np.sqrt(areas), _PERCENTILES).round(1).tolist()
+        parts += [
+            f"most in one image {most} ({images[fullest]['file_name']})",
+            f"square roots of areas {', '.join(map(str, sides))} px"
+            f" (percentiles {', '.join(map(str, _PERCENTILES))})",
+        ]
+    warnings = _warnings(content, objects, areas)
+    missing = [label for label in classes.values() if label not in by_class]
+    if objects and missing:
+        warnings.append(f"{len(missing)} classes have no instance ({_listed(missing)})")
+    return CocoReport(
+        f"{name}: {'; '.join(parts)}", [f"{name}: {text}" for text in warnings], len(objects)
+    )
+
+
+def _warnings(
+    content: Dict[str, Any], objects: List[Dict[str, Any]], areas: np.ndarray
+) -> List[str]:
+    warnings = []
+    count = len(content["annotations"])
+    if not count:
+        warnings.append("there are no annotations")
+    elif not objects:
+        warnings.append(f"all {count} annotations are crowds (iscrowd 1), which are not learned")
+    if objects and (fractions := sum(map(_has_fractions, objects))):
+        warnings.append(
+            f"{fractions} of {len(objects)} instances have coordinates from 0 to 1, which look like"
+            " fractions of the image; COCO's format has pixels"
+        )
+    if len(areas) and (empty := int((areas == 0).sum())):
+        warnings.append(f"{empty} of {len(areas)} masks that were drawn have no pixel")
+    same = Counter(
+        json.dumps([a["image_id"], a["category_id"], a["bbox"], a.get("segmentation")])
+        for a in objects
+    )
+    if repeated := sum(same.values()) - len(same):
+        warnings.append(f"{repeated} instances are duplicates of others, with the same mask")
+    files = Counter(image["file_name"] for image in content["images"])
+    if several := [file for file, number in files.items() if number > 1]:
+        warnings.append(f"{len(several)} files have several image ids ({_listed(several)})")
+    return warnings
+
+
+def _spaced(objects: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    return objects[:: max(1, -(-len(objects) // _MOST_DRAWN))]
+
+
+def _area(annotation: Dict[str, Any], image: Dict[str, Any]) -> int:
+    """Counts the pixels of a mask."""
+    segmentation = usable_segmentation(annotation)
+    if segmentation is None:
+        return 0
+    size = image["height"], image["width"]
+    if isinstance(segmentation, list):
+        return int(mask_util.area(mask_util.merge(mask_util.frPyObjects(segmentation, *size))))
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *size)
+    return int(mask_util.area(segmentation))
+
+
+def _has_fractions(annotation: Dict[str, Any]) -> bool:
+    """Whether all coordinates of an object are from 0 to 1, and some are no whole numbers."""
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        return False
+    values = [v for p in segmentation for v in p] if segmentation else annotation["bbox"]
+    return bool(values) and 0 <= min(values) and max(values) <= 1 and any(v % 1 for v in values)
+
+
+def _listed(values: Any, limit: int = 5) -> str:
+    values = list(values)
+    return ", ".join(values[:limit]) + (f", … ({len(values)})" if len(values) > limit else "")
