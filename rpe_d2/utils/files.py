@@ -13,7 +13,7 @@ def free_path(path: Path) -> Path:
     """Returns the first of ``NAME.EXT``, ``NAME-2.EXT``, ``NAME-3.EXT`` … that does not exist."""
     number = 1
     free = path
-    while free.exists():
+    while os.path.lexists(free):  # a dangling link takes its name, too
         number += 1
         free = path.with_stem(f"{path.stem}-{number}")
     return free
