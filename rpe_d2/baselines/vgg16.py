@@ -1,7 +1,6 @@
 """VGG-16 as a backbone: torchvision's layers, with convolutions for the fully connected ones."""
 
 import logging
-import os
 from typing import Dict, List, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torchvision.models.vgg import make_layers
 
 from rpe_d2.config import check_config
 from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.utils.safe_loading import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +153,14 @@ class VGG16(Backbone):
         Raises:
             ValueError: the file does not exist, or its content does not match.
         """
-        if not os.path.isfile(path):
-            raise ValueError(f"MODEL.VGG.WEIGHTS is {path}; there is no such file")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors("MODEL.VGG.WEIGHTS", path)
+        if not isinstance(state, dict):
+            raise ValueError(
+                f"MODEL.VGG.WEIGHTS is {path}, which holds a {type(state).__name__}; "
+                "allowed: a state dict of torchvision's vgg16"
+            )
+        # Anything that is not a tensor is reported as missing.
+        state = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         own = self.state_dict()
         for name, number in (("fc6", 0), ("fc7", 3)):
             for kind in ("weight", "bias"):

@@ -24,6 +24,7 @@ from rpe_d2.inference.predictor import (
     check_needs_only_pictures,
     find_images,
     predictor_config,
+    separate_overrides,
     with_instances,
 )
 from rpe_d2.utils.errors import one_line, one_line_errors
@@ -100,7 +101,11 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--input", nargs="+", metavar="PATH", help="image files, folders or quoted globs"
     )
     source.add_argument("--video-input", metavar="FILE", help="a video that OpenCV can read")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    separate_overrides(args)
+    if args.input == []:
+        parser.error("argument --input: expected at least one path before KEY VALUE overrides")
+    return args
 
 
 # The file of a drawn image and its entries in the results.
@@ -170,6 +175,13 @@ def _run_video(
             writer.release()
     if writer is None:
         raise OSError(f"--video-input {file}: no frame could be read")
+    # The number of frames in the header is an estimate in some formats.
+    if count - frame_id > max(1, count // 100):
+        print(
+            f"warning: --video-input {file}: {frame_id} of {count} frames could be read; "
+            "the video is truncated or damaged",
+            file=sys.stderr,
+        )
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:

@@ -80,7 +80,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         reports, or 130 after Ctrl-C.
     """
     args = _parse(argv)
-    start = time.time()
+    start = time.monotonic()
     with one_line_errors():
         images, without_map = _find_images(args)
         _check_targets(args)
@@ -105,7 +105,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             with replacing_file(Path(args.plot)) as file:
                 file.write(content)
         if args.json:
-            record = _record(args, argv, counted, scores, human, time.time() - start)
+            record = _record(args, argv, counted, scores, human, time.monotonic() - start)
             with replacing_file(Path(args.json)) as file:
                 file.write(json.dumps(record, indent=1).encode() + b"\n")
         # Last, because a reader of the pipe may close it.

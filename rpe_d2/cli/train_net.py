@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import ExitStack
 from typing import List, Optional
 
 import torch
@@ -18,7 +19,7 @@ from rpe_d2.engine.hooks import TrainingStopped
 from rpe_d2.engine.launcher import check_meeting_point, launch, process_of_cluster
 from rpe_d2.engine.run_classes import write_classes
 from rpe_d2.engine.run_record import current_commit, print_table, write_run_record
-from rpe_d2.engine.setup import read_config, setup
+from rpe_d2.engine.setup import locked_output_dir, read_config, setup
 from rpe_d2.engine.train_step import NonFinite
 from rpe_d2.engine.trainer import Trainer
 from rpe_d2.utils.errors import one_line_errors
@@ -81,6 +82,16 @@ def run(args: argparse.Namespace) -> Optional[dict]:
     Returns:
         The metrics of the last evaluation, or None if there was none.
     """
+    if args.eval_only:
+        return _run(args)
+    with ExitStack() as stack:
+        with one_line_errors():
+            folder = read_config(args.config_file, args.opts).OUTPUT_DIR
+            stack.enter_context(locked_output_dir(folder))
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> Optional[dict]:
     with one_line_errors():
         # Detectron2's set-up opens the file. The record of the run keeps the name that was given.
         path = find_config_file(args.config_file)
@@ -96,7 +107,7 @@ def run(args: argparse.Namespace) -> Optional[dict]:
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
-    start = time.time()
+    start = time.monotonic()
     with one_line_errors((UnreadableImage, DeadWorker, NonFinite, OSError)):
         if args.eval_only:
             metrics = Trainer.test(cfg, model)
@@ -117,7 +128,7 @@ def run(args: argparse.Namespace) -> Optional[dict]:
         if not args.eval_only:
             iterations = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
             resumed_from = trainer.start_iter
-        seconds = time.time() - start
+        seconds = time.monotonic() - start
         path = write_run_record(cfg, args, metrics, seconds, iterations, resumed_from)
         print_table(metrics)
         print(f"run record: {path}")

@@ -19,6 +19,7 @@ from rpe_d2.inference.predictor import (
     check_needs_only_pictures,
     find_images,
     predictor_config,
+    separate_overrides,
 )
 from rpe_d2.ops.color import METHODS
 from rpe_d2.utils.errors import one_line_errors
@@ -135,6 +136,9 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         help="only the first N images; default: 8 of a data set, all of --input",
     )
     args = parser.parse_args(argv)
+    separate_overrides(args)
+    if args.input == []:
+        parser.error("argument --input: expected at least one path before KEY VALUE overrides")
     if not args.dataset and (args.source != "model" or args.predictions):
         parser.error("--source and --predictions need --dataset")
     if args.worst and not args.predictions:

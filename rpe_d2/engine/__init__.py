@@ -4,3 +4,8 @@ from .setup import setup
 from .trainer import Trainer, build_optimizer
 
 __all__ = ["Trainer", "build_optimizer", "setup"]
+
+from rpe_d2.utils.safe_loading import guard_proposals
+
+# Every tool that takes a configuration imports this package, so that none can forget the guard.
+guard_proposals()

@@ -120,14 +120,17 @@ class ModelCheckpointer(DetectionCheckpointer):
         return loaded if comm.is_main_process() else self.load(chosen)
 
     def _newest_first(self) -> List[str]:
-        """The paths of checkpoints: the one tagged as last, then the others, newest first."""
+        """The paths of checkpoints: the one tagged as last, then the others by iteration.
+
+        Times of files do not count, because copying a folder changes them.
+        """
         last = self.get_checkpoint_file()
         paths = [
             path
             for path in Path(self.save_dir).glob("model_*.pth")
             if re.fullmatch(r"model_(\d+|final)\.pth", path.name)
         ]
-        paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        paths.sort(key=_iteration, reverse=True)
         return [last, *(str(path) for path in paths if path != Path(last))]
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
@@ -196,6 +199,17 @@ class ModelCheckpointer(DetectionCheckpointer):
                 "give the configuration that they were trained with"
             )
         return incompatible
+
+
+def _iteration(path: Path) -> int:
+    """The iteration after which a checkpoint was written; -1 where it cannot be read."""
+    number = path.stem.removeprefix("model_")
+    if number.isdigit():
+        return int(number)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"]
+    except Exception:  # a damaged file may raise any error; loading reports it
+        return -1
 
 
 def averaged_model(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rpe_d2.data import seed_all
+from rpe_d2.utils.second_signal import SAME_SIGNAL_SECONDS
 
 from .checkpoint import ModelCheckpointer, one_line_reason
 
@@ -273,8 +274,7 @@ class StopOnSignal(HookBase):
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    # A signal to a group of processes may arrive twice: directly, and passed on by the launcher.
-    SAME_SIGNAL_SECONDS = 2.0
+    SAME_SIGNAL_SECONDS = SAME_SIGNAL_SECONDS
 
     def __init__(self):
         self._received = 0

@@ -6,8 +6,9 @@ import logging
 import os
 import pickle
 import secrets
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import List
+from typing import Iterator, List
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -22,7 +23,7 @@ from rpe_d2.config import (
     check_registered_names,
     find_config_file,
 )
-from rpe_d2.utils.files import make_new_folder, make_writable_folder
+from rpe_d2.utils.files import locked_folder, make_new_folder, make_writable_folder
 from rpe_d2.utils.safe_loading import load_arrays
 
 from .datasets import check_datasets, register_datasets
@@ -257,6 +258,34 @@ def check_output_dir(folder: str, is_new_training: bool) -> None:
             f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
             "continue it with --resume or choose another folder"
         )
+
+
+@contextmanager
+def locked_output_dir(folder: str) -> Iterator[None]:
+    """Reserves ``OUTPUT_DIR`` for one training within a ``with`` block.
+
+    All processes must call this; the main one holds the lock.
+
+    Raises:
+        ValueError: another training is running in the folder, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        problem = ""
+        if comm.is_main_process():
+            try:
+                make_writable_folder("OUTPUT_DIR", Path(folder))
+                stack.enter_context(locked_folder(Path(folder)))
+            except BlockingIOError:
+                problem = (
+                    f"OUTPUT_DIR is {folder}, where another training is running; "
+                    "allowed: a folder without a running training"
+                )
+            except ValueError as error:
+                problem = str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise ValueError(problem)
+        yield
 
 
 def evaluation_folder(folder: str) -> str:

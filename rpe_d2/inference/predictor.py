@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
+from rpe_d2.config import add_rpe_config
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold, inference_inputs
@@ -26,6 +27,7 @@ __all__ = [
     "check_needs_only_pictures",
     "find_images",
     "predictor_config",
+    "separate_overrides",
     "with_instances",
 ]
 
@@ -87,6 +89,21 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
     )
+
+
+def separate_overrides(args: argparse.Namespace) -> None:
+    """Moves KEY VALUE overrides from ``args.input`` to ``args.opts``.
+
+    ``--input`` takes any number of paths, so that argparse adds the overrides after them.
+    """
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    sections = set(cfg)
+    for index, text in enumerate(args.input or ()):
+        if text.split(".")[0] in sections and not os.path.exists(text):
+            args.opts = [*args.input[index:], *args.opts]
+            args.input = args.input[:index]
+            return
 
 
 def predictor_config(args: argparse.Namespace, dataset: Optional[str] = None) -> CfgNode:

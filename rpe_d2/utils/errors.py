@@ -9,6 +9,7 @@ from typing import Iterator, Tuple, Type
 import yaml
 
 from .readable import UnreadableImage, unreadable_reason
+from .second_signal import second_signal_kills
 
 # What a wrong key, value or file raises while a run is set up.
 USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
@@ -38,11 +39,14 @@ def one_line(error: Exception) -> str:
 def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
     """Ends the process with status 2 and one line on stderr where a user's mistake raises an error.
 
+    Within the block, a second signal ends the process even where it hangs in C code.
+
     Args:
         kinds: the errors that a user can fix. Any other error is a bug and keeps its traceback.
     """
     try:
-        yield
+        with second_signal_kills():
+            yield
     except kinds as error:
         text = unreadable_reason(error) if isinstance(error, UnreadableImage) else one_line(error)
         print("error:", text, file=sys.stderr)

@@ -1,19 +1,26 @@
 """Writing files without losing any: under an unused name, or replaced in one step."""
 
+import errno
 import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
+try:
+    import fcntl
+except ImportError:  # a system without POSIX locks
+    fcntl = None
+
 TEMPORARY = ".tmp"  # the suffix of incomplete files
+LOCK = ".lock"  # the file of a folder that carries its lock; it stays there, empty
 
 
 def free_path(path: Path) -> Path:
     """Returns the first of ``NAME.EXT``, ``NAME-2.EXT``, ``NAME-3.EXT`` … that does not exist."""
     number = 1
     free = path
-    while free.exists():
+    while os.path.lexists(free):  # a dangling link takes its name, too
         number += 1
         free = path.with_stem(f"{path.stem}-{number}")
     return free
@@ -70,6 +77,28 @@ def make_writable_folder(key: str, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{key} {path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Holds a lock on a folder within a ``with`` block, so that only one process writes into it.
+
+    The kernel releases the lock where the process dies. Forked processes do not inherit it.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(path / LOCK, "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, "another process holds the lock") from error
+            # Some network file systems have no locks. Then the folder is used without one.
+        yield
 
 
 @contextmanager

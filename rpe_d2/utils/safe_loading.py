@@ -1,13 +1,16 @@
 """Loading pickles of arrays and plain types without running any code from them."""
 
+import os
 import pickle
 import re
 from collections import OrderedDict
 from typing import Any, BinaryIO, Union
 
+import detectron2.data.build
 import numpy as np
+import torch
 
-__all__ = ["load_arrays"]
+__all__ = ["guard_proposals", "load_arrays", "load_tensors"]
 
 
 class _DType:
@@ -121,3 +124,49 @@ def _with_arrays(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return type(content)(_with_arrays(value) for value in content)
     return content
+
+
+def load_tensors(key: str, path: str) -> Any:
+    """Loads tensors and plain types that ``torch.save`` has written.
+
+    Args:
+        key: the configuration key that names the file, for the message.
+        path: the file.
+
+    Raises:
+        ValueError: there is no such file, or it holds anything else or is damaged.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"{key} is {path}; there is no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling may raise any error
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{key} is {path}, which cannot be read ({type(error).__name__}: {reason}); "
+            "allowed: tensors that torch.save has written"
+        ) from error
+
+
+class _SafePickle:
+    """Takes the place of the module ``pickle`` where Detectron2 loads proposals."""
+
+    @staticmethod
+    def load(file: BinaryIO, **options: Any) -> Any:
+        """
+        Raises:
+            ValueError: the file holds something other than arrays and plain types.
+        """
+        try:
+            return load_arrays(file)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"proposals {getattr(file, 'name', '')}: {error}") from error
+
+
+def guard_proposals() -> None:
+    """Makes Detectron2 load precomputed proposals without running any code from their pickles.
+
+    ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``PROPOSAL_FILES_TEST`` are opened deep inside of the data
+    loaders that Detectron2 builds, so that the guard has to be there.
+    """
+    detectron2.data.build.pickle = _SafePickle

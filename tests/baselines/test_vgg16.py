@@ -148,3 +148,14 @@ def test_a_wrong_key_is_refused_in_one_line(setting, message, theirs):
 def test_a_wrong_argument_is_refused_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         VGG16(**arguments)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "a list", "numbers"])
+def test_damaged_weights_are_named_in_one_line(damage, tmp_path):
+    path = tmp_path / "vgg.pth"
+    torch.save([1] if damage == "a list" else {"features.0.weight": 1}, path)
+    content = path.read_bytes()
+    if damage in ("truncated", "text"):
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"hello")
+    with pytest.raises(ValueError, match="MODEL.VGG.WEIGHTS is .*vgg.pth, which .*; allowed"):
+        VGG16(width=0.1).load_torchvision(str(path))

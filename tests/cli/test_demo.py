@@ -1,6 +1,7 @@
 """rpe-d2 demo on tiny networks with random weights, on images and videos."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from rpe_d2.cli.demo import RESULTS, main
+from rpe_d2.cli.demo import RESULTS, _parse, main
 from rpe_d2.data import render_shapes
 from tests.conftest import ROOT
 from tests.helpers.runs import CONFIG, INSTANT, TINY, few_images, save_random, train_net
@@ -106,6 +107,26 @@ def test_video(weights, tmp_path):
     before = (out / "clip.mp4").read_bytes()
     assert run(out, *arguments) == 0
     assert (out / "clip.mp4").read_bytes() == before and (out / "clip-2.mp4").exists()
+
+
+def test_a_truncated_video_is_said_to_be_truncated(weights, tmp_path, capfd):
+    source = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (96, 80))
+    for index in range(8):
+        writer.write(np.ascontiguousarray(render_shapes("val", index)[:80, :96]))
+    writer.release()
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 3])
+    assert run(tmp_path / "out", "--weights", weights, "--video-input", str(source)) == 0
+    assert re.search(r"clip.avi: \d of 8 frames .* truncated", capfd.readouterr().err)
+
+
+def test_overrides_after_input_are_no_pictures(tmp_path):
+    (tmp_path / "MODEL").mkdir()
+    flags = ["--config-file", CONFIG, "--output", "out", "--input", "big", str(tmp_path / "MODEL")]
+    args = _parse([*flags, "MODEL.DEVICE", "cpu", "SEED", "3"])
+    assert args.input == ["big", str(tmp_path / "MODEL")]
+    assert args.opts == ["MODEL.DEVICE", "cpu", "SEED", "3"]
 
 
 def test_an_instance_keeps_its_color_through_a_video():

@@ -2,16 +2,20 @@
 
 import json
 import pickle
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rpe_d2.cli import visualize
+from rpe_d2.cli.main import COMMANDS
 from rpe_d2.cli.train_net import main
+from rpe_d2.data import render_shapes
 from tests.conftest import ROOT
-from tests.helpers.runs import Payload, train_net
+from tests.helpers.runs import Payload, save_random, train_net
 
 INSTANT = str(ROOT / "configs/quick/rpe_instant_test.yaml")
 
@@ -80,6 +84,70 @@ def test_proposals(tmp_path, capfd):
         "MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", f"('{path}',)",
     )  # fmt: skip
     assert "DATASETS.PROPOSAL_FILES_TRAIN" in line and "proposals.pkl" in line and not trap.exists()
+
+
+# The arguments of every command that takes a configuration. {weights} are good, {trap} runs code.
+WITH_CONFIG = {
+    "train": "--config-file {config} KEYS",
+    "train --eval-only": "--config-file {config} --eval-only KEYS MODEL.WEIGHTS {weights}",
+    "demo": "--config-file {config} --weights {weights} --input {image} --output {out} KEYS",
+    "visualize": "--config-file {config} --weights {weights} --dataset shapes_val --num-images 1 "
+    "--output {out} KEYS",
+    "compare": "{config}={weights} --dataset shapes_val --num-images 1 --output {out} --opts KEYS",
+    "refine-masks": "--config-file {config} --weights {weights} --input {trap} --images {folder} "
+    "--output {out}/refined.json KEYS",
+    "benchmark model": "{config} --height 64 --width 64 --data 1 --opts KEYS",
+    "benchmark proposals": "{config} --height 64 --width 64 --opts KEYS",
+    "benchmark processes": "{config} --processes 1 --height 64 --width 64 --opts KEYS",
+}
+WITHOUT_CONFIG = {"eval-bsds", "prepare-voc", "split-coco"}
+FILES = {
+    "proposals": "MODEL.LOAD_PROPOSALS True DATASETS.PROPOSAL_FILES_TRAIN ('{trap}',) "
+    "DATASETS.PROPOSAL_FILES_TEST ('{trap}',)",
+    "weights": "MODEL.WEIGHTS {trap}",
+    "VGG weights": "MODEL.BACKBONE.NAME build_vgg16_backbone MODEL.VGG.WEIGHTS {trap}",
+}
+
+
+def test_all_commands_are_listed():
+    assert {command.split()[0] for command in WITH_CONFIG} | WITHOUT_CONFIG == set(COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    return save_random(INSTANT, ["MODEL.DEVICE", "cpu"], path)
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("command", WITH_CONFIG)
+def test_every_command_with_a_configuration(command, kind, weights, tmp_path, capfd, monkeypatch):
+    """Detectron2 opens some files itself, long after the configuration is checked."""
+    monkeypatch.chdir(tmp_path)
+    trap, evil, image = (tmp_path / name for name in ("trap", "evil.pkl", "image.png"))
+    boxes = {"ids": [1], "boxes": [np.zeros((1, 4))]}
+    evil.write_bytes(pickle.dumps({**boxes, "objectness_logits": [Payload(trap)]}))
+    Image.fromarray(render_shapes("val", 0)).save(image)
+    keys = f"{FILES[kind]} MODEL.DEVICE cpu SOLVER.MAX_ITER 1 OUTPUT_DIR {{out}}/run"
+    text = WITH_CONFIG[command].replace("KEYS", keys)
+    if kind == "weights":
+        text = text.replace("{weights}", "{trap}")
+    arguments = text.format(
+        config=INSTANT, weights=weights, trap=evil, image=image, folder=tmp_path, out=tmp_path / "o"
+    )
+    name, *subcommand = command.split()
+    if name == "benchmark":
+        arguments = f"{subcommand[0]} {arguments}"
+    elif subcommand:
+        assert subcommand[0] in arguments
+    try:
+        import_module(COMMANDS[name].module).main(arguments.split())
+    except SystemExit as stop:
+        assert stop.code in (0, 1, 2)
+    output = capfd.readouterr()
+    assert not trap.exists() and "Traceback" not in output.err, output.err
+    if (command, kind) == ("compare", "proposals"):
+        assert "evil.pkl: it asks for pathlib" in output.out
 
 
 def test_a_cache_of_annotations(tmp_path):

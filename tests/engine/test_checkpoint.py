@@ -248,13 +248,16 @@ def test_an_array_larger_than_its_data_is_refused():
         load_arrays(io.BytesIO(state))
 
 
-def test_the_previous_checkpoint_is_the_one_written_before(tmp_path):
-    """The run was extended beyond model_final, which is therefore not the newest checkpoint."""
-    saved(tmp_path, 1.0, 2.0)
+def test_the_previous_checkpoint_is_the_one_of_the_latest_iteration(tmp_path):
+    """The run was extended beyond model_final. Copying the folder has changed all times."""
+    saved(tmp_path, 1.0, 2.0, 3.0)
     (tmp_path / "model_0000001.pth").rename(tmp_path / "model_final.pth")
-    os.utime(tmp_path / "model_final.pth", (1, 1))
+    for time, name in enumerate(("model_0000002", "model_final", "model_0000000")):
+        os.utime(tmp_path / f"{name}.pth", (time, time))
     (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
-    assert resumed(tmp_path) == (1.0, 0)
+    assert resumed(tmp_path) == (3.0, 2)
+    (tmp_path / "model_0000002.pth").write_bytes(b"damaged")
+    assert resumed(tmp_path) == (2.0, 1)
 
 
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rpe_d2.engine.hooks import StopOnSignal
+from rpe_d2.utils.files import locked_folder
 from tests.helpers.runs import (
     INSTANT,
     assert_same_run,
@@ -132,6 +133,23 @@ def test_a_second_signal_ends_at_once(data, tmp_path):
     process.send_signal(signal.SIGINT)
     stopped = process.finish(20)
     assert stopped.returncode == -signal.SIGINT, stopped.stderr
+
+
+def test_a_folder_belongs_to_one_training_at_a_time(data, tmp_path):
+    options = ["--config-file", INSTANT, "OUTPUT_DIR", tmp_path, *OPTIONS, *data]
+    options += overrides("{SOLVER: {ACCUMULATE_STEPS: 400}, DATALOADER: {NUM_WORKERS: 1}}")
+    first = start_train_net(*options)
+    first.wait_for("Starting training")
+    before = (tmp_path / "config.yaml").read_bytes(), (tmp_path / "log.txt").read_bytes()
+    second = train_net(*options, "SEED", 7)
+    assert second.returncode == 2, second.stderr
+    assert "another training is running" in second.stderr.strip().splitlines()[-1]
+    assert (tmp_path / "config.yaml").read_bytes() == before[0]
+    assert (tmp_path / "log.txt").read_bytes().startswith(before[1])
+    first.kill()
+    first.wait()
+    with locked_folder(tmp_path):  # the kernel released the lock, though a worker may still live
+        pass
 
 
 def test_damaged_files_are_counted_and_skipped_in_training(data, tmp_path):

@@ -93,6 +93,11 @@ def _make_run(config: str, args: argparse.Namespace, all_foreground: bool) -> di
     cfg = load_config(config, [*args.opts, "MODEL.DEVICE", args.device, "MODEL.WEIGHTS", ""])
     seed_all_rng(0)
     model = build_model(cfg)
+    if not hasattr(model, "proposal_generator"):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; allowed: models with a "
+            "proposal generator"
+        )
     generator: nn.Module = model.proposal_generator
     if all_foreground:
         generator.embedding_head.classifier[-1].bias.data.copy_(torch.tensor([20.0, -20.0]))

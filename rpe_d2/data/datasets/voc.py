@@ -281,7 +281,7 @@ def _load_instances(split: VOCSplit) -> List[Dict[str, Any]]:
 @functools.lru_cache(maxsize=None)
 def _load_pickled(split: VOCSplit) -> bytes:
     check_voc_files(split.name)
-    start = time.time()
+    start = time.monotonic()
     records = _records(split)
     for name, record in zip(split.names(), records):
         if split.instances_need_class_maps:
@@ -302,7 +302,7 @@ def _load_pickled(split: VOCSplit) -> bytes:
         ]
         if (objects == VOID).any():
             record["ignore"] = _encoded(objects == VOID)
-    logger.info("%s: %d images read in %.0f s", split.name, len(records), time.time() - start)
+    logger.info("%s: %d images read in %.0f s", split.name, len(records), time.monotonic() - start)
     return pickle.dumps(records)
 
 
