@@ -6,11 +6,11 @@ The classes that a configuration names declare it themselves, as class attribute
 * ``num_classes_keys``: by kind, "thing" or "stuff", the key that holds its number of classes.
 * ``default_confidence_threshold``: the score below which demo and visualize leave instances out.
 * ``only_proposals``: whether it predicts proposals and nothing else.
-* ``inference_inputs(cfg)``: what it needs at inference beside images: "num_instances",
-  "coarse_masks" or "proposals".
+* ``inference_inputs(cfg)``: what it needs at inference besides images, "num_instances" or
+  "coarse_masks". (Detectron2's proposals from files are "proposals".)
 * ``check_run(cfg, has_weights)``: raises a ValueError of one line where a run cannot start.
 * ``check_training_data(cfg, max_instances)``: logs warnings about settings that cannot fit the
-  data.
+  data, of which one image has up to ``max_instances`` instances.
 * ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture
   builds.
 * ``has_pair_loss``: whether a semantic head has the pair loss.
@@ -83,12 +83,15 @@ def model_classes(cfg: CfgNode) -> List[type]:
 
 
 def num_classes_keys(cfg: CfgNode) -> Dict[str, str]:
-    """The keys of the model's numbers of classes, by "thing" or "stuff", as far as declared."""
+    """Returns the keys that hold the model's numbers of classes, by "thing" and "stuff".
+
+    Kinds that the model does not declare are left out.
+    """
     return _first_declared(cfg, "num_classes_keys", {})
 
 
 def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
-    """What the model needs at inference beside images, see the top of this file."""
+    """Returns the inputs besides images that the model needs at inference."""
     inputs: Dict[str, None] = {}  # in this order, each once
     for entry in model_classes(cfg):
         if hasattr(entry, "inference_inputs"):
@@ -100,12 +103,12 @@ def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
 
 
 def default_confidence_threshold(cfg: CfgNode) -> float:
-    """The score below which demo and visualize leave instances out by default."""
+    """Returns the score below which demo and visualize leave instances out by default."""
     return _first_declared(cfg, "default_confidence_threshold", 0.5)
 
 
 def only_proposals(cfg: CfgNode) -> bool:
-    """Whether the model predicts proposals and nothing else."""
+    """Returns whether the model predicts proposals and nothing else."""
     return _first_declared(cfg, "only_proposals", False)
 
 

@@ -202,7 +202,7 @@ def check_solver(cfg: CfgNode) -> None:
     check_config(cfg)
     if cfg.TEST.DENSE_CRF.ENABLED and importlib.util.find_spec("pydensecrf") is None:
         raise ValueError(
-            "TEST.DENSE_CRF.ENABLED is True; allowed: False, or True after pip install -e '.[crf]'"
+            "TEST.DENSE_CRF.ENABLED is True; allowed: False, or True after pip install pydensecrf2"
         )
     patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
     if patience > 0 and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0):

@@ -349,6 +349,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def _without_weight_decay(model: nn.Module) -> List[str]:
+    """Collects the parameter names that modules list in ``no_weight_decay``."""
+    return sorted({n for module in model.modules() for n in getattr(module, "no_weight_decay", ())})
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Builds the optimizer that ``SOLVER.OPTIMIZER`` names, with Detectron2's options for both.
 
@@ -362,8 +367,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        # Weight decay would pull a learned bandwidth towards 1, the largest that makes sense.
-        overrides={"log_bandwidth": {"weight_decay": 0.0}},
+        overrides={name: {"weight_decay": 0.0} for name in _without_weight_decay(model)},
     )
     options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if solver.OPTIMIZER == "SGD":

@@ -30,7 +30,7 @@ class DenseCRF:
         """
         if importlib.util.find_spec("pydensecrf") is None:
             raise ValueError(
-                "the dense CRF (TEST.DENSE_CRF) needs pydensecrf2: pip install -e '.[crf]'"
+                "the dense CRF (TEST.DENSE_CRF) needs pydensecrf2: pip install pydensecrf2"
             )
         self.iterations = iterations
         self.position = position

@@ -34,11 +34,10 @@ __all__ = [
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-# What models need beside images, in words.
+# What models need besides images, in words.
 _INPUTS = {
-    "num_instances": "the true number of instances in each image, as it does where "
-    "MODEL.RPE.GROUPING is kmeans",
-    "coarse_masks": "masks to refine; tools/refine_masks.py refines masks",
+    "num_instances": "the true number of instances in each image",
+    "coarse_masks": "masks to refine; rpe-d2 refine-masks refines masks",
     "proposals": "files of proposals",
 }
 
@@ -47,8 +46,8 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     """Finds image files.
 
     Args:
-        patterns: paths of files, folders or globs. Of a folder, all files with a suffix in
-            ``IMAGE_SUFFIXES`` are taken, those of its subfolders are not.
+        patterns: paths of files, folders or globs. For a folder, all files with a suffix in
+            ``IMAGE_SUFFIXES`` are taken. Subfolders are not searched.
 
     Returns:
         The paths, each once, in the order of the patterns.

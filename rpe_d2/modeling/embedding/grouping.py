@@ -334,8 +334,8 @@ class KMeansGrouping(MeanShiftGrouping):
         from scipy.cluster.vq import kmeans2  # slow to import, and only this oracle needs it
 
         count = min(num_instances, len(coordinates))
-        _, found = kmeans2(coordinates.double().cpu().numpy(), count, minit="++", seed=0)
-        labels = torch.as_tensor(found, dtype=torch.long, device=x.device)
+        _, assignment = kmeans2(coordinates.double().cpu().numpy(), count, minit="++", seed=0)
+        labels = torch.as_tensor(assignment, dtype=torch.long, device=x.device)
         by_size = torch.bincount(labels, minlength=count).argsort(descending=True)
         return by_size.argsort()[labels]
 

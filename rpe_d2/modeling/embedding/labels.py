@@ -83,7 +83,7 @@ def pixel_labels(
 def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
     """Samples pixels at random, stratified by their label.
 
-    Every label gets the same number of pixels, as far as its size allows.
+    Every label gets the same number of pixels, or all its pixels if it has fewer.
 
     Args:
         labels: (H, W) integer. Pixels with negative labels are never sampled.

@@ -27,6 +27,9 @@ class MeanShiftLayer(nn.Module):
     Optionally the kernel also depends on positions (the joint kernel).
     """
 
+    # Weight decay would pull a learned bandwidth towards 1, the largest that makes sense.
+    no_weight_decay = ("log_bandwidth",)
+
     @configurable
     def __init__(
         self,

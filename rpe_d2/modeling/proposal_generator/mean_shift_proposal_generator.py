@@ -246,10 +246,10 @@ class MeanShiftProposalGenerator(nn.Module):
             # Without its padding, because interpolation would move masks away from the border.
             own_rows, own_columns = maps.unpadded_size
             soft_masks = groups.soft_masks[:, :own_rows, :own_columns]
-            present, found = soft_mask_boxes(
+            present, level_boxes = soft_mask_boxes(
                 soft_masks, maps.stride, size, self.mask_threshold, self.tip_threshold
             )
-            boxes.append(found * present[:, None])
+            boxes.append(level_boxes * present[:, None])
             if maps.stride > stride and len(soft_masks):
                 soft_masks = F.interpolate(
                     soft_masks[None],
