@@ -136,7 +136,8 @@ def test_crowds_do_not_enter_the_propagation_loss():
 
     def loss_of(soft_masks):
         gates = torch.zeros(1, 12, 32, 48)
-        return model._propagation_loss(soft_masks, torch.tensor([1]), labels, gates, (64, 96))
+        pred = model._propagated(soft_masks, gates, (64, 96))
+        return model._propagation_loss(pred, torch.tensor([1]), labels, (64, 96))
 
     soft_masks = torch.full((1, 32, 48), 0.5)
     plain = loss_of(soft_masks)
