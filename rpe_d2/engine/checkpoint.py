@@ -1,8 +1,9 @@
 """Safe checkpoints: complete files, no code from pickles, and an error where weights do not fit."""
 
+import hashlib
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, BinaryIO, Dict, List, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -26,7 +27,8 @@ class ModelCheckpointer(DetectionCheckpointer):
 
     * A file is written under a temporary name, synced and renamed, so that a file with its final
       name is complete.
-    * Loading runs no code from the file.
+    * Beside ``NAME.pth`` lies its checksum, ``NAME.pth.sha256``, which loading verifies.
+    * Loading runs no code from the file, and refuses infinite and NaN weights.
     * Resuming skips unreadable checkpoints with a warning and takes the newest readable one.
     * Weights of another architecture are refused. Detectron2 logs the missing ones and continues
       with random values.
@@ -66,8 +68,13 @@ class ModelCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         try:
+            checksum = checksum_path(path)
             with replacing_file(path) as file:
-                torch.save(data, file)
+                hashing = _HashingFile(file)
+                torch.save(data, hashing)
+                checksum.unlink(missing_ok=True)  # that of the file which is about to be replaced
+            with replacing_file(checksum) as file:
+                file.write(f"{hashing.hexdigest()}  {path.name}\n".encode())
             if is_last:
                 self.tag_last_checkpoint(path.name)
                 self.last_saved = name
@@ -149,6 +156,7 @@ class ModelCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> Any:
         try:
+            check_checksum(Path(filename))
             if not filename.endswith(".pkl"):
                 return super()._load_file(filename)
             with open(filename, "rb") as file:
@@ -159,6 +167,8 @@ class ModelCheckpointer(DetectionCheckpointer):
             blobs = content.get("blobs", content)
             blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        except UnreadableCheckpoint:
+            raise
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not self._resuming:
                 raise
@@ -181,6 +191,7 @@ class ModelCheckpointer(DetectionCheckpointer):
         if averaged and not self._resuming:
             self.logger.info("Loading the averaged weights of %s", self._path)
             checkpoint["model"] = averaged_model(averaged)
+        self._check_finite(checkpoint["model"])
         # Older files lack these counters, which torch does not need.
         names = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
@@ -199,6 +210,68 @@ class ModelCheckpointer(DetectionCheckpointer):
                 "give the configuration that they were trained with"
             )
         return incompatible
+
+    def _check_finite(self, weights: Dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: a weight of the model is infinite or NaN.
+        """
+        own = self.model.state_dict()
+        for name, value in weights.items():
+            if name not in own:
+                continue
+            value = torch.as_tensor(value)
+            if value.is_floating_point() and not value.isfinite().all():
+                count = int((~value.isfinite()).sum())
+                raise ValueError(
+                    f"weights {self._path}: {count} of the {value.numel()} numbers of {name} are "
+                    "infinite or NaN; allowed: finite numbers"
+                )
+
+
+class _HashingFile:
+    """A file that computes the SHA-256 of what is written to it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def checksum_path(path: Path) -> Path:
+    """The file beside a checkpoint that holds its SHA-256, in the format of ``sha256sum``."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_checksum(path: Path) -> None:
+    """Compares a checkpoint with its checksum, where it has one.
+
+    Raises:
+        UnreadableCheckpoint: the content has changed since the checkpoint was written.
+    """
+    try:
+        target = checksum_path(path).read_text(errors="replace").split()
+    except OSError:
+        return  # other people's weights have none
+    if not target or not re.fullmatch("[0-9a-f]{64}", target[0]):
+        return  # no checksum, as of a write that was interrupted
+    with open(path, "rb") as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != target[0]:
+        raise UnreadableCheckpoint(
+            f"weights {path}: the content does not match its checksum {checksum_path(path).name}"
+        )
 
 
 def _iteration(path: Path) -> int:

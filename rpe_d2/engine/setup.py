@@ -52,6 +52,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_solver(cfg)
     if not args.eval_only:
         check_batch_size(cfg)
+        check_at_least_one("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
+    check_at_least_one("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
     check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
         if not cfg.DATASETS[key]:
@@ -210,6 +212,16 @@ def check_solver(cfg: CfgNode) -> None:
             f"SOLVER.EARLY_STOPPING_PATIENCE is {patience}; allowed: 0, or more with "
             "TEST.BEST_METRIC and TEST.EVAL_PERIOD"
         )
+
+
+def check_at_least_one(key: str, value: int) -> None:
+    """Checks a key of Detectron2 that counts something.
+
+    Raises:
+        ValueError: the value is below 1.
+    """
+    if value < 1:
+        raise ValueError(f"{key} is {value}; allowed: 1 or more")
 
 
 def check_batch_size(cfg: CfgNode) -> None:

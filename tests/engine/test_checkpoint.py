@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, and loading one runs no code."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -50,15 +51,40 @@ def test_resuming_takes_the_last_checkpoint(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "gone", "bit flip"])
 def test_an_unreadable_checkpoint_is_named_and_the_previous_one_is_taken(damage, tmp_path, caplog):
     saved(tmp_path, 1.0, 2.0, 3.0)
     last = tmp_path / "model_0000002.pth"
     content = last.read_bytes()
     damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}
+    flipped = bytearray(content)
+    flipped[content.index(np.float32(3.0).tobytes() * 2)] ^= 1  # torch alone does not notice
+    damaged["bit flip"] = bytes(flipped)
     last.unlink() if damage == "gone" else last.write_bytes(damaged[damage])
     assert resumed(tmp_path) == (2.0, 1)
     assert "model_0000002.pth" in caplog.text and "trying the previous one" in caplog.text
+
+
+def test_a_checksum_is_that_of_sha256sum_and_may_be_missing(tmp_path):
+    saved(tmp_path, 1.0)
+    path = tmp_path / "model_0000000.pth"
+    checksum = tmp_path / "model_0000000.pth.sha256"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert checksum.read_text() == f"{digest}  model_0000000.pth\n"
+    checksum.write_text(f"{digest[::-1]}  model_0000000.pth\n")
+    with pytest.raises(ValueError, match="model_0000000.pth: the content does not match"):
+        ModelCheckpointer(model(), complete=True).load(str(path))
+    checksum.unlink()
+    assert resumed(tmp_path) == (1.0, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    state = model(1.0).state_dict()
+    state["weight"][1, 2] = value
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="weights.pth: 1 of the 12 numbers of weight are infinite"):
+        ModelCheckpointer(model(), complete=True).load(str(tmp_path / "weights.pth"))
 
 
 def test_every_truncation_is_noticed(tmp_path):
@@ -107,7 +133,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     message = r"model_0000009\.pth could not be written \(File too large\); the last good one: .*"
     assert re.search(message + r"0000001\.pth", line)
     assert resumed(tmp_path) == (2.0, 1)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".sha256")
     assert names == ["last_checkpoint", "model_0000000.pth", "model_0000001.pth"]
 
 

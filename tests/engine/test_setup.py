@@ -9,12 +9,14 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.cli.train_net import main
 from rpe_d2.data import most_instances
 from rpe_d2.engine import build_optimizer
 from rpe_d2.engine.host_models import check_training_data
 from rpe_d2.engine.setup import load_config, read_config, reject_swallowed_flags
 from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
+from tests.conftest import ROOT
 from tests.helpers.models import small_cfg
 from tests.helpers.runs import overrides
 
@@ -157,3 +159,13 @@ def test_an_error_without_a_message_comes_with_its_source_line(options, words, c
         build_model(cfg)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("key, value", [
+    ("SOLVER.MAX_ITER", 0), ("SOLVER.MAX_ITER", -5), ("TEST.DETECTIONS_PER_IMAGE", -1)
+])  # fmt: skip
+def test_counts_below_one_are_refused(key, value, tmp_path, capfd):
+    opts = ["OUTPUT_DIR", str(tmp_path), key, str(value)]
+    with pytest.raises(SystemExit):
+        main(["--config-file", str(ROOT / "configs/quick/rpe_instant_test.yaml"), *opts])
+    assert f"{key} is {value}; allowed: 1 or more" in capfd.readouterr().err
