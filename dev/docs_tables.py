@@ -30,7 +30,7 @@ PAGES = (
 _QUICKSTART = ("quickstart/rpe_shapes_[0-9].json", "shapes_quickstart.json")
 _MODELS = (
     Model("PixelEmbeddingNet", "shapes", _QUICKSTART),
-    Model("the same weights, connected components", "shapes", ("shapes_quickstart_control.json",)),
+    Model("class map, connected components", "shapes", ("shapes_quickstart_control.json",)),
     Model("Mask R-CNN", "shapes", ("proposals/mask_rcnn_rpn_shapes_*.json",)),
     Model("Mask R-CNN, mean-shift proposals", "shapes", ("proposals/mask_rcnn_rpe_shapes_*.json",)),
     Model("PixelEmbeddingNet", "nuclei", ("nuclei_rpe_R_18.json",)),
