@@ -278,7 +278,7 @@ def test_the_data_of_the_run_are_not_needed(pictures, tmp_path, caplog):
         (["--input", CONFIG, "--weights", "absent.pth"], "absent.pth: no such file"),
         (["--input", CONFIG, "--weights", CONFIG], "not a checkpoint"),
         (["--input", CONFIG, "MODEL.RPE.GROUPING", "kmeans"], "MODEL.RPE.GROUPING is kmeans"),
-        (["--input", CONFIG, "MODEL.META_ARCHITECTURE", "SPNRefiner"], "tools/refine_masks.py"),
+        (["--input", CONFIG, "MODEL.META_ARCHITECTURE", "SPNRefiner"], "rpe-d2 refine-masks"),
     ],
 )
 def test_one_line_errors(arguments, words, weights, tmp_path, capfd):
