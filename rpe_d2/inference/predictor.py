@@ -36,7 +36,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # What models need besides images, in words.
 _INPUTS = {
-    "num_instances": "the true number of instances (with MODEL.RPE.GROUPING kmeans)",
+    "num_instances": "the true number of instances, because MODEL.RPE.GROUPING is kmeans",
     "coarse_masks": "masks to refine; rpe-d2 refine-masks refines masks",
     "proposals": "files of proposals",
 }
