@@ -156,10 +156,7 @@ def test_damaged_files_are_counted_and_skipped_in_training(data, tmp_path):
     damaged = few_images(tmp_path, 7)
     picture = tmp_path / "4.png"
     picture.write_bytes(picture.read_bytes()[:2000])
-    content = json.loads((tmp_path / "data.json").read_text())
-    annotation = next(item for item in content["annotations"] if item["image_id"] == 5)
-    annotation["segmentation"] = {"size": [128, 128], "counts": "not RLE"}
-    (tmp_path / "data.json").write_text(json.dumps(content))
+    (tmp_path / "5.png").write_bytes(b"no image")
     entries = json.loads(damaged[1]) + json.loads(data[1])
     options = [
         *("DATASETS.COCO_JSONS", json.dumps(entries)),
@@ -183,6 +180,21 @@ def test_damaged_files_are_counted_and_skipped_in_training(data, tmp_path):
     saved = torch.load(tmp_path / f"strict/model_{stop:07d}.pth", weights_only=True)
     trainer = saved["trainer"]["_trainer"]
     assert trainer["images_seen"] == 2 * (stop + 1) and len(trainer["unreadable"]) == 1
+
+
+def test_a_damaged_annotation_is_refused_before_training_starts(data, tmp_path):
+    damaged = few_images(tmp_path, 7)
+    content = json.loads((tmp_path / "data.json").read_text())
+    annotation = next(item for item in content["annotations"] if item["image_id"] == 5)
+    annotation["segmentation"] = {"size": [128, 128], "counts": "not RLE"}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    entries = json.loads(damaged[1]) + json.loads(data[1])
+    options = ["DATASETS.COCO_JSONS", json.dumps(entries), "OUTPUT_DIR", tmp_path / "out"]
+    options += overrides("DATASETS: {TRAIN: ['few_7'], TEST: ['few_5']}")
+    done = train_net("--config-file", INSTANT, *options)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert "1 of" in line and f"annotation {annotation['id']} " in line and "not RLE" in line
 
 
 def test_the_death_of_a_data_loading_process_is_reported(data, uninterrupted, tmp_path):
