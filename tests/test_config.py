@@ -182,7 +182,10 @@ def test_integers_and_tuples_are_allowed_for_floats_and_lists():
     cfg.MODEL.RPE.MARGIN = 0
     cfg.MODEL.MEAN_SHIFT.BANDWIDTH_MODE = "fixed"
     cfg.MODEL.MEAN_SHIFT.TEST_SCALES = (1, 2.0)
-    check_config(cfg)
+    assert check_config(cfg) is None
+    cfg.MODEL.RPE.MARGIN = "0"
+    with pytest.raises(ValueError, match="MODEL.RPE.MARGIN is '0'"):
+        check_config(cfg)
 
 
 def test_only_the_given_nodes_are_checked():

@@ -94,7 +94,7 @@ def _convs(*channels: int) -> nn.Sequential:
 
 
 class SharpLevel(NamedTuple):
-    """What the windows of a level of the pyramid are read from.
+    """The feature maps from which the windows of a pyramid level are read.
 
     Attributes:
         maps: the padded maps of DeepMask.

@@ -88,12 +88,12 @@ class ModelCheckpointer(DetectionCheckpointer):
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """As in Detectron2, but the file is written completely or not at all."""
+        """Records the name of the last checkpoint in a file that is written atomically."""
         with replacing_file(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename.encode())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
-        """As in Detectron2, but takes an earlier checkpoint where the last one cannot be read.
+        """Resumes from the newest checkpoint that can be read, or loads weights from a path.
 
         The main process chooses the checkpoint that all processes load.
 
@@ -141,7 +141,7 @@ class ModelCheckpointer(DetectionCheckpointer):
         return [last, *(str(path) for path in paths if path != Path(last))]
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
-        """As in Detectron2.
+        """Loads a checkpoint and checks that its weights fit the model.
 
         Raises:
             UnreadableCheckpoint: the file is not a checkpoint.

@@ -1,4 +1,4 @@
-"""What the engine needs to know about a model.
+"""Declarations of models that the engine reads.
 
 The classes that a configuration names declare it themselves, as class attributes and class methods:
 

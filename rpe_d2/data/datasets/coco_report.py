@@ -1,4 +1,4 @@
-"""What a dataset in COCO's format has to learn from, for the log of a run."""
+"""Reports of the images and instances of a dataset in COCO's format, for the log of a run."""
 
 import json
 from collections import Counter
