@@ -1,4 +1,4 @@
-"""What all tests share: where real data lies, and loggers that no test leaves behind."""
+"""What all tests share: where real data lies; no test leaves loggers or checkpoints behind."""
 
 import logging
 import os
@@ -30,6 +30,18 @@ def real_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_checkpoints_left(tmp_path_factory):
+    """Deletes the checkpoints of a test file after its last test: together they fill a disk.
+
+    Everything else stays, because Detectron2's catalog names files in these folders to later tests.
+    """
+    yield
+    for checkpoint in tmp_path_factory.getbasetemp().rglob("*.pth"):
+        if not checkpoint.is_symlink() and checkpoint.is_file():
+            checkpoint.unlink()
 
 
 @pytest.fixture(autouse=True)
