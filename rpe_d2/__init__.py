@@ -3,6 +3,15 @@
 Importing this package registers its components and data sets, and changes nothing else.
 """
 
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("cv2") is None:  # no dependency, because one OpenCV package destroys another
+    raise ImportError(
+        "rpe_d2 needs OpenCV: pip install opencv-contrib-python-headless, or another package with "
+        "the module cv2"
+    )
+
+# isort: split
 from . import baselines, data, modeling  # noqa: F401  registration
 from .config import add_rpe_config, get_cfg, get_config_file
 

@@ -281,13 +281,28 @@ prepare_metadata_for_build_wheel(sys.argv[1])
     return Distribution.at(next(output.glob("*.dist-info")))
 
 
+def test_an_import_without_opencv_says_what_to_install() -> None:
+    pytest.importorskip("detectron2")
+    script = "import sys; sys.modules['cv2'] = None; import rpe_d2"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("ImportError: rpe_d2 needs OpenCV: pip install opencv-contrib-python-")
+
+
+def test_no_opencv_package_is_forced_on_an_environment(declared: Distribution) -> None:
+    needs = [need for need in declared.requires if "opencv" in need]
+    assert needs == ['opencv-contrib-python-headless; extra == "opencv"']
+
+
 def test_metadata_needs_no_torch(declared: Distribution) -> None:
     package = (ROOT / "rpe_d2" / "__init__.py").read_text(encoding="utf-8")
     assert declared.metadata["Name"] == "rpe_d2"
     assert f'__version__ = "{declared.version}"' in package
     assert declared.metadata["Requires-Python"] == ">=3.10"
     assert declared.metadata["License-Expression"] == "Apache-2.0"
-    extras = {"crf", "dev", "docs", "wandb"}
+    extras = {"crf", "dev", "docs", "opencv", "wandb"}
     assert set(declared.metadata.get_all("Provides-Extra")) == extras
 
 
@@ -302,10 +317,11 @@ def test_console_scripts_exist(declared: Distribution) -> None:
 
 
 def test_every_import_is_declared(declared: Distribution) -> None:
-    modules = {"opencv-python-headless": "cv2", "Pillow": "PIL", "PyYAML": "yaml"}
+    modules = {"Pillow": "PIL", "PyYAML": "yaml"}
     bare = [re.match(r"[\w-]+", need)[0] for need in declared.requires if "extra ==" not in need]
     allowed = {modules.get(name, name) for name in bare}
     allowed |= {"torch", "torchvision", "triton", "detectron2", "rpe_d2", "wandb", "pydensecrf"}
+    allowed |= {"cv2"}  # of any package
     undeclared = {}
     sources = (ROOT / "rpe_d2").rglob("*.py"), (ROOT / "tools").glob("*.py")
     for file in [*sources[0], *sources[1]]:

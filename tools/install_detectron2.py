@@ -203,7 +203,7 @@ def main() -> None:
         if not find_spec(module):
             raise SystemExit(f"error: {sys.executable} has no {module}: {remedy}, then run again")
 
-    opencv = [] if find_spec("cv2") else ["opencv-python-headless"]  # any variant of OpenCV will do
+    opencv = [] if find_spec("cv2") else ["opencv-contrib-python-headless"]  # any OpenCV will do
     if not _pip("install", *NEEDS, *opencv):
         raise SystemExit("error: Detectron2's dependencies cannot be installed: see pip's message")
     if not find_spec("detectron2"):

@@ -186,8 +186,10 @@ def proposal_metrics(
         for limit in _AVERAGE_RECALL_AT
         for index, size in enumerate(_SIZES)
     }
+    from scipy.integrate import trapezoid  # numpy < 2 has it under another name
+
     curve = [average[limit][0] for limit in _AUC_AT]
-    metrics["AUC"] = float(np.trapezoid(curve, np.log10(_AUC_AT)) / np.log10(_AUC_AT[-1]))
+    metrics["AUC"] = float(trapezoid(curve, np.log10(_AUC_AT)) / np.log10(_AUC_AT[-1]))
     metrics.update(
         {f"R50@{limit}": float(recall[0, 0, _LIMITS.index(limit)]) for limit in _RECALL50_AT}
     )
