@@ -1,7 +1,7 @@
 """The generated parts of the documentation: configuration keys and tables of results."""
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table

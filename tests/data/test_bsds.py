@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -134,7 +135,6 @@ def test_quarter_turns_are_exact(quarters):
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.4, 2.0, 3.7])
 def test_resized_contours_have_no_gaps(scale):
     """A resized circle separates its inside from its outside."""
-    cv2 = pytest.importorskip("cv2")
     circle = cv2.circle(np.zeros((101, 121), np.uint8), (60, 50), 40, 1) > 0
     size = round(101 * scale), round(121 * scale)
     moved = transform_boundaries(circle, T.ResizeTransform(101, 121, *size), size)

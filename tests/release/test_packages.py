@@ -13,6 +13,7 @@ import pytest
 
 from rpe_d2 import __version__
 from tests.conftest import ROOT
+from tests.helpers.environment import required
 
 pytestmark = pytest.mark.release
 CONFIGS = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
@@ -40,7 +41,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and with the wheel that is built from the sdist."""
-    pytest.importorskip("build")
+    required("build", "-e '.[dev]'")
     source = tmp_path_factory.mktemp("source") / "rpe_d2"
     ignored = ".git", ".venv*", "output", "build", "*.egg-info", "__pycache__"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*ignored))
