@@ -7,7 +7,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, Instances
-from scipy.ndimage import distance_transform_edt
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
@@ -189,6 +188,8 @@ class SPNRefiner(PaddedInput):
         total = propagated.sum(dim=0)
         if bool((total == 0).any()) and bool(known.any()):
             # Cells that no label reached get the nearest label.
+            from scipy.ndimage import distance_transform_edt  # slow to import, and rarely needed
+
             row, column = torch.from_numpy(
                 distance_transform_edt(
                     ~known.cpu().numpy(), return_distances=False, return_indices=True
