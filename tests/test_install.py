@@ -295,9 +295,9 @@ def test_metadata_needs_no_torch(declared: Distribution) -> None:
     assert set(declared.metadata.get_all("Provides-Extra")) == extras
 
 
-def test_console_scripts_exist(declared: Distribution) -> None:
+def test_there_is_one_program(declared: Distribution) -> None:
     scripts = {entry.name: entry.value for entry in declared.entry_points}
-    assert set(scripts) == {"rpe-d2", "rpe-d2-train"}
+    assert set(scripts) == {"rpe-d2"}
     for value in scripts.values():
         module, function = value.split(":")
         assert callable(getattr(importlib.import_module(module), function))

@@ -95,7 +95,8 @@ def test_wheel(packages: Path) -> None:
 def test_the_program_prints_its_version_and_its_commands(installed: Path, tmp_path: Path) -> None:
     assert run(installed / "rpe-d2", "--version", cwd=tmp_path) == f"rpe-d2 {__version__}\n"
     assert "refine-masks" in run(installed / "rpe-d2", "--help", cwd=tmp_path)
-    assert "--eval-only" in run(installed / "rpe-d2-train", "--help", cwd=tmp_path)
+    assert "--eval-only" in run(installed / "rpe-d2", "train", "--help", cwd=tmp_path)
+    assert [path.name for path in installed.glob("rpe*")] == ["rpe-d2"]
 
 
 def test_configurations_are_found_by_name(installed: Path, tmp_path: Path) -> None:
