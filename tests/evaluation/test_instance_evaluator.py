@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import sys
 
 import pytest
 from detectron2.data import MetadataCatalog
@@ -11,6 +9,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from rpe_d2.evaluation import InstanceSegmentationEvaluator
+from tests.helpers.ranks import write_and_exit
 from tests.helpers.squares import (
     LARGE,
     MEDIUM,
@@ -122,15 +121,7 @@ SHARES = [[FIRST, SECOND], [{**FIRST, **SECOND}, {}], [{}, {2: output_of(2, [], 
 def _evaluate_on_rank(path, out):
     MetadataCatalog.get("squares").set(json_file=path, thing_dataset_id_to_contiguous_id=CLASSES)
     results = [evaluate("squares", share[comm.get_rank()]) for share in SHARES]
-    if comm.is_main_process():
-        with open(out, "w") as file:
-            json.dump(results, file)
-    else:
-        assert results == [{}] * len(SHARES)
-    comm.synchronize()
-    # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
-    sys.stdout.flush()
-    os._exit(0)
+    write_and_exit(results, [{}] * len(SHARES), out)
 
 
 def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):
