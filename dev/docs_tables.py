@@ -139,7 +139,7 @@ def update_pages(root: Path) -> Dict[Path, str]:
         The new text of each page. No file is written.
 
     Raises:
-        ValueError: a table has no place, or several.
+        ValueError: A table has no place, or several.
     """
     pages = {root / name: (root / name).read_text() for name in PAGES}
     for name, table in generated_tables(root / "results").items():

@@ -115,12 +115,12 @@ def test_testing_keeps_the_path_for_the_evaluator(root):
 def test_contours_move_with_the_edges_of_the_image(root, augmentations):
     register_bsds(root)
     mapped = mapper(augmentations=augmentations)(DatasetCatalog.get("bsds_train")[0])
-    grey = mapped["image"].float().mean(dim=0)
+    gray = mapped["image"].float().mean(dim=0)
     lines = mapped["boundaries"][0]
-    assert lines.shape == grey.shape
+    assert lines.shape == gray.shape
     # One pixel per row, at the steepest edge. The outermost rows of a larger image may have none.
     assert (lines.sum(dim=1)[2:-2] == 1).all() and (lines.sum(dim=1) <= 1).all()
-    steepest = (grey[:, 1:] - grey[:, :-1]).abs().mean(dim=0).argmax()
+    steepest = (gray[:, 1:] - gray[:, :-1]).abs().mean(dim=0).argmax()
     assert (lines.float().argmax(dim=1)[2:-2] - (steepest + 0.5)).abs().max() <= 1.5
 
 

@@ -22,7 +22,7 @@ from tests.helpers.squares import (
 
 # Class per category id. Image 1 has objects of the first class, image 2 of the second.
 CLASSES = {1: 0, 2: 1}
-NEIGHBOUR = (30, 10, 50, 30)  # touches the small square
+NEIGHBOR = (30, 10, 50, 30)  # touches the small square
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +77,15 @@ def test_all_detections_of_the_model_are_evaluated(dataset):
         assert (segm["AP"] > 0) == (recall > 0)
 
 
-def add_neighbour(content):
+def add_neighbor(content):
     small = content["annotations"][0]
-    x0, y0, x1, y1 = NEIGHBOUR
+    x0, y0, x1, y1 = NEIGHBOR
     polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
     content["annotations"].append({**small, "id": 5, "segmentation": [polygon]})
 
 
 def test_no_detections_have_zero_metrics(dataset):
-    change_data(dataset, add_neighbour)
+    change_data(dataset, add_neighbor)
     nothing = {1: output_of(1, [], []), 2: output_of(2, [], [])}
     pred = evaluate(dataset, nothing, touching_instances=True)
     names = "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl"

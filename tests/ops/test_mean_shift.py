@@ -100,7 +100,7 @@ def test_padded_batch_equals_each_alone(dtype, tolerance, garbage):
     mask = torch.arange(30) < torch.tensor(sizes)[:, None]
     for i, size in enumerate(sizes):
         x[i, :size] = unit_vectors(size, 4, dtype=dtype)
-        # Far from the padding, so that precision is lost if the padding counts in the centre.
+        # Far from the padding, so that precision is lost if the padding counts in the center.
         positions[i, :size] = grid_positions(size, dtype) + 3000
     x[~mask] = x[0, 0].clone()  # a valid vector, which must not attract any point
     options = dict(spatial_bandwidth=3.0, shift_positions=True)
@@ -223,7 +223,7 @@ class TestSizes:
 class TestPositions:
     @pytest.mark.parametrize("offset", [5000.0, -20000.0])
     @pytest.mark.parametrize("with_keys", [False, True])
-    def test_far_from_the_origin_equals_centred(self, offset, with_keys):
+    def test_far_from_the_origin_equals_centered(self, offset, with_keys):
         x, positions = unit_vectors(80, 4, dtype=torch.float32), grid_positions(80).float().round()
         options = dict(spatial_bandwidth=2.0, shift_positions=True)
 
@@ -292,7 +292,7 @@ def test_errors_name_the_argument_in_one_line(name, change):
     assert "\n" not in str(error.value)
 
 
-def test_points_go_where_their_neighbours_went():
+def test_points_go_where_their_neighbors_went():
     """With the keys after a loop as targets, points go to weighted means of these."""
     x = F.normalize(torch.randn(40, 5, dtype=torch.float64), dim=1)
     positions = 20 * torch.rand(40, 2, dtype=torch.float64)

@@ -90,7 +90,7 @@ def test_forms_at_known_similarities(form, positive):
     assert loss.item() == pytest.approx(0.75 if form == "linear" else 0.75**2 / 2)
 
 
-def test_raw_inputs_are_normalised():
+def test_raw_inputs_are_normalized():
     embeddings, labels, _ = example(50)
     unit = F.normalize(embeddings, dim=1)
     lengths = torch.logspace(-6, 6, 50, dtype=torch.float64)[:, None]

@@ -28,7 +28,7 @@ class TestTheory:
 
     @pytest.mark.parametrize("num_groups, dim", [(1, 2), (2, 3), (4, 2), (5, 3), (9, 3), (12, 16)])
     @pytest.mark.parametrize("margin", [0.0, 0.1, 0.4])
-    def test_lower_bound_holds_after_optimisation(self, num_groups, dim, margin):
+    def test_lower_bound_holds_after_optimization(self, num_groups, dim, margin):
         bound = loss_lower_bound(num_groups, margin)
         labels = torch.cat([torch.arange(num_groups), torch.randint(0, num_groups, (30,))])
         x = torch.randn(len(labels), dim, dtype=torch.float64, requires_grad=True)

@@ -130,7 +130,7 @@ def test_merges(backend):
 
 
 @pytest.mark.parametrize("connections", [1, 3])
-def test_gates_are_normalised(connections):
+def test_gates_are_normalized(connections):
     raw = 3 * torch.randn(2, 3, 4 * connections, 4, 5, dtype=torch.float64)
     parts = raw.unflatten(2, (4, connections))
     softmax = by_direction(normalize_gates(raw, "softmax", connections))

@@ -101,7 +101,7 @@ class SPNRefiner(PaddedInput):
             :meth:`inference`.
 
         Raises:
-            ValueError: training without propagation units, which have all the parameters.
+            ValueError: Training without propagation units, which have all the parameters.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -180,7 +180,7 @@ class SPNRefiner(PaddedInput):
         total = labels.sum(dim=0)
         known = total > 0
         labels = labels / total.clamp(min=1e-12)
-        # Closed gates keep the labelled cells as they are. Elsewhere labels decay with distance,
+        # Closed gates keep the labeled cells as they are. Elsewhere labels decay with distance,
         # slowly inside regions and fast across edges, and the strongest label wins. Double
         # precision lets them reach distant cells.
         gates = gates[..., : known.shape[0], : known.shape[1]].double() * ~known

@@ -63,7 +63,7 @@ class MeanShiftProposalGenerator(nn.Module):
     head, losses, mean shift, grouping and quality head are those of
     :class:`rpe_d2.modeling.PixelEmbeddingNet`, with one class.
 
-    Pixels are labelled from ``gt_masks`` or, if the data have none, from filled boxes. What
+    Pixels are labeled from ``gt_masks`` or, if the data have none, from filled boxes. What
     Detectron2's mappers leave out, such as crowds, counts as background, as it does for the RPN.
     """
 
