@@ -38,6 +38,10 @@ return [...document.querySelectorAll('.md-content *, .md-header *')]
     .filter(node => node.getBoundingClientRect().right > width + 1)
     .map(node => `${node.tagName} ${(node.textContent || '').trim().slice(0, 60)}`);
 """
+BROKEN_FLAGS = """
+return [...document.querySelectorAll('code .flag')].filter(flag => flag.getClientRects().length > 1)
+    .map(flag => flag.textContent);
+"""
 SCROLL_WIDTH = "return document.documentElement.scrollWidth"
 RESULTS = """
 return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href);
@@ -112,21 +116,26 @@ def test_a_page_loads_whole_and_fits_the_screen(browser, address, page: str, wid
     show(browser, f"{address}/{page}.html", width)
     assert not browser.execute_script(BROKEN_IMAGES)
     assert not browser.execute_script(TOO_WIDE)
+    assert not browser.execute_script(BROKEN_FLAGS)
     assert browser.execute_script(SCROLL_WIDTH) <= width
     assert not errors(browser)
 
 
-def test_the_checks_find_a_broken_image_a_wide_box_and_an_error(browser, address) -> None:
-    show(browser, f"{address}/index.html", 390)
+def test_the_checks_find_what_is_wrong(browser, address) -> None:
+    show(browser, f"{address}/getting_started.html", 390)
     browser.execute_script(
         """
         document.querySelector('.md-content').insertAdjacentHTML('beforeend',
             '<img src="nowhere.png"><div style="width: 900px">wide</div>');
+        const flag = document.querySelector('code .flag');
+        flag.style = 'white-space: normal; display: inline; word-spacing: 999px';
+        flag.textContent = '--in two';
         console.error('said on purpose');
         """
     )
     assert browser.execute_script(BROKEN_IMAGES) == ["nowhere.png"]
     assert "DIV wide" in browser.execute_script(TOO_WIDE)
+    assert browser.execute_script(BROKEN_FLAGS) == ["--in two"]
     assert any("said on purpose" in message for message in errors(browser))
 
 
