@@ -93,7 +93,7 @@ def test_spelling_is_american() -> None:
 
 
 def test_reasons_of_errors_in_docstrings_are_sentences() -> None:
-    """Below "Raises:" each reason begins with a capital letter or with code, and ends with a dot."""
+    """Below "Raises:" each reason begins with a capital letter or code, and ends with a period."""
     wrong = []
     for path in python_files(*CODE):
         for section in re.findall(
