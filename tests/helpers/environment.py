@@ -5,13 +5,14 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def lacking(reason: str) -> None:
+def lacking(reason: str) -> NoReturn:
     """Fails in the repository's ``.venv``, where a skip would hide a missing installation step.
 
     Skips the test in a borrowed environment, which ``tools/env.sh`` never modifies.
@@ -31,7 +32,7 @@ def required(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        return lacking(f"{error.name} is missing: pip install {install}")
+        lacking(f"{error.name} is missing: pip install {install}")
 
 
 def chromium() -> str:

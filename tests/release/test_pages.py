@@ -95,6 +95,7 @@ def show(browser, url: str, width: int) -> None:
     """Loads a page on a screen of a width; a window itself cannot be as narrow as a telephone."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    errors(browser)  # drops those of earlier pages
     browser.get(url)
     wait(browser, LOADED)
 
