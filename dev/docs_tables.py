@@ -1,7 +1,7 @@
 """The generated parts of the documentation: configuration keys and tables of results."""
 
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table
@@ -139,7 +139,7 @@ def update_pages(root: Path) -> Dict[Path, str]:
         The new text of each page. No file is written.
 
     Raises:
-        ValueError: a table has no place, or several.
+        ValueError: A table has no place, or several.
     """
     pages = {root / name: (root / name).read_text() for name in PAGES}
     for name, table in generated_tables(root / "results").items():

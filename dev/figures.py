@@ -25,7 +25,7 @@ from rpe_d2.ops.pair_loss import spherical_pair_loss  # noqa: E402
 from rpe_d2.ops.propagation import spatial_propagation  # noqa: E402
 from rpe_d2.ops.sphere import min_margin  # noqa: E402
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito).
+# Colors that color-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
 COLORS = np.array([matplotlib.colors.to_rgb(color) for color in (BLUE, ORANGE, GREEN, PURPLE)])
 SIZE = 48
@@ -46,7 +46,7 @@ def draw_pair_loss() -> plt.Figure:
     left.plot(similarity, 1 - similarity, color=BLUE, label="same instance: 1 − s")
     hinge = np.maximum(similarity - 0.5, 0)
     left.plot(similarity, hinge, color=RED, label="different: max(0, s − margin)")
-    left.axvline(0.5, color="grey", linestyle=":", label="margin 0.5")
+    left.axvline(0.5, color="gray", linestyle=":", label="margin 0.5")
     left.set(xlabel="similarity s = (1 + cosine) / 2", ylabel="loss of the pair", ylim=(-0.03, 1.5))
     left.legend(frameon=False, fontsize=9)
 
@@ -75,7 +75,7 @@ def draw_margin() -> plt.Figure:
         numbers = range(2, 101)
         margins = [max(min_margin(number, dim)[0], 0) for number in numbers]
         axes.plot(numbers, margins, color=color, label=f"{dim} dimensions")
-    axes.axhline(0.5, color="grey", linestyle=":", label="margin of the paper on VOC")
+    axes.axhline(0.5, color="gray", linestyle=":", label="margin of the paper on VOC")
     axes.set(xscale="log", xlabel="instances in a picture", ylabel="smallest margin of zero loss")
     axes.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
     axes.minorticks_off()
@@ -88,9 +88,9 @@ def draw_mean_shift() -> plt.Figure:
     instances = _discs()
     inside = instances >= 0
     generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([0.5, 2.6, 4.7])
+    centers = torch.tensor([0.5, 2.6, 4.7])
     noise = 0.5 * torch.randn(int(inside.sum()), generator=generator)
-    angles = centres[torch.from_numpy(instances[inside])] + noise
+    angles = centers[torch.from_numpy(instances[inside])] + noise
     x = torch.stack([angles.cos(), angles.sin()], dim=1)
     trajectory = mean_shift(x, bandwidth=0.35, num_loops=5, return_trajectory=True)
     clusters = cluster_embeddings(trajectory[-1], threshold=0.9)
@@ -177,12 +177,12 @@ def _discs() -> np.ndarray:
 
 
 def _edge_gates(picture: torch.Tensor) -> torch.Tensor:
-    """(1, 1, 12, H, W) gates that are small where a pixel differs from its neighbour."""
+    """(1, 1, 12, H, W) gates that are small where a pixel differs from its neighbor."""
     gates = []
     for axis, step in ((1, 1), (1, -1), (0, 1), (0, -1)):
         for sideways in (-1, 0, 1):
-            neighbour = picture.roll((step, -sideways), (axis, 1 - axis))
-            closeness = torch.exp(-(((picture - neighbour) / 0.12) ** 2))
+            neighbor = picture.roll((step, -sideways), (axis, 1 - axis))
+            closeness = torch.exp(-(((picture - neighbor) / 0.12) ** 2))
             gates.append(0.33 * closeness)
     return torch.stack(gates)[None, None]
 

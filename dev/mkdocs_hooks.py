@@ -32,9 +32,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drops Sphinx's roles before names, and sets where the text of table cells may break."""
+    """Drops Sphinx's roles before names, and sets where code and table cells may break."""
     html = re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
+    html = re.sub(r"<code\b.*?</code>", lambda code: _keep_flags(code[0]), html, flags=re.DOTALL)
     return re.sub(r"<td.*?</td>", lambda cell: _set_breaks(cell[0]), html, flags=re.DOTALL)
+
+
+def _keep_flags(code: str) -> str:
+    """Keeps flags such as ``--input`` on one line. Browsers break lines after hyphens."""
+    return re.sub(r"(?<=[\s>])--[a-z][a-z-]*", r'<span class="flag">\g<0></span>', code)
 
 
 def _set_breaks(cell: str) -> str:

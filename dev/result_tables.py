@@ -71,7 +71,7 @@ def model_table(results: Path, models: Sequence[Model]) -> str:
         models: the rows.
 
     Raises:
-        ValueError: a row has no record.
+        ValueError: A row has no record.
     """
     rows = []
     for model in models:
@@ -225,7 +225,7 @@ def pair_loss_rows(folders: Dict[str, Path]) -> List[PairLossRow]:
             ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``.
 
     Raises:
-        ValueError: a run has no counterpart.
+        ValueError: A run has no counterpart.
     """
     rows = []
     for labels, folder in folders.items():

@@ -6,17 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-)
 
 import rpe_d2  # noqa: F401  registers the components
 from tests.conftest import ROOT
+from tests.helpers.registries import REGISTRIES
 
 PACKAGE = ROOT / "rpe_d2"
 BASE = {"ops", "utils", "config"}
@@ -157,15 +150,7 @@ def words(path: Path) -> dict[str, int]:
 
 def test_models_are_not_named_above_modeling() -> None:
     """Models declare what the engine needs, so a new one changes no file of these packages."""
-    registries = (
-        BACKBONE_REGISTRY,
-        META_ARCH_REGISTRY,
-        PROPOSAL_GENERATOR_REGISTRY,
-        ROI_HEADS_REGISTRY,
-        ROI_MASK_HEAD_REGISTRY,
-        SEM_SEG_HEADS_REGISTRY,
-    )
-    registered = [(name, entry) for registry in registries for name, entry in registry]
+    registered = [(name, entry) for registry in REGISTRIES for name, entry in registry]
     own = {name for name, entry in registered if entry.__module__.startswith("rpe_d2.")}
     hosts = {name for name, _ in registered} - own
     assert "PixelEmbeddingNet" in own and "GeneralizedRCNN" in hosts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from dev.docs_tables import PAGES, config_table, generated_tables, update_pages
+from dev.docs_tables import config_table, generated_tables, update_pages
 from dev.result_tables import (
     Model,
     Score,

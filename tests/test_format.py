@@ -1,16 +1,28 @@
 """Format of the code, size of the files, and independence of the test modules."""
 
 import ast
+import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.helpers.environment import lacking
 
 CODE = ["rpe_d2", "dev", "tools", "tests", "configs", "setup.py"]
+# Stems of British spellings. Endings that other words share, such as "raise", are no stems.
+BRITISH = re.compile(
+    "behaviour|cancell(?:ed|ing)|cent(?:re|ring)|colour|favour|grey|label(?:led|ling)"
+    "|modell(?:ed|ing)|neighbour|(?:binar|character|custom|discret|equal|final|general|initial"
+    "|local|maxim|memor|minim|normal|optim|organ|parametr|penal|quant|random|recogn|regular|serial"
+    "|special|stabil|summar|synchron|token|util|vector|visual)is(?:e|ing|ation|able)",
+    re.IGNORECASE,
+)
+PROSE = {".cff", ".cpp", ".css", ".ipynb", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 LARGEST_FILE = 1_000_000  # bytes
 LONGEST_LINE = 100  # characters
 
@@ -36,10 +48,7 @@ def test_code_is_formatted(tool: str, pinned: str, check: list[str]) -> None:
     except PackageNotFoundError:
         installed = None
     if installed != pinned:
-        reason = f"{tool} {pinned} is needed, found {installed}: pip install {tool}=={pinned}"
-        if Path(sys.prefix) == ROOT / ".venv":
-            pytest.fail(reason)  # tools/env.sh installs it
-        pytest.skip(reason)  # a borrowed environment is not modified
+        lacking(f"{tool} {pinned} is needed, found {installed}: pip install {tool}=={pinned}")
     files = [str(path.relative_to(ROOT)) for path in python_files(*CODE)]
     command = [sys.executable, "-m", tool, *check, *files]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -57,14 +66,46 @@ def test_lines_are_short() -> None:
     assert not long, "\n".join(long)
 
 
-def test_no_large_file_is_tracked() -> None:
+def tracked_files() -> list[Path]:
+    """Returns the files in the repository; the test is skipped outside of one."""
     command = ["git", "ls-files", "-z"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if answer.returncode:
         pytest.skip(f"no git repository: {answer.stderr.strip()}")
     files = [ROOT / name for name in answer.stdout.split("\0") if name]
-    large = [str(file) for file in files if file.is_file() and file.stat().st_size > LARGEST_FILE]
-    assert not large
+    return [file for file in files if file.is_file()]
+
+
+def test_no_large_file_is_tracked() -> None:
+    assert not [str(file) for file in tracked_files() if file.stat().st_size > LARGEST_FILE]
+
+
+def test_spelling_is_american() -> None:
+    files = [path for path in tracked_files() if path.suffix in PROSE and path != Path(__file__)]
+    assert len(files) > 300
+    british = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for match in BRITISH.finditer(line)
+    ]
+    assert not british, "\n".join(british)
+
+
+def test_reasons_of_errors_in_docstrings_are_sentences() -> None:
+    """Below "Raises:" each reason begins with a capital letter or code, and ends with a period."""
+    wrong = []
+    for path in python_files(*CODE):
+        for section in re.findall(
+            r"^( *)Raises:\n((?:\1 .*\n|\n(?=\1 ))+)",
+            path.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        ):
+            text = textwrap.dedent(section[1])
+            for name, reason in re.findall(r"^(\S[^:\n]*): (.*(?:\n .*)*)", text, re.MULTILINE):
+                if not re.match(r"[^a-z].*\.\Z", reason.strip(), re.DOTALL):
+                    wrong.append(f"{path.relative_to(ROOT)}: {name}: {reason}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_test_module_imports_another() -> None:

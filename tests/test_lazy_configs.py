@@ -13,8 +13,9 @@ from detectron2.modeling import build_model
 from rpe_d2 import add_rpe_config
 from rpe_d2.modeling import MeanShiftProposalGenerator, SPNMaskHead
 from tests.conftest import ROOT
+from tests.helpers.environment import required
 
-pytest.importorskip("pkg_resources", reason="detectron2.model_zoo needs setuptools below 82")
+required("pkg_resources", "'setuptools<82'")  # detectron2.model_zoo imports it
 FOLDER = ROOT / "configs" / "lazy"
 DATA = "lazy_shapes"
 

@@ -29,7 +29,7 @@ from .regions import (
     to_rois,
 )
 
-# A predicted mask is labelled with the class of its object if their IoU is at least this, otherwise
+# A predicted mask is labeled with the class of its object if their IoU is at least this, otherwise
 # as background.
 _MASK_IOU = 0.5
 # Background regions with a lower IoU than this with all objects are easy.

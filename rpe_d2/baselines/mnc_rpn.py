@@ -104,7 +104,7 @@ def check_precision(user: str, cfg: CfgNode) -> None:
         user: the configuration key, with its value, that needs bounded gradients.
 
     Raises:
-        ValueError: training uses float16.
+        ValueError: Training uses float16.
     """
     amp = cfg.SOLVER.AMP
     if amp.ENABLED and amp.PRECISION == "float16":

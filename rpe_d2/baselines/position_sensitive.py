@@ -24,7 +24,7 @@ def position_sensitive_regions(
         (R, C, k cells, k cells) with the dtype of ``features``.
 
     Raises:
-        ValueError: the number of channels is not a multiple of k k.
+        ValueError: The number of channels is not a multiple of k k.
     """
     channels = features.shape[1]
     groups = parts * parts

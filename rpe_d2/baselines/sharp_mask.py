@@ -204,7 +204,7 @@ def _skip_features(
         input_shape: channels and stride of the backbone's feature maps.
 
     Raises:
-        ValueError: the backbone lacks one of the maps, or its stride is wrong.
+        ValueError: The backbone lacks one of the maps, or its stride is wrong.
     """
     base, at, scale = window_map.partition("@")
     if list(skips)[:1] != [base]:

@@ -151,7 +151,7 @@ class VGG16(Backbone):
         """Loads a state dict of torchvision's vgg16 or vgg16_bn, with its classifier.
 
         Raises:
-            ValueError: the file does not exist, or its content does not match.
+            ValueError: The file does not exist, or its content does not match.
         """
         state = load_tensors("MODEL.VGG.WEIGHTS", path)
         if not isinstance(state, dict):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from rpe_d2.config import check_config
-from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.argument_checks import check_range, checked_topk
 from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.modeling.masks import windows_to_proposals
@@ -89,9 +89,6 @@ class WindowProposalGenerator(nn.Module, ABC):
         super().__init__()
         check_range("window", window, 1)
         check_range("batch_size_per_image", batch_size_per_image, 2)
-        check_range("pre_nms_topk", pre_nms_topk, 1)
-        check_range("post_nms_topk_train", post_nms_topk_train, 0)
-        check_range("post_nms_topk_test", post_nms_topk_test, 1)
         check_range("nms_threshold", nms_threshold, 0, 1)
         check_range("mask_threshold", mask_threshold, 0.01, 0.99)
         check_range("proposal_mask_size", proposal_mask_size, 1)
@@ -102,7 +99,7 @@ class WindowProposalGenerator(nn.Module, ABC):
         self.tolerances = tolerances
         self.batch_size_per_image = batch_size_per_image
         self.pre_nms_topk = pre_nms_topk
-        self.post_nms_topk = {True: post_nms_topk_train, False: post_nms_topk_test}
+        self.post_nms_topk = checked_topk(pre_nms_topk, post_nms_topk_train, post_nms_topk_test)
         self.nms_threshold = nms_threshold
         self.min_box_size = min_box_size
         self.mask_threshold = mask_threshold

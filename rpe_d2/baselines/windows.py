@@ -214,7 +214,7 @@ def assemble_windows(
         (N, size, size) with the dtype of ``maps``.
 
     Raises:
-        ValueError: the number of maps is not a square number.
+        ValueError: The number of maps is not a square number.
     """
     parts = math.isqrt(int(maps.shape[1]))  # a tensor under tracing
     if parts * parts != maps.shape[1]:

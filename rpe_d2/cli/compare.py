@@ -53,7 +53,7 @@ _ROWS = "rows"
 _PICTURE_SIDE = 420
 # The most images with pictures in a row. Rows are reused, so it does not depend on --pictures.
 _MOST_PICTURES = 24
-_UNMATCHED_GREY = 0.6
+_UNMATCHED_GRAY = 0.6
 _TIMED_IMAGES = 50
 
 
@@ -343,7 +343,7 @@ def _picture(data: _Data, number: int, instances: Optional[Instances] = None) ->
         match = np.full(len(masks), -1)
         if len(masks) and len(truth):
             match = match_by_iou(mask_iou(masks, truth))
-        colors = np.where((match >= 0)[:, None], colors[match], _UNMATCHED_GREY)
+        colors = np.where((match >= 0)[:, None], colors[match], _UNMATCHED_GRAY)
     # Small images are enlarged first, so that outlines stay thin.
     factor = max(1, _PICTURE_SIDE // max(image.shape[:2]))
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)

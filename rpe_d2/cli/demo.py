@@ -132,7 +132,7 @@ def _open_video(file: str) -> cv2.VideoCapture:
     """Opens a video.
 
     Raises:
-        ValueError: if the file does not exist or is not a video.
+        ValueError: If the file does not exist or is not a video.
     """
     capture = cv2.VideoCapture(file)
     if not capture.isOpened():
@@ -151,7 +151,7 @@ def _run_video(
     """Runs the model on the frames of a video and writes a video of the results.
 
     Raises:
-        OSError: if no frame can be read, or the video cannot be written.
+        OSError: If no frame can be read, or the video cannot be written.
     """
     path = free_path(output / f"{Path(file).stem}.mp4")
     frames_per_second = capture.get(cv2.CAP_PROP_FPS) or 25.0

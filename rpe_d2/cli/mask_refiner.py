@@ -29,7 +29,7 @@ class MaskRefiner:
         """
         Args:
             predictor: predictor of the model.
-            sparse: whether :meth:`labels` fills unlabelled pixels, or else refines the labelled
+            sparse: whether :meth:`labels` fills unlabeled pixels, or else refines the labeled
                 ones.
         """
         self._predictor = predictor
@@ -45,7 +45,7 @@ class MaskRefiner:
             file.
 
         Raises:
-            ValueError: if the file cannot be read.
+            ValueError: If the file cannot be read.
         """
         try:
             picture = read_image(str(file), format=self._format)
@@ -75,7 +75,7 @@ class MaskRefiner:
         return np.concatenate(parts)
 
     def labels(self, item: Dict[str, Any], labels: np.ndarray) -> np.ndarray:
-        """Refines the label map of an image, or fills its unlabelled pixels.
+        """Refines the label map of an image, or fills its unlabeled pixels.
 
         Args:
             item: the model's input for the image.
@@ -84,19 +84,19 @@ class MaskRefiner:
         Returns:
             The new label map (H, W) of the same dtype.
         """
-        unlabelled = unlabelled_value(labels)
-        present = np.setdiff1d(labels, [unlabelled])
+        unlabeled = unlabeled_value(labels)
+        present = np.setdiff1d(labels, [unlabeled])
         if len(present) == 0:
             return labels
         scores = torch.from_numpy(labels == present[:, None, None]).float()
         key = "sparse_labels" if self._sparse else "sem_seg"
         best = self._model([{**item, key: scores}])[0][key].argmax(dim=0).cpu().numpy()
         refined = present[best].astype(labels.dtype)
-        replaced = (labels == unlabelled) == self._sparse
+        replaced = (labels == unlabeled) == self._sparse
         return np.where(replaced, refined, labels)
 
 
-def unlabelled_value(labels: np.ndarray) -> int:
+def unlabeled_value(labels: np.ndarray) -> int:
     """Returns the value of pixels without a label: 255, or 65535 in a map of 16 bits."""
     return int(np.iinfo(labels.dtype).max)
 
@@ -133,7 +133,7 @@ def check_header(path: Path, text: str, header: Dict[str, Any]) -> None:
         header: header of this run.
 
     Raises:
-        ValueError: if the headers differ, or ``text`` is not a header.
+        ValueError: If the headers differ, or ``text`` is not a header.
     """
     try:
         content = json.loads(text)

@@ -66,7 +66,7 @@ def examine(root: str) -> Dict[str, Any]:
         ``listed``, ``found`` and ``missing``, and the path ``first_missing``.
 
     Raises:
-        FileNotFoundError: if there is neither VOC 2012 nor SBD.
+        FileNotFoundError: If there is neither VOC 2012 nor SBD.
     """
     splits, available = {}, []
     for split in find_voc_splits(root):

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from rpe_d2.inference.predictor import IMAGE_SUFFIXES
 from rpe_d2.utils.files import replacing_file
-from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabelled, read_class_indices
+from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
 from rpe_d2.visualization import image_panel, instance_colors
 
-from .mask_refiner import MaskRefiner, check_header, unlabelled_value, write_panels
+from .mask_refiner import MaskRefiner, check_header, unlabeled_value, write_panels
 
 # The file in the output folder that describes what the maps were made from.
 _HEADER = "refine_masks.json"
@@ -34,7 +34,7 @@ class LabelMaps:
             args: the parsed arguments of the command.
 
         Raises:
-            ValueError: if a folder cannot be used, or a map has no image.
+            ValueError: If a folder cannot be used, or a map has no image.
         """
         source, images, self.output = Path(args.input), Path(args.images), Path(args.output)
         if self.output.exists() and not self.output.is_dir():
@@ -54,8 +54,8 @@ class LabelMaps:
             raise ValueError(
                 f"--images {images} has no image for {len(missing)} maps: {missing[0]} …"
             )
-        unlabelled = unlabelled_value(_read_labels(maps[0]))
-        check_unlabelled(f"--input {source}", map(_read_labels, maps), unlabelled)
+        unlabeled = unlabeled_value(_read_labels(maps[0]))
+        check_unlabeled(f"--input {source}", map(_read_labels, maps), unlabeled)
         self.keep = args.keep
         # (map, image, output)
         self.work = [(path, pictures[path.stem], self.output / path.name) for path in maps]
@@ -92,8 +92,8 @@ class LabelMaps:
                 )
             used = labels if self.keep is None else _keep_labels(labels, self.keep, number)
             refined = refiner.labels(item, used)
-            unlabelled = unlabelled_value(labels)
-            held_out = (labels != unlabelled) & (used == unlabelled)
+            unlabeled = unlabeled_value(labels)
+            held_out = (labels != unlabeled) & (used == unlabeled)
             correct += int((refined == labels)[held_out].sum())
             counted += int(held_out.sum())
             with replacing_file(output) as file:
@@ -144,9 +144,9 @@ def _encode(labels: np.ndarray, suffix: str) -> bytes:
 
 def _keep_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Returns the map with only ``count`` of its labels, chosen at random."""
-    known = np.flatnonzero(labels != unlabelled_value(labels))
+    known = np.flatnonzero(labels != unlabeled_value(labels))
     chosen = np.random.default_rng(seed).permutation(known)[:count]
-    kept = np.full_like(labels, unlabelled_value(labels))
+    kept = np.full_like(labels, unlabeled_value(labels))
     kept.flat[chosen] = labels.flat[chosen]
     return kept
 
@@ -156,11 +156,11 @@ def _draw_labels(
 ) -> None:
     """Draws an image with its labels before and after, and the ground truth if there is one."""
     image = read_image(str(file), format="RGB")
-    unlabelled = unlabelled_value(before)
-    colors = np.zeros((unlabelled + 1, 3))
-    colors[:unlabelled] = np.resize(instance_colors(255), (unlabelled, 3))
-    maps = [(f"{(before != unlabelled).sum()} labels", _dilate(before)), ("spread", after)]
-    if (before != unlabelled).mean() > 0.5:
+    unlabeled = unlabeled_value(before)
+    colors = np.zeros((unlabeled + 1, 3))
+    colors[:unlabeled] = np.resize(instance_colors(255), (unlabeled, 3))
+    maps = [(f"{(before != unlabeled).sum()} labels", _dilate(before)), ("spread", after)]
+    if (before != unlabeled).mean() > 0.5:
         maps = [("labels", before), ("refined", after)]
     if truth is not None:
         maps.append(("all labels", truth))
@@ -172,5 +172,5 @@ def _draw_labels(
 def _dilate(labels: np.ndarray) -> np.ndarray:
     """Enlarges single labels to dots that remain visible in a small figure."""
     size = max(1, round(max(labels.shape) / 128))
-    # Erosion takes the smallest value, and the value of unlabelled pixels is the largest.
+    # Erosion takes the smallest value, and the value of unlabeled pixels is the largest.
     return cv2.erode(labels, np.ones((size, size), np.uint8))

@@ -19,7 +19,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     The output has the format of the input. COCO results keep their entries and their order, and
     only masks and boxes change. Label maps, PNG, TIFF or NPY, keep their names, and no map gets a
-    label that it did not have. Pixels of label 255, or 65535 in maps of 16 bits, are unlabelled and
+    label that it did not have. Pixels of label 255, or 65535 in maps of 16 bits, are unlabeled and
     stay so; with ``--sparse`` they take the label that propagates to them.
 
     An interrupted run continues when it is started again with the same input, configuration and
@@ -79,7 +79,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="PATH", help="a new file or folder")
     parser.add_argument(
-        "--sparse", action="store_true", help="label maps: spread labels to unlabelled (255) pixels"
+        "--sparse", action="store_true", help="label maps: spread labels to unlabeled (255) pixels"
     )
     parser.add_argument(
         "--keep",

@@ -31,7 +31,7 @@ class Results:
             args: the parsed arguments of the command.
 
         Raises:
-            ValueError: if a file cannot be used, or the output exists.
+            ValueError: If a file cannot be used, or the output exists.
         """
         self.source, self.output = Path(args.input), Path(args.output)
         self.images = Path(args.images)

@@ -30,7 +30,7 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
         The mask (H, W) bool.
 
     Raises:
-        UnusableMask: if it is in another format or has another size.
+        UnusableMask: If it is in another format or has another size.
     """
     problem = mask_problem(segmentation, *size)
     if problem:
@@ -57,9 +57,9 @@ class StoredPredictions:
             min_score: predictions with a lower score are left out.
 
         Raises:
-            ValueError: if the file is not in COCO's results format with masks, or has other images
+            ValueError: If the file is not in COCO's results format with masks, or has other images
                 or categories than the data set.
-            OSError: if the file cannot be read.
+            OSError: If the file cannot be read.
         """
         self._path = path
         try:
@@ -107,7 +107,7 @@ class StoredPredictions:
             The masks (R, H, W) with the names of their classes.
 
         Raises:
-            UnusableMask: if a mask cannot be decoded or has another size.
+            UnusableMask: If a mask cannot be decoded or has another size.
         """
         predictions = self._of_image.get(item["image_id"], [])
         masks = np.zeros((len(predictions), *size), dtype=bool)

@@ -61,7 +61,7 @@ def _device(args: argparse.Namespace) -> str:
     """Returns the device to train on.
 
     Raises:
-        ValueError: if there are fewer GPUs than processes, or fewer cores with MODEL.DEVICE cpu.
+        ValueError: If there are fewer GPUs than processes, or fewer cores with MODEL.DEVICE cpu.
     """
     device = read_config(args.config_file, args.opts).MODEL.DEVICE
     gpus, cores = torch.cuda.device_count(), max(2, os.cpu_count() or 1)

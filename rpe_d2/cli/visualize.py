@@ -176,7 +176,7 @@ def _stored_predictions(
     """Loads the file of ``--predictions``, if there is one.
 
     Raises:
-        ValueError: if it is not in COCO's format, has other images or categories than the data set,
+        ValueError: If it is not in COCO's format, has other images or categories than the data set,
             or if the data set has no instances.
     """
     if not args.predictions:

@@ -185,11 +185,11 @@ def _with_embeddings(
     maps = maps.unpadded()
     loops = model.embeddings_per_loop(maps)
     background = maps.logits.softmax(dim=0)[-1]
-    labelled, kind = (predicted, "prediction") if truth is None else (truth, "ground truth")
+    labeled, kind = (predicted, "prediction") if truth is None else (truth, "ground truth")
     spheres, colors = loop_panels(
         loops,
         1 - background >= model.grouping.foreground_threshold,
-        label_map(labelled.masks),
+        label_map(labeled.masks),
         kind,
         maps.stride,
         maps.image_size,

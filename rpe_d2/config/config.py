@@ -60,7 +60,7 @@ def check_config(cfg: CfgNode, *nodes: str) -> None:
             ``"MODEL.RPE"``. Where none is given, all keys are checked.
 
     Raises:
-        ValueError: one line that names the key, its value and what is allowed.
+        ValueError: The message is one line with the key, its value and what is allowed.
     """
     for node_name, keys in all_keys().items():
         if nodes and not f"{node_name}.".startswith(tuple(f"{node}." for node in nodes)):

@@ -24,7 +24,7 @@ def get_config_file(name: str) -> str:
         The absolute path of the file.
 
     Raises:
-        ValueError: there is no such file. The message has the nearest names.
+        ValueError: There is no such file. The message has the nearest names.
     """
     folder = config_folder()
     path = folder / name
@@ -38,7 +38,7 @@ def find_config_file(path: str) -> str:
     """Returns the path of an existing file as it is, and else that of rpe_d2's file of this name.
 
     Raises:
-        ValueError: there is neither. The message has the nearest names.
+        ValueError: There is neither. The message has the nearest names.
     """
     return path if "://" in path or Path(path).is_file() else get_config_file(path)
 
@@ -50,7 +50,7 @@ def get_cfg(name: str) -> CfgNode:
         name: as for :func:`get_config_file`.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: There is no such file.
     """
     cfg = get_detectron2_cfg()
     add_rpe_config(cfg)
@@ -68,7 +68,7 @@ def config_folder() -> Path:
     """Returns the folder with the configuration files.
 
     Raises:
-        ValueError: rpe_d2 was installed without them.
+        ValueError: Rpe_d2 was installed without them.
     """
     for folder in _FOLDERS:
         if (folder / "rpe_coco.yaml").is_file():

@@ -13,8 +13,8 @@ def check_config_file(config_file: str, cfg: CfgNode) -> None:
     """Checks that a file and its bases have values for keys of ``cfg`` and nodes for its nodes.
 
     Raises:
-        ValueError: one line that names the file, the key, its value and what is allowed.
-        OSError, yaml.YAMLError: a file cannot be read.
+        ValueError: The message is one line with the file, the key, its value and what is allowed.
+        OSError, yaml.YAMLError: A file cannot be read.
     """
 
     class Checked(CfgNode):

@@ -61,7 +61,7 @@ class Key:
             name: full name of the key, for the message.
 
         Raises:
-            ValueError: one line with the name, the value and what is allowed.
+            ValueError: The message is one line with the name, the value and what is allowed.
         """
         if isinstance(self.default, list):
             is_list = isinstance(value, (list, tuple)) and len(value) >= self.nonempty

@@ -9,7 +9,7 @@ def check_registered_names(cfg: CfgNode) -> None:
     """Checks that the components that a configuration names are registered.
 
     Raises:
-        ValueError: one line that names the key, its value and the nearest registered names.
+        ValueError: The message is one line with the key, its value and the nearest names.
     """
     from detectron2 import modeling  # not needed by anything else that reads configurations
 

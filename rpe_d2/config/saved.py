@@ -71,8 +71,8 @@ class RPECfgNode(CfgNode):
         """Merges another configuration.
 
         Raises:
-            ValueError: a removed key has another value than its default, or a type is wrong.
-            KeyError: a key is unknown.
+            ValueError: A removed key has another value than its default, or a type is wrong.
+            KeyError: A key is unknown.
         """
         cfg_other = cfg_other.clone()
         _drop_removed(cfg_other)
@@ -85,10 +85,10 @@ class RPECfgNode(CfgNode):
         """Merges a list of keys and values in turn, as from the command line.
 
         Raises:
-            ValueError: a removed key has another value than its default, a type is wrong, or a
+            ValueError: A removed key has another value than its default, a type is wrong, or a
                 node is given a value.
-            KeyError: a key is unknown.
-            AssertionError: the last key has no value.
+            KeyError: A key is unknown.
+            AssertionError: The last key has no value.
         """
         kept = []
         for position in range(0, len(cfg_list), 2):

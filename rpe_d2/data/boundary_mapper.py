@@ -74,8 +74,8 @@ def transform_boundaries(
     """Transforms contours as coordinates, not as an image, so that they stay one pixel wide.
 
     Resampled as an image, contours would have gaps after shrinking and steps two pixels wide after
-    enlarging. This function transforms the centre of every contour pixel, and points on the
-    segment to each neighbouring contour pixel, which are dense enough to leave no gaps. Every pixel
+    enlarging. This function transforms the center of every contour pixel, and points on the
+    segment to each neighboring contour pixel, which are dense enough to leave no gaps. Every pixel
     that contains a transformed point is marked. The result is thinned unless all pixels move by
     whole pixels, since the annotators' own contours are thin.
 
@@ -96,8 +96,8 @@ def transform_boundaries(
     if np.abs(ends - np.floor(ends) - 0.5).max() < 1e-4:
         _mark(transformed, ends)
         return transformed
-    # The largest distance between two transformed neighbours, in pixels of the result.
-    first, second = _neighbours(lines)
+    # The largest distance between two transformed neighbors, in pixels of the result.
+    first, second = _neighbors(lines)
     stretch = np.abs(ends[first] - ends[second]).max(initial=1.0)
     _mark(transformed, ends)
     parts = int(np.ceil(stretch))
@@ -108,7 +108,7 @@ def transform_boundaries(
     return thin(transformed)
 
 
-def _neighbours(lines: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _neighbors(lines: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Returns the pairs of 8-connected contour pixels, as indices into ``np.nonzero(lines)``."""
     number = np.full((lines.shape[0] + 1, lines.shape[1] + 2), -1)
     number[:-1, 1:-1][lines] = np.arange(np.count_nonzero(lines))

@@ -36,7 +36,7 @@ def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper
         changes: arguments of the mapper that replace the configuration's.
 
     Raises:
-        ValueError: the registry has no such name.
+        ValueError: The registry has no such name.
     """
     if name not in DATASET_MAPPER_REGISTRY:
         allowed = ", ".join(sorted(key for key, _ in DATASET_MAPPER_REGISTRY))

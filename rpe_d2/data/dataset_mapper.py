@@ -160,7 +160,7 @@ def _check_rles(dataset_dict: Dict[str, Any]) -> None:
     """Checks masks of data sets that are registered elsewhere; ``COCO_JSONS`` are checked before.
 
     Raises:
-        UnreadableImage: an RLE cannot be decoded.
+        UnreadableImage: An RLE cannot be decoded.
     """
     size = dataset_dict["height"], dataset_dict["width"]
     for annotation in dataset_dict.get("annotations", []):

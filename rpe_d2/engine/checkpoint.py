@@ -58,7 +58,7 @@ class ModelCheckpointer(DetectionCheckpointer):
             kwargs: more entries of the checkpoint.
 
         Raises:
-            OSError: the file cannot be written. Existing files stay as they were.
+            OSError: The file cannot be written. Existing files stay as they were.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -98,7 +98,7 @@ class ModelCheckpointer(DetectionCheckpointer):
         The main process chooses the checkpoint that all processes load.
 
         Raises:
-            ValueError: no checkpoint in the folder can be read, or one does not fit the model.
+            ValueError: No checkpoint in the folder can be read, or one does not fit the model.
         """
         if not comm.all_gather(resume and self.has_checkpoint())[0]:
             return self.load(path, checkpointables=[])
@@ -144,8 +144,8 @@ class ModelCheckpointer(DetectionCheckpointer):
         """Loads a checkpoint and checks that its weights fit the model.
 
         Raises:
-            UnreadableCheckpoint: the file is not a checkpoint.
-            ValueError: the weights do not fit the model.
+            UnreadableCheckpoint: The file is not a checkpoint.
+            ValueError: The weights do not fit the model.
         """
         self._path = path
         self._resuming = checkpointables is None and "trainer" in self.checkpointables
@@ -214,7 +214,7 @@ class ModelCheckpointer(DetectionCheckpointer):
     def _check_finite(self, weights: Dict[str, Any]) -> None:
         """
         Raises:
-            ValueError: a weight of the model is infinite or NaN.
+            ValueError: A weight of the model is infinite or NaN.
         """
         own = self.model.state_dict()
         for name, value in weights.items():
@@ -256,14 +256,14 @@ def check_checksum(path: Path) -> None:
     """Compares a checkpoint with its checksum, where it has one.
 
     Raises:
-        UnreadableCheckpoint: the content has changed since the checkpoint was written.
+        UnreadableCheckpoint: The content has changed since the checkpoint was written.
     """
     try:
         target = checksum_path(path).read_text(errors="replace").split()
     except OSError:
         return  # other people's weights have none
     if not target or not re.fullmatch("[0-9a-f]{64}", target[0]):
-        return  # no checksum, as of a write that was interrupted
+        return  # no checksum, because the write was interrupted
     with open(path, "rb") as file:
         found = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -26,7 +26,7 @@ def register_datasets(cfg: CfgNode) -> None:
     """Registers every data set that the configuration gives files for.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong.
+        FileNotFoundError, ValueError: A file is missing or wrong.
     """
     for register in _registrations(cfg):
         register()
@@ -40,8 +40,8 @@ def register_present_datasets(cfg: CfgNode, required: Optional[str] = None) -> N
         required: the name of a data set that must be present.
 
     Raises:
-        FileNotFoundError: the required data set is missing.
-        ValueError: an entry or a file is wrong.
+        FileNotFoundError: The required data set is missing.
+        ValueError: An entry or a file is wrong.
     """
     missing = []
     for register in _registrations(cfg):
@@ -56,7 +56,7 @@ def register_present_datasets(cfg: CfgNode, required: Optional[str] = None) -> N
 
 
 def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
-    """One call for every entry of the configuration that gives files of data."""
+    """Returns a function without arguments for every entry that names files of data."""
     data, head = cfg.DATASETS, cfg.MODEL.SEM_SEG_HEAD
     return [
         *(partial(register_coco_jsons, [entry]) for entry in data.COCO_JSONS),
@@ -89,7 +89,7 @@ def check_datasets(cfg: CfgNode) -> None:
     """Checks that the data sets exist, and that their classes agree with each other and the model.
 
     Raises:
-        ValueError: in one line, the key or data set at fault and what is allowed.
+        ValueError: The message is one line with the key or data set and what is allowed.
     """
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -110,7 +110,7 @@ def _report(key: str, name: str) -> None:
     """Logs once what a dataset of ``DATASETS.COCO_JSONS`` has to learn from.
 
     Raises:
-        ValueError: it is trained on and has no instance.
+        ValueError: It is trained on and has no instance.
     """
     metadata = MetadataCatalog.get(name)
     if not metadata.get("has_report"):
@@ -163,7 +163,7 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
             if kind == "stuff" and label != ignored:
                 raise ValueError(
                     f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignored}; "
-                    f"the unlabelled pixels of {name} are {label}"
+                    f"the unlabeled pixels of {name} are {label}"
                 )
 
 

@@ -57,8 +57,8 @@ def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
     """Copies a model; the copy keeps an exponential moving average of the model's weights.
 
     Each step it becomes ``decay * average + (1 - decay) * weights``. At step n the decay is at most
-    (1 + n) / (10 + n), so that the random initial weights are soon forgotten. Buffers, as running
-    statistics, are averaged as well.
+    (1 + n) / (10 + n), so that the random initial weights are soon forgotten. Buffers, such as
+    running statistics, are averaged as well.
 
     Args:
         model: the model in training.
@@ -164,8 +164,8 @@ class BestModel(HookBase):
         Args:
             period: the number of iterations between evaluations.
             checkpointer: writes the file.
-            metric: the name of a scalar in the storage, as "segm/AP". A metric with "loss" in its
-                name is minimized, any other is maximized.
+            metric: the name of a scalar in the storage, such as "segm/AP". A metric with "loss" in
+                its name is minimized, any other is maximized.
             patience: the number of evaluations without improvement after which training ends; 0:
                 training never ends early.
         """

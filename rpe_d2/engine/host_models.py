@@ -130,7 +130,7 @@ def check_run(cfg: CfgNode, has_weights: bool) -> None:
         has_weights: whether the run starts from weights, ``MODEL.WEIGHTS`` or a checkpoint.
 
     Raises:
-        ValueError: in one line, why it cannot.
+        ValueError: The run cannot start. The message is one line with the reason.
     """
     for entry in model_classes(cfg):
         if hasattr(entry, "check_run"):

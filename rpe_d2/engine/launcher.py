@@ -49,7 +49,7 @@ def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
         None where neither has started this process, or where it is the only one.
 
     Raises:
-        ValueError: srun has placed different numbers of tasks on the machines.
+        ValueError: Srun has placed different numbers of tasks on the machines.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         rank, world_size, local_rank, local_size = (
@@ -91,7 +91,7 @@ def check_meeting_point(machines: int, dist_url: str) -> None:
         dist_url: ``--dist-url``.
 
     Raises:
-        ValueError: the address is local to each machine.
+        ValueError: The address is local to each machine.
     """
     if machines > 1 and (dist_url == "auto" or re.search(r"//(127\.|localhost|\[::1\])", dist_url)):
         raise ValueError(

@@ -21,11 +21,11 @@ _LISTS = (*_NAMES, "stuff_colors", "category_ids")
 
 
 def write_classes(cfg: CfgNode) -> None:
-    """Writes ``OUTPUT_DIR/classes.json``, what the data sets of a run tell about their classes.
+    """Writes ``OUTPUT_DIR/classes.json``, which describes the classes of a run's data sets.
 
-    The file holds those of these lists that are known, all in the order of the model's classes:
-    "thing_classes" and "stuff_classes", the names; "stuff_colors", RGB in 0-255; and
-    "category_ids", the ids of the things in the data.
+    The file holds up to four lists in the order of the model's classes. "thing_classes" and
+    "stuff_classes" are the names. "stuff_colors" are RGB in 0-255. "category_ids" are the ids of
+    the things in the data. Lists that no data set provides are left out.
     """
     known: Dict[str, Any] = {}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
@@ -48,7 +48,7 @@ def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
         The lists of the file, or None where there is no such file.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: The file holds something else.
     """
     path = Path(config_file).with_name(FILE)
     if not path.exists():

@@ -94,10 +94,14 @@ def run_title(config_file: str, opts: List[str]) -> str:
 
 
 def current_commit() -> str:
-    """The commit of the source tree, or "" outside a git repository.
+    """The commit of the source tree, or "" where rpe_d2 is not in a git repository of its own.
 
+    An installed package can lie inside another repository, such as that of a project whose
+    environment is in a subfolder. The commit of that repository says nothing about this code.
     "+changes" is appended where the code has uncommitted changes.
     """
+    if not (_REPOSITORY / ".git").exists():  # a folder, or a file in a worktree
+        return ""
     git = ["git", "-C", str(_REPOSITORY)]
     try:
         commit = subprocess.run(

@@ -43,7 +43,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         :func:`evaluation_folder` chooses.
 
     Raises:
-        ValueError, FileNotFoundError: in one line, the key or file at fault.
+        ValueError, FileNotFoundError: In one line, the key or file at fault.
     """
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
@@ -83,7 +83,7 @@ def load_config(config_file: str, opts: List[str]) -> CfgNode:
         opts: KEY VALUE overrides, as on the command line.
 
     Raises:
-        As :func:`read_config` and :func:`register_datasets`.
+        ValueError, FileNotFoundError: See :func:`read_config` and :func:`register_datasets`.
     """
     cfg = read_config(config_file, opts)
     use_available_device(cfg)
@@ -99,7 +99,7 @@ def read_config(config_file: str, opts: List[str]) -> CfgNode:
         opts: KEY VALUE overrides, as on the command line.
 
     Raises:
-        ValueError, KeyError, AssertionError, OSError, yaml.YAMLError: a file, a key or a value is
+        ValueError, KeyError, AssertionError, OSError, yaml.YAMLError: A file, a key or a value is
             wrong.
     """
     reject_swallowed_flags(opts)
@@ -117,7 +117,7 @@ def reject_swallowed_flags(opts: List[str]) -> None:
     """Refuses flags that stand after KEY VALUE overrides: argparse takes them for overrides.
 
     Raises:
-        ValueError: there is such a flag.
+        ValueError: There is such a flag.
     """
     flags = [opt for opt in opts if opt.startswith("--")]
     if flags:
@@ -148,7 +148,7 @@ def check_device(key: str, name: str) -> None:
         name: the device, as "cpu" or "cuda:1".
 
     Raises:
-        ValueError: torch does not know the device, or the machine has fewer GPUs.
+        ValueError: Torch does not know the device, or the machine has fewer GPUs.
     """
     gpus = torch.cuda.device_count()
     try:
@@ -199,7 +199,7 @@ def check_solver(cfg: CfgNode) -> None:
     """Checks the keys of rpe_d2, and those of the training that depend on others.
 
     Raises:
-        ValueError: in one line, the key, its value and what is allowed.
+        ValueError: The message is one line with the key, its value and what is allowed.
     """
     check_config(cfg)
     if cfg.TEST.DENSE_CRF.ENABLED and importlib.util.find_spec("pydensecrf") is None:
@@ -218,7 +218,7 @@ def check_at_least_one(key: str, value: int) -> None:
     """Checks a key of Detectron2 that counts something.
 
     Raises:
-        ValueError: the value is below 1.
+        ValueError: The value is below 1.
     """
     if value < 1:
         raise ValueError(f"{key} is {value}; allowed: 1 or more")
@@ -228,7 +228,7 @@ def check_batch_size(cfg: CfgNode) -> None:
     """Checks that a batch can be divided equally between the processes.
 
     Raises:
-        ValueError: in one line, the key, its value and what is allowed.
+        ValueError: The message is one line with the key, its value and what is allowed.
     """
     batch = cfg.SOLVER.IMS_PER_BATCH
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
@@ -241,7 +241,7 @@ def check_proposal_files(cfg: CfgNode) -> None:
     """Checks the pickles of proposals before Detectron2 loads them: a pickle can run any code.
 
     Raises:
-        ValueError: a file holds something other than arrays and plain types, or is damaged.
+        ValueError: A file holds something other than arrays and plain types, or is damaged.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
@@ -262,7 +262,7 @@ def check_output_dir(folder: str, is_new_training: bool) -> None:
         is_new_training: whether the run is a training that does not resume another one.
 
     Raises:
-        ValueError: the folder cannot be written, or a new training would overwrite its checkpoints.
+        ValueError: The folder cannot be written, or a new training would overwrite its checkpoints.
     """
     make_writable_folder("OUTPUT_DIR", Path(folder))
     if is_new_training and os.path.exists(os.path.join(folder, "last_checkpoint")):
@@ -279,7 +279,7 @@ def locked_output_dir(folder: str) -> Iterator[None]:
     All processes must call this; the main one holds the lock.
 
     Raises:
-        ValueError: another training is running in the folder, or it cannot be written.
+        ValueError: Another training is running in the folder, or it cannot be written.
     """
     with ExitStack() as stack:
         problem = ""

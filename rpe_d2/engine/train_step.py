@@ -83,7 +83,7 @@ class TrainStep(SimpleTrainer):
         """Computes the gradient of ``accumulate_steps`` batches and updates the weights.
 
         Raises:
-            TooManyUnreadable, NonFinite: there are more of them than allowed.
+            TooManyUnreadable, NonFinite: There are more of them than allowed.
         """
         start = time.perf_counter()
         batches = self._next_batches()

@@ -173,10 +173,10 @@ class Trainer(DefaultTrainer):
         """Trains up to the last iteration, unless training is stopped.
 
         Raises:
-            TrainingStopped: a signal arrived, or the best score stagnates. The state is saved.
-            UnreadableImage, NonFinite: there are more of them than allowed. The state before the
+            TrainingStopped: A signal arrived, or the best score stagnates. The state is saved.
+            UnreadableImage, NonFinite: There are more of them than allowed. The state before the
                 iteration is saved.
-            DeadWorker: a data-loading process died. Nothing is saved, because this may be noticed
+            DeadWorker: A data-loading process died. Nothing is saved, because this may be noticed
                 in the middle of an update.
         """
         with self._stop.installed():

@@ -79,8 +79,8 @@ class BoundaryAPEvaluator(DatasetEvaluator):
         """
         Args:
             inputs: dicts with ``image_id`` (instances) and ``file_name`` (label maps).
-            outputs: dicts with "instances", and "sem_seg" scores (K, H, W), as far as the dataset
-                has annotations and label maps.
+            outputs: dicts with "instances" if the dataset has annotations, and with "sem_seg"
+                scores (K, H, W) if it has label maps.
         """
         for item, output in zip(inputs, outputs):
             if self._semantic:

@@ -184,7 +184,7 @@ def count_images(
             f"one of {num_workers} processes was killed, which happens when memory runs out;"
             " try fewer --workers"
         ) from error
-    finally:  # also if the caller is interrupted: pending images are cancelled
+    finally:  # also if the caller is interrupted: pending images are canceled
         pool.shutdown(cancel_futures=True)
 
 
@@ -207,7 +207,7 @@ def _count_image(image: BoundaryImage, num_thresholds: int) -> Union[ImageCounts
 
 
 def _follow_the_main_process() -> None:
-    """Initialises a worker: ignores Ctrl-C, which the main process handles, and ends with it."""
+    """Initializes a worker: ignores Ctrl-C, which the main process handles, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end() -> None:

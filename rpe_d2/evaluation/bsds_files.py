@@ -25,7 +25,7 @@ def read_boundary_map(path: str) -> np.ndarray:
     """Reads a predicted contour map.
 
     Args:
-        path: a greyscale .png, an .npy of (H, W) floats in 0 to 1, bools or unsigned integers, or
+        path: a grayscale .png, an .npy of (H, W) floats in 0 to 1, bools or unsigned integers, or
             a .mat with ``ucm2``. The latter is an ultrametric contour map of doubled size
             (2H + 1, 2W + 1), which is sampled at every second row and column from the third on, as
             ``boundaryBench`` of BSDS500 does.
@@ -114,5 +114,5 @@ def _read_png(path: str) -> np.ndarray:
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "I", "I;16"):
-        raise ValueError(f"{path}: is an image of the mode {image.mode}; allowed: greyscale")
+        raise ValueError(f"{path}: is an image of the mode {image.mode}; allowed: grayscale")
     return np.asarray(image).astype(np.uint8 if image.mode == "L" else np.uint16)

@@ -26,7 +26,7 @@ class DenseCRF:
                 of 3 pixels and the weight 3.
 
         Raises:
-            ValueError: pydensecrf2 is not installed.
+            ValueError: Pydensecrf2 is not installed.
         """
         if importlib.util.find_spec("pydensecrf") is None:
             raise ValueError(

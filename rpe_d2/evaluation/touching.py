@@ -50,7 +50,7 @@ def _touching_labels(owner: np.ndarray, distance: int) -> Set[int]:
     """Finds positive labels of a map within a square of ``distance`` pixels of another one."""
     height, width = owner.shape
     labels: Set[int] = set()
-    # Half of the neighbourhood, so that each pair of pixels is visited once.
+    # Half of the neighborhood, so that each pair of pixels is visited once.
     offsets = [(dy, dx) for dy in range(distance + 1) for dx in range(-distance, distance + 1)]
     for dy, dx in offsets:
         if (dy == 0 and dx <= 0) or dy >= height or abs(dx) >= width:

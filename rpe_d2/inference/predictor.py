@@ -53,7 +53,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
         The paths, each once, in the order of the patterns.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: A pattern matches nothing.
     """
     files: List[str] = []
     for pattern in patterns:
@@ -128,7 +128,7 @@ def check_needs_only_pictures(cfg: CfgNode) -> None:
     """Checks that the model needs nothing but images at inference.
 
     Raises:
-        ValueError: it needs something else, as masks to refine.
+        ValueError: It needs something else, such as masks to refine.
     """
     for name in inference_inputs(cfg):
         raise ValueError(

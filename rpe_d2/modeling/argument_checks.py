@@ -1,7 +1,7 @@
 """Checks of constructor arguments and configuration keys, each with a one-line error."""
 
 import math
-from typing import Any, Sequence
+from typing import Any, Dict, Sequence
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -27,3 +27,20 @@ def check_power_of_two(name: str, value: int) -> None:
     """Raises a ValueError that names the argument or key if the value is not 1, 2, 4, 8 …"""
     if value < 1 or math.log2(value) % 1:
         raise ValueError(f"{name} is {value}; allowed: 1, 2, 4 …")
+
+
+def checked_topk(
+    pre_nms_topk: int, post_nms_topk_train: int, post_nms_topk_test: int
+) -> Dict[bool, int]:
+    """Checks the numbers of proposals before and after non-maximum suppression.
+
+    Returns:
+        The numbers of proposals that are kept, by whether the model is in training.
+
+    Raises:
+        ValueError: A number is out of range. In training, 0 makes no proposals.
+    """
+    check_range("pre_nms_topk", pre_nms_topk, 1)
+    check_range("post_nms_topk_train", post_nms_topk_train, 0)
+    check_range("post_nms_topk_test", post_nms_topk_test, 1)
+    return {True: post_nms_topk_train, False: post_nms_topk_test}

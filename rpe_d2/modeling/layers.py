@@ -18,7 +18,7 @@ def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, Shape
         input_shape: channels and stride of each backbone output.
 
     Raises:
-        ValueError: the backbone has no output of one of these names.
+        ValueError: The backbone has no output of one of these names.
     """
     missing = [name for name in names if name not in input_shape]
     if missing:
@@ -109,7 +109,7 @@ def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:
         module a second time; ``owner.train`` has to call the ``train`` of the wrapped module.
 
     Raises:
-        ValueError: the wrapped module has parameters or buffers outside its children, or a child
+        ValueError: The wrapped module has parameters or buffers outside its children, or a child
             whose name the owner already uses.
     """
     kind, owner_kind = type(wrapped).__name__, type(owner).__name__

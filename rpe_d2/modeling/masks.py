@@ -217,7 +217,7 @@ def _rise(profiles: torch.Tensor, threshold: float, tip_threshold: Optional[floa
     below = profiles.gather(1, (first - 1).clamp(min=0))
     crossed = threshold if tip_threshold is None else threshold * above
     between = ((above - crossed) / (above - below).clamp(min=1e-6)).clamp(0, 1)
-    # Values belong to the centres of the cells. Outside the grid the first value is repeated.
+    # Values belong to the centers of the cells. Outside the grid the first value is repeated.
     return torch.where(first > 0, first + 0.5 - between, torch.zeros_like(between)).squeeze(1)
 
 
@@ -285,7 +285,7 @@ def windows_to_proposals(
     """Converts soft masks that each fill a window to proposals.
 
     Args:
-        soft_masks: (R, m, m) in 0-1 over windows whose centres lie in the image. Values outside the
+        soft_masks: (R, m, m) in 0-1 over windows whose centers lie in the image. Values outside the
             image are not used. Masks without a box are dropped.
         scores: (R,) logits.
         windows: (R, 4) x0, y0, x1, y1 in pixels. Windows may extend beyond the image.
@@ -369,7 +369,7 @@ def masks_in_boxes(
         boxes: (D, 4) boxes in which the masks are resampled.
 
     Returns:
-        (D, m, m) in 0-1, linearly interpolated at the centres of the cells.
+        (D, m, m) in 0-1, linearly interpolated at the centers of the cells.
     """
     size = int(masks.shape[-1])  # a tracer may turn it into a tensor
     # Relative to the mask's own box, in units of its cells.

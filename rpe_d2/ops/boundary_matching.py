@@ -20,7 +20,7 @@ def match_boundaries(
     Args:
         predicted: (H, W) bool.
         truth: (H, W) bool.
-        max_distance: largest distance between the centres of two matched pixels, inclusive, in
+        max_distance: largest distance between the centers of two matched pixels, inclusive, in
             pixels.
 
     Returns:
@@ -95,7 +95,7 @@ def _assign(
     num_rows, num_columns = rows.max() + 1, columns.max() + 1
     # Each row gets a private outlier column, so that a matching of all rows always exists. Its
     # cost exceeds what one more pair can add along any augmenting path, so the number of pairs is
-    # maximised first and the distances are minimised second. Few rows need their outlier column,
+    # maximized first and the distances are minimized second. Few rows need their outlier column,
     # but with about as many rows as columns the solver is twenty times slower without them.
     alone = (num_rows + 1) * (distances.max() + 1)
     # The solver treats a weight of 0 as a missing edge. Each row pays the added 1 exactly once.

@@ -115,7 +115,7 @@ def boundary_scores(counts: np.ndarray) -> BoundaryScores:
     """Computes ODS, OIS and AP as ``collect_eval_bdry`` of BSDS500 does.
 
     - ODS, and the best point of each image, is the largest F-measure on the curve after linear
-      interpolation between neighbouring thresholds.
+      interpolation between neighboring thresholds.
     - OIS sums each image's counts at its best threshold, without interpolation.
     - AP is 0.01 times the sum of the precision at the recalls 0, 0.01 … 1. The precision is
       interpolated linearly and is 0 beyond the ends of the curve. AP is therefore 0 if all

@@ -20,12 +20,12 @@ def cluster_embeddings(
 ) -> torch.Tensor:
     """Clusters unit vectors around the modes of their density.
 
-    Two points are neighbours if their cosine is at least ``threshold`` and, with ``max_distance``,
-    if their positions are at most that far apart. Each point links to its densest neighbour, and
+    Two points are neighbors if their cosine is at least ``threshold`` and, with ``max_distance``,
+    if their positions are at most that far apart. Each point links to its densest neighbor, and
     a chain of links ends at a mode (the flat-kernel medoid shift of Sheikh et al., ICCV 2007).
-    Every point that is a neighbour of a mode's centre joins the nearest such mode. The remaining
+    Every point that is a neighbor of a mode's center joins the nearest such mode. The remaining
     points are clustered in the same way. Each cluster therefore lies within ``threshold`` of one
-    centre, and the result does not depend on the order of the points.
+    center, and the result does not depend on the order of the points.
 
     Vectors that are zero, NaN or infinite have no direction. They form a cluster of their own,
     together with the points whose position is NaN or infinite.
@@ -37,7 +37,7 @@ def cluster_embeddings(
         x: (N, D) floating-point unit vectors, usually the output of mean shift.
         threshold: cosine in -1 to 1, not calibrated to 0 to 1.
         positions: (N, 2) in pixels, required with ``max_distance``.
-        max_distance: largest distance of neighbours in pixels, > 0. A tensor (N,) gives each point
+        max_distance: largest distance of neighbors in pixels, > 0. A tensor (N,) gives each point
             its own, and the smaller one of the two points applies.
 
     Returns:
@@ -147,8 +147,8 @@ def _cluster_sorted(
         nearest = _nearest_center(*free, *modes, threshold)
         joined = nearest >= 0
         if not bool(joined.any()):
-            # The centre of a spread mode may have no neighbour at all. Where that holds for every
-            # centre, the point at each mode joins it, so that every round makes progress.
+            # The center of a spread mode may have no neighbor at all. Where that holds for every
+            # center, the point at each mode joins it, so that every round makes progress.
             nearest[points] = torch.arange(len(points), device=x.device)
             joined = nearest >= 0
         labels[remaining[joined]] = nearest[joined] + num_clusters
@@ -165,7 +165,7 @@ def _find_modes(
     """Finds the modes among evenly sampled seeds.
 
     Returns:
-        Indices (K,) of the points at the modes, and the means of the seeds that lead there: centres
+        Indices (K,) of the points at the modes, and the means of the seeds that lead there: centers
         (K, D), positions (K, 2 or 0) and radii (K,).
     """
     num_seeds = min(len(x), _MAX_SEEDS)
@@ -176,7 +176,7 @@ def _find_modes(
     if where.shape[1]:
         smaller = torch.minimum(seed_radius[:, None], seed_radius)
         near &= _squared_distances(seed_where, seed_where) <= smaller**2
-    # With rounding a point may not be its own neighbour. (torch cannot trace a fill with True.)
+    # With rounding a point may not be its own neighbor. (torch cannot trace a fill with True.)
     near.fill_diagonal_(1)
     # Unique priorities: a denser seed comes first, and ties go to the smaller index.
     priority = near.sum(dim=1) * num_seeds - torch.arange(num_seeds, device=x.device)
@@ -207,7 +207,7 @@ def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tenso
 def _nearest_center(
     x, where, radius, centers, center_where, center_radius, threshold
 ) -> torch.Tensor:
-    """Returns (N,) the index of the nearest centre that is a neighbour, -1 where there is none."""
+    """Returns (N,) the index of the nearest center that is a neighbor, -1 where there is none."""
     nearest = torch.empty(len(x), dtype=torch.long, device=x.device)
     rows_per_block = max(1, _BLOCK_ELEMENTS // len(centers))
     scale = 1.0 / max(1.0 - threshold, 1e-6)

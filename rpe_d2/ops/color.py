@@ -1,4 +1,4 @@
-"""Visualisation of embeddings as colours."""
+"""Visualization of embeddings as colors."""
 
 import torch
 
@@ -6,7 +6,7 @@ METHODS = ("random", "pca")
 
 
 def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> torch.Tensor:
-    """Projects D-dimensional embeddings to colours and stretches them to the full range.
+    """Projects D-dimensional embeddings to colors and stretches them to the full range.
 
     ``random`` projects onto three fixed random directions, as in the figures of Kong & Fowlkes,
     CVPR 2018. ``pca`` projects onto the three directions of largest variance in this image. To
@@ -18,7 +18,7 @@ def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> 
         seed: seed of the random directions.
 
     Returns:
-        (3, H, W) float32 in 0 to 1. If all embeddings are equal, the image is mid-grey.
+        (3, H, W) float32 in 0 to 1. If all embeddings are equal, the image is mid-gray.
 
     Raises:
         ValueError: ``x`` has a wrong shape or dtype, or ``method`` is unknown.
@@ -37,7 +37,7 @@ def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> 
         return torch.full((3, *x.shape[1:]), 0.5, device=x.device)
     if method == "random":
         generator = torch.Generator().manual_seed(seed)
-        # Orthonormal directions keep distances between colours close to those of the embeddings.
+        # Orthonormal directions keep distances between colors close to those of the embeddings.
         directions = torch.linalg.qr(torch.randn(max(dim, 3), 3, generator=generator))[0][:dim]
     else:
         pixels = pixels - pixels.mean(dim=0)

@@ -107,7 +107,7 @@ def _values_beside(maps: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torc
     height, width = maps.shape[-2:]
     columns = torch.arange(width, device=maps.device, dtype=maps.dtype)
     rows = torch.arange(height, device=maps.device, dtype=maps.dtype).view(-1, 1)
-    # In grid_sample -1 and 1 are the centres of the first and the last pixel.
+    # In grid_sample -1 and 1 are the centers of the first and the last pixel.
     grid_x = 2 * (columns + x) / max(width - 1, 1) - 1
     grid_y = 2 * (rows + y) / max(height - 1, 1) - 1
     grid = torch.stack([grid_x, grid_y], dim=-1).squeeze(1)  # (N, H, W, 2)

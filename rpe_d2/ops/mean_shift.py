@@ -60,7 +60,7 @@ def mean_shift(
             ``positions`` are given.
         targets: (M, D) or (B, M, D) values to average instead of ``keys``. The kernel weights still
             come from the keys. If ``targets`` are the keys after some loops of their own, one loop
-            takes each point to where its neighbouring keys went.
+            takes each point to where its neighboring keys went.
         target_positions: (M, 2) or (B, M, 2) positions to average instead of ``key_positions``.
         spatial_bandwidth: standard deviation of the kernel on positions in pixels, > 0. A tensor
             (N,) or (B, N) gives each point its own (the balloon estimator).
@@ -270,7 +270,7 @@ def _check(
         )
     if num_loops < 0:
         raise ValueError(f"num_loops is {num_loops}; allowed: 0 or more")
-    # A bandwidth tensor is not read here, because that would synchronise the host with the device.
+    # A bandwidth tensor is not read here, because that would synchronize the host with the device.
     if not isinstance(bandwidth, torch.Tensor) and not bandwidth > 0:
         raise ValueError(f"bandwidth is {bandwidth}; allowed: > 0")
     if isinstance(spatial_bandwidth, torch.Tensor):

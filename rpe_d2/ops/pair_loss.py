@@ -48,7 +48,7 @@ def spherical_pair_loss(
     block in the forward pass, so second derivatives are not available.
 
     Args:
-        embeddings: (N, D) floating point. They need not be unit vectors, since the loss normalises
+        embeddings: (N, D) floating point. They need not be unit vectors, since the loss normalizes
             them. Half precision is computed in float32, also under autocast.
         labels: (N,) integer group of each pixel.
         margin: calibrated similarity in 0 to 1 below which different groups do not repel.
@@ -89,9 +89,9 @@ def spherical_pair_loss(
         if negative_radius is not None:
             # Small coordinates, shifted by an integer so that a pixel grid stays integer: squared
             # distances are then exact, and rounding cannot affect pairs at exactly the radius.
-            where = _centred(positions[kept].to(unit.dtype))
+            where = _centered(positions[kept].to(unit.dtype))
             if float(where.abs().amax()) > _EXACT_SIDE:
-                where = _centred(positions[kept].double())
+                where = _centered(positions[kept].double())
 
         positive, negative, negative_sum = _PairSums.apply(
             unit, weights, group, where, negative_radius, margin, form
@@ -112,7 +112,7 @@ class _PairSums(torch.autograd.Function):
     """Weighted sums over all pairs: same-group terms, different-groups terms and latter's weights.
 
     The inputs are ``unit`` (N, D) sorted by ``group`` (N,), ``weights`` (N,) and, if a radius is
-    given, ``where`` (N, 2), centred positions in the radius's unit. Pairs are processed in square
+    given, ``where`` (N, 2), centered positions in the radius's unit. Pairs are processed in square
     blocks on and above the diagonal.
     """
 
@@ -198,7 +198,7 @@ class _Block(NamedTuple):
             gradient[columns] += self.weights[columns, None] * (slope.T @ self.weighted[rows])
 
 
-def _centred(positions: torch.Tensor) -> torch.Tensor:
+def _centered(positions: torch.Tensor) -> torch.Tensor:
     """Subtracts the mean position, rounded to an integer."""
     return positions - positions.mean(dim=0).round()
 

@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kBlock = 16;               // lines per block: one cache line of floats
 constexpr int64_t kWorkOfAThread = 1 << 14;  // values; for fewer, a thread is not worth its start
 
-// Allocates uninitialised memory. Values that are never written are never read.
+// Allocates uninitialized memory. Values that are never written are never read.
 template <typename T>
 std::unique_ptr<T[]> allocate(int64_t count) {
   return std::unique_ptr<T[]>(new T[count]);
@@ -99,7 +99,7 @@ template <typename T, int K>
 void forward_line(const T* __restrict__ x, const T* __restrict__ gate, const T* __restrict__ before,
                   T* __restrict__ h, int64_t length, int64_t plane) {
   for (int64_t i = 0; i < length; ++i) {
-    // Computed as a change of x, which is exactly 0 where x and its neighbours' h are equal.
+    // Computed as a change of x, which is exactly 0 where x and its neighbors' h are equal.
     T change = 0;
     for (int k = 0; k < K; ++k) change += gate[k * plane + i] * (before[i + k - K / 2] - x[i]);
     h[i] = x[i] + change;

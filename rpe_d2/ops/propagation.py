@@ -24,11 +24,11 @@ DIRECTIONS = ("left to right", "right to left", "top down", "down top")
 
 
 def normalize_gates(raw: torch.Tensor, mode: str = "softmax", connections: int = 3) -> torch.Tensor:
-    """Normalises raw gates so that the recurrence is stable.
+    """Normalizes raw gates so that the recurrence is stable.
 
     Args:
         raw: (B, G, 4 x connections, H, W). Each of the four directions has its connections to the
-            previous, the same and the next neighbour, or to the same neighbour alone.
+            previous, the same and the next neighbor, or to the same neighbor alone.
         mode: "softmax" includes the weight of the input with logit 0, so all weights are positive
             and results stay within the range of the input. "abs_sum" divides gates by the sum of
             their magnitudes, as the released networks do. "clipped" does so only where that sum
@@ -73,8 +73,8 @@ def spatial_propagation(
         x: (B, C, H, W) floating point. Half precision is computed in float32.
         gates: (B, C, 12, H, W) floating point, or (B, 1, 12, H, W) to share them between channels.
             For left to right, right to left, top to down and down to top in turn, the gates to the
-            previous neighbour (row or column i - 1), the same and the next one. With 4 instead of
-            12, only those to the same neighbour. See :func:`normalize_gates`.
+            previous neighbor (row or column i - 1), the same and the next one. With 4 instead of
+            12, only those to the same neighbor. See :func:`normalize_gates`.
         merge: "max" takes the maximum over the directions at each pixel, as in the paper. "mean"
             averages them. "none" returns all four.
         backend: "torch" (any device), "cpp" (CPU, needs a C++ compiler), "triton" (CUDA) or
@@ -87,7 +87,7 @@ def spatial_propagation(
     Raises:
         ValueError: A shape does not fit, a value is not allowed, the backend is not available, or
             gates on the CPU are not finite. Gates on a GPU are not checked, because that would
-            synchronise the host with the device. The results are NaN then.
+            synchronize the host with the device. The results are NaN then.
     """
     if merge not in MERGES:
         raise ValueError(f"merge is {merge!r}; allowed: {', '.join(MERGES)}")

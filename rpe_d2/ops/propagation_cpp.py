@@ -161,7 +161,7 @@ def _build(compiler: List[str], path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Summarises an error in one line; for a compiler's output, its first error."""
+    """Summarizes an error in one line; for a compiler's output, its first error."""
     lines = (getattr(error, "stderr", None) or "").strip().splitlines()
     errors = [line for line in lines if "error" in line or "fatal" in line] or lines[-1:]
     return errors[0] if errors else str(error)

@@ -109,12 +109,12 @@ def _apart(columns: List[torch.Tensor], batch: int) -> List[torch.Tensor]:
 # ---- The recurrence
 
 
-def _neighbours(padded: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns a view (T, N, C, K, L) of the previous, the same and the next neighbours.
+def _neighbors(padded: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns a view (T, N, C, K, L) of the previous, the same and the next neighbors.
 
     Args:
         padded: (T, N, C, L + 2) columns with a 0 at both ends.
-        count: number of neighbours K, 3 or 1 (the same alone).
+        count: number of neighbors K, 3 or 1 (the same alone).
     """
     *sizes, length = padded.shape
     if count == 1:
@@ -131,12 +131,12 @@ def _scan(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     columns = zip(
         x[1:].unbind(0),
         gates[1:].unbind(0),
-        _neighbours(padded, connections)[:-1].unbind(0),
+        _neighbors(padded, connections)[:-1].unbind(0),
         h[1:].unbind(0),
     )
     change = x.new_empty(x.shape[1:])
     for x_t, gates_t, before, h_t in columns:  # h_t still holds x_t
-        # Computed as a change of x, which is exactly 0 where x and its neighbours' h are equal.
+        # Computed as a change of x, which is exactly 0 where x and its neighbors' h are equal.
         torch.sub(before, x_t.unsqueeze(2), out=difference)
         torch.sum(difference.mul_(gates_t), dim=2, out=change)
         h_t.add_(change)
@@ -149,7 +149,7 @@ def _scan_backward(
     connections = gates.shape[3]
     padded = torch.nn.functional.pad(gradient, (1, 1))
     delta = padded[..., 1:-1]
-    # Gradients flow from each column to the previous, the same and the next neighbour in the column
+    # Gradients flow from each column to the previous, the same and the next neighbor in the column
     # before. Gates that point outside are 0.
     middle = connections // 2
     targets = [
@@ -163,7 +163,7 @@ def _scan_backward(
             target[t - 1].add_(product[:, :, number])
     grad_x = delta * (1 - gates.sum(dim=3))
 
-    before = _neighbours(torch.nn.functional.pad(h, (1, 1)), connections)
+    before = _neighbors(torch.nn.functional.pad(h, (1, 1)), connections)
     grad_gates = x.new_zeros(*x.shape[:3], connections, x.shape[3])
     torch.sub(before[:-1], x[1:].unsqueeze(3), out=grad_gates[1:]).mul_(delta[1:].unsqueeze(3))
     if gates.shape[2] == 1:

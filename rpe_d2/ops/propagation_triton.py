@@ -119,7 +119,7 @@ def _moved(column, places, by: tl.constexpr, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def _gate(pointer, offset, present, places, length, by: tl.constexpr):
-    """Loads the gates of a column to the neighbours i + by, 0 where these are outside."""
+    """Loads the gates of a column to the neighbors i + by, 0 where these are outside."""
     inside = present & (places + by >= 0) & (places + by < length)
     return tl.load(pointer + offset, mask=inside, other=0.0).to(tl.float32)
 
@@ -145,7 +145,7 @@ def _forward_kernel(
     for _ in range(1, steps):
         offset += step
         x_t = tl.load(x + offset, mask=present, other=0.0).to(tl.float32)
-        # Computed as a change of x, which is exactly 0 where x and its neighbours' h are equal.
+        # Computed as a change of x, which is exactly 0 where x and its neighbors' h are equal.
         if CONNECTIONS == 3:
             a = _gate(gates, offset, present, places, length, -1)
             b = _gate(gates, offset + area, present, places, length, 0)

@@ -1,4 +1,4 @@
-"""Image pyramids and local contrast normalisation."""
+"""Image pyramids and local contrast normalization."""
 
 from typing import List, Sequence
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def gaussian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torch.Tensor]:
     """Resamples an image at several scales with a low-pass filter.
 
-    Downsampling uses antialiased bilinear interpolation. Halving weighs neighbours by 1, 3, 3, 1
+    Downsampling uses antialiased bilinear interpolation. Halving weighs neighbors by 1, 3, 3, 1
     along each axis, without the weights beyond the border.
 
     Args:
@@ -52,13 +52,13 @@ def laplacian_pyramid(image: torch.Tensor, scales: Sequence[float]) -> List[torc
 
 
 def normalize_contrast(maps: torch.Tensor, size: int = 15, floor: float = 0.1) -> torch.Tensor:
-    """Normalises the local mean to 0 and the local standard deviation to 1.
+    """Normalizes the local mean to 0 and the local standard deviation to 1.
 
     Both are computed over all channels around every pixel (Farabet et al., PAMI 2013, section 3.1).
 
     Args:
         maps: (B, C, H, W) floating point.
-        size: side of the neighbourhood in pixels, odd. Pixels beyond the border are left out.
+        size: side of the neighborhood in pixels, odd. Pixels beyond the border are left out.
         floor: lower bound of the standard deviation, so that noise in flat regions is not
             amplified.
 
@@ -72,7 +72,7 @@ def normalize_contrast(maps: torch.Tensor, size: int = 15, floor: float = 0.1) -
 
 
 def _local_mean(maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Averages over channels and neighbourhood to (B, 1, H, W)."""
+    """Averages over channels and neighborhood to (B, 1, H, W)."""
     mean = maps.mean(dim=1, keepdim=True)
     return F.avg_pool2d(mean, size, 1, size // 2, count_include_pad=False)
 

@@ -12,7 +12,7 @@ def roi_warp(
     output_size: Union[int, Tuple[int, int]],
     spatial_scale: float,
 ) -> torch.Tensor:
-    """Samples features bilinearly at the cell centres of a grid laid over each box.
+    """Samples features bilinearly at the cell centers of a grid laid over each box.
 
     This is the RoI warping layer of MNC (Dai et al., CVPR 2016, section 3.2, equations 3 to 7).
     Unlike RoIAlign it has gradients with respect to the boxes as well as the features. In the
@@ -66,6 +66,6 @@ def roi_warp(
 
 
 def _centers(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns (R, count) centres of equal parts of each interval."""
+    """Returns (R, count) centers of equal parts of each interval."""
     share = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
     return start[:, None] + (end - start)[:, None] * share

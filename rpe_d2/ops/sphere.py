@@ -20,7 +20,7 @@ _TAMMES_COSINE = {
 
 
 def loss_lower_bound(num_groups: int, margin: float) -> float:
-    """Returns the smallest possible value of the linear pair loss with joint normalisation.
+    """Returns the smallest possible value of the linear pair loss with joint normalization.
 
     Corollary of Proposition 1 (Kong & Fowlkes, CVPR 2018):
     ``max(0, (Q-2)/(2Q) - margin (Q-1)/Q)``. It holds in every dimension and for all group sizes. Q

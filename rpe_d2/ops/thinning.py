@@ -4,8 +4,8 @@ from typing import Tuple
 
 import numpy as np
 
-# (row, column) offsets of the neighbours x1 … x8 of the paper: east, then counter-clockwise.
-_NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
+# (row, column) offsets of the neighbors x1 … x8 of the paper: east, then counter-clockwise.
+_NEIGHBORS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
 
 
 def thin(mask: np.ndarray) -> np.ndarray:
@@ -25,9 +25,9 @@ def thin(mask: np.ndarray) -> np.ndarray:
     padded = np.zeros((height + 2, width + 2), dtype=bool)
     padded[1:-1, 1:-1] = mask
     flat = padded.reshape(-1)  # a view
-    steps = np.array([row * (width + 2) + column for row, column in _NEIGHBOURS])
-    # Whether a pixel is removed depends on its neighbours alone. After the first round only pixels
-    # that lost a neighbour in this or the previous subiteration are examined again.
+    steps = np.array([row * (width + 2) + column for row, column in _NEIGHBORS])
+    # Whether a pixel is removed depends on its neighbors alone. After the first round only pixels
+    # that lost a neighbor in this or the previous subiteration are examined again.
     changed = [flat.copy(), flat.copy()]
     turn = 0
     while True:
@@ -39,7 +39,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
             code |= flat[candidates + step].view(np.uint8) << bit
         removed = candidates[_REMOVABLE[turn][code]]
         flat[removed] = False
-        # Neighbours of removed pixels lie inside the padding's outer edge.
+        # Neighbors of removed pixels lie inside the padding's outer edge.
         around = np.zeros_like(flat)
         around[removed[:, None] + steps] = True
         changed = [changed[1], around]
@@ -50,7 +50,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
 def _removable() -> Tuple[np.ndarray, np.ndarray]:
     """Returns (256,) bool tables of removable pixels for both subiterations.
 
-    Bit k - 1 of the index is the neighbour x_k.
+    Bit k - 1 of the index is the neighbor x_k.
     """
 
     x = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(bool).T  # (8, 256)

@@ -179,7 +179,7 @@ def check_stored_rles(where: str, segmentations: Sequence[Any]) -> None:
         segmentations: the masks of all entries. Other masks than RLEs are skipped.
 
     Raises:
-        ValueError: One line that names the first entries.
+        ValueError: The message is one line with the first entries.
     """
     found = [rle_problem(one) if isinstance(one, dict) else None for one in segmentations]
     problems = [(place, problem) for place, problem in enumerate(found) if problem]

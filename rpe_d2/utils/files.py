@@ -69,7 +69,7 @@ def make_writable_folder(key: str, path: Path) -> None:
         path: the folder.
 
     Raises:
-        ValueError: the folder cannot be made or written into.
+        ValueError: The folder cannot be made or written into.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def locked_folder(path: Path) -> Iterator[None]:
     The kernel releases the lock where the process dies. Forked processes do not inherit it.
 
     Raises:
-        BlockingIOError: another process holds the lock.
+        BlockingIOError: Another process holds the lock.
     """
     if fcntl is None:
         yield

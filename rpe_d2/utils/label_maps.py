@@ -11,7 +11,7 @@ from .readable import UNREADABLE, UnreadableImage
 
 __all__ = [
     "LABEL_SUFFIXES",
-    "check_unlabelled",
+    "check_unlabeled",
     "label_map_size",
     "read_class_indices",
     "read_label_map",
@@ -86,15 +86,15 @@ def label_map_size(path: Path) -> Tuple[int, int]:
         return image.size
 
 
-def check_unlabelled(where: str, labels: Iterable[np.ndarray], unlabelled: int) -> None:
-    """Raises where the maps of a set have no more than one label beside the unlabelled pixels.
+def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) -> None:
+    """Raises where the maps of a set have no more than one label beside the unlabeled pixels.
 
     Masks of 0 and 255 look like this. Only as many maps are read as it takes to find two labels.
 
     Args:
         where: prefix of the message.
         labels: the maps.
-        unlabelled: value of pixels without a label.
+        unlabeled: value of pixels without a label.
 
     Raises:
         ValueError: There is no second label.
@@ -102,12 +102,12 @@ def check_unlabelled(where: str, labels: Iterable[np.ndarray], unlabelled: int) 
     seen: Set[int] = set()
     for one in labels:
         seen.update(np.unique(one).tolist())
-        if len(seen - {unlabelled}) > 1:
+        if len(seen - {unlabeled}) > 1:
             return
-    if unlabelled in seen:
-        others = ", ".join(map(str, sorted(seen - {unlabelled}))) or "no other value"
+    if unlabeled in seen:
+        others = ", ".join(map(str, sorted(seen - {unlabeled}))) or "no other value"
         raise ValueError(
-            f"{where}: all pixels are {unlabelled} or {others}, but {unlabelled} means"
-            f" 'unlabelled' and is never learned or evaluated; write the object as a class, for"
-            f" example 1 in place of {unlabelled}: (labels == {unlabelled}).astype('uint8')"
+            f"{where}: all pixels are {unlabeled} or {others}, but {unlabeled} means"
+            f" 'unlabeled' and is never learned or evaluated; write the object as a class, for"
+            f" example 1 in place of {unlabeled}: (labels == {unlabeled}).astype('uint8')"
         )

@@ -18,8 +18,8 @@ def read_boundary_annotations(path: str) -> List[np.ndarray]:
         one has a boundary pixel.
 
     Raises:
-        ValueError: in one line, the file and what is wrong with it.
-        OSError: the file cannot be opened.
+        ValueError: The message is one line with the file and what is wrong with it.
+        OSError: The file cannot be opened.
     """
     cells = read_field(path, "groundTruth")
     if cells.dtype != object:
@@ -56,8 +56,8 @@ def read_field(path: str, name: str) -> np.ndarray:
         name: the name of the array.
 
     Raises:
-        ValueError: in one line, the file and what is wrong with it.
-        OSError: the file cannot be opened.
+        ValueError: The message is one line with the file and what is wrong with it.
+        OSError: The file cannot be opened.
     """
     from scipy.io import loadmat
 

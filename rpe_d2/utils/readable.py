@@ -9,8 +9,8 @@ from .worker_signals import leave_signals_to_the_trainer
 
 __all__ = ["UNREADABLE", "NameUnreadable", "UnreadableImage", "unreadable_reason"]
 
-# What PIL and Detectron2 raise for files that are missing or truncated, are no images, are far too
-# large or differ in size from what the data set says.
+# What PIL and Detectron2 raise for a file that is missing, truncated, far too large or no image, or
+# whose size differs from the size in the data set.
 UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
 
 
@@ -41,7 +41,7 @@ class NameUnreadable:
     def __call__(self, dataset_dict: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         """
         Raises:
-            UnreadableImage: the image cannot be read.
+            UnreadableImage: The image cannot be read.
         """
         leave_signals_to_the_trainer()
         try:

@@ -105,7 +105,7 @@ def load_arrays(file: BinaryIO) -> Any:
         file: opened for reading bytes.
 
     Raises:
-        pickle.UnpicklingError: the pickle asks for anything else, or is damaged.
+        pickle.UnpicklingError: The pickle asks for anything else, or is damaged.
     """
     try:
         return _with_arrays(_ArrayUnpickler(file, encoding="latin1").load())
@@ -134,7 +134,7 @@ def load_tensors(key: str, path: str) -> Any:
         path: the file.
 
     Raises:
-        ValueError: there is no such file, or it holds anything else or is damaged.
+        ValueError: There is no such file, or it holds anything else or is damaged.
     """
     if not os.path.isfile(path):
         raise ValueError(f"{key} is {path}; there is no such file")
@@ -155,7 +155,7 @@ class _SafePickle:
     def load(file: BinaryIO, **options: Any) -> Any:
         """
         Raises:
-            ValueError: the file holds something other than arrays and plain types.
+            ValueError: The file holds something other than arrays and plain types.
         """
         try:
             return load_arrays(file)

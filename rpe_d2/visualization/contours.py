@@ -13,7 +13,7 @@ from .figure import PANEL_SIDE, Panel, image_panel
 BOUNDARY_LEGEND = (
     "Annotators: a line is darker the more of them drew it. Boundaries: darker is more probable.",
     "Embeddings of each level (a backbone output, or all of them together): within a level, equal "
-    "colours are equal embeddings. Boundaries should have one colour and everything else another.",
+    "colors are equal embeddings. Boundaries should have one color and everything else another.",
     "Outputs of each level: their mean is the network's output, before thinning and, where several "
     "image sizes are tested, at the original size alone.",
 )
@@ -49,7 +49,7 @@ def level_panels(
     method: str = "random",
     truth: Optional[np.ndarray] = None,
 ) -> List[List[Panel]]:
-    """Draws a row of embeddings as colours and a row of outputs, with a panel per level.
+    """Draws a row of embeddings as colors and a row of outputs, with a panel per level.
 
     Args:
         embeddings: (L, D, H, W).

@@ -1,4 +1,4 @@
-"""Panels of ground-truth and predicted instances in matching colours, with errors in red."""
+"""Panels of ground-truth and predicted instances in matching colors, with errors in red."""
 
 import colorsys
 from typing import List, NamedTuple, Optional, Sequence, Tuple
@@ -18,7 +18,7 @@ _MAX_NAMES = 10
 
 
 INSTANCE_LEGEND = (
-    "Ground truth and prediction: each object has a colour. A prediction has the colour of the "
+    "Ground truth and prediction: each object has a color. A prediction has the color of the "
     "object that it matches (IoU 0.5 or more). Red outline: an object without a match, or a "
     "prediction without a match. Red name: wrong class. Stripes: ignored region."
 )
@@ -111,9 +111,9 @@ def instance_panels(
     ignored: Optional[np.ndarray] = None,
     min_score: float = 0.0,
 ) -> List[Panel]:
-    """Creates panels of ground truth and prediction over the grey image.
+    """Creates panels of ground truth and prediction over the gray image.
 
-    A prediction has the colour of the ground-truth instance that it matches (IoU at least 0.5). A
+    A prediction has the color of the ground-truth instance that it matches (IoU at least 0.5). A
     thick red outline marks instances without a match. A red name marks a wrong class.
 
     Args:
@@ -170,7 +170,7 @@ def instance_panels(
 def draw_instances(
     image: np.ndarray, masks: np.ndarray, colors: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:
-    """Draws coloured masks with outlines over an image at its own size.
+    """Draws colored masks with outlines over an image at its own size.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -232,11 +232,11 @@ def _overlay_panel(
     is_wrong_name: Sequence[bool],
     ignored: Optional[np.ndarray],
 ) -> Panel:
-    grey = cv2.cvtColor(fit_to_panel(image, smooth=True), cv2.COLOR_RGB2GRAY)
-    canvas = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float64)
+    gray = cv2.cvtColor(fit_to_panel(image, smooth=True), cv2.COLOR_RGB2GRAY)
+    canvas = np.repeat(gray[:, :, None], 3, axis=2).astype(np.float64)
     masks = [fit_to_panel(mask.astype(np.uint8)) for mask in instances.masks]
     if ignored is not None:
-        stripes = np.add(*np.indices(grey.shape)) % 12 < 5
+        stripes = np.add(*np.indices(gray.shape)) % 12 < 5
         canvas[stripes & (fit_to_panel(ignored.astype(np.uint8)) > 0)] = 255
     order = _largest_first(instances.masks)
     for index in order:  # small masks on top

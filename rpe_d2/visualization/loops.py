@@ -1,4 +1,4 @@
-"""Panels of mean shift: embeddings as colours after every loop, and as points on the sphere."""
+"""Panels of mean shift: embeddings as colors after every loop, and as points on the sphere."""
 
 from typing import List, Sequence
 
@@ -13,11 +13,11 @@ from .figure import Panel, image_panel
 from .instances import instance_colors
 
 LOOP_LEGEND = (
-    "Embeddings: equal colours are equal embeddings, in all loops. Each object should converge to "
-    "one colour that its neighbours do not have. Background is light grey.",
-    "Sphere: each dot is the embedding of a foreground pixel in the colour of its object. A larger "
+    "Embeddings: equal colors are equal embeddings, in all loops. Each object should converge to "
+    "one color that its neighbors do not have. Background is light gray.",
+    "Sphere: each dot is the embedding of a foreground pixel in the color of its object. A larger "
     "dot is many pixels, and a pale one is on the far side. Each object should shrink to one dot. "
-    "Dark grey: in no object.",
+    "Dark gray: in no object.",
 )
 _BACKGROUND = 0.88
 _NO_INSTANCE = (0.45, 0.45, 0.45)
@@ -35,23 +35,23 @@ def loop_panels(
     stride: int,
     network_size: Sequence[int],
 ) -> List[List[Panel]]:
-    """Draws the embeddings' colours after every loop, and the sphere before and after all loops.
+    """Draws the embeddings' colors after every loop, and the sphere before and after all loops.
 
-    Colours are projections on three fixed random directions, stretched over the foreground pixels
-    of all loops together, so that equal colours are equal embeddings in every panel.
+    Colors are projections on three fixed random directions, stretched over the foreground pixels
+    of all loops together, so that equal colors are equal embeddings in every panel.
 
     Args:
         loops: (D, h, w) unit vectors before the first loop and after each loop, on cells of
             ``stride`` pixels of the network's input.
         foreground: (h, w) bool, the cells that are grouped.
-        labels: (H, W) int, the instance of each pixel of the image, negative for none. They colour
+        labels: (H, W) int, the instance of each pixel of the image, negative for none. They color
             the points of the sphere.
         label_kind: what the labels are, for the title.
         stride: side of a cell in pixels.
         network_size: (H, W) of the network's input without padding.
 
     Returns:
-        [sphere panels, colour panels].
+        [sphere panels, color panels].
     """
     loops = [x.detach().float().cpu() for x in loops]
     foreground = foreground.cpu()
@@ -75,7 +75,7 @@ def loop_panels(
     view = f"{dim}-D projected on 3 axes (PCA)" if dim > 3 else f"{dim}-D, turned to the viewer"
     count = len(loops) - 1
     sphere_panels = [
-        _sphere_panel(points @ axes_3d, point_labels[kept], title, f"{view}, colours: {label_kind}")
+        _sphere_panel(points @ axes_3d, point_labels[kept], title, f"{view}, colors: {label_kind}")
         for points, title in (
             (before, "sphere before shifting"),
             (after, f"sphere after {count} loop{'' if count == 1 else 's'}"),
@@ -85,7 +85,7 @@ def loop_panels(
 
 
 def principal_axes(points: np.ndarray) -> np.ndarray:
-    """Computes the three directions of largest mean square about the origin, the sphere's centre.
+    """Computes the three directions of largest mean square about the origin, the sphere's center.
 
     Args:
         points: (M, D).
@@ -131,7 +131,7 @@ def _pixel_of_cell(
 
 
 def _sphere_panel(points: np.ndarray, labels: np.ndarray, title: str, note: str) -> Panel:
-    """Draws renormalised points (M, 3) on a globe viewed along the first axis."""
+    """Draws renormalized points (M, 3) on a globe viewed along the first axis."""
     length = np.linalg.norm(points, axis=1, keepdims=True)
     points = points / np.maximum(length, 1e-12)
     # Shifted points coincide: those of a label in a small cell become one dot whose area grows with

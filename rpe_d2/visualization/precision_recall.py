@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
 
-# Written to the metadata of PNG files, by which a tool recognises its own output.
+# Written to the metadata of PNG files, by which a tool recognizes its own output.
 SOFTWARE = "rpe_d2 precision-recall plot"
 _ISO_F = np.arange(0.1, 0.95, 0.1)
 _HUMAN_COLOR = "#1b7837"

@@ -233,13 +233,13 @@ def _pictures(rows: Sequence[Dict[str, Any]], truth: Sequence[str]) -> str:
         lines.append("</tr>")
     note = (
         "<p>The best instances of each model, as many as there are objects. An instance has the "
-        "colour of the object that it matches (IoU at least 0.5), or grey without a match.</p>"
+        "color of the object that it matches (IoU at least 0.5), or gray without a match.</p>"
     )
     return note + "".join(lines) + "</table></div>"
 
 
 def _colors(count: int) -> List[str]:
-    """Returns distinct colours, also for most colour-blind people (Okabe and Ito), cyclically."""
+    """Returns distinct colors, also for most color-blind people (Okabe and Ito), cyclically."""
 
     base = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7a5195", "#6b6b6b"]
     return [base[number % len(base)] for number in range(count)]

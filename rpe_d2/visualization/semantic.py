@@ -14,7 +14,7 @@ _OPACITY = 0.8
 
 
 def class_colors(names: Sequence[str]) -> List[Tuple[int, int, int]]:
-    """Returns an RGB colour in 0 to 255 for each class, the same in every image."""
+    """Returns an RGB color in 0 to 255 for each class, the same in every image."""
     colors = (255 * instance_colors(len(names))).round().astype(int).tolist()
     return [
         _BACKGROUND_COLOR if name == "background" else tuple(color)
@@ -30,7 +30,7 @@ def draw_classes(
     Args:
         rgb: (H, W, 3) uint8.
         labels: (H, W) integer. Pixels whose label is not a class of ``metadata`` stay unchanged.
-        metadata: metadata with ``stuff_classes``, and with ``stuff_colors`` (0 to 255) if colours
+        metadata: metadata with ``stuff_classes``, and with ``stuff_colors`` (0 to 255) if colors
             must be the same in all images.
         scale: enlargement of the image, so that names do not hide it.
 

@@ -2,120 +2,25 @@
 
 import pytest
 import torch
-from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
-from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.baselines import DeepMask, InstanceFCN, SharpMask
-from rpe_d2.baselines.sharp_mask import SharpLevel
 from rpe_d2.baselines.window_proposals import WindowProposalGenerator, crop_object_masks
 from rpe_d2.baselines.windows import IGNORED, NEGATIVE, Windows, WindowTolerances, window_grid
 from tests.helpers.baseline_configs import FPN_SHAPES, seeded_model
-from tests.helpers.configs import small_cfg_with
-from tests.helpers.models import square_instances, training_input
-
-COMMON = """
-MODEL:
-  META_ARCHITECTURE: ProposalNetwork
-  MASK_ON: True
-  BACKBONE: {NAME: build_guided_backbone}
-  GUIDED_BACKBONE: {SCALES: [1.0, 0.5, 0.7071]}
-  RPE: {PROPOSAL_MASK_SIZE: 14}
-"""
-DEEP_MASK = """
-MODEL:
-  PROPOSAL_GENERATOR: {NAME: DeepMask}
-  DEEPMASK:
-    IN_FEATURES: [p2@0.5, p2@0.7071, p2]
-    WINDOW: 8
-    CONV_DIM: 16
-    CODE_DIM: 32
-    SCORE_DIM: 32
-    MASK_SIZE: 16
-    PRE_NMS_TOPK: 40
-    POST_NMS_TOPK_TRAIN: 20
-    POST_NMS_TOPK_TEST: 10
-"""
-SHARP_MASK = """
-MODEL:
-  PROPOSAL_GENERATOR: {NAME: SharpMask}
-  GUIDED_BACKBONE: {STEM: True, FREEZE: True}
-  DEEPMASK: {SHARPMASK_FEATURES: [p2, stem]}
-"""
-INSTANCE_FCN = """
-MODEL:
-  PROPOSAL_GENERATOR: {NAME: InstanceFCN}
-  INSTANCE_FCN:
-    IN_FEATURES: [p2@0.5, p2@0.7071, p2]
-    WINDOW: 9
-    PARTS: 3
-    CONV_DIM: 16
-    PRE_NMS_TOPK: 40
-    POST_NMS_TOPK_TRAIN: 20
-    POST_NMS_TOPK_TEST: 10
-"""
-DEEP = (COMMON, DEEP_MASK)
-SHARP = (COMMON, DEEP_MASK, SHARP_MASK)
-INSTANCE = (COMMON, INSTANCE_FCN)
-RCNN = """
-MODEL:
-  META_ARCHITECTURE: GeneralizedRCNN
-  ROI_HEADS:
-    NAME: StandardROIHeads
-    IN_FEATURES: [p2, p3]
-    NUM_CLASSES: 3
-    BATCH_SIZE_PER_IMAGE: 16
-    SCORE_THRESH_TEST: 0.0
-  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16, POOLER_RESOLUTION: 7}
-  ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 1, CONV_DIM: 16}
-"""
-# The settings of the authors' SharpMask, with few proposals.
-RESNET_50 = """
-MODEL:
-  GUIDED_BACKBONE: {NAME: build_resnet_backbone}
-  RESNETS: {DEPTH: 50, RES2_OUT_CHANNELS: 256, OUT_FEATURES: [res2, res3, res4]}
-  DEEPMASK:
-    IN_FEATURES: [res4, res4@0.5]
-    WINDOW: 10
-    SHARPMASK_FEATURES: [res4, res3, res2, stem]
-    PRE_NMS_TOPK: 3
-"""
-# The longer sides are canonical at the scales 1 / 2 and 1: windows of 8 cells have 64 and 32
-# pixels.
-SQUARES = ((12, 12, 48, 48), (56, 20, 74, 38))
-each_generator = pytest.mark.parametrize(
-    "texts", [DEEP, SHARP, INSTANCE], ids=["deep", "sharp", "fcn"]
+from tests.helpers.models import square_instances
+from tests.helpers.window_models import (
+    DEEP,
+    INSTANCE,
+    RCNN,
+    SHARP,
+    each_generator,
+    images_of,
+    item_of,
+    model_of,
+    pyramid_of,
 )
-
-
-def model_of(*texts):
-    """Builds a model, with the little dropout that suits few training steps."""
-    model = seeded_model(*texts)
-    if isinstance(model.proposal_generator, DeepMask):
-        model.proposal_generator.head.dropout = 0.1
-    return model
-
-
-def item_of(size=(64, 96), squares=SQUARES):
-    return training_input(size, squares, (0,) * len(squares))
-
-
-def images_of(model, *items):
-    """Returns the padded batch that both networks of Detectron2 make."""
-    mean, std = model.pixel_mean, model.pixel_std
-    images = [(item["image"].to(mean) - mean) / std for item in items]
-    return ImageList.from_tensors(images, model.backbone.size_divisibility)
-
-
-def pyramid_of(model, *items):
-    """Returns the generator, the windows, the pyramid and the padded batch."""
-    images = images_of(model, *items)
-    features = model.backbone(images.tensor)
-    generator = model.proposal_generator
-    maps = [features[name] for name in generator.in_features]
-    grid = window_grid(maps, generator.strides, generator.window)
-    return generator, grid, generator.pyramid(features), images
 
 
 @each_generator
@@ -305,83 +210,6 @@ def test_training_learns(texts):
     assert (history[-10:].mean(dim=0) < 0.8 * history[:2].mean(dim=0)).all(), history[[0, -1]]
 
 
-def test_sharpmask_trains_only_the_refinement():
-    deep, sharp = model_of(*DEEP), model_of(*SHARP)
-    missing, unexpected = sharp.load_state_dict(deep.state_dict(), strict=False)
-    assert missing and all(".refinement." in name for name in missing)
-    # Frozen batch statistics have no count of batches.
-    assert all(name.endswith("num_batches_tracked") for name in unexpected)
-    before = {name: value.clone() for name, value in sharp.state_dict().items()}
-    optimizer = torch.optim.AdamW(
-        [p for p in sharp.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1
-    )
-    history = []
-    with EventStorage():
-        for _ in range(30):
-            losses = sharp([item_of()])
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-            history.append(float(losses["loss_sharpmask"]))
-    assert list(losses) == ["loss_sharpmask"] and history[-1] < 0.8 * history[0]
-    for name, value in sharp.state_dict().items():
-        assert torch.equal(value, before[name]) == (".refinement." not in name), name
-    with torch.no_grad():  # the scores are DeepMask's
-        images = images_of(deep, item_of())
-        scores = [
-            model.eval().proposal_generator(images, model.backbone(images.tensor))[0][0]
-            for model in (deep, sharp)
-        ]
-    assert len(scores[0]) == len(scores[1]) == 10
-    torch.testing.assert_close(scores[0].objectness_logits, scores[1].objectness_logits)
-
-
-def test_sharpmask_passes_no_gradient_to_a_trained_backbone():
-    model = model_of(*SHARP, "MODEL: {GUIDED_BACKBONE: {FREEZE: False}}")
-    with EventStorage():
-        sum(model([item_of()]).values()).backward()
-    assert all(p.grad is None for p in model.backbone.parameters())
-    assert all(p.grad is None for p in model.proposal_generator.head.parameters())
-
-
-def test_the_sharpmask_of_the_authors():
-    """Four refinements on a ResNet-50: 10 cells of stride 16 become masks of 160 pixels."""
-    model = model_of(*SHARP, RESNET_50).eval()
-    refinement = model.proposal_generator.refinement
-    channels = [[conv.out_channels for conv in convs[::2]] for convs in refinement.horizontal]
-    assert channels == [[64, 32, 16], [64, 16, 8], [64, 8, 4], [32, 4, 2]]
-    generator, grid, pyramid, _ = pyramid_of(model, item_of((70, 90)))
-    windows = grid.select(torch.zeros(2, dtype=torch.long), torch.tensor([0, len(grid.level) - 1]))
-    codes = generator.sampled_codes(pyramid, windows)
-    assert generator.masks(pyramid, codes, windows).shape == (2, 160, 160)
-
-
-def test_windows_read_the_skip_maps_in_their_boxes():
-    """The skip maps hold the positions of their cells, at both strides."""
-    generator = model_of(*SHARP).proposal_generator
-    refinement = generator.refinement
-    refinement.horizontal = nn.ModuleList([nn.Identity(), nn.Identity()])
-    refinement.forward = lambda codes, skips: skips
-
-    def places(stride, height, width):
-        y, x = ((torch.arange(side) + 0.5) * stride for side in (height, width))
-        return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]
-
-    # The finer map can end before the coarse one.
-    features = [places(4, 6, 9), places(2, 12, 17)]
-    pyramid = [SharpLevel(None, refinement.padded_skips(features))]
-    grid = window_grid(features[:1], [4], 8)
-    index = torch.arange(0, len(grid.level), 3)
-    windows = grid.select(torch.zeros_like(index), index)
-    for found, stride, width in zip(generator.masks(pyramid, None, windows), (4, 2), (36, 34)):
-        steps = (torch.arange(32 // stride) + 0.5) * stride
-        y = (grid.boxes[index, 1, None] + steps)[:, :, None].expand_as(found[:, 0])
-        x = (grid.boxes[index, 0, None] + steps)[:, None, :].expand_as(found[:, 1])
-        inside = (x > 0) & (y > 0) & (x < width) & (y < 24)
-        assert inside.any() and not inside.all()
-        assert torch.equal(found[:, 0], y * inside) and torch.equal(found[:, 1], x * inside)
-
-
 @pytest.mark.parametrize(
     "base, node, setting, message",
     [
@@ -454,11 +282,3 @@ def test_gaps_between_the_levels_are_reported(caplog):
 @pytest.mark.parametrize("kind", [DeepMask, SharpMask, InstanceFCN])
 def test_generators_declare_their_dataset_mapper(kind):
     assert kind.dataset_mapper_name == "PixelLabelMapper"
-
-
-def test_sharpmask_needs_weights():
-    message = "MODEL.WEIGHTS is empty; SharpMask refines a trained DeepMask, name its checkpoint"
-    cfg = small_cfg_with(*SHARP)
-    with pytest.raises(ValueError, match=message):
-        SharpMask.check_run(cfg, has_weights=False)
-    SharpMask.check_run(cfg, has_weights=True)

@@ -17,6 +17,7 @@ from rpe_d2.engine.setup import load_config
 from rpe_d2.utils.flops import inference_flops
 from rpe_d2.visualization.report import comparison_table
 from tests.conftest import ROOT
+from tests.helpers.environment import chromium
 from tests.helpers.runs import CONFIG, TINY, save_random
 
 PROPOSALS = str(ROOT / "configs/proposals/rpn_shapes.yaml")
@@ -169,15 +170,10 @@ def test_errors_are_one_line(tmp_path, capsys):
 
 def test_the_page_in_a_browser(compared, tmp_path):
     """A screenshot shows the table's text, curves in the colors of the models, and the pictures."""
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if browser is None:
-        pytest.skip("no Chromium here: apt install chromium")
     shot = tmp_path / "page.png"
     subprocess.run(
         [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
             "--window-size=1500,1500", f"--user-data-dir={tmp_path / 'profile'}",
             f"--screenshot={shot}",
             (compared[1] / "first.html").as_uri(),

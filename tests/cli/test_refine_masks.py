@@ -209,7 +209,7 @@ def test_masks_of_0_and_255_are_one_line(data, weights, tmp_path, capsys):
     cv2.imwrite(str(source / "0.png"), mask)
     with pytest.raises(SystemExit):
         main(arguments(data, weights, tmp_path / "out", source))
-    assert "all pixels are 255 or 0, but 255 means 'unlabelled'" in capsys.readouterr().err
+    assert "all pixels are 255 or 0, but 255 means 'unlabeled'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -114,12 +115,12 @@ def test_testing_keeps_the_path_for_the_evaluator(root):
 def test_contours_move_with_the_edges_of_the_image(root, augmentations):
     register_bsds(root)
     mapped = mapper(augmentations=augmentations)(DatasetCatalog.get("bsds_train")[0])
-    grey = mapped["image"].float().mean(dim=0)
+    gray = mapped["image"].float().mean(dim=0)
     lines = mapped["boundaries"][0]
-    assert lines.shape == grey.shape
+    assert lines.shape == gray.shape
     # One pixel per row, at the steepest edge. The outermost rows of a larger image may have none.
     assert (lines.sum(dim=1)[2:-2] == 1).all() and (lines.sum(dim=1) <= 1).all()
-    steepest = (grey[:, 1:] - grey[:, :-1]).abs().mean(dim=0).argmax()
+    steepest = (gray[:, 1:] - gray[:, :-1]).abs().mean(dim=0).argmax()
     assert (lines.float().argmax(dim=1)[2:-2] - (steepest + 0.5)).abs().max() <= 1.5
 
 
@@ -134,7 +135,6 @@ def test_quarter_turns_are_exact(quarters):
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.4, 2.0, 3.7])
 def test_resized_contours_have_no_gaps(scale):
     """A resized circle separates its inside from its outside."""
-    cv2 = pytest.importorskip("cv2")
     circle = cv2.circle(np.zeros((101, 121), np.uint8), (60, 50), 40, 1) > 0
     size = round(101 * scale), round(121 * scale)
     moved = transform_boundaries(circle, T.ResizeTransform(101, 121, *size), size)

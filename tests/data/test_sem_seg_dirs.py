@@ -84,7 +84,7 @@ def test_masks_of_0_and_255_are_an_error(folder):
     for name in NAMES:
         save_labels(folder, name, rng.choice([0, 255], SIZE))
     message = error_of(folder)
-    assert "all pixels are 255 or 0, but 255 means 'unlabelled'" in message
+    assert "all pixels are 255 or 0, but 255 means 'unlabeled'" in message
     assert "(labels == 255).astype('uint8')" in message
     save_labels(folder, NAMES[-1], rng.choice([0, 1, 255], SIZE))  # one good map is enough
     register_sem_seg_dirs([entry(folder)], 3, 255)

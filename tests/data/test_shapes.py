@@ -111,7 +111,7 @@ def test_objects_are_visible(val):
 
 
 def test_annotations_cover_all_visible_objects(val):
-    """Every mask has a step in colour along its boundary, and there are no steps elsewhere."""
+    """Every mask has a step in color along its boundary, and there are no steps elsewhere."""
     inside, outside = [], []
     for record in val[:30]:
         picture = render_shapes("val", record["image_id"])
@@ -157,7 +157,7 @@ def shapes_control_ap(records):
                 }
             )
         for category, mask in components(record):
-            # Small fragments come last, which favours the components.
+            # Small fragments come last, which favors the components.
             rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
             predictions.append(
                 {

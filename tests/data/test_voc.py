@@ -79,7 +79,7 @@ def test_sbd_and_the_images_excluded_from_it(root):
 
 
 @pytest.mark.parametrize("name, file", [("voc_2012_val", "png"), ("sbd_train", "mat")])
-def test_semantic_maps_are_indices_not_colours(root, name, file):
+def test_semantic_maps_are_indices_not_colors(root, name, file):
     register_voc(str(root))
     record = DatasetCatalog.get(f"{name}_sem_seg")[-1 if file == "mat" else 0]
     assert record["image_id"] == 2007000033 and record["sem_seg_file_name"].endswith(file)
@@ -177,7 +177,7 @@ def small(path):
     voc_tree.save_palette_png(np.ones((9, 7), np.uint8), path)
 
 
-def colours(path):
+def colors(path):
     Image.open(path).convert("RGB").save(path)
 
 
@@ -216,7 +216,7 @@ def small_mat(path):
     [
         ("SegmentationObject/2007_000042.png", small, "has 9 x 7 pixels .*Class.* 48 x 64"),
         ("SegmentationClass/2007_000042.png", small, "has 48 x 64 pixels .*Class.* 9 x 7"),
-        ("SegmentationObject/2007_000042.png", colours, "has the mode RGB; allowed: L or P"),
+        ("SegmentationObject/2007_000042.png", colors, "has the mode RGB; allowed: L or P"),
         ("SegmentationObject/2007_000042.png", text, "2007_000042.png"),
         ("SegmentationClass/2007_000042.png", no_class, "has 21 under object 1 .*allowed: 1 to 20"),
         ("SegmentationClass/2007_000042.png", only_void, "has 255 under object 1 of"),

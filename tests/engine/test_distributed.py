@@ -25,6 +25,7 @@ from rpe_d2.engine.train_step import TrainStep
 from rpe_d2.engine.trainer import distributed
 from tests.conftest import ROOT
 from tests.helpers.runs import (
+    DIVERGING,
     INSTANT,
     assert_same_run,
     few_images,
@@ -40,18 +41,6 @@ OPTIONS = overrides(
     SEED: 5
     SOLVER: {MAX_ITER: 8, CHECKPOINT_PERIOD: 3, EMA: {ENABLED: True}}
     TEST: {EVAL_PERIOD: 5, VALIDATION_LOSS: True, BEST_METRIC: validation/total_loss}
-    """
-)
-DIVERGING = overrides(
-    """
-    MODEL: {RESNETS: {NORM: FrozenBN}}
-    SOLVER:
-      OPTIMIZER: SGD
-      BASE_LR: 1.0e+30
-      CLIP_GRADIENTS: {ENABLED: False}
-      WARMUP_ITERS: 0
-      MAX_NONFINITE_STEPS: 1
-    TEST: {EVAL_PERIOD: 0}
     """
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -199,7 +188,8 @@ def test_no_thread_of_a_process_group_outlives_its_run(end, error, tmp_path):
 def test_two_processes_that_diverge_stop_together_with_a_checkpoint(options, tmp_path):
     done = train_net(
         "--config-file", INSTANT, "--num-gpus", 2, "--dist-url", "auto", *options,
-        "OUTPUT_DIR", tmp_path, *DIVERGING, **ONE_THREAD,
+        "OUTPUT_DIR", tmp_path, *DIVERGING,
+        "SOLVER.MAX_NONFINITE_STEPS", 1, "TEST.EVAL_PERIOD", 0, **ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]

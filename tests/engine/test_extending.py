@@ -43,6 +43,11 @@ def example(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+def test_the_example_has_at_most_40_lines_of_code():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    assert len([line for line in code_block(page, "python").splitlines() if line]) <= 40
+
+
 def test_the_example_trains_and_is_evaluated(example, tmp_path: Path):
     done = example()
     assert done.returncode == 0, done.stderr

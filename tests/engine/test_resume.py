@@ -14,6 +14,7 @@ import torch
 from rpe_d2.engine.hooks import StopOnSignal
 from rpe_d2.utils.files import locked_folder
 from tests.helpers.runs import (
+    DIVERGING,
     INSTANT,
     assert_same_run,
     few_images,
@@ -30,18 +31,6 @@ OPTIONS = overrides(
     SOLVER: {MAX_ITER: 24, CHECKPOINT_PERIOD: 4, EMA: {ENABLED: True}}
     TEST: {EVAL_PERIOD: 6, VALIDATION_LOSS: True, BEST_METRIC: validation/total_loss}
     INPUT: {COLOR_JITTER: 0.3}
-    """
-)
-DIVERGING = overrides(
-    """
-    MODEL: {DEVICE: cpu, RESNETS: {NORM: FrozenBN}}
-    SOLVER:
-      OPTIMIZER: SGD
-      BASE_LR: 1.0e+30
-      CLIP_GRADIENTS: {ENABLED: False}
-      WARMUP_ITERS: 0
-      MAX_ITER: 9
-      MAX_NONFINITE_STEPS: 2
     """
 )
 # With a vanishing learning rate nothing improves after the first evaluation.
@@ -214,7 +203,9 @@ def test_the_death_of_a_data_loading_process_is_reported(data, uninterrupted, tm
 
 
 def test_a_diverging_run_skips_steps_and_then_stops_with_a_checkpoint(data, tmp_path):
-    done = train_net("--config-file", INSTANT, *data, "OUTPUT_DIR", tmp_path, *DIVERGING)
+    limits = ["MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 9, "SOLVER.MAX_NONFINITE_STEPS", 2]
+    options = ["OUTPUT_DIR", tmp_path, *DIVERGING, *limits]
+    done = train_net("--config-file", INSTANT, *data, *options)
     assert done.returncode == 2, done.stdout + done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert re.search(

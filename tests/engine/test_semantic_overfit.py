@@ -156,7 +156,7 @@ def test_maps_are_drawn(tmp_path):
     [
         (
             "{IGNORE_VALUE: 0}",
-            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 0; the unlabelled pixels of {FOUR} are 255",
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 0; the unlabeled pixels of {FOUR} are 255",
         ),
         (
             "{NAME: SemSegFPNHead, PAIR_LOSS_WEIGHT: 0.5}",

@@ -1,8 +1,6 @@
 """Boundary AP and Boundary IoU against slow references and by hand."""
 
 import json
-import os
-import sys
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -20,6 +18,7 @@ from rpe_d2.evaluation import BoundaryAPEvaluator
 from rpe_d2.evaluation.boundary_ap_evaluator import BoundaryCOCOeval, boundary_areas
 from rpe_d2.evaluation.mask_boundaries import boundary_rle, boundary_width, mask_boundary
 from rpe_d2.utils.label_maps import read_label_map
+from tests.helpers.ranks import write_and_exit
 from tests.reference import boundaries as reference
 
 SIZE = (60, 80)
@@ -270,17 +269,7 @@ def _evaluate_on_rank(json_file, map_file, out):
         for output in pred[rank::world_size]:
             evaluator.process([item], [output])
         metrics.append(evaluator.evaluate())
-    if rank:
-        assert metrics == [None, None]
-    else:
-        with open(out, "w") as file:
-            json.dump(metrics, file)
-    if world_size > 1:
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
-        # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
-        sys.stdout.flush()
-        os._exit(0)
+    write_and_exit(metrics, [None, None], out)
 
 
 def test_two_processes_give_the_numbers_of_one(instance_data, semantic_data, tmp_path):

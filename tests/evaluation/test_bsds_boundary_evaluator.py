@@ -3,8 +3,6 @@
 import json
 import logging
 import math
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from detectron2.utils import comm
 from rpe_d2.evaluation import BSDSBoundaryEvaluator
 from rpe_d2.ops.boundary_scores import boundary_scores, count_boundary_matches
 from tests.helpers.annotations import save_annotations
+from tests.helpers.ranks import write_and_exit
 
 SIZE = (60, 80)  # the tolerance is 0.75 pixels
 NUM_THRESHOLDS = 9
@@ -122,16 +121,7 @@ def _evaluate_on_rank(items, out):
     rank = comm.get_rank()
     evaluator.process(items[rank::2], outputs()[rank::2])
     results = evaluator.evaluate()
-    if comm.is_main_process():
-        with open(out, "w") as file:
-            json.dump(results, file)
-    else:
-        assert results is None
-    comm.synchronize()
-    torch.distributed.destroy_process_group()
-    # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
-    sys.stdout.flush()
-    os._exit(0)
+    write_and_exit(results, None, out)
 
 
 def test_two_processes_give_the_numbers_of_one(items, tmp_path):

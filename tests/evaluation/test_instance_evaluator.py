@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import sys
 
 import pytest
 from detectron2.data import MetadataCatalog
@@ -11,6 +9,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from rpe_d2.evaluation import InstanceSegmentationEvaluator
+from tests.helpers.ranks import write_and_exit
 from tests.helpers.squares import (
     LARGE,
     MEDIUM,
@@ -23,7 +22,7 @@ from tests.helpers.squares import (
 
 # Class per category id. Image 1 has objects of the first class, image 2 of the second.
 CLASSES = {1: 0, 2: 1}
-NEIGHBOUR = (30, 10, 50, 30)  # touches the small square
+NEIGHBOR = (30, 10, 50, 30)  # touches the small square
 
 
 @pytest.fixture(autouse=True)
@@ -78,15 +77,15 @@ def test_all_detections_of_the_model_are_evaluated(dataset):
         assert (segm["AP"] > 0) == (recall > 0)
 
 
-def add_neighbour(content):
+def add_neighbor(content):
     small = content["annotations"][0]
-    x0, y0, x1, y1 = NEIGHBOUR
+    x0, y0, x1, y1 = NEIGHBOR
     polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
     content["annotations"].append({**small, "id": 5, "segmentation": [polygon]})
 
 
 def test_no_detections_have_zero_metrics(dataset):
-    change_data(dataset, add_neighbour)
+    change_data(dataset, add_neighbor)
     nothing = {1: output_of(1, [], []), 2: output_of(2, [], [])}
     pred = evaluate(dataset, nothing, touching_instances=True)
     names = "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl"
@@ -122,15 +121,7 @@ SHARES = [[FIRST, SECOND], [{**FIRST, **SECOND}, {}], [{}, {2: output_of(2, [], 
 def _evaluate_on_rank(path, out):
     MetadataCatalog.get("squares").set(json_file=path, thing_dataset_id_to_contiguous_id=CLASSES)
     results = [evaluate("squares", share[comm.get_rank()]) for share in SHARES]
-    if comm.is_main_process():
-        with open(out, "w") as file:
-            json.dump(results, file)
-    else:
-        assert results == [{}] * len(SHARES)
-    comm.synchronize()
-    # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
-    sys.stdout.flush()
-    os._exit(0)
+    write_and_exit(results, [{}] * len(SHARES), out)
 
 
 def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):

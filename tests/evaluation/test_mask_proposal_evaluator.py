@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import sys
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -17,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.evaluation import MaskProposalEvaluator
+from tests.helpers.ranks import write_and_exit
 from tests.helpers.squares import (
     LARGE,
     MEDIUM,
@@ -204,17 +203,7 @@ def _evaluate_on_rank(path, out):
         for image_id, output in shares[comm.get_rank()]:
             evaluator.process([{"image_id": image_id}], [output])
         results.append(evaluator.evaluate())
-    if comm.is_main_process():
-        with open(out, "w") as file:
-            json.dump(results, file)
-    else:
-        assert results == [None] * len(SHARES)
-    comm.synchronize()
-    torch.distributed.destroy_process_group()
-    # A thread of torch's gloo backend sometimes outlives the interpreter and aborts the process
-    # after the test. Exiting at once avoids that.
-    sys.stdout.flush()
-    os._exit(0)
+    write_and_exit(results, [None] * len(SHARES), out)
 
 
 def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):

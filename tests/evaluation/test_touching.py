@@ -74,8 +74,8 @@ def test_hidden_instances_touch_and_crowds_are_ignored():
 
 
 def test_metrics_count_only_the_subset():
-    touching, neighbour, alone = A, (20, 10, 30, 20), (40, 40, 50, 50)
-    truth = truth_of(touching, neighbour, alone)
+    touching, neighbor, alone = A, (20, 10, 30, 20), (40, 40, 50, 50)
+    truth = truth_of(touching, neighbor, alone)
     counted = touching_annotations(truth)
     # One of two is detected. The detection of the third is ignored despite its best score.
     pred = results_of((alone, 0.9), (touching, 0.8))

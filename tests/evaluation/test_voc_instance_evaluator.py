@@ -1,8 +1,6 @@
 """AP^r by hand, against a slow implementation, and on two processes."""
 
 import json
-import os
-import sys
 from functools import partial
 
 import numpy as np
@@ -18,6 +16,7 @@ from pycocotools.coco import COCO
 from rpe_d2.data import register_voc
 from rpe_d2.evaluation import InstanceSegmentationEvaluator, VOCInstanceEvaluator
 from tests.helpers import voc_tree
+from tests.helpers.ranks import write_and_exit
 from tests.reference import voc_ap as reference
 from tests.reference.voc_ap import Detection, Truth
 
@@ -324,17 +323,7 @@ def _evaluate_on_rank(root, out):
     for moved, record in list(enumerate(DatasetCatalog.get("voc_2012_val")))[rank::world_size]:
         evaluator.process([record], [voc_output(record, 2 + moved)])
     metrics = evaluator.evaluate()
-    if rank:
-        assert metrics is None
-    else:
-        with open(out, "w") as file:
-            json.dump(metrics, file)
-    if world_size > 1:
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
-        # See _evaluate_on_rank in test_mask_proposal_evaluator.py.
-        sys.stdout.flush()
-        os._exit(0)
+    write_and_exit(metrics, None, out)
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path):

@@ -58,6 +58,19 @@ def overrides(text: str) -> List[str]:
     return list(flat(yaml.safe_load(text), ""))
 
 
+# Losses become infinite within a few steps.
+DIVERGING = overrides(
+    """
+    MODEL: {RESNETS: {NORM: FrozenBN}}
+    SOLVER:
+      OPTIMIZER: SGD
+      BASE_LR: 1.0e+30
+      CLIP_GRADIENTS: {ENABLED: False}
+      WARMUP_ITERS: 0
+    """
+)
+
+
 class Payload:
     """Creates a file when it is unpickled by a loader that runs code."""
 

@@ -49,12 +49,12 @@ def maps(things) -> Tuple[np.ndarray, np.ndarray]:
 
 def palette() -> List[int]:
     """Returns VOC's palette, in which three bits of the index at a time lead the three channels."""
-    colours = []
+    colors = []
     for index in range(256):
         for channel in range(3):
             bits = [(index >> (3 * place + channel)) & 1 for place in range(3)]
-            colours.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
-    return colours
+            colors.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
+    return colors
 
 
 def save_palette_png(labels: np.ndarray, path: Path) -> None:

@@ -318,7 +318,7 @@ def test_errors_name_keys_out_of_range_when_the_model_is_built(node, key, value,
 
 def test_the_error_names_an_image_without_annotations():
     model = build().train()
-    item = {**training_input(), "file_name": "unlabelled.png"}
+    item = {**training_input(), "file_name": "unlabeled.png"}
     del item["instances"]
-    with pytest.raises(ValueError, match="unlabelled.png has no instances"):
+    with pytest.raises(ValueError, match="unlabeled.png has no instances"):
         model([item])

@@ -123,8 +123,8 @@ class TestOrder:
         assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_every_cluster_lies_around_one_centre():
-    """The threshold applies to a point and its cluster's centre, so clusters are not chains."""
+def test_every_cluster_lies_around_one_center():
+    """The threshold applies to a point and its cluster's center, so clusters are not chains."""
     angles = torch.linspace(0, 3.1, 500, dtype=torch.float64)  # radians, an unbroken chain
     x = torch.stack([angles.cos(), angles.sin()], dim=1)
     labels = cluster_embeddings(x, 0.95)
@@ -219,7 +219,7 @@ class TestExtremes:
         labels = cluster_embeddings(x, 0.95)
         assert labels.sort().values.tolist() == list(range(3 * MAX_SEEDS))
 
-    def test_nothing_near_its_own_centre(self):
+    def test_nothing_near_its_own_center(self):
         """Of five points around the equator, none is within the threshold of their mean."""
         angles = torch.arange(5, dtype=torch.float64) * 2 * torch.pi / 5
         x = torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -249,7 +249,7 @@ class TestSplitComponents:
             assert parts.dtype == torch.int64
             assert parts.tolist() == flood_fill(label_map.tolist())
 
-    def test_diagonal_neighbours_touch(self):
+    def test_diagonal_neighbors_touch(self):
         assert split_components(torch.tensor([[3, 5], [5, 3]])).tolist() == [[0, 1], [1, 0]]
         apart = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
         assert split_components(torch.tensor(apart)).tolist() == [[0, 1, 2], [1, 1, 1], [3, 1, 4]]

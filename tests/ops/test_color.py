@@ -29,7 +29,7 @@ def test_different_embeddings_differ_and_equal_ones_agree(method, dim):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dim", [1, 2, 3, 32])
-def test_constant_is_mid_grey(method, dim):
+def test_constant_is_mid_gray(method, dim):
     x = torch.randn(dim, 1, 1).expand(dim, 4, 5)
     assert (embedding_to_rgb(x, method) == 0.5).all()
 
@@ -51,7 +51,7 @@ def test_random_depends_on_the_seed_alone():
 
 
 def test_random_uses_the_same_directions_for_every_image():
-    """Images with equal extremes map equal embeddings to equal colours."""
+    """Images with equal extremes map equal embeddings to equal colors."""
     extremes = 50 * torch.randn(8, 1, 4)
     shared = torch.randn(8, 1, 3)
     first = embedding_to_rgb(torch.cat([extremes, shared, torch.randn(8, 1, 6)], dim=2))

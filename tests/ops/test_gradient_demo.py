@@ -38,7 +38,7 @@ def train(values, num_loops):
 
 
 def find_modes(values):
-    """Returns (centre, fraction of points) of dense runs of values with a fifth of all points.
+    """Returns (center, fraction of points) of dense runs of values with a fifth of all points.
 
     Points with fewer than 4 % of all points within 0.1 are between modes. A gap of 0.4 ends a run.
     """

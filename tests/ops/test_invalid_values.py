@@ -83,7 +83,7 @@ class TestMeanShift:
 class TestPairLoss:
     @pytest.mark.parametrize("side", [100, 8192, 100_000])
     def test_pairs_at_exactly_the_radius_repel_however_far_others_are(self, side):
-        """Two pixels 5 px apart, and a third that moves the centre away from them."""
+        """Two pixels 5 px apart, and a third that moves the center away from them."""
         x = torch.eye(3)
         positions = torch.tensor([[0.0, 0.0], [3.0, 4.0], [side, side]])
         labels = torch.tensor([0, 1, 2])

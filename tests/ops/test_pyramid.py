@@ -59,7 +59,7 @@ def test_pixels_lie_exactly_their_distance_apart(scale):
 
 
 @pytest.mark.parametrize("size, floor", [(5, 0.1), (15, 3.0)])
-def test_contrast_is_normalised_as_slowly(image, size, floor):
+def test_contrast_is_normalized_as_slowly(image, size, floor):
     result = normalize_contrast(image, size, floor)
     for item in range(2):
         expected = slow.normalize_contrast(image[item].numpy(), size, floor)

@@ -11,7 +11,7 @@ TAMMES[12] = 0.7236
 
 
 def spread_points(num_points, dim, steps=600):
-    """Minimises the largest cosine by gradient descent, and returns the best of 8 starts."""
+    """Minimizes the largest cosine by gradient descent, and returns the best of 8 starts."""
     x = torch.randn(8, num_points, dim, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([x], lr=0.05)
     best = 1.0

@@ -22,7 +22,7 @@ def _halve_rows(image):
 
 
 def double(image):
-    """Doubles (H, W) linearly between the centres of cells, and constantly beyond them."""
+    """Doubles (H, W) linearly between the centers of cells, and constantly beyond them."""
     return _double_rows(_double_rows(image).T).T
 
 
@@ -46,7 +46,7 @@ def laplacian_pyramid(image, levels):
 
 
 def normalize_contrast(maps, size, floor):
-    """Normalises pixels of (C, H, W) by mean and standard deviation of their neighbourhood."""
+    """Normalizes pixels of (C, H, W) by mean and standard deviation of their neighborhood."""
     result = np.zeros_like(maps)
     centered = np.zeros_like(maps)
     _, height, width = maps.shape

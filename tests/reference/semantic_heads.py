@@ -72,7 +72,7 @@ def average(maps, factor):
 
 
 def enlarge(maps, factor):
-    """Enlarges (C, H, W) by a factor, bilinearly between the centres of cells."""
+    """Enlarges (C, H, W) by a factor, bilinearly between the centers of cells."""
 
     def axis(size):
         places = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)

@@ -1,9 +1,6 @@
 """The documentation site builds without warnings, and its links lead somewhere."""
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -32,23 +29,6 @@ class _Page(HTMLParser):
             self.resources.append(attrs["src"])
         if tag == "link" and attrs.get("rel") in ("stylesheet", "preconnect", "icon"):
             self.resources.append(attrs["href"])
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    pytest.importorskip("mkdocs", reason="mkdocs is missing: pip install -e '.[docs]'")
-    pytest.importorskip("material", reason="mkdocs-material is missing: pip install -e '.[docs]'")
-    pytest.importorskip("mkdocstrings", reason="mkdocstrings is missing: pip install -e '.[docs]'")
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    # The theme announces its end of life on every build.
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    build = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    log = build.stdout.decode()
-    assert build.returncode == 0 and "WARNING" not in log, log
-    return folder
 
 
 @pytest.fixture(scope="module")

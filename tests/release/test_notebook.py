@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.environment import required
+
 pytestmark = pytest.mark.release
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "rpe_d2_shapes.ipynb"
+DOCS = "-e '.[docs]'"  # what installs nbclient, nbformat and ipykernel
 
 
 def test_the_notebook_trains_evaluates_and_shows_pictures(tmp_path, monkeypatch):
-    missing = "nbclient or ipykernel is missing: pip install -e '.[docs]'"
-    nbclient = pytest.importorskip("nbclient", reason=missing)
-    pytest.importorskip("ipykernel", reason=missing)
-    import nbformat
-
+    nbclient = required("nbclient", DOCS)
+    nbformat = required("nbformat", DOCS)
+    required("ipykernel", DOCS)
     monkeypatch.setenv("RPE_D2_NOTEBOOK_ITERATIONS", "8")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -31,6 +32,6 @@ def test_the_notebook_trains_evaluates_and_shows_pictures(tmp_path, monkeypatch)
 
 
 def test_the_notebook_is_committed_without_outputs():
-    nbformat = pytest.importorskip("nbformat", reason="nbformat is missing")
+    nbformat = required("nbformat", DOCS)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)

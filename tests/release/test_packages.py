@@ -13,6 +13,7 @@ import pytest
 
 from rpe_d2 import __version__
 from tests.conftest import ROOT
+from tests.helpers.environment import required
 
 pytestmark = pytest.mark.release
 CONFIGS = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
@@ -40,7 +41,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and with the wheel that is built from the sdist."""
-    pytest.importorskip("build")
+    required("build", "-e '.[dev]'")
     source = tmp_path_factory.mktemp("source") / "rpe_d2"
     ignored = ".git", ".venv*", "output", "build", "*.egg-info", "__pycache__"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*ignored))
@@ -94,7 +95,8 @@ def test_wheel(packages: Path) -> None:
 def test_the_program_prints_its_version_and_its_commands(installed: Path, tmp_path: Path) -> None:
     assert run(installed / "rpe-d2", "--version", cwd=tmp_path) == f"rpe-d2 {__version__}\n"
     assert "refine-masks" in run(installed / "rpe-d2", "--help", cwd=tmp_path)
-    assert "--eval-only" in run(installed / "rpe-d2-train", "--help", cwd=tmp_path)
+    assert "--eval-only" in run(installed / "rpe-d2", "train", "--help", cwd=tmp_path)
+    assert [path.name for path in installed.glob("rpe*")] == ["rpe-d2"]
 
 
 def test_configurations_are_found_by_name(installed: Path, tmp_path: Path) -> None:

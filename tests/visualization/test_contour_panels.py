@@ -1,4 +1,4 @@
-"""Contours stay visible, and every level has its own colours and outputs."""
+"""Contours stay visible, and every level has its own colors and outputs."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def test_annotators_keep_their_lines_in_a_smaller_panel():
     assert [p.title for p in panels] == ["annotators", *(f"annotator {n}" for n in range(1, 7))]
     together, first = pictures(panels)[:2]
     assert max(together.shape[:2]) == 380
-    # Black where all agree, grey where half do, white elsewhere. Lines have no gaps.
+    # Black where all agree, gray where half do, white elsewhere. Lines have no gaps.
     assert together.min(axis=1).max() < 0.5
     assert abs(together.min(axis=0)[-20:] - 0.5).max() < 0.3
     assert together[20:, -20:].mean() > 0.95 and first.min() < 0.3

@@ -1,4 +1,4 @@
-"""Matching, colours and label maps of instance panels."""
+"""Matching, colors and label maps of instance panels."""
 
 import colorsys
 
@@ -67,7 +67,7 @@ def test_palette_is_distinct_and_not_red() -> None:
     assert all(0.1 < colorsys.rgb_to_hsv(*color)[0] < 0.9 for color in colors)
 
 
-def test_matched_colour_and_red_outlines() -> None:
+def test_matched_color_and_red_outlines() -> None:
     image = np.full((40, 60, 3), 100, dtype=np.uint8)
     names = ["a", "b"]
     truth_panel, prediction_panel = instance_panels(
@@ -77,7 +77,7 @@ def test_matched_colour_and_red_outlines() -> None:
     scale = truth.shape[0] / 40
     middle = int(27 * scale), int(33 * scale)  # inside the matched object, beside its name
     assert truth[middle].tolist() == prediction[middle].tolist()
-    assert len(set(truth[middle].tolist())) > 1  # coloured
+    assert len(set(truth[middle].tolist())) > 1  # colored
 
     def has_red(picture: np.ndarray, rows: slice, columns: slice) -> bool:
         rows, columns = (slice(int(s.start * scale), int(s.stop * scale)) for s in (rows, columns))

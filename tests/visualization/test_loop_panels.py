@@ -1,4 +1,4 @@
-"""Panels of embeddings as colours and on the sphere."""
+"""Panels of embeddings as colors and on the sphere."""
 
 import numpy as np
 import pytest
@@ -51,11 +51,11 @@ def test_panels(has_foreground: bool) -> None:
     picture = pictures[0]
     rows, columns = picture.shape[:2]
     assert abs(columns / rows - 1.5) < 0.01
-    grey = picture[rows // 10, columns // 4]
-    assert len(set(grey.tolist())) == 1
+    gray = picture[rows // 10, columns // 4]
+    assert len(set(gray.tolist())) == 1
     one, other = picture[rows // 2, columns // 4], picture[rows // 2, 3 * columns // 4]
     if has_foreground:
         assert np.abs(one - other).max() > 0.1
-        assert (pictures[2] == picture).all()  # equal embeddings have equal colours in every loop
+        assert (pictures[2] == picture).all()  # equal embeddings have equal colors in every loop
     else:
-        assert (picture == grey).all()
+        assert (picture == gray).all()

@@ -1,4 +1,4 @@
-"""Each class has the same colour in all images."""
+"""Each class has the same color in all images."""
 
 import numpy as np
 import pytest

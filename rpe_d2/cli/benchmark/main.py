@@ -114,7 +114,7 @@ def _check_record(path: Path) -> None:
     """Checks before the measurement that its record can be written.
 
     Raises:
-        ValueError: if the file exists, or its folder cannot be written.
+        ValueError: If the file exists, or its folder cannot be written.
     """
     if path.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")

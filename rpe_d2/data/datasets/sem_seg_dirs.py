@@ -12,7 +12,7 @@ from PIL import Image
 
 from rpe_d2.utils.label_maps import (
     LABEL_SUFFIXES,
-    check_unlabelled,
+    check_unlabeled,
     label_map_size,
     read_class_indices,
 )
@@ -76,7 +76,7 @@ def register_sem_seg_dirs(entries: Sequence[str], num_classes: int, ignore_value
         for image, label in pairs[:_NUM_CHECKED_IMAGES]:
             _sizes(where, image, label)
             _read(label, num_classes, ignore_value, where)
-        check_unlabelled(where, _readable(pairs, num_classes, ignore_value, where), ignore_value)
+        check_unlabeled(where, _readable(pairs, num_classes, ignore_value, where), ignore_value)
         _warn_about_missing_classes(where, pairs, folders, names)
         DatasetCatalog.register(name, functools.partial(_load, where, folders))
         MetadataCatalog.get(name).set(

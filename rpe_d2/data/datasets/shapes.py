@@ -174,8 +174,8 @@ def _texture(obj: _Object, x: np.ndarray, y: np.ndarray, phase: float) -> np.nda
 
     Args:
         obj: the object.
-        x: horizontal positions relative to the object's centre, broadcastable to (h, w).
-        y: vertical positions relative to the object's centre, broadcastable to (h, w).
+        x: horizontal positions relative to the object's center, broadcastable to (h, w).
+        y: vertical positions relative to the object's center, broadcastable to (h, w).
         phase: phase of the pattern in radians.
     """
     cos, sin = np.float32(np.cos(obj.angle)), np.float32(np.sin(obj.angle))
@@ -191,7 +191,7 @@ def _texture(obj: _Object, x: np.ndarray, y: np.ndarray, phase: float) -> np.nda
 
 
 def _colors(rng: np.random.Generator, num_objects: int) -> np.ndarray:
-    """Samples base colours (num_objects, 3) in 50–240 that differ enough from each other."""
+    """Samples base colors (num_objects, 3) in 50–240 that differ enough from each other."""
     colors = np.empty((num_objects, 3))
     for i in range(num_objects):
         candidates = rng.uniform(50, 240, (8, 3))

@@ -182,7 +182,7 @@ def register_voc(root: str) -> None:
       the object of the same class whose box in ``Annotations/*.xml`` overlaps the mask's box most,
       with an IoU of at least 0.5. In SBD, which has no such flag, it is False.
     * Semantic label maps have 0 for background, 1 to 20 for the classes and 255 for void. They are
-      served as images of these indices, because Detectron2's mapper would read palette colours.
+      served as images of these indices, because Detectron2's mapper would read palette colors.
 
     Detectron2 itself registers ``voc_2012_train`` and ``voc_2012_val``, other lists of images with
     boxes only. This function replaces them.

@@ -53,7 +53,7 @@ class GuidedBackbone(Backbone):
             frozen: freeze the wrapped backbone, which then computes in training as in inference.
 
         Raises:
-            ValueError: the backbone has parameters or buffers outside its submodules, or an output
+            ValueError: The backbone has parameters or buffers outside its submodules, or an output
                 "image" or, with ``stem``, "stem"; ``stem`` is True and the backbone is no ResNet;
                 or ``scales`` or ``pyramid`` is not allowed.
         """

@@ -374,7 +374,7 @@ def build_grouping(
 def _cluster_centers(
     x: torch.Tensor, votes: torch.Tensor, labels: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Returns the mean directions (R, D) and mean positions (R, 2) of labelled points."""
+    """Returns the mean directions (R, D) and mean positions (R, 2) of labeled points."""
     count = int(labels.max()) + 1 if len(labels) else 0
     return F.normalize(_means(x, labels, count), dim=1), _means(votes, labels, count)
 

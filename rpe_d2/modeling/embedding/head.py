@@ -149,7 +149,7 @@ class EmbeddingHead(nn.Module):
                 None disables sizes.
 
         Raises:
-            ValueError: an argument is out of range, or the backbone lacks a suitable output.
+            ValueError: An argument is out of range, or the backbone lacks a suitable output.
         """
         super().__init__()
         in_features = chosen_features("in_features", in_features, input_shape)
@@ -312,7 +312,7 @@ def check_grid(
         input_shape: channels and stride of each output of the backbone.
 
     Raises:
-        ValueError: the head cannot be built from them.
+        ValueError: The head cannot be built from them.
     """
     broken = [name for name in features if input_shape[name].stride % 1]
     if broken:

@@ -120,7 +120,7 @@ def instance_masks(instances: Instances) -> torch.Tensor:
         return bits.to(instances.gt_classes.device)
     log_first_n(
         logging.WARNING,
-        "The data has no gt_masks: pixels are labelled from filled gt_boxes. "
+        "The data has no gt_masks: pixels are labeled from filled gt_boxes. "
         "Set MODEL.MASK_ON True or use rpe_d2.data.PixelLabelMapper for masks.",
         key="message",
     )

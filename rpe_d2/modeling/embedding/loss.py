@@ -272,7 +272,7 @@ def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignored: int)
         ignored: label of pixels that are left out.
 
     Returns:
-        A scalar. Images without labelled pixels contribute 0, and gradients still flow.
+        A scalar. Images without labeled pixels contribute 0, and gradients still flow.
     """
     error = F.cross_entropy(logits, target, ignore_index=ignored, reduction="none")
     counts = (target != ignored).sum(dim=(1, 2)).clamp(min=1)

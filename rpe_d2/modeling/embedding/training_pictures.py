@@ -67,7 +67,7 @@ def training_picture(
         value, owner = soft.max(dim=0)
         pred = torch.where(value > 0.5, owner, pred)
     panels += [_label_colors(label_map.cpu()) for label_map in (target, pred)]
-    # Coloured as one image, equal embeddings of different loops have equal colours.
+    # Colored as one image, equal embeddings of different loops have equal colors.
     colors = embedding_to_rgb(torch.cat(loops, dim=2)).split(loops[0].shape[2], dim=2)
     for color in colors:
         color = F.interpolate(color[None], scale_factor=maps.stride)[0]
@@ -76,7 +76,7 @@ def training_picture(
 
 
 def _label_colors(label_map: torch.Tensor) -> torch.Tensor:
-    """Colours labels (H, W), black for negative ones. Returns (3, H, W) uint8."""
+    """Colors labels (H, W), black for negative ones. Returns (3, H, W) uint8."""
     palette = torch.randint(64, 256, (3, 1024), generator=torch.Generator().manual_seed(0))
     palette[:, 0] = 0
     return palette[:, torch.where(label_map < 0, 0, label_map % 1023 + 1)].to(torch.uint8)

@@ -7,7 +7,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, Instances
-from scipy.ndimage import distance_transform_edt
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
@@ -102,7 +101,7 @@ class SPNRefiner(PaddedInput):
             :meth:`inference`.
 
         Raises:
-            ValueError: training without propagation units, which have all the parameters.
+            ValueError: Training without propagation units, which have all the parameters.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -181,7 +180,7 @@ class SPNRefiner(PaddedInput):
         total = labels.sum(dim=0)
         known = total > 0
         labels = labels / total.clamp(min=1e-12)
-        # Closed gates keep the labelled cells as they are. Elsewhere labels decay with distance,
+        # Closed gates keep the labeled cells as they are. Elsewhere labels decay with distance,
         # slowly inside regions and fast across edges, and the strongest label wins. Double
         # precision lets them reach distant cells.
         gates = gates[..., : known.shape[0], : known.shape[1]].double() * ~known
@@ -189,6 +188,8 @@ class SPNRefiner(PaddedInput):
         total = propagated.sum(dim=0)
         if bool((total == 0).any()) and bool(known.any()):
             # Cells that no label reached get the nearest label.
+            from scipy.ndimage import distance_transform_edt  # slow to import, and rarely needed
+
             row, column = torch.from_numpy(
                 distance_transform_edt(
                     ~known.cpu().numpy(), return_distances=False, return_indices=True

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from rpe_d2.config import check_config
 
-from ..argument_checks import check_choice, check_range
+from ..argument_checks import check_choice, check_range, checked_topk
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping
 from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
@@ -63,7 +63,7 @@ class MeanShiftProposalGenerator(nn.Module):
     head, losses, mean shift, grouping and quality head are those of
     :class:`rpe_d2.modeling.PixelEmbeddingNet`, with one class.
 
-    Pixels are labelled from ``gt_masks`` or, if the data have none, from filled boxes. What
+    Pixels are labeled from ``gt_masks`` or, if the data have none, from filled boxes. What
     Detectron2's mappers leave out, such as crowds, counts as background, as it does for the RPN.
     """
 
@@ -132,10 +132,7 @@ class MeanShiftProposalGenerator(nn.Module):
         check_choice("nms_type", nms_type, NMS_TYPES)
         check_range("nms_threshold", nms_threshold, 0, 1)
         check_range("duplicate_threshold", duplicate_threshold, 0, 1)
-        check_range("pre_nms_topk", pre_nms_topk, 1)
         check_range("quality_loss_weight", quality_loss_weight, 0)
-        check_range("post_nms_topk_train", post_nms_topk_train, 0)
-        check_range("post_nms_topk_test", post_nms_topk_test, 1)
         check_range("min_box_size", min_box_size, 0)
         check_range("mask_threshold", mask_threshold, 1e-6, 0.99)
         check_range("tip_threshold", tip_threshold, 1e-6, 1)
@@ -156,7 +153,7 @@ class MeanShiftProposalGenerator(nn.Module):
         self.nms_threshold = nms_threshold
         self.duplicate_threshold = duplicate_threshold
         self.pre_nms_topk = pre_nms_topk
-        self.post_nms_topk = {True: post_nms_topk_train, False: post_nms_topk_test}
+        self.post_nms_topk = checked_topk(pre_nms_topk, post_nms_topk_train, post_nms_topk_test)
         self.min_box_size = min_box_size
         self.mask_threshold = mask_threshold
         self.tip_threshold = tip_threshold

@@ -1,0 +1,54 @@
+"""What `import rpe_d2` loads, and how long it takes."""
+
+import json
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+# What single commands, evaluators or operators need. Each imports it where it uses it.
+HEAVY = {
+    "matplotlib",
+    "pandas",
+    "pydensecrf",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "tensorboard",
+    "wandb",
+}
+ROOMS = {"rpe_d2.cli", "rpe_d2.engine", "rpe_d2.inference", "rpe_d2.visualization"}
+MEASURE = """
+import json, sys, time
+import torch
+def seconds(name):
+    start = time.process_time()
+    __import__(name)
+    return time.process_time() - start
+host = seconds("detectron2.modeling")
+before = set(sys.modules)
+own = seconds("rpe_d2")
+print(json.dumps([host, own, sorted(set(sys.modules) - before)]))
+"""
+
+
+def measured() -> tuple[float, float, set[str]]:
+    """CPU seconds of detectron2.modeling and then of rpe_d2, and the modules that rpe_d2 adds."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURE], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    host, own, added = json.loads(done.stdout.splitlines()[-1])
+    return host, own, set(added)
+
+
+def test_the_import_loads_only_what_building_a_model_needs():
+    *_, added = measured()
+    assert {"rpe_d2.config", "rpe_d2.modeling", "rpe_d2.baselines"} <= added
+    assert not ROOMS & added
+    assert not HEAVY & {name.split(".")[0] for name in added}
+
+
+def test_the_import_takes_less_than_half_as_long_as_detectron2s():
+    """Without torch, which both need; the best of three, because the machine may be busy."""
+    assert min(own / host for host, own, _ in (measured() for _ in range(3))) < 0.5
