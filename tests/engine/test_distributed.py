@@ -289,6 +289,7 @@ def test_gradients_of_processes_and_accumulated_batches_equal_those_of_one_batch
     for variant, computed in variants.items():
         assert computed.keys() == expected.keys()
         for name, gradient in expected.items():
-            torch.testing.assert_close(
-                computed[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{variant}: {name}"
-            )
+            # Sums of thousands of float32 terms in another order. Gradients that cancel out, such
+            # as those of biases before a normalization, have only the error of their terms.
+            error = float((computed[name] - gradient).norm())
+            assert error < 1e-4 * float(gradient.norm()) + 1e-5, (variant, name)
