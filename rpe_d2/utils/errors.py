@@ -39,11 +39,14 @@ def one_line(error: Exception) -> str:
 def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
     """Ends the process with status 2 and one line on stderr where a user's mistake raises an error.
 
-    Within the block, a second signal ends the process even where it hangs in C code.
+    Within the block, a second signal ends the process even where it hangs in C code. From then on,
+    names that the terminal cannot show are printed with escapes.
 
     Args:
         kinds: the errors that a user can fix. Any other error is a bug and keeps its traceback.
     """
+    if getattr(sys.stdout, "errors", None) == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with second_signal_kills():
             yield

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from typing import Callable, List, NamedTuple, Sequence
+from typing import Any, Callable, List, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -69,7 +69,8 @@ def text_panel(title: str, paragraphs: Sequence[str]) -> Panel:
     text = "\n\n".join(textwrap.fill(paragraph, 46) for paragraph in paragraphs)
 
     def draw(axes: Axes) -> None:
-        axes.text(0.04, 1, text, transform=axes.transAxes, va="top", fontsize=9.5, linespacing=1.4)
+        place = {"transform": axes.transAxes, "va": "top"}
+        axes.text(0.04, 1, text, fontsize=9.5, linespacing=1.4, parse_math=False, **place)
 
     return Panel(title, "", draw)
 
@@ -93,7 +94,7 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
     # Without pyplot there is no global state: the caller's backend and figures do not change.
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(_GAP / width, 1 - _HEADING / 2 / height, heading, va="center", fontsize=12)
+    _write(figure, _GAP / width, 1 - _HEADING / 2 / height, heading, va="center", fontsize=12)
     for row, panels in enumerate(rows):
         bottom = height - _HEADING - (row + 1) * (panel_height + _TITLE) - row * _GAP
         for column, panel in enumerate(panels):
@@ -104,12 +105,22 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
             panel.draw(axes)
             middle = (left + panel_width / 2) / width
             top = bottom + panel_height
-            figure.text(
-                middle, (top + 24) / height, panel.title, ha="center", fontsize=12, weight="bold"
+            centered = {"ha": "center"}
+            title, note = panel.title, panel.note
+            _write(
+                figure, middle, (top + 24) / height, title, fontsize=12, weight="bold", **centered
             )
-            figure.text(
-                middle, (top + 7) / height, panel.note, ha="center", fontsize=9, color="0.3"
-            )
+            _write(figure, middle, (top + 7) / height, note, fontsize=9, color="0.3", **centered)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
+
+
+def printable(text: str) -> str:
+    """Replaces what fonts cannot show, such as the lone surrogates of undecodable file names."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    # Names of files and classes may contain dollar signs, which are no formulas.
+    figure.text(x, y, printable(text), parse_math=False, **style)

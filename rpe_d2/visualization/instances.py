@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from .figure import Panel, fit_to_panel
+from .figure import Panel, fit_to_panel, printable
 
 _ERROR_COLOR = (230, 0, 0)  # not in the palette of instances
 _MATCH_IOU = 0.5
@@ -261,7 +261,8 @@ def _overlay_panel(
             axes.text(
                 x,
                 y,
-                name,
+                printable(name),
+                parse_math=False,
                 ha=alignment,
                 va="center",
                 fontsize=9,

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
 
+from .figure import printable
+
 # Written to the metadata of PNG files, by which a tool recognizes its own output.
 SOFTWARE = "rpe_d2 precision-recall plot"
 _ISO_F = np.arange(0.1, 0.95, 0.1)
@@ -46,7 +48,7 @@ def precision_recall_plot(
     # origin.
     curve = [point for point in scores.curve if point.recall > 0 or point.precision > 0]
     label = (
-        f"[F = {scores.ods.f_measure:.3f}] {name}: ODS; OIS {scores.ois.f_measure:.3f}, "
+        f"[F = {scores.ods.f_measure:.3f}] {printable(name)}: ODS; OIS {scores.ois.f_measure:.3f}, "
         f"AP {scores.ap:.3f}"
     )
     axes.plot(
@@ -75,7 +77,9 @@ def precision_recall_plot(
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     axes.set_title(f"boundaries, {num_images} image{'' if num_images == 1 else 's'}")
-    axes.legend(loc="lower left", fontsize=8, framealpha=0.95)
+    legend = axes.legend(loc="lower left", fontsize=8, framealpha=0.95)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar sign in the name is no formula
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": SOFTWARE})
     return buffer.getvalue()
