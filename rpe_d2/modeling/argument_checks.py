@@ -27,3 +27,19 @@ def check_power_of_two(name: str, value: int) -> None:
     """Raises a ValueError that names the argument or key if the value is not 1, 2, 4, 8 …"""
     if value < 1 or math.log2(value) % 1:
         raise ValueError(f"{name} is {value}; allowed: 1, 2, 4 …")
+
+
+def check_batch(name: str, batch_size: int, num_images: int) -> None:
+    """Raises a ValueError if feature maps do not have one entry for each image of a batch.
+
+    Args:
+        name: the component that gets the maps, for the message.
+        batch_size: length of the maps' first dimension.
+        num_images: number of images.
+    """
+    if batch_size != num_images:
+        raise ValueError(
+            f"{name} gets features of {batch_size} images for a batch of {num_images}; allowed: "
+            "one for each image. Backbones with branches, as in TridentNet, need the proposal "
+            "generators and RoI heads of their own project"
+        )
