@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.config import check_config
-from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.argument_checks import check_batch, check_range
 
 from .classifier_grid import grid_weights, mix_classifiers
 
@@ -121,6 +121,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
             In training a dict of losses. Otherwise the instances with ``pred_masks`` (R, 1, m, m)
             float32 in [0, 1].
         """
+        check_batch(type(self).__name__, len(next(iter(x.values()))), len(instances))
         boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
         classes = torch.cat([i.gt_classes if self.training else i.pred_classes for i in instances])
         logits = self.layers(x, boxes, classes).unsqueeze(1)

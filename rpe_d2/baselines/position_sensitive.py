@@ -3,6 +3,8 @@
 import torch
 from torchvision.ops import roi_align
 
+from rpe_d2.ops.roi_warp import check_batch_index
+
 
 def position_sensitive_regions(
     features: torch.Tensor, boxes: torch.Tensor, parts: int, cells: int, spatial_scale: float
@@ -24,8 +26,10 @@ def position_sensitive_regions(
         (R, C, k cells, k cells) with the dtype of ``features``.
 
     Raises:
-        ValueError: The number of channels is not a multiple of k k.
+        ValueError: The number of channels is not a multiple of k k, or a box is of an image that
+            the batch does not have.
     """
+    check_batch_index(boxes, len(features))
     channels = features.shape[1]
     groups = parts * parts
     if channels % groups:

@@ -16,7 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.argument_checks import check_batch, check_range
 from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.masks import masks_in_boxes, rescale_to_half
 
@@ -233,6 +233,7 @@ class RegionROIHeads(ROIHeads, ABC):
             In training the proposals and a dict of losses. Otherwise the detections of each image
             and an empty dict.
         """
+        check_batch(type(self).__name__, len(next(iter(features.values()))), len(proposals))
         maps = self.region_maps(features)
         boxes = [part.proposal_boxes.tensor for part in proposals]
         if self.training:

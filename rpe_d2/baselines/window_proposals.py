@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from rpe_d2.config import check_config
-from rpe_d2.modeling.argument_checks import check_range, checked_topk
+from rpe_d2.modeling.argument_checks import check_batch, check_range, checked_topk
 from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.modeling.masks import windows_to_proposals
@@ -182,6 +182,9 @@ class WindowProposalGenerator(nn.Module, ABC):
             inference, and with ``masks_in_training`` also in training, they have
             ``proposal_masks`` (R, M, M) uint8. The second value is a dict of losses in training.
         """
+        check_batch(
+            type(self).__name__, len(next(iter(features.values()))), len(images.image_sizes)
+        )
         grid = window_grid([features[n] for n in self.in_features], self.strides, self.window)
         pyramid = self.pyramid(features)
         losses = {}

@@ -95,7 +95,12 @@ def _spn_keys() -> Keys:
             "Keep that head, loaded from `MODEL.WEIGHTS`, fixed and train only its refinement. "
             "The backbone must be fixed as well: `MODEL.GUIDED_BACKBONE.FREEZE`.",
         ),
-        "LOSS_WEIGHT": Key(1.0, "Weight of the loss after refinement.", low=0),
+        "LOSS_WEIGHT": Key(
+            1.0,
+            "Weight of the loss after refinement. `SPNSemSegHead` multiplies it by "
+            "`MODEL.SEM_SEG_HEAD.LOSS_WEIGHT`.",
+            low=0,
+        ),
     }
 
 

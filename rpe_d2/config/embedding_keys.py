@@ -166,7 +166,13 @@ def _instance_keys() -> Keys:
             low=1,
             unit="groups",
         ),
-        "SCORE_THRESH_TEST": Key(0.0, "Instances with a lower score are dropped.", low=0, high=1),
+        "SCORE_THRESH_TEST": Key(
+            0.0,
+            "Instances with a lower score are dropped. `MODEL.ROI_HEADS.SCORE_THRESH_TEST`, which "
+            "Detectron2's demo sets, also applies where it is not at its default, 0.05.",
+            low=0,
+            high=1,
+        ),
         "REFINE": Key(
             "",
             "`spn`: refine the soft masks of the instances by the propagation of `MODEL.SPN`. "

@@ -40,6 +40,7 @@ from rpe_d2.evaluation import (
     PartFScoreEvaluator,
     VOCInstanceEvaluator,
 )
+from rpe_d2.evaluation.ground_truth import has_semantic_maps
 from rpe_d2.utils.label_maps import read_label_map
 
 from .checkpoint import AVERAGED, ModelCheckpointer
@@ -291,7 +292,7 @@ class Trainer(DefaultTrainer):
             return BSDSBoundaryEvaluator(dataset_name, test.BOUNDARY_THRESHOLDS)
         has_instances = kind != "sem_seg" and not only_proposals(cfg)
         evaluators: List[DatasetEvaluator] = []
-        if kind in ("sem_seg", "panoptic"):
+        if has_semantic_maps(dataset_name):
             evaluators.append(_semantic_evaluator(dataset_name, folder))
             if metadata.get("part_classes"):
                 evaluators.append(PartFScoreEvaluator(dataset_name))

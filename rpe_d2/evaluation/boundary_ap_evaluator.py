@@ -17,7 +17,12 @@ from pycocotools.cocoeval import COCOeval
 from rpe_d2.utils.label_maps import read_label_map
 
 from .coco_scores import precision_by_size
-from .ground_truth import coco_ground_truth, instance_results, load_results
+from .ground_truth import (
+    coco_ground_truth,
+    has_semantic_maps,
+    instance_results,
+    load_results,
+)
 from .mask_boundaries import boundary_rle, boundary_width, mask_boundary
 
 # Suffix of a result's name -> boundary width in pixels, None for 2 % of the image diagonal.
@@ -59,7 +64,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._metadata = MetadataCatalog.get(dataset_name)
         kind = self._metadata.get("evaluator_type")
-        self._semantic = kind in ("sem_seg", "panoptic")
+        self._semantic = has_semantic_maps(dataset_name)
         self._has_instances = kind != "sem_seg"
         self._map_of_image = {}
         if self._semantic:

@@ -199,10 +199,10 @@ def _count_image(image: BoundaryImage, num_thresholds: int) -> Union[ImageCounts
         annotations = read_boundary_annotations(str(image.ground_truth))
         boundaries = read_boundary_map(str(image.prediction))
         check_sizes(boundaries, annotations, str(image.prediction))
+        matches = count_boundary_matches(boundaries, annotations, num_thresholds)
+        human = count_human_matches(annotations)
     except (ValueError, OSError) as error:
         return one_line(error)
-    matches = count_boundary_matches(boundaries, annotations, num_thresholds)
-    human = count_human_matches(annotations)
     return ImageCounts(matches, human, time.process_time() - start)
 
 

@@ -19,6 +19,15 @@ from rpe_d2.utils.coco_annotations import (
 )
 
 
+def has_semantic_maps(dataset_name: str) -> bool:
+    """Returns whether a registered dataset has semantic label maps, perhaps besides instances."""
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    return kind in ("sem_seg", "panoptic") or (
+        kind == "coco" and metadata.get("stuff_classes") is not None
+    )
+
+
 def coco_ground_truth(dataset_name: str) -> COCO:
     """Loads a registered dataset in COCO's format and completes it for COCOeval."""
     path = MetadataCatalog.get(dataset_name).get("json_file")

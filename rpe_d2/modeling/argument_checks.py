@@ -44,3 +44,19 @@ def checked_topk(
     check_range("post_nms_topk_train", post_nms_topk_train, 0)
     check_range("post_nms_topk_test", post_nms_topk_test, 1)
     return {True: post_nms_topk_train, False: post_nms_topk_test}
+
+
+def check_batch(name: str, batch_size: int, num_images: int) -> None:
+    """Raises a ValueError if feature maps do not have one entry for each image of a batch.
+
+    Args:
+        name: the component that gets the maps, for the message.
+        batch_size: length of the maps' first dimension.
+        num_images: number of images.
+    """
+    if batch_size != num_images:
+        raise ValueError(
+            f"{name} gets features of {batch_size} images for a batch of {num_images}; allowed: "
+            "one for each image. Backbones with branches, as in TridentNet, need the proposal "
+            "generators and RoI heads of their own project"
+        )

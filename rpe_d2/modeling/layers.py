@@ -3,10 +3,12 @@
 from typing import Dict, List, Sequence, Tuple, Union
 
 import torch
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
+
+from .large_maps import BandedConv2d, InPlaceGroupNorm
 
 
 def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> List[str]:
@@ -36,15 +38,18 @@ def normalized_conv(
     Args:
         norm: any normalization of Detectron2's ``get_norm``; "" for none.
     """
-    conv = Conv2d(
+    layer = get_norm(norm, out_channels)
+    if isinstance(layer, nn.GroupNorm):  # the output of the convolution is needed nowhere else
+        layer = InPlaceGroupNorm(layer.num_groups, out_channels)
+    conv = BandedConv2d(
         in_channels,
         out_channels,
         kernel_size,
         stride=stride,
         padding=kernel_size // 2,
         bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=F.relu,
+        norm=layer,
+        activation=F.relu_,
     )
     c2_msra_fill(conv)
     return conv

@@ -9,8 +9,10 @@ from torchvision.ops import nms, roi_align
 
 from .layers import resize_maps
 
-# Full-resolution masks are made this many pixels at a time (float32: 256 MB).
-_UPSAMPLE_ELEMENTS = 1 << 26
+# Full-resolution masks are made this many pixels at a time (float32: 64 MB).
+_UPSAMPLE_ELEMENTS = 1 << 24
+# Elements of masks that are compared at a time (float32: 64 MB).
+_OVERLAP_ELEMENTS = 1 << 24
 
 
 def masks_on_grid(masks: torch.Tensor, size: Sequence[int], stride: int) -> torch.Tensor:
@@ -79,16 +81,19 @@ def mask_overlaps(
     """Computes the intersections of all pairs of masks, relative to an area.
 
     Args:
-        soft_masks: (R, h, w) in 0-1.
+        soft_masks: (R, h, w) bool or in 0-1.
         relative_to: "union" for the IoU, or "smaller" for the area of the smaller mask.
         mask_threshold: value from which on a cell belongs to a mask.
 
     Returns:
         (R, R) in 0-1, 0 for empty masks.
     """
-    masks = (soft_masks >= mask_threshold).flatten(1).float()
-    areas = masks.sum(dim=1)
-    common = masks @ masks.T
+    common = torch.zeros(len(soft_masks), len(soft_masks), device=soft_masks.device)
+    at_once = max(1, _OVERLAP_ELEMENTS // max(1, len(soft_masks)))
+    for cells in soft_masks.flatten(1).split(at_once, dim=1):
+        masks = (cells >= mask_threshold).float()
+        common += masks @ masks.T
+    areas = common.diagonal()
     if relative_to == "union":
         area = areas[:, None] + areas - common
     else:
@@ -130,7 +135,7 @@ def contained_mask_nms(
     With the IoU, the group and its smaller part would be kept together.
 
     Args:
-        soft_masks: (R, h, w) in 0-1.
+        soft_masks: (R, h, w) bool or in 0-1.
         scores: (R,) scores.
         threshold: overlap in 0-1. At 1 everything is kept.
         mask_threshold: value from which on a cell belongs to a mask.

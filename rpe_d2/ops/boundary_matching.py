@@ -4,6 +4,13 @@ from typing import Tuple
 
 import numpy as np
 
+# Elements of one block of the search for pairs (int64: 64 MB).
+_BLOCK_ELEMENTS = 1 << 23
+# More pairs, at about 80 bytes each, are refused. An image of 12 megapixels with 72,000 contour
+# pixels has 7 million.
+_MOST_PAIRS = 1 << 25
+_INDEX = np.int32  # positions in a map
+
 
 def match_boundaries(
     predicted: np.ndarray, truth: np.ndarray, max_distance: float
@@ -28,7 +35,8 @@ def match_boundaries(
         ``truth``. The positions in ``predicted`` ascend.
 
     Raises:
-        ValueError: The maps differ in size.
+        ValueError: The maps differ in size, or have so many pairs of near pixels that they would
+            not fit into memory.
     """
     if predicted.shape != truth.shape:
         raise ValueError(
@@ -65,13 +73,29 @@ def _near_pairs(
     steps, lengths = steps[:, lengths <= max_distance], lengths[lengths <= max_distance]
     padded = np.pad(predicted, ((down, down), (right, right)))
     padded_width = width + 2 * right
-    second = np.flatnonzero(truth)
-    row, column = np.divmod(second, width)
+    true = np.flatnonzero(truth)
+    row, column = np.divmod(true, width)
     place = (row + down) * padded_width + column + right  # of the true pixels in the padded map
-    near = padded.reshape(-1)[place[:, None] + steps[0] * padded_width + steps[1]]  # (N, steps)
-    which, step = np.nonzero(near)
-    second = second[which]
-    return second + steps[0][step] * width + steps[1][step], second, lengths[step]
+    offset = steps[0] * padded_width + steps[1]
+    # A few true pixels at a time: all of them times all steps would not fit into memory.
+    at_once = max(1, _BLOCK_ELEMENTS // len(offset))
+    parts = [(np.zeros(0, _INDEX), np.zeros(0, _INDEX))]
+    num_pairs = 0
+    for start in range(0, len(true), at_once):
+        near = padded.reshape(-1)[place[start : start + at_once, None] + offset]  # (n, steps)
+        which, step = np.nonzero(near)
+        parts.append(((which + start).astype(_INDEX), step.astype(_INDEX)))
+        num_pairs += len(which)
+        if num_pairs > _MOST_PAIRS:
+            raise ValueError(
+                f"the boundaries of {height} x {width} pixels have more than {_MOST_PAIRS} pairs "
+                f"of pixels within {max_distance:.1f} pixels; allowed: fewer, as in maps that are "
+                "thinner or smaller"
+            )
+    which, step = (np.concatenate(columns) for columns in zip(*parts))
+    second = true[which].astype(_INDEX)
+    shift = (steps[0] * width + steps[1]).astype(_INDEX)
+    return second + shift[step], second, lengths[step]
 
 
 def _numbered(positions: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:

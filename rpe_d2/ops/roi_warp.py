@@ -29,13 +29,14 @@ def roi_warp(
         (R, C, height, width) like ``features``. Half precision is interpolated in float32.
 
     Raises:
-        ValueError: A shape does not fit.
+        ValueError: A shape does not fit, or a box is of an image that the batch does not have.
     """
     if features.dim() != 4 or boxes.dim() != 2 or boxes.shape[1] != 5:
         raise ValueError(
             f"features have shape {tuple(features.shape)} and boxes {tuple(boxes.shape)}; "
             "allowed: (N, C, H, W) and (R, 5)"
         )
+    check_batch_index(boxes, len(features))
     rows, columns = (output_size,) * 2 if isinstance(output_size, int) else output_size
     channels, height, width = features.shape[1:]
     # bfloat16 has a resolution of 4 cells at position 1,000.
@@ -69,3 +70,23 @@ def _centers(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor
     """Returns (R, count) centers of equal parts of each interval."""
     share = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
     return start[:, None] + (end - start)[:, None] * share
+
+
+def check_batch_index(boxes: torch.Tensor, batch_size: int) -> None:
+    """Checks that the images of boxes are in the batch; RoIAlign would read foreign memory.
+
+    Args:
+        boxes: (R, 5): index in the batch, then the box.
+        batch_size: number of images.
+
+    Raises:
+        ValueError: one line with the index and what is allowed.
+    """
+    if len(boxes) == 0:
+        return
+    index = boxes[:, 0]
+    wrong = ~((index >= 0) & (index < batch_size) & (index == index.floor()))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"boxes have the batch index {float(index[wrong][0]):g}; allowed: 0 to {batch_size - 1}"
+        )

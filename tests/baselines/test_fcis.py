@@ -1,6 +1,7 @@
 """FCIS: position-sensitive regions against their definition, losses, and scored boxes."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rpe_d2.baselines import FCISROIHeads
 from rpe_d2.baselines.fcis import FCISHead, FCISPrediction
 from rpe_d2.baselines.position_sensitive import position_sensitive_regions
 from rpe_d2.baselines.regions import label_regions
+from rpe_d2.ops.roi_warp import roi_warp
 from tests.helpers.baseline_configs import FPN_SHAPES, ROI_HEADS, seeded_model
 from tests.helpers.models import square_instances, training_input
 from tests.reference import position_sensitive as reference
@@ -65,6 +67,17 @@ def test_regions_with_one_cell_per_part_equal_those_of_torchvision():
 def test_a_wrong_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="features have 10 channels; allowed with 3 x 3 parts"):
         position_sensitive_regions(torch.zeros(1, 10, 4, 4), torch.zeros(1, 5), 3, 1, 1.0)
+
+
+@pytest.mark.parametrize("index", [1, -1, 0.5, float("nan"), 1e9])
+def test_boxes_of_images_that_the_batch_lacks_are_refused(index):
+    """RoIAlign would read foreign memory."""
+    boxes = torch.tensor([[0, 0, 0, 4, 4], [index, 0, 0, 4, 4]])
+    message = re.escape(f"boxes have the batch index {index:g}; allowed: 0 to 0")
+    with pytest.raises(ValueError, match=message):
+        position_sensitive_regions(torch.zeros(1, 9, 4, 4), boxes, 3, 1, 1.0)
+    with pytest.raises(ValueError, match=message):
+        roi_warp(torch.zeros(1, 9, 4, 4), boxes, 3, 1.0)
 
 
 def test_the_class_logit_of_a_region_is_the_mean_over_its_pixels():

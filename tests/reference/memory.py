@@ -23,12 +23,12 @@ print(kilobytes("VmHWM") - before)
 """
 
 
-def peak_bytes(setup: str, measured: str) -> int:
+def peak_bytes(setup: str, measured: str, timeout: float = 300) -> int:
     """Returns by how many bytes ``measured`` raises the peak above the memory after ``setup``."""
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
     program = PROGRAM.format(setup=setup, measured=measured)
     command = [sys.executable, "-W", "ignore", "-c", program]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     assert answer.returncode == 0, answer.stderr
     return 1024 * int(answer.stdout)

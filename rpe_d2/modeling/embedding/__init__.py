@@ -5,12 +5,12 @@ from .grouping import (
     KMeansGrouping,
     MeanShiftGrouping,
     PixelGrouping,
-    PixelGroups,
     build_grouping,
 )
 from .head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from .loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
+from .pixel_groups import PixelGroups
 from .quality_head import QualityHead
 
 __all__ = [

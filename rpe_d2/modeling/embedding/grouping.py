@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import CfgNode
@@ -12,78 +12,27 @@ from rpe_d2.ops.clustering import cluster_embeddings, split_components
 
 from ..argument_checks import check_choice, check_range
 from .head import ImageMaps
+from .image_points import ImagePoints, image_points
 from .mean_shift_layer import MeanShiftLayer, squared_distances
+from .pixel_groups import (
+    ClassMaps,
+    ComponentMasks,
+    Components,
+    JoinedMasks,
+    Memberships,
+    Modes,
+    PixelGroups,
+    SoftMasks,
+)
 
 GROUPINGS = ("mean_shift", "components", "kmeans")
 # Pixels that are less likely to be foreground cannot bring a soft mask near its threshold.
 _MIN_FOREGROUND = 0.1
-
-
-class PixelGroups(NamedTuple):
-    """Groups of the pixels of one image, the largest first within each scale.
-
-    Attributes:
-        soft_masks: (R, h, w) float32 in 0-1 on the grid of the maps, the membership in the group
-            times the foreground probability.
-        class_probabilities: (R, K) float32, the mean class probabilities over the soft mask. They
-            sum to the probability that the group is foreground.
-        agreement: (R,) float32 in 0-1, the mean membership of the group's pixels.
-    """
-
-    soft_masks: torch.Tensor
-    class_probabilities: torch.Tensor
-    agreement: torch.Tensor
-
-    def select(self, index: torch.Tensor) -> "PixelGroups":
-        """Returns the groups with these indices, in their order."""
-        return PixelGroups(*(part[index] for part in self))
-
-
-class ImagePoints(NamedTuple):
-    """P cells of one image as points that mean shift moves.
-
-    Attributes:
-        cells: (P,) int64 indices into the flattened grid.
-        weight: (P,) foreground probability.
-        grouped: (P,) bool, whether the foreground probability reaches the threshold.
-        x, votes, sizes: (P, D), (P, 2) and (P,) predictions at the cells.
-        keys: (M,) int64 indices of the points that define the density.
-    """
-
-    cells: torch.Tensor
-    weight: torch.Tensor
-    grouped: torch.Tensor
-    x: torch.Tensor
-    votes: torch.Tensor
-    sizes: torch.Tensor
-    keys: torch.Tensor
-
-
-def image_points(
-    maps: ImageMaps,
-    foreground: torch.Tensor,
-    shift: MeanShiftLayer,
-    *,
-    foreground_threshold: float,
-    min_foreground: float,
-) -> ImagePoints:
-    """Selects the cells of an image that mean shift moves, and the keys among them.
-
-    Args:
-        maps: predictions for the image.
-        foreground: (h, w) foreground probability, 0 in padding.
-        shift: layer that chooses the keys.
-        foreground_threshold: foreground probability from which on a cell can be a key.
-        min_foreground: cells with a foreground probability of at most this are left out.
-    """
-    cells = torch.nonzero(foreground.flatten() > min_foreground).squeeze(1)
-    weight = foreground.flatten()[cells]
-    grouped = weight >= foreground_threshold
-    x = maps.embeddings.flatten(1)[:, cells].T
-    votes = maps.votes.flatten(1)[:, cells].T
-    sizes = maps.sizes.flatten()[cells]
-    keys = shift.choose_keys(x, votes, sizes, grouped)
-    return ImagePoints(cells, weight, grouped, x, votes, sizes, keys)
+# Affinities of points and modes are computed this many at a time (256 KB in float32, which fits
+# into a cache).
+_BLOCK_ELEMENTS = 1 << 16
+# Points of a few rows of a large image, for which nearby modes are looked up together.
+_POINTS_AT_ONCE = 1 << 13
 
 
 class PixelGrouping(ABC):
@@ -118,32 +67,23 @@ class PixelGrouping(ABC):
             num_instances: ground-truth number of instances, which :class:`KMeansGrouping` needs.
         """
         probability = maps.logits.softmax(dim=0)  # (K + 1, h, w)
-        soft_masks, agreement = self._soft_masks(maps, probability, num_instances)
-        votes = soft_masks.flatten(1) @ probability[:-1].flatten(1).T  # (R, K)
-        votes = votes / soft_masks.flatten(1).sum(dim=1, keepdim=True).clamp(min=1e-12)
-        return PixelGroups(soft_masks, votes, agreement)
+        masks, agreement = self._soft_masks(maps, probability, num_instances)
+        return PixelGroups(masks, agreement, probability)
 
     @abstractmethod
     def _soft_masks(
         self, maps: ImageMaps, probability: torch.Tensor, num_instances: Optional[int]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Returns soft masks (R, h, w) and the agreement (R,) of the groups."""
+    ) -> Tuple[SoftMasks, torch.Tensor]:
+        """Returns R soft masks and the agreement (R,) of the groups."""
 
-    def _large_components(
-        self, group_map: torch.Tensor, stride: int
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Splits a map of groups, negative for none, into its large connected components.
-
-        Returns:
-            Masks (R, h, w) of 0 and 1, and the group (R,) of each.
-        """
+    def _large_components(self, group_map: torch.Tensor, stride: int) -> Components:
+        """Splits a map of groups, negative for none, into its large connected components."""
         parts = split_components(group_map)
         number, sizes = torch.unique(parts[parts >= 0], return_counts=True)
         order = torch.argsort(sizes, descending=True, stable=True)[: self.max_groups]
-        number = number[order][sizes[order] * stride**2 >= self.min_area]
-        masks = parts == number.view(-1, 1, 1)  # (R, h, w)
-        first = masks.flatten(1).to(torch.uint8).argmax(dim=1) if len(number) else number
-        return masks.float(), group_map.flatten()[first]
+        return Components(
+            parts, number[order][sizes[order] * stride**2 >= self.min_area], group_map
+        )
 
 
 class ComponentGrouping(PixelGrouping):
@@ -151,13 +91,13 @@ class ComponentGrouping(PixelGrouping):
 
     def _soft_masks(
         self, maps: ImageMaps, probability: torch.Tensor, num_instances: Optional[int]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
+    ) -> Tuple[SoftMasks, torch.Tensor]:
         class_map = probability.argmax(dim=0)
         background = len(probability) - 1
         class_map[(class_map == background) | (maps.valid == 0)] = -1
-        masks, classes = self._large_components(class_map, maps.stride)
-        soft = probability[classes] * _dilate(masks) * maps.valid
-        return soft, soft.new_ones(len(soft))
+        components = self._large_components(class_map, maps.stride)
+        masks = ComponentMasks(ClassMaps(probability, maps.valid), components)
+        return masks, probability.new_ones(len(masks))
 
 
 class MeanShiftGrouping(PixelGrouping):
@@ -212,7 +152,7 @@ class MeanShiftGrouping(PixelGrouping):
 
     def _soft_masks(
         self, maps: ImageMaps, probability: torch.Tensor, num_instances: Optional[int]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
+    ) -> Tuple[SoftMasks, torch.Tensor]:
         points = image_points(
             maps,
             (1 - probability[-1]) * maps.valid,
@@ -221,18 +161,13 @@ class MeanShiftGrouping(PixelGrouping):
             min_foreground=_MIN_FOREGROUND,
         )
         groups = [self._groups_of_scale(points, maps, s, num_instances) for s in self.scales]
-        soft_masks, agreement = (torch.cat(parts) for parts in zip(*groups))
-        return soft_masks, agreement
+        masks, agreement = zip(*groups)
+        return masks[0] if len(masks) == 1 else JoinedMasks(masks), torch.cat(agreement)
 
     def _modes(
         self, points: ImagePoints, scale: float, num_instances: Optional[int]
-    ) -> Tuple[ImagePoints, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Moves the points and finds the modes of their density.
-
-        Returns:
-            The moved points, the modes (R, D) with their positions (R, 2), and (P, R) bool whether
-            a point is near enough to a mode to belong to its cluster.
-        """
+    ) -> Tuple[ImagePoints, Modes]:
+        """Moves the points and finds the modes of their density."""
         x, votes = self.shift.shift_points(points.x, points.votes, points.sizes, points.keys, scale)
         keys = points.keys
         # Fixed positions are where a pixel is, which says nothing about its instance. Votes do.
@@ -242,13 +177,17 @@ class MeanShiftGrouping(PixelGrouping):
             positions=votes[keys] if self.shift.shift_positions else None,
             max_distance=self._max_distance(points.sizes[keys], scale),
         )
-        modes, mode_votes = _cluster_centers(x[keys], votes[keys], labels)
-        belongs = x @ modes.T >= self.merge_cosine
-        max_distance = self._max_distance(points.sizes, scale)
+        modes = Modes(*_cluster_centers(x[keys], votes[keys], labels), scale)
+        return points._replace(x=x, votes=votes), modes
+
+    def _belongs(self, points: ImagePoints, modes: Modes) -> torch.Tensor:
+        """Returns (P, R) bool whether a point is near enough to a mode to be in its cluster."""
+        belongs = points.x @ modes.x.T >= self.merge_cosine
+        max_distance = self._max_distance(points.sizes, modes.scale)
         if max_distance is not None:
-            max_distance = torch.as_tensor(max_distance, device=x.device).view(-1, 1)
-            belongs &= squared_distances(votes, mode_votes) <= max_distance**2
-        return points._replace(x=x, votes=votes), modes, mode_votes, belongs
+            max_distance = torch.as_tensor(max_distance, device=points.x.device).view(-1, 1)
+            belongs &= squared_distances(points.votes, modes.votes) <= max_distance**2
+        return belongs
 
     def _max_distance(self, sizes: torch.Tensor, scale: float) -> Union[None, float, torch.Tensor]:
         """Returns the largest distance in pixels between a point and its mode."""
@@ -260,40 +199,84 @@ class MeanShiftGrouping(PixelGrouping):
 
     def _groups_of_scale(
         self, points: ImagePoints, maps: ImageMaps, scale: float, num_instances: Optional[int]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Returns soft masks (R, h, w) and the agreement (R,) of the groups at one scale."""
+    ) -> Tuple[SoftMasks, torch.Tensor]:
+        """Returns R soft masks and the agreement (R,) of the groups at one scale."""
         size = maps.logits.shape[-2:]
-        moved, modes, mode_votes, belongs = self._modes(points, scale, num_instances)
-        cells, weight, grouped, x, votes, sizes, _ = moved
-        affinity = self.shift.affinity(x, votes, sizes, modes, mode_votes, scale)  # (P, R)
-        num_modes = affinity.shape[1]
-        owned = grouped & belongs.any(dim=1)
-        if num_modes:
-            owner = affinity.masked_fill(~belongs, -math.inf).argmax(dim=1)
-            areas = torch.bincount(owner[owned], minlength=num_modes) * maps.stride**2
-        else:
-            areas = weight.new_zeros(0)
-        largest = torch.argsort(areas, descending=True, stable=True)[: self.max_groups]
-        largest = largest[areas[largest] >= self.min_area]
-        num_groups = len(largest)
-        if num_groups == 0:
-            return weight.new_zeros(0, *size), weight.new_zeros(0)
-        # Pixels that belong to no remaining mode, such as those of dropped groups, have no group.
-        inside = belongs[:, largest].any(dim=1)
-        membership = affinity[:, largest].softmax(dim=1) * inside[:, None]
-        nearest = membership.argmax(dim=1)
-
+        moved, modes = self._modes(points, scale, num_instances)
+        modes = modes[self._largest(moved, modes, maps.stride)]
+        log_total, best, nearest = self._membership(moved, modes)
+        masks = Memberships(self.shift, moved, modes, log_total, size)
+        inside = log_total < math.inf
         if not self.split_into_components:
-            soft = _scatter(membership.T * weight, cells, size)
-            best = membership.amax(dim=1, keepdim=True)
-            return soft, _means(best[inside], nearest[inside], num_groups).squeeze(1)
-        group_map = torch.full((size.numel(),), -1, dtype=torch.long, device=x.device)
-        clear = grouped & inside
-        group_map[cells[clear]] = nearest[clear]
-        masks, group = self._large_components(group_map.view(size), maps.stride)
-        soft = _scatter(membership.T[group] * weight, cells, size) * _dilate(masks)
-        member = _scatter(membership.T[group], cells, size) * masks
-        return soft, member.flatten(1).sum(dim=1) / masks.flatten(1).sum(dim=1)
+            agreement = _means(best[inside, None], nearest[inside], len(modes))
+            return masks, agreement.squeeze(1)
+        group_map = torch.full((size.numel(),), -1, dtype=torch.long, device=best.device)
+        clear = moved.grouped & inside
+        group_map[moved.cells[clear]] = nearest[clear]
+        components = self._large_components(group_map.view(size), maps.stride)
+        # Every clear point is in the component of the group that is nearest to it.
+        membership = best.new_zeros(size.numel()).index_copy_(0, moved.cells[clear], best[clear])
+        return ComponentMasks(masks, components), components.mean_of(membership.view(size))
+
+    def _largest(self, points: ImagePoints, modes: Modes, stride: int) -> torch.Tensor:
+        """Returns the indices of the modes that own the most pixels, the largest first."""
+        counts = torch.zeros(len(modes), dtype=torch.long, device=points.x.device)
+        for part in points.split(_POINTS_AT_ONCE):
+            near = self._reachable(part, modes)
+            for block, affinity, belongs in self._blocks(part, modes[near]):
+                value, owner = torch.where(belongs, affinity, -math.inf).max(dim=1)
+                owner = near[owner[block.grouped & (value > -math.inf)]]
+                counts += torch.bincount(owner, minlength=len(modes))
+        areas = counts * stride**2
+        largest = torch.argsort(areas, descending=True, stable=True)[: self.max_groups]
+        return largest[areas[largest] >= self.min_area]
+
+    def _reachable(self, points: ImagePoints, modes: Modes) -> torch.Tensor:
+        """Returns the indices of the modes in the box of the points' votes and its surroundings.
+
+        No point belongs to another mode. Neighboring points vote for neighboring places, so that
+        most of the thousands of modes of a large image are left out.
+        """
+        max_distance = self._max_distance(points.sizes, modes.scale)
+        if max_distance is None or len(points.x) == 0:
+            return torch.arange(len(modes), device=points.x.device)
+        margin = torch.as_tensor(max_distance, device=points.x.device).max()
+        low, high = points.votes.amin(dim=0) - margin, points.votes.amax(dim=0) + margin
+        inside = (modes.votes >= low) & (modes.votes <= high)
+        return torch.nonzero(inside.all(dim=1)).squeeze(1)
+
+    def _membership(
+        self, points: ImagePoints, modes: Modes
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the (P,) denominators of :class:`Memberships`, and the best membership and mode.
+
+        Points that belong to no mode, such as those of dropped groups, have no membership.
+        """
+        log_total = points.weight.new_full((len(points.x),), math.inf)
+        best = torch.zeros_like(log_total)
+        nearest = torch.zeros_like(points.cells)
+        start = 0
+        for part, affinity, belongs in self._blocks(points, modes):
+            rows = slice(start, start + len(part.x))
+            total = affinity.logsumexp(dim=1)
+            top, nearest[rows] = affinity.max(dim=1)
+            inside = belongs.any(dim=1)
+            log_total[rows] = torch.where(inside, total, log_total[rows])
+            best[rows] = torch.where(inside, (top - total).exp(), best[rows])
+            start = rows.stop
+        return log_total, best, nearest
+
+    def _blocks(
+        self, points: ImagePoints, modes: Modes
+    ) -> Iterator[Tuple[ImagePoints, torch.Tensor, torch.Tensor]]:
+        """Yields some points at a time, their affinities (n, R) and whether they belong (n, R)."""
+        if len(modes) == 0:
+            return
+        for part in points.split(max(1, _BLOCK_ELEMENTS // len(modes))):
+            affinity = self.shift.affinity(
+                part.x, part.votes, part.sizes, modes.x, modes.votes, modes.scale
+            )
+            yield part, affinity, self._belongs(part, modes)
 
 
 class KMeansGrouping(MeanShiftGrouping):
@@ -304,7 +287,7 @@ class KMeansGrouping(MeanShiftGrouping):
 
     def _soft_masks(
         self, maps: ImageMaps, probability: torch.Tensor, num_instances: Optional[int]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
+    ) -> Tuple[SoftMasks, torch.Tensor]:
         if num_instances is None:
             raise ValueError(
                 'MODEL.RPE.GROUPING "kmeans" needs the ground-truth number of instances; allowed: '
@@ -314,12 +297,16 @@ class KMeansGrouping(MeanShiftGrouping):
 
     def _modes(
         self, points: ImagePoints, scale: float, num_instances: Optional[int]
-    ) -> Tuple[ImagePoints, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Tuple[ImagePoints, Modes]:
         x, votes = points.x[points.grouped], points.votes[points.grouped]
         labels = self._kmeans(x, votes, points.sizes[points.grouped], num_instances)
-        modes, mode_votes = _cluster_centers(x, votes, labels)
-        belongs = torch.ones(len(points.x), len(modes), dtype=torch.bool, device=x.device)
-        return points, modes, mode_votes, belongs
+        return points, Modes(*_cluster_centers(x, votes, labels), scale)
+
+    def _belongs(self, points: ImagePoints, modes: Modes) -> torch.Tensor:
+        return torch.ones(len(points.x), len(modes), dtype=torch.bool, device=points.x.device)
+
+    def _reachable(self, points: ImagePoints, modes: Modes) -> torch.Tensor:
+        return torch.arange(len(modes), device=points.x.device)
 
     def _kmeans(
         self, x: torch.Tensor, votes: torch.Tensor, sizes: torch.Tensor, num_instances: int
@@ -383,17 +370,3 @@ def _means(values: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch
     sums = values.new_zeros(num_labels, values.shape[1]).index_add_(0, labels, values)
     counts = torch.bincount(labels, minlength=num_labels).clamp(min=1)
     return sums / counts[:, None]
-
-
-def _scatter(values: torch.Tensor, index: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Writes values (R, P) to cells of maps (R, h, w) that are zero elsewhere."""
-    maps = values.new_zeros(len(values), size.numel())
-    maps[:, index] = values
-    return maps.view(-1, *size)
-
-
-def _dilate(masks: torch.Tensor) -> torch.Tensor:
-    """Dilates masks by one cell, where their soft border falls to zero."""
-    if len(masks) == 0:
-        return masks
-    return F.max_pool2d(masks.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)

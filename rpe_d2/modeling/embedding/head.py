@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..argument_checks import check_choice, check_positive, check_range
+from ..large_maps import BandedConv2d
 from ..layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
@@ -351,5 +352,5 @@ def _coordinates(maps: torch.Tensor) -> torch.Tensor:
 
 def _predictor(in_channels: int, conv_dim: int, out_channels: int, norm: str) -> nn.Module:
     return nn.Sequential(
-        normalized_conv(in_channels, conv_dim, 3, norm), nn.Conv2d(conv_dim, out_channels, 1)
+        normalized_conv(in_channels, conv_dim, 3, norm), BandedConv2d(conv_dim, out_channels, 1)
     )

@@ -16,6 +16,9 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _ISOLATION = 3.0
 # Elements of one block of kernel values (4 MB in float32, which fits into a cache).
 _BLOCK_ELEMENTS = 1 << 20
+# Points that follow the keys are processed this many at a time. Their intermediate results need
+# about 300 bytes each.
+_POINTS_AT_ONCE = 1 << 20
 BANDWIDTH_MODES = ("fixed", "learned", "margin")
 
 ShiftedPoints = Tuple[torch.Tensor, torch.Tensor]
@@ -181,8 +184,12 @@ class MeanShiftLayer(nn.Module):
             return index
         num_isolated = self.max_keys // 4
         chosen = stratified_sample(index, self.max_keys - num_isolated)
-        density = self._largest_kernel(
-            x[index], positions[index], sizes[index], x[chosen], positions[chosen]
+        keys = x[chosen], positions[chosen]
+        density = torch.cat(
+            [
+                self._largest_kernel(x[part], positions[part], sizes[part], *keys)
+                for part in index.split(_POINTS_AT_ONCE)
+            ]
         )
         isolated = index[density < math.exp(-_ISOLATION)]
         return torch.cat([chosen, stratified_sample(isolated, num_isolated)])
@@ -249,29 +256,25 @@ class MeanShiftLayer(nn.Module):
         keys = [self._with_positions(step, positions[key_index]) for step in keys]
         steps = [(x, positions)]
         for moved_keys in keys[1:] if return_trajectory else keys[-1:]:
-            followers = self._with_positions(
-                mean_shift(
-                    x[follower_index],
+            step = torch.empty_like(x), torch.empty_like(positions)
+            for old, moved in zip(step, moved_keys):
+                old.index_copy_(0, key_index, moved)
+            for part in follower_index.split(_POINTS_AT_ONCE):
+                followers = mean_shift(
+                    x[part],
                     bandwidth,
                     1,
                     keys=x[key_index],
                     targets=moved_keys[0],
-                    positions=positions[follower_index],
+                    positions=positions[part],
                     key_positions=positions[key_index],
                     target_positions=moved_keys[1],
-                    spatial_bandwidth=self.sigma(sizes[follower_index], scale),
+                    spatial_bandwidth=self.sigma(sizes[part], scale),
                     shift_positions=self.shift_positions,
-                ),
-                positions[follower_index],
-            )
-            steps.append(
-                tuple(
-                    torch.empty_like(old)
-                    .index_copy(0, key_index, key)
-                    .index_copy(0, follower_index, follower)
-                    for old, key, follower in zip(steps[0], moved_keys, followers)
                 )
-            )
+                for old, moved in zip(step, self._with_positions(followers, positions[part])):
+                    old.index_copy_(0, part, moved)
+            steps.append(step)
         return steps if return_trajectory else steps[-1]
 
     def affinity(

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..argument_checks import check_range
-from .grouping import PixelGroups
 from .head import ImageMaps
+from .pixel_groups import PixelGroups
 
 # Width of the hidden layers, which is enough for a regression on pooled features.
 _HIDDEN = 128
@@ -47,29 +47,40 @@ class QualityHead(nn.Module):
         Returns:
             (R,) float32 logits of the IoU.
         """
-        features, soft_masks = maps.features.detach().float(), groups.soft_masks
-        weights = soft_masks.flatten(1)  # (R, h * w)
+        features = maps.features.detach().float().flatten(1).T  # (h * w, C)
+        logits = [groups.agreement.new_zeros(0)]
+        for index, soft_masks in groups.chunks():
+            inputs = self._inputs(features, soft_masks, groups.agreement[index], maps.stride)
+            logits.append(self.layers(inputs).squeeze(1))
+        return torch.cat(logits)
+
+    @staticmethod
+    def _inputs(
+        features: torch.Tensor, soft_masks: torch.Tensor, agreement: torch.Tensor, stride: int
+    ) -> torch.Tensor:
+        """Describes soft masks (n, h, w) by features under and around them, and by their shape."""
+        weights = soft_masks.flatten(1)  # (n, h * w)
         mass = weights.sum(dim=1).clamp(min=1e-6)
         # The features of the ring around a mask tell whether the mask ends where the object does.
         grown = F.max_pool2d(soft_masks.unsqueeze(1), (5, 1), stride=1, padding=(2, 0))
         grown = F.max_pool2d(grown, (1, 5), stride=1, padding=(0, 2)).squeeze(1)
         ring = (grown - soft_masks).flatten(1)
         pooled = [
-            weight @ features.flatten(1).T / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
+            weight @ features / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
             for weight in (weights, ring)
         ]
-        sure = (weights > 0.5).sum(dim=1)
+        sure = (weights > 0.5).count_nonzero(dim=1)
         shape = [
             # 0 to 2 for objects of a few to a hundred thousand pixels.
-            (mass * maps.stride**2).log() / 5,
+            (mass * stride**2).log() / 5,
             # 1 for masks of values 0 and 1.
             (weights.square().sum(dim=1) / mass),
             sure / mass,
             # Perimeters are usually about 10 x sqrt(area) on this scale.
             ring.sum(dim=1) / mass.sqrt() / 10,
-            groups.agreement,
+            agreement,
         ]
-        return self.layers(torch.cat([*pooled, torch.stack(shape, dim=1)], dim=1)).squeeze(1)
+        return torch.cat([*pooled, torch.stack(shape, dim=1)], dim=1)
 
 
 def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

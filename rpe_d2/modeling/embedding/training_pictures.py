@@ -7,10 +7,11 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.color import embedding_to_rgb
 
-from .grouping import PixelGroups, image_points
 from .head import ImageMaps
+from .image_points import image_points
 from .labels import PixelLabels
 from .mean_shift_layer import MeanShiftLayer
+from .pixel_groups import PixelGroups
 
 
 def embeddings_per_loop(

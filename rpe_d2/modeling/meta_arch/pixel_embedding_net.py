@@ -1,10 +1,11 @@
 """Instance segmentation by recurrent pixel embeddings."""
 
 import logging
+import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode, configurable, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -16,21 +17,20 @@ from rpe_d2.config import check_config
 from rpe_d2.ops.sphere import min_margin
 
 from ..argument_checks import check_choice, check_range
-from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, PixelGroups, build_grouping
+from ..embedding.group_masks import masks_of_groups, proposals_of_groups
+from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
 from ..embedding.parts import fit_to_head
+from ..embedding.pixel_groups import PixelGroups
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..embedding.training_pictures import embeddings_per_loop, training_picture
 from ..layers import resize_maps, zero_loss
 from ..masks import (
     contained_mask_nms,
     masks_on_grid,
-    soft_mask_boxes,
-    soft_masks_to_proposals,
-    upsample_masks,
 )
 from ..spn import MaskPropagation, propagation_loss
 from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
@@ -176,7 +176,7 @@ class PixelEmbeddingNet(PaddedInput):
             "mask_propagation": refinement,
             "propagation_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "score_threshold": rpe.SCORE_THRESH_TEST,
+            "score_threshold": _score_threshold(cfg),
             "mask_threshold": rpe.MASK_THRESHOLD,
             "min_area": rpe.MIN_AREA,
             "return_proposals": rpe.RETURN_PROPOSALS,
@@ -270,26 +270,22 @@ class PixelEmbeddingNet(PaddedInput):
     def _output(self, item: Dict, maps: ImageMaps, gates: Optional[torch.Tensor]) -> Dict:
         groups = self.grouping(maps, item.get("num_instances"))
         scores = self._scores(maps, groups)
-        if len(self.grouping.scales) > 1:
-            kept = contained_mask_nms(
-                groups.soft_masks, scores.amax(dim=1), self.overlap_threshold, self.mask_threshold
-            )
+        if len(self.grouping.scales) > 1 and len(groups):
+            masks = torch.cat([soft >= self.mask_threshold for _, soft in groups.chunks()])
+            best = scores.amax(dim=1)
+            kept = contained_mask_nms(masks, best, self.overlap_threshold, self.mask_threshold)
             groups, scores = groups.select(kept), scores[kept]
         size = maps.image_size
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(maps, groups, scores, out_size, gates)}
         if self.return_proposals:
-            masks = groups.soft_masks
-            present, boxes = soft_mask_boxes(masks, maps.stride, size, self.mask_threshold)
-            output["proposals"] = soft_masks_to_proposals(
-                masks[present],
-                scores.amax(dim=1)[present],
-                boxes[present],
-                maps.stride,
-                size,
+            output["proposals"] = proposals_of_groups(
+                maps,
+                groups,
+                scores.amax(dim=1),
                 out_size,
-                self.mask_threshold,
-                self.proposal_mask_size,
+                mask_threshold=self.mask_threshold,
+                mask_size=self.proposal_mask_size,
             )
         if self.return_sem_seg:
             logits = F.interpolate(
@@ -393,23 +389,31 @@ class PixelEmbeddingNet(PaddedInput):
         out_size: Tuple[int, int],
         gates: Optional[torch.Tensor],
     ) -> Instances:
-        size, stride = maps.image_size, maps.stride
         best, classes = scores.max(dim=1)
         order = torch.argsort(best, descending=True, stable=True)[: self.detections_per_image]
         order = order[best[order] >= self.score_threshold]
-        soft_masks = groups.soft_masks[order]
-        if gates is not None:
-            soft_masks = self._propagated(soft_masks, gates, size)
-            stride = self.mask_propagation.stride
-        masks = upsample_masks(soft_masks, stride, size, out_size, self.mask_threshold)
+
+        def refined(soft_masks: torch.Tensor) -> torch.Tensor:
+            if gates is None:
+                return soft_masks
+            return self._propagated(soft_masks, gates, maps.image_size)
+
         # Groups that are large enough on the grid can have small masks after the threshold.
-        scale = out_size[0] * out_size[1] / (size[0] * size[1])
-        large = masks.flatten(1).sum(dim=1) >= max(1.0, self.min_area * scale)
-        order, masks = order[large], masks[large]
+        scale = math.prod(out_size) / math.prod(maps.image_size)
+        large, masks = masks_of_groups(
+            maps,
+            groups,
+            order,
+            out_size,
+            stride=maps.stride if gates is None else self.mask_propagation.stride,
+            refine=refined,
+            mask_threshold=self.mask_threshold,
+            min_area=max(1.0, self.min_area * scale),
+        )
         instances = Instances(tuple(out_size))
         instances.pred_boxes = BitMasks(masks).get_bounding_boxes().to(masks.device)
-        instances.scores = best[order]
-        instances.pred_classes = classes[order]
+        instances.scores = best[large]
+        instances.pred_classes = classes[large]
         instances.pred_masks = masks
         return instances
 
@@ -428,6 +432,14 @@ class PixelEmbeddingNet(PaddedInput):
             self.grouping(maps),
             self.embeddings_per_loop(maps),
         )
+
+
+def _score_threshold(cfg: CfgNode) -> float:
+    """Returns the larger one of the thresholds of this model and of Detectron2's demo."""
+    common = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    if common == get_cfg().MODEL.ROI_HEADS.SCORE_THRESH_TEST:  # nobody has set it
+        common = 0.0
+    return max(cfg.MODEL.RPE.SCORE_THRESH_TEST, common)
 
 
 class _Prediction(NamedTuple):

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from rpe_d2.config import check_config
 
-from ..argument_checks import check_choice, check_range, checked_topk
+from ..argument_checks import check_batch, check_choice, check_range, checked_topk
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping
 from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
@@ -211,6 +211,9 @@ class MeanShiftProposalGenerator(nn.Module):
             ``objectness_logits`` and, in inference or with ``masks_in_training``,
             ``proposal_masks`` (R, M, M) uint8. In training also the losses "loss_rpe_…".
         """
+        check_batch(
+            type(self).__name__, len(next(iter(features.values()))), len(images.image_sizes)
+        )
         levels = self.embedding_head.levels(features, self.num_levels)
         # Sums over thousands of pixels overflow half precision.
         with torch.autocast(device_type=levels[0].embeddings.device.type, enabled=False):

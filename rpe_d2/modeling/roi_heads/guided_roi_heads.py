@@ -4,7 +4,7 @@ from typing import Any, Dict
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads, build_mask_head
 
 from ..layers import chosen_features
@@ -17,6 +17,17 @@ class MaskFeatures:
     head share their feature maps, which all have the same number of channels. If the key is empty,
     nothing changes.
     """
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:
+        name = cfg.MODEL.ROI_BOX_HEAD.NAME
+        if name not in ROI_BOX_HEAD_REGISTRY:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.NAME is {name!r}; {cls.__name__} needs a box head, allowed: "
+                f"{', '.join(sorted(known for known, _ in ROI_BOX_HEAD_REGISTRY))}. C4 models have "
+                "none, and work with MODEL.ROI_HEADS.NAME Res5ROIHeads"
+            )
+        return super()._init_box_head(cfg, input_shape)
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict[str, Any]:

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ..argument_checks import check_range
+from ..argument_checks import check_batch, check_range
 from ..backbone import IMAGE
 from ..layers import resize_maps, zero_loss
 from ..spn import GuidanceNetwork, PropagationHead, unit_arguments
@@ -75,7 +75,9 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
             pooler_resolution: side length of the pooled features.
             sampling_ratio: see ``ROIAlign``; used if the head pools the RoIs itself.
             resolution: side length of the refined masks, a multiple of twice
-                ``pooler_resolution``; 0 for exactly that.
+                ``pooler_resolution``; 0 for exactly that. RoI heads may pool another size, as
+                ``Res5ROIHeads`` do, whose features have half of it. The refined masks then keep
+                their ratio to what arrives.
             channels: propagated channels, each with its own gates.
             num_units, gate_mode, connections: see :class:`PropagationUnits`.
             guidance_dim, guidance_norm: ``conv_dim`` and ``norm`` of the
@@ -111,6 +113,7 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
         self.propagation = propagation
         self.guidance = guidance
         self.resolution = resolution
+        self.ratio = ratio  # of the refined masks to the masks before the refinement
         self.roi_features = roi_features
         self.refined_loss_weight = refined_loss_weight
 
@@ -150,7 +153,7 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
 
         Returns:
             In training a dict of losses; otherwise the instances with ``pred_masks``
-            (R, 1, M, M), float32 in 0-1, M the resolution of the refined masks.
+            (R, 1, M, M), float32 in 0-1. M is the resolution of the refined masks.
         """
         guidance_features = {}
         if self.roi_features is not None:
@@ -185,7 +188,7 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
 
     def _refine(self, logits: torch.Tensor, features: Dict[str, torch.Tensor]) -> torch.Tensor:
         """Refines logits (R, 1, m, m) to (R, 1, M, M)."""
-        logits = resize_maps(logits.float(), (self.resolution, self.resolution))
+        logits = resize_maps(logits.float(), [self.ratio * side for side in logits.shape[-2:]])
         if len(logits) == 0:  # which normalization layers do not accept
             return logits + zero_loss(self.guidance, self.propagation)
         return self.propagation(logits, self.guidance(features))
@@ -250,6 +253,7 @@ class RoIFeatures(nn.Module):
             The pooled features (R, C, h, w), and a dict of crops
             (R, C_i, resolution, resolution).
         """
+        check_batch("SPNMaskHead", len(features[self.names[0]]), len(boxes))
         pooled = self.pooler([features[name] for name in self.names], boxes)
         rois = convert_boxes_to_pooler_format(boxes)
         crops = {}

@@ -148,7 +148,7 @@ class SPNSemSegHead(nn.Module):
                 bias=propagation.initial_gate_logit,
             ),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "refined_loss_weight": spn.LOSS_WEIGHT,
+            "refined_loss_weight": spn.LOSS_WEIGHT * cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
             "pair_loss": pair_loss,
             "freeze_head": spn.FREEZE_HEAD,
         }
