@@ -37,6 +37,18 @@ def _datasets_keys() -> Keys:
             "`name=images/:labels/:classes.txt`.",
             unit="entries name=images/:labels/",
         ),
+        "DIGITS": Key(
+            "",
+            "File with `images` (N, 28, 28) uint8 and `labels` (N,), such as MNIST's digits, of "
+            "which `digits_train` and `digits_val` are rendered. Empty: scikit-learn's digits.",
+            unit="an .npz file",
+        ),
+        "DIGITS_AUTHORS": Key(
+            "",
+            "MATLAB file with the images of digits of Kong & Fowlkes, registered as "
+            "`digits_authors`.",
+            unit="a .mat file",
+        ),
         "HELEN": Key(
             "",
             "Folder of the Helen face parsing data, registered as `helen_train`, `helen_val` and "

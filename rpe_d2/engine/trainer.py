@@ -30,6 +30,7 @@ from rpe_d2.data import (
     build_train_mapper,
 )
 from rpe_d2.evaluation import (
+    BestIoUEvaluator,
     BoundaryAPEvaluator,
     BSDSBoundaryEvaluator,
     DenseCRF,
@@ -299,6 +300,8 @@ class Trainer(DefaultTrainer):
             evaluators.append(InstanceSegmentationEvaluator(dataset_name, folder, limit, touching))
         if has_instances and (kind == "voc_instances" or test.VOC_AP):
             evaluators.append(VOCInstanceEvaluator(dataset_name))
+        if has_instances and metadata.get("best_iou"):
+            evaluators.append(BestIoUEvaluator(dataset_name))
         if only_proposals(cfg) or test.PROPOSALS:
             evaluators.append(MaskProposalEvaluator(dataset_name))
         if test.BOUNDARIES:

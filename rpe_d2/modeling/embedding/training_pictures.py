@@ -7,14 +7,14 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.color import embedding_to_rgb
 
-from .grouping import PixelGroups, image_points
+from .grouping import PixelGrouping, PixelGroups, image_points
 from .head import ImageMaps
 from .labels import PixelLabels
 from .mean_shift_layer import MeanShiftLayer
 
 
 def embeddings_per_loop(
-    maps: ImageMaps, shift: MeanShiftLayer, foreground_threshold: float
+    maps: ImageMaps, shift: MeanShiftLayer, grouping: PixelGrouping
 ) -> List[torch.Tensor]:
     """Returns the embedding maps (D, h, w) before the first and after each inference loop.
 
@@ -23,9 +23,9 @@ def embeddings_per_loop(
     maps = maps.unpadded()
     points = image_points(
         maps,
-        1 - maps.logits.softmax(dim=0)[-1],
+        grouping.foreground(maps),
         shift,
-        foreground_threshold=foreground_threshold,
+        foreground_threshold=grouping.foreground_threshold,
         min_foreground=-1.0,
     )
     steps = shift.shift_points(
