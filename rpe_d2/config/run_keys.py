@@ -94,6 +94,29 @@ def _input_keys() -> Keys:
             low=0,
             below=1,
         ),
+        "SCALE_JITTER": Key(
+            [],
+            "Resize training images by a random factor between these two, after Detectron2's own "
+            "resizing. Empty: no jitter.",
+            above=0,
+            unit="factors",
+            elements=float,
+        ),
+        "ROTATION": Key(
+            0.0,
+            "Rotate training images by a random angle of at most this many degrees about their "
+            "center. What enters from outside is black background. 0: no rotation.",
+            low=0,
+            high=180,
+            unit="degrees",
+        ),
+        "GAMMA": Key(
+            0.0,
+            "Raise intensities of training images, scaled to 0-1, to a random power between 1 "
+            "minus and 1 plus this value. 0: no change.",
+            low=0,
+            below=1,
+        ),
     }
 
 
@@ -118,6 +141,12 @@ def _solver_keys() -> Keys:
             "`SGD` is Detectron2's. `ADAMW` decouples the weight decay; `SOLVER.MOMENTUM` and "
             "`SOLVER.NESTEROV` do not apply to it.",
             choices=("SGD", "ADAMW"),
+        ),
+        "POLY_LR_POWER": Key(
+            0.9,
+            "Exponent of `SOLVER.LR_SCHEDULER_NAME WarmupPolyLR`, the schedule (1 - iteration / "
+            "MAX_ITER)^p of Detectron2's DeepLab project.",
+            above=0,
         ),
         "ACCUMULATE_STEPS": Key(
             1,

@@ -55,7 +55,9 @@ class PixelLabelMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         if is_train:
             ret["augmentations"] += additional_augmentations(cfg)
-        ret["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
+        # Boxes around turned boxes would be too large.
+        turned = cfg.INPUT.CROP.ENABLED or cfg.INPUT.get("ROTATION", 0)
+        ret["recompute_boxes"] = bool(is_train and turned)
         return ret
 
     def _transform_annotations(

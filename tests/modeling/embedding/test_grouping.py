@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from rpe_d2.modeling import EmbeddingMaps, MeanShiftLayer, PixelGrouping
 from rpe_d2.modeling.embedding import (
