@@ -184,11 +184,10 @@ def _with_embeddings(
     (maps,) = model.predict_maps([inputs])
     maps = maps.unpadded()
     loops = model.embeddings_per_loop(maps)
-    background = maps.logits.softmax(dim=0)[-1]
     labeled, kind = (predicted, "prediction") if truth is None else (truth, "ground truth")
     spheres, colors = loop_panels(
         loops,
-        1 - background >= model.grouping.foreground_threshold,
+        model.grouping.foreground(maps) >= model.grouping.foreground_threshold,
         label_map(labeled.masks),
         kind,
         maps.stride,

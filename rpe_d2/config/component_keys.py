@@ -37,6 +37,18 @@ def _guided_backbone_keys() -> Keys:
     }
 
 
+def _resnets_keys() -> Keys:
+    """`build_dilated_resnet_backbone`, Detectron2's ResNet with dilation in two stages."""
+    return {
+        "RES4_DILATION": Key(
+            1,
+            "Dilation of the convolutions of `res4`, as in Detectron2's DeepLab project. With 2 "
+            "the stage has no stride. `RES5_DILATION` may then be 4.",
+            choices=(1, 2),
+        ),
+    }
+
+
 def _spn_keys() -> Keys:
     """Spatial propagation networks: `SPNMaskHead`, `SPNSemSegHead`, `SPNRefiner`, `RPE.REFINE`."""
     return {
@@ -231,6 +243,7 @@ def _boundary_keys() -> Keys:
 
 
 COMPONENT_NODES = {
+    "MODEL.RESNETS": _resnets_keys,
     "MODEL.GUIDED_BACKBONE": _guided_backbone_keys,
     "MODEL.SPN": _spn_keys,
     "MODEL.ROI_MASK_HEAD": _mask_head_keys,

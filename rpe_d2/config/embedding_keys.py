@@ -89,14 +89,30 @@ def _loss_keys() -> Keys:
         ),
         "TRAIN_POINTS": Key(
             1024,
-            "Pixels of an image that enter the pair loss and the training loops, sampled with the "
-            "same number from each instance.",
+            "Pixels of an image that enter the pair loss, and with `MEAN_SHIFT.TRAIN_KEYS` 0 the "
+            "training loops.",
             low=1,
             unit="pixels",
         ),
+        "SAMPLING": Key(
+            "instances",
+            "How these pixels are sampled. `instances`: the same number from each instance. "
+            "`uniform`: all pixels with the same probability, as in the authors' release. With "
+            "`MEAN_SHIFT.TRAIN_KEYS`, every loss has a sample of its own.",
+            choices=("instances", "uniform"),
+        ),
+        "LOOP_WEIGHTS": Key(
+            [],
+            "Weights of the losses before the first training loop and after each, TRAIN_LOOPS + 1 "
+            "numbers whose sum is scaled to 1. Empty: equal weights.",
+            low=0,
+            unit="weights",
+            elements=float,
+        ),
         "BACKGROUND": Key(
             "exclude",
-            "`exclude`: the pair loss ignores background. `group`: background is one more group.",
+            "`exclude`: the pair loss ignores background. `group`: background is one more group "
+            "of the loss, and with FOREGROUND `vote` of the grouping.",
             choices=("exclude", "group"),
         ),
         "PAIR_LOSS_WEIGHT": Key(
@@ -141,6 +157,14 @@ def _instance_keys() -> Keys:
             "components of the class map without embeddings, and `kmeans` is told the true number "
             "of instances, in evaluations of annotated data.",
             choices=("mean_shift", "components", "kmeans"),
+        ),
+        "FOREGROUND": Key(
+            "classifier",
+            "`classifier`: pixels that the class scores call foreground are grouped, and masks are "
+            "multiplied by the foreground probability. `vote`: all pixels are grouped, as in the "
+            "paper, and the mean class scores of a group tell whether it is background; it needs "
+            "BACKGROUND `group`.",
+            choices=("classifier", "vote"),
         ),
         "FOREGROUND_THRESHOLD": Key(
             0.5,
@@ -227,6 +251,15 @@ def _mean_shift_keys() -> Keys:
             "Loops in training. The losses apply before the first loop and after each.",
             low=0,
             unit="loops",
+        ),
+        "TRAIN_KEYS": Key(
+            0,
+            "0: the pixels sampled for the loss are shifted among themselves. Above 0: all cells "
+            "of an image are shifted by the density of at most this many of them, sampled with "
+            "equal probability, and the loss reads the shifted map; large instances then pull as "
+            "strongly as they do at inference.",
+            low=0,
+            unit="cells",
         ),
         "TEST_LOOPS": Key(5, "Loops at inference.", low=0, unit="loops"),
         "TEST_SCALES": Key(

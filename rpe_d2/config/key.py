@@ -13,8 +13,9 @@ NORMS = (
 class Key:
     """A configuration key.
 
-    The default also says which type the values have. An empty list is a list of strings, and a
-    float key accepts integers. Bounds, choices and unit of a list hold for each of its elements.
+    The default also says which type the values have. An empty list is a list of strings unless
+    ``elements`` says otherwise, and a float key accepts integers. Bounds, choices and unit of a
+    list hold for each of its elements.
 
     Attributes:
         default: a bool, int, float, string or list.
@@ -24,6 +25,7 @@ class Key:
         choices: all allowed values.
         unit: what a number counts, or what a string names, in the plural: "pixels".
         nonempty: whether a list needs at least one element.
+        elements: type of the elements of a list that is empty by default.
     """
 
     default: Any
@@ -35,13 +37,14 @@ class Key:
     choices: Tuple[Any, ...] = ()
     unit: str = ""
     nonempty: bool = False
+    elements: type = str
 
     @property
     def kind(self) -> type:
         """The type of the value, or of the elements of a list."""
         if not isinstance(self.default, list):
             return type(self.default)
-        return type(self.default[0]) if self.default else str
+        return type(self.default[0]) if self.default else self.elements
 
     @property
     def allowed(self) -> str:

@@ -38,6 +38,18 @@ def _datasets_keys() -> Keys:
             "`name=images/:labels/:classes.txt`.",
             unit="entries name=images/:labels/",
         ),
+        "DIGITS": Key(
+            "",
+            "File with `images` (N, 28, 28) uint8 and `labels` (N,), such as MNIST's digits, of "
+            "which `digits_train` and `digits_val` are rendered. Empty: scikit-learn's digits.",
+            unit="an .npz file",
+        ),
+        "DIGITS_AUTHORS": Key(
+            "",
+            "MATLAB file with the images of digits of Kong & Fowlkes, registered as "
+            "`digits_authors`.",
+            unit="a .mat file",
+        ),
         "HELEN": Key(
             "",
             "Folder of the Helen face parsing data, registered as `helen_train`, `helen_val` and "
@@ -105,6 +117,29 @@ def _input_keys() -> Keys:
             low=0,
             below=1,
         ),
+        "SCALE_JITTER": Key(
+            [],
+            "Resize training images by a random factor between these two, after Detectron2's own "
+            "resizing. Empty: no jitter.",
+            above=0,
+            unit="factors",
+            elements=float,
+        ),
+        "ROTATION": Key(
+            0.0,
+            "Rotate training images by a random angle of at most this many degrees about their "
+            "center. What enters from outside is black background. 0: no rotation.",
+            low=0,
+            high=180,
+            unit="degrees",
+        ),
+        "GAMMA": Key(
+            0.0,
+            "Raise intensities of training images, scaled to 0-1, to a random power between 1 "
+            "minus and 1 plus this value. 0: no change.",
+            low=0,
+            below=1,
+        ),
     }
 
 
@@ -129,6 +164,12 @@ def _solver_keys() -> Keys:
             "`SGD` is Detectron2's. `ADAMW` decouples the weight decay; `SOLVER.MOMENTUM` and "
             "`SOLVER.NESTEROV` do not apply to it.",
             choices=("SGD", "ADAMW"),
+        ),
+        "POLY_LR_POWER": Key(
+            0.9,
+            "Exponent of `SOLVER.LR_SCHEDULER_NAME WarmupPolyLR`, the schedule (1 - iteration / "
+            "MAX_ITER)^p of Detectron2's DeepLab project.",
+            above=0,
         ),
         "ACCUMULATE_STEPS": Key(
             1,

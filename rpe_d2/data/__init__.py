@@ -10,6 +10,7 @@ from .boundary_mapper import BoundaryMapper, transform_boundaries
 from .build import DATASET_MAPPER_REGISTRY, build_train_mapper, most_instances
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
+    DIGITS_SPLITS,
     HELEN_CLASSES,
     HELEN_PARTS,
     SHAPES_CLASSES,
@@ -27,9 +28,12 @@ from .datasets import (
     load_shapes_sem_seg,
     register_bsds,
     register_coco_jsons,
+    register_digits,
+    register_digits_authors,
     register_helen,
     register_sem_seg_dirs,
     register_voc,
+    render_digits,
     render_shapes,
 )
 from .image_mapper import ImageMapper
@@ -41,6 +45,7 @@ __all__ = [
     "CocoReport",
     "CountInstances",
     "DATASET_MAPPER_REGISTRY",
+    "DIGITS_SPLITS",
     "DeadWorker",
     "HELEN_CLASSES",
     "HELEN_PARTS",
@@ -67,9 +72,12 @@ __all__ = [
     "most_instances",
     "register_bsds",
     "register_coco_jsons",
+    "register_digits",
+    "register_digits_authors",
     "register_helen",
     "register_sem_seg_dirs",
     "register_voc",
+    "render_digits",
     "render_shapes",
     "seed_all",
     "transform_boundaries",

@@ -1,4 +1,4 @@
-"""Augmentations that Detectron2 lacks, for images without an upright orientation."""
+"""Augmentations of training images that Detectron2's configuration lacks."""
 
 from typing import List
 
@@ -8,18 +8,30 @@ from detectron2.data import transforms as T
 
 
 def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
-    """Builds the training augmentations of ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
+    """Builds the training augmentations of this package's keys of ``INPUT``.
 
     They are applied after Detectron2's own.
 
     Raises:
-        ValueError: ``INPUT.COLOR_JITTER`` is out of range.
+        ValueError: A key is out of range.
     """
     # Projects that have not added this package's keys may use the mapper too.
-    augmentations = [RandomQuarterTurn()] if cfg.INPUT.get("QUARTER_TURNS") else []
-    jitter = cfg.INPUT.get("COLOR_JITTER", 0.0)
-    if not 0 <= jitter < 1:
-        raise ValueError(f"INPUT.COLOR_JITTER is {jitter}; allowed: 0 to below 1")
+    read = cfg.INPUT.get
+    augmentations: List[T.Augmentation] = []
+    scales = read("SCALE_JITTER", [])
+    if scales:
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
+            raise ValueError(
+                f"INPUT.SCALE_JITTER is {list(scales)}; allowed: [] or two factors above 0, the "
+                "smaller one first"
+            )
+        augmentations.append(RandomScale(*scales))
+    angle = read("ROTATION", 0.0)
+    if angle:
+        augmentations.append(T.RandomRotation([-angle, angle], expand=False))
+    if read("QUARTER_TURNS"):
+        augmentations.append(RandomQuarterTurn())
+    jitter = _below_one("COLOR_JITTER", read("COLOR_JITTER", 0.0))
     if jitter:
         low, high = 1 - jitter, 1 + jitter
         augmentations += [
@@ -27,7 +39,51 @@ def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
             T.RandomBrightness(low, high),
             T.RandomSaturation(low, high),
         ]
+    gamma = _below_one("GAMMA", read("GAMMA", 0.0))
+    if gamma:
+        augmentations.append(RandomGamma(1 - gamma, 1 + gamma))
     return augmentations
+
+
+def _below_one(key: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"INPUT.{key} is {value}; allowed: 0 to below 1")
+    return value
+
+
+class RandomScale(T.Augmentation):
+    """Resizes an image by a random factor, the same in both directions."""
+
+    def __init__(self, low: float, high: float):
+        """
+        Args:
+            low, high: the smallest and the largest factor.
+        """
+        super().__init__()
+        self.low, self.high = low, high
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        factor = np.random.uniform(self.low, self.high)
+        height, width = image.shape[:2]
+        new = (max(1, round(side * factor)) for side in (height, width))
+        return T.ResizeTransform(height, width, *new)
+
+
+class RandomGamma(T.Augmentation):
+    """Raises the intensities of an 8-bit image, scaled to 0-1, to a random power."""
+
+    def __init__(self, low: float, high: float):
+        """
+        Args:
+            low, high: the smallest and the largest exponent.
+        """
+        super().__init__()
+        self.low, self.high = low, high
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        exponent = np.random.uniform(self.low, self.high)
+        table = (255 * (np.arange(256) / 255) ** exponent).round().astype(np.uint8)
+        return T.ColorTransform(lambda pixels: table[pixels])
 
 
 class RandomQuarterTurn(T.Augmentation):

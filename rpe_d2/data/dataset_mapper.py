@@ -52,7 +52,9 @@ class PixelLabelMapper(ImageMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
         ret = super().from_config(cfg, is_train)
-        ret["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
+        # Boxes around turned boxes would be too large.
+        turned = cfg.INPUT.CROP.ENABLED or cfg.INPUT.get("ROTATION", 0)
+        ret["recompute_boxes"] = bool(is_train and turned)
         return ret
 
     def _transform_annotations(

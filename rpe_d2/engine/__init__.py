@@ -1,9 +1,10 @@
 """Training and evaluation of any Detectron2 model, with this package's data and evaluators."""
 
 from .setup import setup
-from .trainer import Trainer, build_optimizer
+from .solver import build_lr_scheduler, build_optimizer
+from .trainer import Trainer
 
-__all__ = ["Trainer", "build_optimizer", "setup"]
+__all__ = ["Trainer", "build_lr_scheduler", "build_optimizer", "setup"]
 
 from rpe_d2.utils.safe_loading import guard_proposals
 

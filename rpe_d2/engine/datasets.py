@@ -12,6 +12,8 @@ from rpe_d2.data import (
     coco_report,
     register_bsds,
     register_coco_jsons,
+    register_digits,
+    register_digits_authors,
     register_helen,
     register_sem_seg_dirs,
     register_voc,
@@ -60,6 +62,8 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
     data, head = cfg.DATASETS, cfg.MODEL.SEM_SEG_HEAD
     return [
         *(partial(register_coco_jsons, [entry]) for entry in data.COCO_JSONS),
+        partial(register_digits, data.DIGITS),
+        partial(register_digits_authors, data.DIGITS_AUTHORS),
         partial(register_helen, data.HELEN),
         partial(register_voc, data.VOC),
         partial(register_bsds, data.BSDS),

@@ -9,7 +9,7 @@ import subprocess
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -27,10 +27,13 @@ UNTITLED = (
     "SOLVER.MAX_ITER",
     "SOLVER.CHECKPOINT_PERIOD",
 )
-_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR")
-_SEMANTIC_COLUMNS = ("mIoU", "fwIoU", "mACC", "pACC")
-_BOUNDARY_COLUMNS = ("ODS", "OIS", "AP")
-_PROPOSAL_COLUMNS = ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50")
+# The scores that a table shows, by a score that tells the kind of task.
+_TABLES = {
+    "AUC": ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50"),
+    "mIoU": ("mIoU", "fwIoU", "mACC", "pACC"),
+    "ODS": ("ODS", "OIS", "AP"),
+    "AR10": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR"),
+}
 
 
 def write_run_record(
@@ -135,15 +138,15 @@ def plain_numbers(value: Any) -> Any:
 
 
 def print_table(metrics: Dict[str, Any]) -> None:
-    """Prints tables of the scores, in percent, of every task and data set.
+    """Prints tables of the scores of every task and data set.
 
-    They show AP and AR of instances, AR@n of proposals, IoU of semantic maps, and F-measures and AP
-    of contours.
+    They show AP and AR of instances, AR@n of proposals, IoU of semantic maps, F-measures and AP of
+    contours, and all scores of other tasks.
 
     Args:
         metrics: the results of an evaluation, {task: scores}, or {data set: {task: scores}}.
     """
-    instances, proposals, semantic, boundaries = [], [], [], []
+    tables: Dict[Tuple[str, ...], List[List[Any]]] = {}
     for name, result in metrics.items():
         nested = any(isinstance(scores, dict) for scores in result.values())
         tasks = (
@@ -152,19 +155,16 @@ def print_table(metrics: Dict[str, Any]) -> None:
             else {name: result}
         )
         for task, scores in tasks.items():
-            rows, columns = instances, _COLUMNS
-            if "AUC" in scores:
-                rows, columns = proposals, _PROPOSAL_COLUMNS
-            elif "mIoU" in scores:
-                rows, columns = semantic, _SEMANTIC_COLUMNS
-            elif "ODS" in scores:
-                rows, columns = boundaries, _BOUNDARY_COLUMNS
-            rows.append([task, *(scores.get(column) for column in columns)])
-    for rows, columns in (
-        (instances, _COLUMNS),
-        (proposals, _PROPOSAL_COLUMNS),
-        (semantic, _SEMANTIC_COLUMNS),
-        (boundaries, _BOUNDARY_COLUMNS),
-    ):
-        if rows:
-            print(tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-"))
+            columns = _columns(scores)
+            row = [task, *(scores.get(column) for column in columns)]
+            tables.setdefault(columns, []).append(row)
+    for columns, rows in tables.items():
+        print(tabulate(rows, headers=["", *columns], floatfmt=".1f", missingval="-"))
+
+
+def _columns(scores: Dict[str, Any]) -> Tuple[str, ...]:
+    """Returns the scores of a task that a table shows, without those of single classes."""
+    for score, columns in _TABLES.items():
+        if score in scores:
+            return columns
+    return tuple(name for name in scores if "-" not in name)

@@ -13,8 +13,7 @@ from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
-from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
@@ -31,6 +30,7 @@ from rpe_d2.data import (
     build_train_mapper,
 )
 from rpe_d2.evaluation import (
+    BestIoUEvaluator,
     BoundaryAPEvaluator,
     BSDSBoundaryEvaluator,
     DenseCRF,
@@ -56,12 +56,12 @@ from .hooks import (
     mean_losses,
 )
 from .host_models import inference_inputs, only_proposals, training_mapper_name
+from .solver import build_lr_scheduler, build_optimizer
 from .train_step import PRECISIONS, NonFinite, NonFiniteStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS = ("SGD", "ADAMW")
 # The wrapper of the evaluation mapper that provides an input of the model beside images.
 _INPUT_MAPPERS = {"num_instances": CountInstances, "coarse_masks": CoarseInstances}
 
@@ -301,6 +301,8 @@ class Trainer(DefaultTrainer):
             evaluators.append(InstanceSegmentationEvaluator(dataset_name, folder, limit, touching))
         if has_instances and (kind == "voc_instances" or test.VOC_AP):
             evaluators.append(VOCInstanceEvaluator(dataset_name))
+        if has_instances and metadata.get("best_iou"):
+            evaluators.append(BestIoUEvaluator(dataset_name))
         if only_proposals(cfg) or test.PROPOSALS:
             evaluators.append(MaskProposalEvaluator(dataset_name))
         if test.BOUNDARIES:
@@ -315,6 +317,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        return build_lr_scheduler(cfg, optimizer)
 
 
 def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:
@@ -349,39 +355,3 @@ def share_buffers(model: nn.Module) -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, without the wrapper of distributed training."""
     return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _without_weight_decay(model: nn.Module) -> List[str]:
-    """Collects the parameter names that modules list in ``no_weight_decay``."""
-    return sorted({n for module in model.modules() for n in getattr(module, "no_weight_decay", ())})
-
-
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Builds the optimizer that ``SOLVER.OPTIMIZER`` names, with Detectron2's options for both.
-
-    Raises:
-        ValueError: ``SOLVER.OPTIMIZER`` is unknown.
-    """
-    solver = cfg.SOLVER
-    parameters = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        overrides={name: {"weight_decay": 0.0} for name in _without_weight_decay(model)},
-    )
-    options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    if solver.OPTIMIZER == "SGD":
-        optimizer = torch.optim.SGD(
-            parameters, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **options
-        )
-    elif solver.OPTIMIZER == "ADAMW":
-        # On a CPU, the fused implementation takes a third of the time.
-        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        optimizer = torch.optim.AdamW(parameters, fused=on_cpu, **options)
-    else:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; allowed: {', '.join(OPTIMIZERS)}"
-        )
-    return maybe_add_gradient_clipping(cfg, optimizer)

@@ -1,5 +1,6 @@
 """Evaluators of instances, proposals, semantic label maps and contours."""
 
+from .best_iou_evaluator import BestIoUEvaluator
 from .boundary_ap_evaluator import BoundaryAPEvaluator
 from .bsds_boundary_evaluator import BSDSBoundaryEvaluator
 from .dense_crf import DenseCRF, DenseCRFEvaluator
@@ -10,6 +11,7 @@ from .voc_instance_evaluator import VOCInstanceEvaluator
 
 __all__ = [
     "BSDSBoundaryEvaluator",
+    "BestIoUEvaluator",
     "BoundaryAPEvaluator",
     "DenseCRF",
     "DenseCRFEvaluator",

@@ -80,7 +80,7 @@ def check_batch_index(boxes: torch.Tensor, batch_size: int) -> None:
         batch_size: number of images.
 
     Raises:
-        ValueError: one line with the index and what is allowed.
+        ValueError: One line with the index and what is allowed.
     """
     if len(boxes) == 0:
         return

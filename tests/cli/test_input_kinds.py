@@ -141,7 +141,7 @@ def pictures_of(tool: str, file: str, predictor, output: Path, capsys) -> list:
     """Runs what a tool does with a file, and returns the images (H, W, 3) that it has read.
 
     Raises:
-        ValueError: the tool's one line.
+        ValueError: The tool's one line.
     """
     cfg = predictor.cfg
     if tool in ("train", "evaluate"):

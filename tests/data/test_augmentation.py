@@ -8,7 +8,9 @@ from detectron2.data import transforms as T
 from rpe_d2 import add_rpe_config
 from rpe_d2.data.augmentation import (
     QuarterTurnTransform,
+    RandomGamma,
     RandomQuarterTurn,
+    RandomScale,
     additional_augmentations,
 )
 
@@ -48,6 +50,38 @@ def test_augmentations_are_chosen_by_the_config():
     jittered = T.AugInput(picture)
     T.AugmentationList(additional_augmentations(cfg))(jittered)
     assert jittered.image.dtype == np.uint8 and 50 < jittered.image.mean() < 150
-    cfg.INPUT.COLOR_JITTER = 1.0
-    with pytest.raises(ValueError, match="COLOR_JITTER is 1.0"):
+    cfg.INPUT.SCALE_JITTER, cfg.INPUT.ROTATION, cfg.INPUT.GAMMA = [0.7, 1.5], 15.0, 0.2
+    names = [type(augmentation).__name__ for augmentation in additional_augmentations(cfg)]
+    assert names[:3] == ["RandomScale", "RandomRotation", "RandomQuarterTurn"]
+    assert names[-1] == "RandomGamma"
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("COLOR_JITTER", 1.0, "COLOR_JITTER is 1.0; allowed: 0 to below 1"),
+        ("GAMMA", -0.1, "GAMMA is -0.1; allowed: 0 to below 1"),
+        ("SCALE_JITTER", [1.5, 0.7], "SCALE_JITTER is .1.5, 0.7.; allowed: .. or two factors"),
+        ("SCALE_JITTER", [0.7], "SCALE_JITTER is .0.7.; allowed: .. or two factors"),
+    ],
+)
+def test_values_out_of_range_are_named(key, value, message):
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.INPUT[key] = value
+    with pytest.raises(ValueError, match=f"INPUT.{message}"):
         additional_augmentations(cfg)
+
+
+def test_scale_and_gamma_change_what_they_say():
+    np.random.seed(0)
+    picture = np.full((10, 20, 3), 51, np.uint8)
+    sizes = {RandomScale(0.5, 2.0).get_transform(picture).new_h for _ in range(100)}
+    assert 5 <= min(sizes) < 8 and 15 < max(sizes) <= 20
+    for _ in range(20):
+        transform = RandomGamma(0.8, 1.2).get_transform(picture)
+        (value,) = np.unique(transform.apply_image(picture))
+        assert 255 * 0.2**1.2 - 1 <= value <= 255 * 0.2**0.8 + 1
+        assert transform.apply_image(np.array([0, 255], np.uint8)).tolist() == [0, 255]
+        mask = np.array([[0, 1]], np.uint8)
+        assert np.array_equal(transform.apply_segmentation(mask), mask)

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from rpe_d2 import add_rpe_config
 from rpe_d2.cli.train_net import main
 from rpe_d2.data import most_instances
-from rpe_d2.engine import build_optimizer
+from rpe_d2.engine import build_lr_scheduler, build_optimizer
 from rpe_d2.engine.host_models import check_training_data
 from rpe_d2.engine.setup import load_config, read_config, reject_swallowed_flags
 from rpe_d2.ops.sphere import min_margin
@@ -83,6 +83,26 @@ def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
     weight.grad = torch.full_like(weight, 10.0)
     optimizer.step()
     assert weight.grad.norm() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_polynomial_schedule_is_that_of_the_release():
+    cfg = small_cfg()
+    cfg.merge_from_list(
+        overrides(
+            """
+            SOLVER:
+              {LR_SCHEDULER_NAME: WarmupPolyLR, POLY_LR_POWER: 0.9, BASE_LR: 0.01, MAX_ITER: 100,
+               WARMUP_ITERS: 0}
+            """
+        )
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for iteration in range(100):
+        expected = 0.01 * (1 - iteration / 100) ** 0.9
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        optimizer.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize(

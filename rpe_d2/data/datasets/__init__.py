@@ -3,6 +3,7 @@
 from .bsds import register_bsds
 from .coco_jsons import register_coco_jsons
 from .coco_report import CocoReport, coco_report
+from .digits import DIGITS_SPLITS, register_digits, register_digits_authors, render_digits
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .sem_seg_dirs import register_sem_seg_dirs
 from .shapes import (
@@ -25,6 +26,7 @@ from .voc import (
 
 __all__ = [
     "CocoReport",
+    "DIGITS_SPLITS",
     "HELEN_CLASSES",
     "HELEN_PARTS",
     "SHAPES_CLASSES",
@@ -41,8 +43,11 @@ __all__ = [
     "load_shapes_sem_seg",
     "register_bsds",
     "register_coco_jsons",
+    "register_digits",
+    "register_digits_authors",
     "register_helen",
     "register_sem_seg_dirs",
     "register_voc",
+    "render_digits",
     "render_shapes",
 ]

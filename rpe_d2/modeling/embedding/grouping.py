@@ -25,6 +25,7 @@ from .pixel_groups import (
     SoftMasks,
 )
 
+FOREGROUNDS = ("classifier", "vote")
 GROUPINGS = ("mean_shift", "components", "kmeans")
 # Pixels that are less likely to be foreground cannot bring a soft mask near its threshold.
 _MIN_FOREGROUND = 0.1
@@ -40,9 +41,11 @@ class PixelGrouping(ABC):
 
     Groupings have no parameters. ``scales`` are the bandwidth factors at which pixels are grouped;
     groups of different scales overlap. ``shift`` is the layer that moves the pixels. A model that
-    owns both sets it where it is None.
+    owns both sets it where it is None. ``background_is_group`` says whether all pixels are grouped,
+    so that some groups are background.
     """
 
+    background_is_group = False
     scales: Tuple[float, ...] = (1.0,)
     shift: Optional[MeanShiftLayer] = None
     foreground_threshold: float = 0.5
@@ -69,6 +72,12 @@ class PixelGrouping(ABC):
         probability = maps.logits.softmax(dim=0)  # (K + 1, h, w)
         masks, agreement = self._soft_masks(maps, probability, num_instances)
         return PixelGroups(masks, agreement, probability)
+
+    def foreground(self, maps: ImageMaps) -> torch.Tensor:
+        """Returns (h, w) how much each cell takes part in the groups, in 0-1 and 0 in padding."""
+        if self.background_is_group:
+            return maps.valid
+        return (1 - maps.logits.softmax(dim=0)[-1]) * maps.valid
 
     @abstractmethod
     def _soft_masks(
@@ -112,6 +121,7 @@ class MeanShiftGrouping(PixelGrouping):
         self,
         shift: Optional[MeanShiftLayer] = None,
         *,
+        foreground: str = "classifier",
         foreground_threshold: float = 0.5,
         merge_cosine: float = 0.9,
         merge_distance: float = 0.0,
@@ -123,7 +133,11 @@ class MeanShiftGrouping(PixelGrouping):
         """
         Args:
             shift: layer that moves the pixels. None stands for that of the model.
-            foreground_threshold: foreground probability from which on a pixel is grouped.
+            foreground: "classifier" groups the pixels that the class scores call foreground and
+                multiplies masks by the foreground probability. "vote" groups all pixels, as the
+                paper does, so that background forms groups as well.
+            foreground_threshold: foreground probability from which on a pixel is grouped. "vote"
+                does not use it.
             merge_cosine: threshold of :func:`rpe_d2.ops.clustering.cluster_embeddings` for shifted
                 embeddings.
             merge_distance: largest distance of shifted votes in a cluster, in pixels. 0 stands for
@@ -138,12 +152,14 @@ class MeanShiftGrouping(PixelGrouping):
             ValueError: An argument is out of range.
         """
         super().__init__(min_area=min_area, max_groups=max_groups)
+        check_choice("foreground", foreground, FOREGROUNDS)
         check_range("foreground_threshold", foreground_threshold, 0, 1)
         check_range("merge_cosine", merge_cosine, -1, 1)
         check_range("merge_distance", merge_distance, 0)
         if not scales or not all(scale > 0 for scale in scales):
             raise ValueError(f"scales is {scales}; allowed: one or more factors above 0")
         self.shift = shift
+        self.background_is_group = foreground == "vote"
         self.foreground_threshold = foreground_threshold
         self.merge_cosine = merge_cosine
         self.merge_distance = merge_distance
@@ -155,7 +171,7 @@ class MeanShiftGrouping(PixelGrouping):
     ) -> Tuple[SoftMasks, torch.Tensor]:
         points = image_points(
             maps,
-            (1 - probability[-1]) * maps.valid,
+            self.foreground(maps),
             self.shift,
             foreground_threshold=self.foreground_threshold,
             min_foreground=_MIN_FOREGROUND,
@@ -320,11 +336,18 @@ class KMeansGrouping(MeanShiftGrouping):
             coordinates = torch.cat([coordinates, votes / sigma.view(-1, 1)], dim=1)
         from scipy.cluster.vq import kmeans2  # slow to import, and only this oracle needs it
 
-        count = min(num_instances, len(coordinates))
+        count = min(num_instances + self.background_is_group, len(coordinates))
         _, assignment = kmeans2(coordinates.double().cpu().numpy(), count, minit="++", seed=0)
         labels = torch.as_tensor(assignment, dtype=torch.long, device=x.device)
         by_size = torch.bincount(labels, minlength=count).argsort(descending=True)
         return by_size.argsort()[labels]
+
+
+def drop_background(groups: PixelGroups) -> PixelGroups:
+    """Leaves out the groups whose most probable class is background."""
+    background = 1 - groups.class_probabilities.sum(dim=1)
+    is_object = groups.class_probabilities.amax(dim=1) > background
+    return groups.select(torch.nonzero(is_object).squeeze(1))
 
 
 def build_grouping(
@@ -345,11 +368,18 @@ def build_grouping(
     """
     rpe = cfg.MODEL.RPE
     check_choice("MODEL.RPE.GROUPING", rpe.GROUPING, GROUPINGS)
+    check_choice("MODEL.RPE.FOREGROUND", rpe.FOREGROUND, FOREGROUNDS)
+    if rpe.FOREGROUND == "vote" and (rpe.BACKGROUND != "group" or rpe.GROUPING == "components"):
+        raise ValueError(
+            f"MODEL.RPE.FOREGROUND is vote; allowed with MODEL.RPE.BACKGROUND {rpe.BACKGROUND} and "
+            f"MODEL.RPE.GROUPING {rpe.GROUPING}: classifier"
+        )
     limits = {"min_area": rpe.MIN_AREA, "max_groups": max_groups or rpe.MAX_GROUPS}
     if rpe.GROUPING == "components":
         return ComponentGrouping(**limits)
     grouping = KMeansGrouping if rpe.GROUPING == "kmeans" else MeanShiftGrouping
     return grouping(
+        foreground=rpe.FOREGROUND,
         foreground_threshold=rpe.FOREGROUND_THRESHOLD,
         merge_cosine=rpe.MERGE_COSINE,
         split_into_components=rpe.SPLIT_COMPONENTS,

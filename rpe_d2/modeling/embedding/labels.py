@@ -107,6 +107,22 @@ def sample_pixels(labels: torch.Tensor, num_points: int) -> torch.Tensor:
     return candidates[order[last_round[:num_points]]]
 
 
+def sample_pixels_uniformly(labels: torch.Tensor, num_points: int) -> torch.Tensor:
+    """Samples pixels at random, each with the same probability and at most once.
+
+    Args:
+        labels: (H, W) integer. Pixels with negative labels are never sampled.
+        num_points: largest number of pixels.
+
+    Returns:
+        (P,) int64 indices into the flattened map.
+    """
+    candidates = torch.nonzero(labels.flatten() >= 0).squeeze(1)
+    if len(candidates) <= num_points:
+        return candidates
+    return candidates[torch.randperm(len(candidates), device=labels.device)[:num_points]]
+
+
 def instance_masks(instances: Instances) -> torch.Tensor:
     """Returns (n, H, W) bool ``gt_masks``, or filled ``gt_boxes`` where there are none."""
     height, width = instances.image_size

@@ -1,6 +1,6 @@
 """Losses on embeddings, votes, sizes and classes, for instances and for semantic labels."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,19 +13,54 @@ from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 from ..argument_checks import check_choice, check_positive, check_range
 from ..layers import zero_loss
 from .head import EmbeddingMaps, cell_centers
-from .labels import BACKGROUND, IGNORED, PixelLabels, pad_points, sample_pixels
+from .labels import (
+    BACKGROUND,
+    IGNORED,
+    PixelLabels,
+    pad_points,
+    sample_pixels,
+    sample_pixels_uniformly,
+)
 from .mean_shift_layer import MeanShiftLayer
 
+SAMPLERS = {"instances": sample_pixels, "uniform": sample_pixels_uniformly}
 DEFAULT_WEIGHTS = {"loss_pair": 1.0, "loss_vote": 0.1, "loss_size": 0.1, "loss_sem_seg": 1.0}
+
+
+class _Sample(NamedTuple):
+    """Pixels of a batch that enter a loss, padded to the largest number of an image.
+
+    Attributes:
+        points: for each image (P_i,) int64 indices into its flattened labels.
+        groups: (B, P) int64 group of each pixel.
+        pixels: (B, P, 2) x, y in continuous pixel coordinates.
+        mask: (B, P) bool, False in padding.
+    """
+
+    points: List[torch.Tensor]
+    groups: torch.Tensor
+    pixels: torch.Tensor
+    mask: torch.Tensor
+
+
+class _Step(NamedTuple):
+    """Sampled embeddings (B, P, D), votes (B, P, 2) and sizes (B, P) after some loops."""
+
+    x: torch.Tensor
+    votes: torch.Tensor
+    sizes: torch.Tensor
+    sample: _Sample
 
 
 class EmbeddingLoss(nn.Module):
     """Losses on sampled pixels before and after the mean-shift loops.
 
     See Kong & Fowlkes (CVPR 2018), sections 3 and 4. Pixels are sampled from the full-resolution
-    labels, stratified by instance. Maps are read at these pixels by bilinear interpolation, so that
-    labels are exact at any output stride. Every loss is the mean of its images' losses. Gradients
-    therefore do not depend on how a batch is divided into processes or accumulated steps.
+    labels. Maps are read at these pixels by bilinear interpolation, so that labels are exact at any
+    output stride. The sampled pixels are shifted among themselves, or with
+    ``MeanShiftLayer.train_keys`` the whole map is shifted and then sampled anew for every loss.
+    Every loss is the mean of its images' losses. Gradients therefore do not depend on how a batch
+    is divided into processes or accumulated steps.
     """
 
     @configurable
@@ -39,6 +74,8 @@ class EmbeddingLoss(nn.Module):
         negative_weight: float = 1.0,
         negative_radius: float = 0.0,
         num_points: int = 1024,
+        sampling: str = "instances",
+        loop_weights: Sequence[float] = (),
         background_is_group: bool = False,
         use_votes: bool = True,
         sem_seg_stride: int = 1,
@@ -51,6 +88,10 @@ class EmbeddingLoss(nn.Module):
             negative_radius: distance in pixels up to which pixels of different instances repel each
                 other. 0 stands for any distance.
             num_points: number of pixels that are sampled per image.
+            sampling: "instances" samples the same number of pixels from each instance, "uniform"
+                samples all pixels with the same probability.
+            loop_weights: weights of the losses before the first loop and after each, scaled to a
+                sum of 1. Empty stands for equal weights.
             background_is_group: whether background is one more group of the pair loss. Otherwise it
                 takes no part.
             use_votes: whether votes are trained.
@@ -69,6 +110,11 @@ class EmbeddingLoss(nn.Module):
         check_range("negative_weight", negative_weight, 0)
         check_range("negative_radius", negative_radius, 0)
         check_range("num_points", num_points, 1)
+        check_choice("sampling", sampling, list(SAMPLERS))
+        for weight in loop_weights:
+            check_range("loop_weights", weight, 0)
+        if loop_weights and not sum(loop_weights):
+            raise ValueError(f"loop_weights is {loop_weights}; allowed: at least one above 0")
         check_positive("sem_seg_stride", sem_seg_stride)
         for name, weight in (loss_weights or {}).items():
             check_choice("loss_weights", name, list(DEFAULT_WEIGHTS))
@@ -82,6 +128,8 @@ class EmbeddingLoss(nn.Module):
             "negative_radius": negative_radius or None,
         }
         self.num_points = num_points
+        self.sampler = SAMPLERS[sampling]
+        self.loop_weights = tuple(loop_weights)
         self.background_is_group = background_is_group
         self.use_votes = use_votes
         self.sem_seg_stride = sem_seg_stride
@@ -96,6 +144,12 @@ class EmbeddingLoss(nn.Module):
         rpe = cfg.MODEL.RPE
         stride = stride or rpe.STRIDE
         check_choice("MODEL.RPE.BACKGROUND", rpe.BACKGROUND, ("exclude", "group"))
+        loops = cfg.MODEL.MEAN_SHIFT.TRAIN_LOOPS
+        if rpe.LOOP_WEIGHTS and len(rpe.LOOP_WEIGHTS) != loops + 1:
+            raise ValueError(
+                f"MODEL.RPE.LOOP_WEIGHTS is {list(rpe.LOOP_WEIGHTS)}; allowed with "
+                f"MODEL.MEAN_SHIFT.TRAIN_LOOPS {loops}: no or {loops + 1} numbers"
+            )
         check_sem_seg_stride(
             "MODEL.RPE.SEM_SEG_LOSS_STRIDE", rpe.SEM_SEG_LOSS_STRIDE, "MODEL.RPE.STRIDE", stride
         )
@@ -103,6 +157,8 @@ class EmbeddingLoss(nn.Module):
             **pair_loss_options(cfg),
             "negative_radius": rpe.NEGATIVE_RADIUS,
             "num_points": rpe.TRAIN_POINTS,
+            "sampling": rpe.SAMPLING,
+            "loop_weights": rpe.LOOP_WEIGHTS,
             "background_is_group": rpe.BACKGROUND == "group",
             "use_votes": rpe.VOTES,
             "sem_seg_stride": rpe.SEM_SEG_LOSS_STRIDE,
@@ -132,37 +188,91 @@ class EmbeddingLoss(nn.Module):
         if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
             losses["loss_pair"] = zero_loss(maps.embeddings, maps.votes, maps.sizes, shift)
             return self._weighted(losses)
-        points = [sample_pixels(self._groups(label), self.num_points) for label in labels]
-        groups = pad_points([self._groups(lab).flatten()[p] for lab, p in zip(labels, points)])
-        mask = pad_points([torch.ones_like(p, dtype=torch.bool) for p in points])
-        width = labels[0].instances.shape[1]
-        index = pad_points(points)
-        pixels = torch.stack([index % width, index // width], dim=-1) + 0.5  # (B, P, 2) x, y
-        x, votes, sizes = sample_maps(maps, pixels)
-
-        steps = shift.trajectory(x, votes, sizes, mask)
-        losses["loss_pair"] = _mean(
-            [self._pair_loss(step_x, groups, pixels, mask) for step_x, _ in steps]
+        steps = (
+            self._shifted_maps(maps, labels, shift)
+            if shift.train_keys
+            else self._shifted_samples(maps, labels, shift)
         )
+        losses["loss_pair"] = self._over_loops([self._pair_loss(step) for step in steps])
         if self.use_votes:
-            centers = pad_points(
-                [_of_instances(lab.centers, lab, p) for lab, p in zip(labels, points)]
-            )
-            voting = mask & (
-                groups < pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels])
-            )
-            target_sizes = pad_points(
-                [_of_instances(lab.sizes, lab, p) for lab, p in zip(labels, points)]
-            ).clamp(min=1)
-            unit = torch.as_tensor(shift.sigma(target_sizes), device=votes.device)
-            unit = unit.expand_as(target_sizes).unsqueeze(-1)  # (B, P, 1)
-            losses["loss_vote"] = _mean(
-                [_mean_over_instances(v / unit, centers / unit, groups, voting) for _, v in steps]
-            )
+            votes, sizes = zip(*(self._vote_losses(step, labels, shift) for step in steps))
+            losses["loss_vote"] = self._over_loops(votes)
             if shift.relative_bandwidth:
-                logarithms = sizes.log().unsqueeze(-1), target_sizes.log().unsqueeze(-1)
-                losses["loss_size"] = _mean_over_instances(*logarithms, groups, voting)
+                losses["loss_size"] = sizes[0]
         return self._weighted(losses)
+
+    def _sample(self, labels: List[PixelLabels]) -> _Sample:
+        groups = [self._groups(label) for label in labels]
+        points = [self.sampler(group, self.num_points) for group in groups]
+        index, width = pad_points(points), labels[0].instances.shape[1]
+        return _Sample(
+            points=points,
+            groups=pad_points([group.flatten()[p] for group, p in zip(groups, points)]),
+            pixels=torch.stack([index % width, index // width], dim=-1) + 0.5,
+            mask=pad_points([torch.ones_like(p, dtype=torch.bool) for p in points]),
+        )
+
+    def _shifted_samples(
+        self, maps: EmbeddingMaps, labels: List[PixelLabels], shift: MeanShiftLayer
+    ) -> List[_Step]:
+        """Shifts sampled pixels among themselves."""
+        sample = self._sample(labels)
+        x, votes, sizes = sample_maps(maps, sample.pixels)
+        steps = shift.trajectory(x, votes, sizes, sample.mask)
+        return [_Step(step_x, step_votes, sizes, sample) for step_x, step_votes in steps]
+
+    def _shifted_maps(
+        self, maps: EmbeddingMaps, labels: List[PixelLabels], shift: MeanShiftLayer
+    ) -> List[_Step]:
+        """Shifts all labeled cells of the maps, and samples the maps after every loop."""
+        images = []
+        for index, label in enumerate(labels):
+            groups = self._groups(label)[
+                maps.stride // 2 :: maps.stride, maps.stride // 2 :: maps.stride
+            ]
+            cells = torch.nonzero(groups.flatten() >= 0).squeeze(1)
+            parts = maps.embeddings[index], maps.votes[index]
+            x, votes = (part.flatten(1)[:, cells].T for part in parts)
+            steps = shift.cell_trajectory(x, votes, maps.sizes[index].flatten()[cells])
+            images.append(
+                [
+                    tuple(
+                        part.flatten(1).index_copy(1, cells, moved.T).view_as(part)
+                        for part, moved in zip(parts, step)
+                    )
+                    for step in steps
+                ]
+            )
+        shifted = []
+        for step in zip(*images):
+            embeddings, votes = (torch.stack(part) for part in zip(*step))
+            sample = self._sample(labels)
+            moved = sample_maps(maps._replace(embeddings=embeddings, votes=votes), sample.pixels)
+            shifted.append(_Step(*moved, sample))
+        return shifted
+
+    def _over_loops(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        weights = self.loop_weights or (1.0,) * len(losses)
+        return sum(w * loss for w, loss in zip(weights, losses)) / sum(weights)
+
+    def _vote_losses(
+        self, step: _Step, labels: List[PixelLabels], shift: MeanShiftLayer
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """Returns the losses of the votes and, where sizes are predicted, of the sizes."""
+        points, groups, _, mask = step.sample
+        centers = pad_points([_of_instances(lab.centers, lab, p) for lab, p in zip(labels, points)])
+        counts = pad_points([lab.classes.new_tensor([len(lab.classes)]) for lab in labels])
+        voting = mask & (groups < counts)
+        target_sizes = pad_points(
+            [_of_instances(lab.sizes, lab, p) for lab, p in zip(labels, points)]
+        ).clamp(min=1)
+        unit = torch.as_tensor(shift.sigma(target_sizes), device=step.votes.device)
+        unit = unit.expand_as(target_sizes).unsqueeze(-1)  # (B, P, 1)
+        votes = _mean_over_instances(step.votes / unit, centers / unit, groups, voting)
+        if not shift.relative_bandwidth:
+            return votes, None
+        logarithms = step.sizes.log().unsqueeze(-1), target_sizes.log().unsqueeze(-1)
+        return votes, _mean_over_instances(*logarithms, groups, voting)
 
     def _weighted(self, losses: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
@@ -185,16 +295,17 @@ class EmbeddingLoss(nn.Module):
         )
         return mean_cross_entropy(logits, target, IGNORED)
 
-    def _pair_loss(self, x, groups, pixels, mask) -> torch.Tensor:
+    def _pair_loss(self, step: _Step) -> torch.Tensor:
+        _, groups, pixels, mask = step.sample
         return _mean(
             [
                 spherical_pair_loss(
-                    x[i][mask[i]],
+                    step.x[i][mask[i]],
                     groups[i][mask[i]],
                     positions=pixels[i][mask[i]],
                     **self.pair_options,
                 )
-                for i in range(len(x))
+                for i in range(len(mask))
             ]
         )
 

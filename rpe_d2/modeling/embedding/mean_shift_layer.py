@@ -46,6 +46,7 @@ class MeanShiftLayer(nn.Module):
         test_loops: int = 5,
         tolerance: float = 1e-3,
         max_keys: int = 4096,
+        train_keys: int = 0,
     ):
         """
         Args:
@@ -61,6 +62,8 @@ class MeanShiftLayer(nn.Module):
             tolerance: largest change at which loops stop in inference, see
                 :func:`rpe_d2.ops.mean_shift.mean_shift`.
             max_keys: largest number of points that define the density in inference.
+            train_keys: largest number of cells that define the density in training, where all cells
+                of an image are shifted. 0 stands for shifting sampled points among themselves.
 
         Raises:
             ValueError: An argument is out of range.
@@ -73,6 +76,7 @@ class MeanShiftLayer(nn.Module):
         check_range("test_loops", test_loops, 0)
         check_range("tolerance", tolerance, 0)
         check_range("max_keys", max_keys, 1)
+        check_range("train_keys", train_keys, 0)
         if shift_positions or relative_bandwidth:
             check_positive("spatial_bandwidth", spatial_bandwidth)
         log_bandwidth = torch.tensor(float(bandwidth)).log()
@@ -87,6 +91,7 @@ class MeanShiftLayer(nn.Module):
         self.test_loops = test_loops
         self.tolerance = tolerance
         self.max_keys = max_keys
+        self.train_keys = train_keys
 
     @classmethod
     def from_config(cls, cfg):
@@ -112,6 +117,7 @@ class MeanShiftLayer(nn.Module):
             "test_loops": shift.TEST_LOOPS,
             "tolerance": shift.TOLERANCE,
             "max_keys": shift.MAX_KEYS,
+            "train_keys": shift.TRAIN_KEYS,
         }
 
     @property
@@ -156,6 +162,26 @@ class MeanShiftLayer(nn.Module):
             return_trajectory=True,
         )
         return [self._with_positions(step, positions) for step in steps]
+
+    def cell_trajectory(
+        self, x: torch.Tensor, positions: torch.Tensor, sizes: torch.Tensor
+    ) -> List[ShiftedPoints]:
+        """Runs the training loops on all cells of an image.
+
+        At most ``train_keys`` cells, sampled with the same probability, define the density.
+
+        Args:
+            x: (N, D) unit vectors.
+            positions: (N, 2) positions in pixels.
+            sizes: (N,) sizes of the cells' instances in pixels.
+
+        Returns:
+            Embeddings and positions before the first and after each loop.
+        """
+        keys = torch.randperm(len(x), device=x.device)[: self.train_keys].sort().values
+        return self._follow_keys(
+            x, positions, sizes.detach(), keys, num_loops=self.train_loops, tolerance=0.0
+        )
 
     def choose_keys(
         self,
@@ -237,8 +263,37 @@ class MeanShiftLayer(nn.Module):
             Embeddings (N, D) and positions (N, 2) after the last loop, or a list of such pairs
             before the first and after each loop.
         """
+        steps = self._follow_keys(
+            x,
+            positions,
+            sizes,
+            key_index,
+            scale,
+            num_loops=self.test_loops,
+            tolerance=self.tolerance,
+            only_last=not return_trajectory,
+        )
+        return steps if return_trajectory else steps[-1]
+
+    def _follow_keys(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        sizes: torch.Tensor,
+        key_index: torch.Tensor,
+        scale: float = 1.0,
+        *,
+        num_loops: int,
+        tolerance: float,
+        only_last: bool = False,
+    ) -> List[ShiftedPoints]:
+        """Shifts the keys among themselves and takes the other points where their neighbors went.
+
+        Returns:
+            The points before the first loop and after each, or before the first and after the last.
+        """
         if len(key_index) == 0:
-            return [(x, positions)] if return_trajectory else (x, positions)
+            return [(x, positions)] * (1 if only_last else num_loops + 1)
         follows = torch.ones(len(x), dtype=torch.bool, device=x.device)
         follows[key_index] = False
         follower_index = torch.nonzero(follows).squeeze(1)
@@ -246,8 +301,8 @@ class MeanShiftLayer(nn.Module):
         keys = mean_shift(
             x[key_index],
             bandwidth,
-            self.test_loops,
-            tolerance=self.tolerance,
+            num_loops,
+            tolerance=tolerance,
             positions=positions[key_index],
             spatial_bandwidth=self.sigma(sizes[key_index], scale),
             shift_positions=self.shift_positions,
@@ -255,7 +310,7 @@ class MeanShiftLayer(nn.Module):
         )
         keys = [self._with_positions(step, positions[key_index]) for step in keys]
         steps = [(x, positions)]
-        for moved_keys in keys[1:] if return_trajectory else keys[-1:]:
+        for moved_keys in keys[-1:] if only_last else keys[1:]:
             step = torch.empty_like(x), torch.empty_like(positions)
             for old, moved in zip(step, moved_keys):
                 old.index_copy_(0, key_index, moved)
@@ -275,7 +330,7 @@ class MeanShiftLayer(nn.Module):
                 for old, moved in zip(step, self._with_positions(followers, positions[part])):
                     old.index_copy_(0, part, moved)
             steps.append(step)
-        return steps if return_trajectory else steps[-1]
+        return steps
 
     def affinity(
         self,

@@ -2,6 +2,7 @@
 
 from typing import Optional, Tuple
 
+from .grouping import PixelGrouping
 from .head import EmbeddingHead
 from .loss import EmbeddingLoss, check_sem_seg_stride
 from .mean_shift_layer import MeanShiftLayer
@@ -43,4 +44,21 @@ def fit_to_head(
             f"mean_shift.relative_bandwidth is {mean_shift.relative_bandwidth}; allowed with "
             "embedding_head.max_size None: 0"
         )
+    if (
+        embedding_loss.loop_weights
+        and len(embedding_loss.loop_weights) != mean_shift.train_loops + 1
+    ):
+        raise ValueError(
+            f"embedding_loss.loop_weights is {embedding_loss.loop_weights}; allowed with "
+            f"mean_shift.train_loops {mean_shift.train_loops}: {mean_shift.train_loops + 1} numbers"
+        )
     return embedding_loss, mean_shift
+
+
+def check_grouping(grouping: PixelGrouping, embedding_loss: EmbeddingLoss) -> None:
+    """Raises a ValueError if background is a group of the grouping but not of the loss."""
+    if grouping.background_is_group and not embedding_loss.background_is_group:
+        raise ValueError(
+            "grouping.background_is_group is True; allowed with embedding_loss.background_is_group "
+            "False: False"
+        )

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from .image_points import ImagePoints
 from .mean_shift_layer import MeanShiftLayer
 
-# Elements of the soft masks that are computed at a time (float32: 64 MB). glibc returns blocks above
-# 32 MB to the system at once, while repeated smaller ones of several MB fragment its heap.
+# Elements of the soft masks that are computed at a time (float32: 64 MB). glibc returns blocks
+# above 32 MB to the system at once, while repeated smaller ones of several MB fragment its heap.
 _CHUNK_ELEMENTS = 1 << 24
 
 
@@ -49,7 +49,8 @@ class PixelGroups:
     ):
         """
         Args:
-            masks: R soft masks, the membership in the group times the foreground probability.
+            masks: R soft masks, the membership in the group times the foreground probability, or
+                the membership alone where background is a group.
             agreement: (R,) mean membership of the group's pixels.
             probability: (K + 1, h, w) class probabilities, background last.
         """

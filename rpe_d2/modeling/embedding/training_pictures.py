@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.color import embedding_to_rgb
 
+from .grouping import PixelGrouping
 from .head import ImageMaps
 from .image_points import image_points
 from .labels import PixelLabels
@@ -15,7 +16,7 @@ from .pixel_groups import PixelGroups
 
 
 def embeddings_per_loop(
-    maps: ImageMaps, shift: MeanShiftLayer, foreground_threshold: float
+    maps: ImageMaps, shift: MeanShiftLayer, grouping: PixelGrouping
 ) -> List[torch.Tensor]:
     """Returns the embedding maps (D, h, w) before the first and after each inference loop.
 
@@ -24,9 +25,9 @@ def embeddings_per_loop(
     maps = maps.unpadded()
     points = image_points(
         maps,
-        1 - maps.logits.softmax(dim=0)[-1],
+        grouping.foreground(maps),
         shift,
-        foreground_threshold=foreground_threshold,
+        foreground_threshold=grouping.foreground_threshold,
         min_foreground=-1.0,
     )
     steps = shift.shift_points(

@@ -18,12 +18,12 @@ from rpe_d2.ops.sphere import min_margin
 
 from ..argument_checks import check_choice, check_range
 from ..embedding.group_masks import masks_of_groups, proposals_of_groups
-from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping
+from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping, drop_background
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
-from ..embedding.parts import fit_to_head
+from ..embedding.parts import check_grouping, fit_to_head
 from ..embedding.pixel_groups import PixelGroups
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..embedding.training_pictures import embeddings_per_loop, training_picture
@@ -136,6 +136,7 @@ class PixelEmbeddingNet(PaddedInput):
             embedding_head, embedding_loss, mean_shift
         )
         self.grouping = MeanShiftGrouping() if grouping is None else grouping
+        check_grouping(self.grouping, self.embedding_loss)
         if self.grouping.shift is None:
             self.grouping.shift = self.mean_shift
         self.quality_head = QualityHead(embedding_head.feature_dim) if use_quality_head else None
@@ -268,7 +269,7 @@ class PixelEmbeddingNet(PaddedInput):
             ]
 
     def _output(self, item: Dict, maps: ImageMaps, gates: Optional[torch.Tensor]) -> Dict:
-        groups = self.grouping(maps, item.get("num_instances"))
+        groups = self._groups(maps, item.get("num_instances"))
         scores = self._scores(maps, groups)
         if len(self.grouping.scales) > 1 and len(groups):
             masks = torch.cat([soft >= self.mask_threshold for _, soft in groups.chunks()])
@@ -328,6 +329,10 @@ class PixelEmbeddingNet(PaddedInput):
             labels.append(pixel_labels(instances, maps.padded_size, item.get("ignore_mask")))
         return labels
 
+    def _groups(self, maps: ImageMaps, num_instances: Optional[int] = None) -> PixelGroups:
+        groups = self.grouping(maps, num_instances)
+        return drop_background(groups) if self.grouping.background_is_group else groups
+
     def _scores(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
         """Returns (R, K) the class probabilities, times the estimated IoU if there is one."""
         scores = groups.class_probabilities
@@ -346,7 +351,7 @@ class PixelEmbeddingNet(PaddedInput):
         count = min(self.quality_images or len(labels), len(labels))
         for index in range(count):
             maps, gates = prediction.image(index)
-            groups = self.grouping(maps)
+            groups = self._groups(maps)
             iou, instance = best_match(
                 groups.soft_masks, labels[index].at_cells(maps.stride), self.mask_threshold
             )
@@ -420,7 +425,7 @@ class PixelEmbeddingNet(PaddedInput):
     @torch.no_grad()
     def embeddings_per_loop(self, maps: ImageMaps) -> List[torch.Tensor]:
         """Returns the embedding maps (D, h, w) before the first and after each inference loop."""
-        return embeddings_per_loop(maps, self.mean_shift, self.grouping.foreground_threshold)
+        return embeddings_per_loop(maps, self.mean_shift, self.grouping)
 
     @torch.no_grad()
     def _training_picture(self, item: Dict, maps: ImageMaps, labels: PixelLabels) -> torch.Tensor:
@@ -429,7 +434,7 @@ class PixelEmbeddingNet(PaddedInput):
             self.input_format,
             maps,
             labels,
-            self.grouping(maps),
+            self._groups(maps),
             self.embeddings_per_loop(maps),
         )
 

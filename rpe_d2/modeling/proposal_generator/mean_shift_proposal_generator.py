@@ -19,7 +19,7 @@ from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
-from ..embedding.parts import fit_to_head
+from ..embedding.parts import check_grouping, fit_to_head
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..layers import zero_loss
 from ..masks import mask_overlaps, soft_mask_boxes, soft_masks_to_proposals, soft_nms
@@ -144,6 +144,7 @@ class MeanShiftProposalGenerator(nn.Module):
         )
         if grouping is None:
             grouping = MeanShiftGrouping(scales=(0.7, 1.4), max_groups=100)
+        check_grouping(grouping, self.embedding_loss)
         if grouping.shift is None:
             grouping.shift = self.mean_shift
         self.grouping = grouping
