@@ -11,6 +11,8 @@ The classes that a configuration names declare it themselves, as class attribute
 * ``check_run(cfg, has_weights)``: raises a ValueError of one line where a run cannot start.
 * ``check_training_data(cfg, max_instances)``: logs warnings about settings that cannot fit the
   data, of which one image has up to ``max_instances`` instances.
+* ``check_object_areas(cfg, areas)``: logs warnings about settings with which objects cannot be
+  found. ``areas`` has the areas of objects in pixels of the network's input by data set.
 * ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture
   builds.
 * ``has_pair_loss``: whether a semantic head has the pair loss.
@@ -21,6 +23,7 @@ for them and for the classes derived from them.
 
 from typing import Any, Dict, List, Tuple
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -32,6 +35,7 @@ from detectron2.modeling import (
 from rpe_d2.data import most_instances
 
 __all__ = [
+    "check_object_areas",
     "check_run",
     "check_training_data",
     "default_confidence_threshold",
@@ -158,6 +162,18 @@ def check_training_data(cfg: CfgNode) -> None:
         largest = max((most_instances(name) for name in cfg.DATASETS.TRAIN), default=0)
         for check in checks:
             check(cfg, largest)
+
+
+def check_object_areas(cfg: CfgNode, areas: Dict[str, np.ndarray]) -> None:
+    """Lets the model's classes warn about settings with which objects cannot be found.
+
+    Args:
+        cfg: the configuration.
+        areas: by data set, areas (n,) of objects in pixels of the network's input, above 0.
+    """
+    for entry in model_classes(cfg):
+        if areas and hasattr(entry, "check_object_areas"):
+            entry.check_object_areas(cfg, areas)
 
 
 def _model_parts(cfg: CfgNode) -> Dict[str, type]:

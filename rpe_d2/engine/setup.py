@@ -26,6 +26,7 @@ from rpe_d2.config import (
 from rpe_d2.utils.files import locked_folder, make_new_folder, make_writable_folder
 from rpe_d2.utils.safe_loading import load_arrays
 
+from .data_report import warn_of_unreachable_objects, write_data_report
 from .datasets import check_datasets, register_datasets
 from .host_models import check_run, check_training_data
 
@@ -72,6 +73,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="rpe_d2")
     if not args.eval_only:
         check_training_data(cfg)
+    if comm.is_main_process():
+        warn_of_unreachable_objects(cfg)
+        write_data_report(cfg)
     return cfg
 
 

@@ -1,5 +1,6 @@
 """The report of a dataset in COCO's format, and datasets from which nothing can be learned."""
 
+import json
 import logging
 
 import pytest
@@ -7,6 +8,7 @@ from detectron2.config import get_cfg
 
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import coco_report, register_coco_jsons
+from rpe_d2.engine.data_report import warn_of_unreachable_objects, write_data_report
 from rpe_d2.engine.datasets import check_datasets
 from tests.helpers.coco_files import entry, make_content
 
@@ -87,3 +89,53 @@ def test_a_run_logs_the_report_once_and_refuses_to_learn_from_nothing(coco_folde
     cfg.DATASETS.TRAIN = ("crowds",)
     with pytest.raises(ValueError, match="DATASETS.TRAIN: crowds: all 2 annotations are crowds"):
         check_datasets(cfg)
+
+
+def grid_of_squares(count, side, size=(600, 600)):
+    """Returns the content of a file with one image of many squares."""
+    content = make_content()
+    content["images"] = [{"id": 5, "file_name": "a.png", "height": size[0], "width": size[1]}]
+    content["annotations"] = []
+    for number in range(count):
+        y, x = (side + 10) * (number // 20), (side + 10) * (number % 20)
+        polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
+        content["annotations"].append(
+            {"id": number + 1, "image_id": 5, "category_id": 3, "bbox": [x, y, side, side],
+             "iscrowd": 0, "area": side**2, "segmentation": [polygon]}
+        )  # fmt: skip
+    return content
+
+
+def test_settings_with_which_objects_cannot_be_found_are_named_once(coco_folder, tmp_path, caplog):
+    register_coco_jsons([entry(coco_folder, grid_of_squares(150, 3), "many")])
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.merge_from_list(
+        ["MODEL.META_ARCHITECTURE", "PixelEmbeddingNet", "MODEL.RPE.NUM_CLASSES", 2,
+         "DATASETS.TRAIN", ("many",), "DATASETS.TEST", ("many",), "OUTPUT_DIR", str(tmp_path),
+         "INPUT.MIN_SIZE_TEST", 600, "INPUT.MIN_SIZE_TRAIN", (300,), "MODEL.RPE.STRIDE", 4]
+    )  # fmt: skip
+    check_datasets(cfg)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="rpe_d2"):
+        warn_of_unreachable_objects(cfg)
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 3
+    assert "TEST.DETECTIONS_PER_IMAGE is 100, but" in texts[0] and "at least 150 can" in texts[0]
+    assert "MODEL.RPE.MIN_AREA is 16, above the area of 150 of 150 objects of many" in texts[1]
+    assert "at most 9 can find them" in texts[1]
+    assert "INPUT.MIN_SIZE_TEST is 600, at which 150 of 150 objects of many" in texts[2]
+    assert "MODEL.RPE.STRIDE 1, or INPUT.MIN_SIZE_TEST 1600 with MAX_SIZE_TEST 3555" in texts[2]
+    # With the values that the messages name there is no warning.
+    caplog.clear()
+    cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.RPE.MIN_AREA, cfg.MODEL.RPE.STRIDE = 150, 9, 1
+    warn_of_unreachable_objects(cfg)
+    cfg.MODEL.RPE.STRIDE, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 4, 1600, 3555
+    warn_of_unreachable_objects(cfg)
+    assert not caplog.records
+
+    write_data_report(cfg)
+    stored = json.loads((tmp_path / "data_report.json").read_text())["many"]
+    assert stored["instances"] == stored["most_in_one_image"] == 150
+    assert stored["sides_px"] == [3.0] * 5 and stored["sides_px_at_training_scale"] == [1.5] * 5
+    assert stored["sides_px_at_test_scale"] == [8.0] * 5

@@ -14,7 +14,7 @@ from rpe_d2.utils.coco_annotations import usable_segmentation
 __all__ = ["CocoReport", "coco_report"]
 
 _MOST_DRAWN = 5000  # masks whose areas are counted, evenly spaced over the file
-_PERCENTILES = (1, 25, 50, 75, 99)
+PERCENTILES = (1, 25, 50, 75, 99)
 
 
 class CocoReport(NamedTuple):
@@ -24,11 +24,32 @@ class CocoReport(NamedTuple):
         summary: numbers of images, instances and crowds, by class, and sizes of masks.
         warnings: one line each.
         num_instances: number of annotations that are not crowds.
+        most_in_one_image: largest number of them in an image.
+        fullest_image: file name of this image, "" without instances.
+        areas: (n,) areas of up to 5,000 masks in pixels, which are evenly spaced over the file.
+        image_sizes: (n, 2) height and width of the image of each of these masks.
     """
 
     summary: str
     warnings: List[str]
     num_instances: int
+    most_in_one_image: int
+    fullest_image: str
+    areas: np.ndarray
+    image_sizes: np.ndarray
+
+    def areas_at_scale(self, min_size: int, max_size: int) -> np.ndarray:
+        """Returns the areas (n,) in images that are resized as Detectron2's loaders resize them.
+
+        Args:
+            min_size: length of the shorter side in pixels; 0 for no resizing.
+            max_size: limit of the longer side in pixels.
+        """
+        if min_size == 0 or len(self.areas) == 0:
+            return self.areas.astype(float)
+        scale = min_size / self.image_sizes.min(axis=1)
+        scale = np.minimum(scale, max_size / self.image_sizes.max(axis=1))
+        return self.areas * scale**2
 
 
 def coco_report(name: str) -> CocoReport:
@@ -45,7 +66,10 @@ def coco_report(name: str) -> CocoReport:
     by_class = Counter(classes[a["category_id"]] for a in objects)
     by_image = Counter(a["image_id"] for a in objects)
 
-    areas = np.array([_area(a, images[a["image_id"]]) for a in _spaced(objects)])
+    drawn = _spaced(objects)
+    areas = np.array([_area(a, images[a["image_id"]]) for a in drawn])
+    sizes = [(images[a["image_id"]]["height"], images[a["image_id"]]["width"]) for a in drawn]
+    most, fullest = 0, ""
     parts = [
         f"{len(images)} images ({len(images) - len(by_image)} without instances)",
         f"{len(objects)} instances",
@@ -53,19 +77,26 @@ def coco_report(name: str) -> CocoReport:
         f"by class {_listed(f'{key} {count}' for key, count in by_class.most_common())}",
     ]
     if objects:
-        fullest, most = by_image.most_common(1)[0]
-        sides = np.percentile(np.sqrt(areas), _PERCENTILES).round(1).tolist()
+        image_id, most = by_image.most_common(1)[0]
+        fullest = images[image_id]["file_name"]
+        sides = np.percentile(np.sqrt(areas), PERCENTILES).round(1).tolist()
         parts += [
-            f"most in one image {most} ({images[fullest]['file_name']})",
+            f"most in one image {most} ({fullest})",
             f"square roots of areas {', '.join(map(str, sides))} px"
-            f" (percentiles {', '.join(map(str, _PERCENTILES))})",
+            f" (percentiles {', '.join(map(str, PERCENTILES))})",
         ]
     warnings = _warnings(content, objects, areas)
     missing = [label for label in classes.values() if label not in by_class]
     if objects and missing:
         warnings.append(f"{len(missing)} classes have no instance ({_listed(missing)})")
     return CocoReport(
-        f"{name}: {'; '.join(parts)}", [f"{name}: {text}" for text in warnings], len(objects)
+        f"{name}: {'; '.join(parts)}",
+        [f"{name}: {text}" for text in warnings],
+        len(objects),
+        most,
+        fullest,
+        areas,
+        np.array(sizes, dtype=np.int64).reshape(-1, 2),
     )
 
 

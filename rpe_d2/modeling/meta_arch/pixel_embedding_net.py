@@ -4,6 +4,7 @@ import logging
 import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
@@ -17,6 +18,7 @@ from rpe_d2.config import check_config
 from rpe_d2.ops.sphere import min_margin
 
 from ..argument_checks import check_choice, check_range
+from ..embedding.data_checks import check_object_areas
 from ..embedding.group_masks import masks_of_groups, proposals_of_groups
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping, drop_background
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
@@ -227,6 +229,11 @@ class PixelEmbeddingNet(PaddedInput):
             dim,
             max(rpe.MARGIN, 0.5),
         )
+
+    @classmethod
+    def check_object_areas(cls, cfg: CfgNode, areas: Dict[str, np.ndarray]) -> None:
+        """Warns of settings with which objects of these areas cannot be found."""
+        check_object_areas(cfg, areas, "MODEL.RPE.STRIDE", cfg.MODEL.RPE.STRIDE)
 
     def forward(self, batched_inputs: List[Dict[str, torch.Tensor]]) -> List[Dict]:
         """Returns a dict of losses in training, and the result of :meth:`inference` otherwise."""

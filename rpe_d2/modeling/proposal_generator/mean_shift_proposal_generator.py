@@ -2,6 +2,7 @@
 
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -14,6 +15,7 @@ from torchvision.ops import box_iou
 from rpe_d2.config import check_config
 
 from ..argument_checks import check_batch, check_choice, check_range, checked_topk
+from ..embedding.data_checks import check_object_areas
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping
 from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
@@ -193,6 +195,11 @@ class MeanShiftProposalGenerator(nn.Module):
             "mask_size": rpe.PROPOSAL_MASK_SIZE,
             "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
         }
+
+    @classmethod
+    def check_object_areas(cls, cfg: CfgNode, areas: Dict[str, np.ndarray]) -> None:
+        """Warns of settings with which objects of these areas cannot be found."""
+        check_object_areas(cfg, areas, "MODEL.RPE.PROPOSALS.STRIDE", cfg.MODEL.RPE.PROPOSALS.STRIDE)
 
     def forward(
         self,

@@ -1,0 +1,71 @@
+"""Warnings about settings with which grouping cannot find objects of the sizes of the data."""
+
+import logging
+import math
+from typing import Dict
+
+import numpy as np
+from detectron2.config import CfgNode
+
+logger = logging.getLogger("rpe_d2")
+
+# The share of the objects that may be too small: data sets have a few stray masks of one pixel.
+_TOLERATED = 0.01
+# Cells along a side of an object below which its mask cannot be told from its neighbors'.
+_MIN_CELLS = 2
+
+
+def check_object_areas(
+    cfg: CfgNode, areas: Dict[str, np.ndarray], stride_key: str, stride: int
+) -> None:
+    """Warns where more than 1% of the objects of a data set are too small for a setting.
+
+    Args:
+        cfg: the configuration.
+        areas: by data set, areas (n,) of objects in pixels of the network's input, above 0.
+        stride_key: full name of the key that holds the stride of the embeddings.
+        stride: its value.
+    """
+    min_area = cfg.MODEL.RPE.MIN_AREA
+    name = _worst(areas, min_area)
+    if name:
+        fitting = math.floor(np.quantile(areas[name], _TOLERATED, method="lower"))
+        logger.warning(
+            "MODEL.RPE.MIN_AREA is %g, above the area of %s in the network's input; at most %d can "
+            "find them",
+            min_area,
+            _counted(name, areas[name], min_area),
+            fitting,
+        )
+    side = _MIN_CELLS * stride
+    name = _worst(areas, side**2)
+    if name:
+        smallest = math.sqrt(np.quantile(areas[name], _TOLERATED, method="lower"))
+        factor = side / smallest
+        strides = [s for s in (1, 2, 4) if s < stride and _MIN_CELLS * s <= smallest]
+        finer = f"{stride_key} {strides[-1]}, or " if strides else ""
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        larger = (math.ceil(size * factor) for size in sizes)
+        logger.warning(
+            "INPUT.MIN_SIZE_TEST is %d, at which %s are smaller than two cells of %s %d, %d px; "
+            "what would do: %sINPUT.MIN_SIZE_TEST %d with MAX_SIZE_TEST %d and larger sizes in "
+            "training",
+            sizes[0],
+            _counted(name, areas[name], side**2),
+            stride_key,
+            stride,
+            side,
+            finer,
+            *larger,
+        )
+
+
+def _worst(areas: Dict[str, np.ndarray], smallest: float) -> str:
+    """Returns the data set with the most objects below an area, "" where they are tolerated."""
+    shares = {name: float((own < smallest).mean()) for name, own in areas.items()}
+    name = max(shares, key=shares.get)
+    return name if shares[name] > _TOLERATED else ""
+
+
+def _counted(name: str, areas: np.ndarray, smallest: float) -> str:
+    return f"{int((areas < smallest).sum())} of {len(areas)} objects of {name}"
