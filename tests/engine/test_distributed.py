@@ -299,6 +299,6 @@ def test_gradients_of_processes_and_accumulated_batches_equal_those_of_one_batch
     for variant, computed in variants.items():
         assert computed.keys() == expected.keys()
         for name, gradient in expected.items():
-            torch.testing.assert_close(
-                computed[name], gradient, atol=1e-5, rtol=1e-5, msg=f"{variant}: {name}"
-            )
+            # Sums of thousands of terms in float32, in another order.
+            error = float((computed[name] - gradient).abs().max())
+            assert error <= 1e-4 * float(gradient.abs().max()) + 1e-5, f"{variant}: {name}"

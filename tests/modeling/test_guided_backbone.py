@@ -50,10 +50,10 @@ def test_checkpoints_load_both_ways():
 
 def test_the_pyramid_is_the_backbone_on_resized_images():
     scales = "MODEL: {GUIDED_BACKBONE: {SCALES: [1.0, 0.5, 0.3, 2.0]}}"
-    guided = build_backbone(small_cfg_with(GUIDED, scales)).eval()
-    plain = build_backbone(small_cfg_with()).eval()
+    guided = build_backbone(small_cfg_with(GUIDED, scales)).eval().double()
+    plain = build_backbone(small_cfg_with()).eval().double()
     plain.load_state_dict(guided.state_dict())
-    image = torch.randn(1, 3, 64, 96)
+    image = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         features = guided(image)
         assert set(features) == set(guided.output_shape())
