@@ -41,6 +41,7 @@ from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.flops import inference_flops
 from rpe_d2.utils.images import ImageReader
+from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 from rpe_d2.visualization.report import comparison_page, comparison_table
@@ -214,7 +215,7 @@ def _row(
         path = output / _ROWS / f"{key}.json"
         if path.exists():
             print(f"{name}: from {path}", file=sys.stderr)
-            return {**json.loads(path.read_text()), "name": name}
+            return {**parse_json(path.read_text(), path), "name": name}
         row = _measure(name, cfg, data)
     except Exception as failure:  # of any kind, because the other models do not depend on it
         return {"name": name, "error": one_line(failure)}

@@ -36,6 +36,7 @@ from rpe_d2.ops.boundary_scores import (
 )
 from rpe_d2.utils.errors import one_line, one_line_errors
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import precision_recall_plot
 from rpe_d2.visualization.precision_recall import SOFTWARE
 
@@ -198,7 +199,7 @@ def _check_targets(args: argparse.Namespace) -> None:
 
 def _is_own_json(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), path)
     except (ValueError, OSError):
         return False
     return isinstance(content, dict) and content.get("benchmark") == BENCHMARK

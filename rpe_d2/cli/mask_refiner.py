@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -14,6 +13,7 @@ from detectron2.structures import Instances
 
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import write_new_file
+from rpe_d2.utils.json_text import parse_json
 from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
 from rpe_d2.visualization.figure import Panel, draw_figure
 
@@ -139,7 +139,7 @@ def check_header(path: Path, text: str, header: Dict[str, Any]) -> None:
         ValueError: If the headers differ, or ``text`` is not a header.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text, path)
         different = [name for name in header if content.get(name) != header[name]]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} was not written by an interrupted run; {_START_OVER}") from error

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from rpe_d2.utils.coco_annotations import check_stored_rles
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
 
 from .mask_refiner import MaskRefiner, check_header, write_panels
@@ -117,7 +118,7 @@ class Results:
         check_header(self.partial, complete[0], header)
         if lines[-1]:
             self.partial.write_text("".join(line + "\n" for line in complete))
-        entries = map(json.loads, complete[1:])
+        entries = [parse_json(line, self.partial) for line in complete[1:]]
         return {entry["image_id"]: entry["refined"] for entry in entries}
 
 

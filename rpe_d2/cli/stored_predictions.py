@@ -1,6 +1,5 @@
 """Predictions with masks, read from files in COCO's results format."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Collection, Dict, Tuple
@@ -12,6 +11,7 @@ from detectron2.data import Metadata
 from rpe_d2.engine.run_classes import class_names
 from rpe_d2.utils.coco_annotations import check_stored_rles, mask_problem
 from rpe_d2.utils.errors import one_line
+from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import InstanceMasks
 
 
@@ -63,7 +63,7 @@ class StoredPredictions:
         """
         self._path = path
         try:
-            results = json.loads(Path(path).read_text())
+            results = parse_json(Path(path).read_text(), path)
             self._of_image = defaultdict(list)
             for result in results:
                 hash(result["category_id"])  # a number or text, as the data set has it

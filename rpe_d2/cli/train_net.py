@@ -18,6 +18,7 @@ from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.hooks import TrainingStopped
 from rpe_d2.engine.launcher import check_meeting_point, launch, process_of_cluster
 from rpe_d2.engine.run_classes import write_classes
+from rpe_d2.engine.run_errors import TooFewValues, named_run_errors
 from rpe_d2.engine.run_record import current_commit, print_table, write_run_record
 from rpe_d2.engine.setup import locked_output_dir, read_config, setup
 from rpe_d2.engine.train_step import NonFinite
@@ -108,7 +109,8 @@ def _run(args: argparse.Namespace) -> Optional[dict]:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
     start = time.monotonic()
-    with one_line_errors((UnreadableImage, DeadWorker, NonFinite, OSError)):
+    kinds = UnreadableImage, DeadWorker, NonFinite, TooFewValues, OSError
+    with one_line_errors(kinds), named_run_errors():
         if args.eval_only:
             metrics = Trainer.test(cfg, model)
             if comm.is_main_process():

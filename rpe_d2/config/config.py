@@ -72,6 +72,10 @@ def check_config(cfg: CfgNode, *nodes: str) -> None:
             _check_bandwidths(cfg)
 
 
+# Squares of positions over smaller ones overflow in float32.
+_SMALLEST_SIGMA = 0.01
+
+
 def _parts(node_name: str) -> List[str]:
     return node_name.split(".") if node_name else []
 
@@ -83,6 +87,11 @@ def _check_bandwidths(cfg: CfgNode) -> None:
             f"MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH is {shift.RELATIVE_BANDWIDTH}, which needs "
             "MODEL.RPE.VOTES True and MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH above 0, the smallest "
             "sigma"
+        )
+    if 0 < shift.SPATIAL_BANDWIDTH < _SMALLEST_SIGMA:
+        raise ValueError(
+            f"MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH is {shift.SPATIAL_BANDWIDTH}; allowed: 0, or "
+            f"pixels {_SMALLEST_SIGMA} or more"
         )
     if shift.BANDWIDTH_MODE == "margin" and rpe.MARGIN == 1:
         raise ValueError(

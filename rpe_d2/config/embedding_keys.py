@@ -232,7 +232,7 @@ def _mean_shift_keys() -> Keys:
             "`learned`: a parameter that starts at BANDWIDTH. `margin`: (1 - `RPE.MARGIN`) / 3.",
             choices=("fixed", "learned", "margin"),
         ),
-        "BANDWIDTH": Key(0.2, "delta; the mode `margin` ignores it.", above=0),
+        "BANDWIDTH": Key(0.2, "delta; the mode `margin` ignores it.", low=0.001),
         "SPATIAL_BANDWIDTH": Key(
             4.0,
             "sigma of the spatial factor exp(-|p - q|² / (2 sigma²)). 0: no spatial factor.",
@@ -250,6 +250,7 @@ def _mean_shift_keys() -> Keys:
             2,
             "Loops in training. The losses apply before the first loop and after each.",
             low=0,
+            high=100,
             unit="loops",
         ),
         "TRAIN_KEYS": Key(
@@ -261,7 +262,7 @@ def _mean_shift_keys() -> Keys:
             low=0,
             unit="cells",
         ),
-        "TEST_LOOPS": Key(5, "Loops at inference.", low=0, unit="loops"),
+        "TEST_LOOPS": Key(5, "Loops at inference.", low=0, high=1000, unit="loops"),
         "TEST_SCALES": Key(
             [1.0],
             "Factors of both bandwidths. Pixels are grouped once with each, at inference and to "

@@ -1,5 +1,6 @@
 """One configuration key: its default, its meaning and the values that it allows."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
@@ -7,6 +8,7 @@ from typing import Any, Dict, Optional, Tuple
 NORMS = (
     "", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN",
 )  # fmt: skip
+_LARGEST = {bool: 1, int: 2**63 - 1, float: sys.float_info.max}
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ class Key:
             return False
         if self.choices:
             return value in self.choices
-        # NaN fails any comparison.
+        # NaN and infinite values fail, and so do integers that torch cannot hold.
         return (
-            (self.low is None or value >= self.low)
+            (isinstance(value, str) or abs(value) <= _LARGEST[self.kind])
+            and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)

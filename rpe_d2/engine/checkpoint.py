@@ -92,6 +92,14 @@ class ModelCheckpointer(DetectionCheckpointer):
         with replacing_file(Path(self.save_dir) / "last_checkpoint") as file:
             file.write(last_filename_basename.encode())
 
+    def get_checkpoint_file(self) -> str:
+        """Returns the path of the checkpoint tagged as last, "" where the tag cannot be read."""
+        try:
+            return super().get_checkpoint_file()
+        except ValueError:  # no text
+            self.logger.warning("%s: last_checkpoint is not a text file", self.save_dir)
+            return ""
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """Resumes from the newest checkpoint that can be read, or loads weights from a path.
 
@@ -138,7 +146,8 @@ class ModelCheckpointer(DetectionCheckpointer):
             if re.fullmatch(r"model_(\d+|final)\.pth", path.name)
         ]
         paths.sort(key=_iteration, reverse=True)
-        return [last, *(str(path) for path in paths if path != Path(last))]
+        tagged = [last] if last else []
+        return [*tagged, *(str(path) for path in paths if path != Path(last))]
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
         """Loads a checkpoint and checks that its weights fit the model.

@@ -73,6 +73,8 @@ HOST_MODELS: Dict[str, Dict[str, Any]] = {
         "num_classes_keys": {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
     },
 }
+# The inputs of a model, besides images, that evaluations can provide.
+KNOWN_INPUTS = ("num_instances", "coarse_masks", "proposals")
 # Detectron2's name for "no proposal generator": proposals come from files,
 # DATASETS.PROPOSAL_FILES_TEST.
 _PROPOSALS_FROM_FILES = "PrecomputedProposals"
@@ -95,11 +97,22 @@ def num_classes_keys(cfg: CfgNode) -> Dict[str, str]:
 
 
 def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
-    """Returns the inputs besides images that the model needs at inference."""
+    """Returns the inputs besides images that the model needs at inference.
+
+    Raises:
+        ValueError: A class names an input that evaluations cannot provide.
+    """
     inputs: Dict[str, None] = {}  # in this order, each once
     for entry in model_classes(cfg):
         if hasattr(entry, "inference_inputs"):
-            inputs.update(dict.fromkeys(entry.inference_inputs(cfg)))
+            names = entry.inference_inputs(cfg)
+            unknown = sorted(set(names) - set(KNOWN_INPUTS))
+            if unknown:
+                raise ValueError(
+                    f"{entry.__name__}.inference_inputs names {', '.join(unknown)}; "
+                    f"allowed: {', '.join(KNOWN_INPUTS)}"
+                )
+            inputs.update(dict.fromkeys(names))
         builds_generator = "proposal_generator" in _declared(entry, "parts", ())
         if builds_generator and cfg.MODEL.PROPOSAL_GENERATOR.NAME == _PROPOSALS_FROM_FILES:
             inputs["proposals"] = None

@@ -17,6 +17,7 @@ import numpy as np
 from rpe_d2.ops.boundary_scores import TOLERANCE, count_boundary_matches, count_human_matches
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.json_text import parse_json
 
 from .bsds_files import check_sizes, read_boundary_annotations, read_boundary_map
 
@@ -89,7 +90,7 @@ class CountStore:
             ValueError: The file was not written by this class.
         """
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes(), path)
             counts = ImageCounts(
                 np.array(content["matches"], dtype=np.int64),
                 np.array(content["human"], dtype=np.int64),

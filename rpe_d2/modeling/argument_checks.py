@@ -11,8 +11,11 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises a ValueError that names the argument or key if the value is not in [low, high]."""
-    if not low <= value <= high:
+    """Raises a ValueError that names the argument or key if the value is not in [low, high].
+
+    NaN and infinite values are not.
+    """
+    if not low <= value <= high or value == math.inf:
         allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
         raise ValueError(f"{name} is {value}; allowed: {allowed}")
 

@@ -138,7 +138,8 @@ def _is_whole(path: Path) -> bool:
     """Verifies the checksum, because loading a truncated library would crash the process."""
     if not path.exists() or not _checksum(path).exists():
         return False
-    return _checksum(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    # As bytes, because a damaged file may be no text.
+    return _checksum(path).read_bytes() == hashlib.sha256(path.read_bytes()).hexdigest().encode()
 
 
 def _build(compiler: List[str], path: Path) -> None:

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from rpe_d2.utils.coco_annotations import usable_segmentation
+from rpe_d2.utils.json_text import parse_json
 
 __all__ = ["CocoReport", "coco_report"]
 
@@ -58,7 +59,7 @@ def coco_report(name: str) -> CocoReport:
     Areas are numbers of pixels of the masks that training sees, not the file's own values.
     """
     with PathManager.open(MetadataCatalog.get(name).json_file) as file:
-        content = json.load(file)
+        content = parse_json(file.read(), name)
     images = {image["id"]: image for image in content["images"]}
     annotations = content["annotations"]
     objects = [a for a in annotations if not a.get("iscrowd", 0)]

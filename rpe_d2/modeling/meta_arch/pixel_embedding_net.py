@@ -120,6 +120,8 @@ class PixelEmbeddingNet(PaddedInput):
             if num_classes is None:
                 raise ValueError("num_classes is None; allowed: a number, or an embedding_head")
             embedding_head = EmbeddingHead(backbone.output_shape(), num_classes)
+        if not isinstance(grouping, (PixelGrouping, type(None))):
+            raise ValueError(f"grouping is {grouping!r}; allowed: a PixelGrouping, or None")
         check_range("quality_loss_weight", quality_loss_weight, 0)
         check_range("quality_images", quality_images, 0)
         check_range("propagation_loss_weight", propagation_loss_weight, 0)

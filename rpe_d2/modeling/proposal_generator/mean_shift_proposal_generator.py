@@ -130,6 +130,8 @@ class MeanShiftProposalGenerator(nn.Module):
                 raise ValueError("input_shape is None; allowed: a dict, or an embedding_head")
             # By keyword, because a LazyConfig's dict in first place would be taken for a cfg.
             embedding_head = EmbeddingHead(input_shape=input_shape, num_classes=1, stride=8)
+        if not isinstance(grouping, (PixelGrouping, type(None))):
+            raise ValueError(f"grouping is {grouping!r}; allowed: a PixelGrouping, or None")
         check_range("num_levels", num_levels, 1)
         check_choice("nms_type", nms_type, NMS_TYPES)
         check_range("nms_threshold", nms_threshold, 0, 1)
