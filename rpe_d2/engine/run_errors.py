@@ -1,4 +1,4 @@
-"""Errors of a run that the system or its settings cause, and that torch reports with a traceback."""
+"""Errors of a run that the system or its settings cause, where torch gives a traceback."""
 
 import re
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ def named_run_errors() -> Iterator[None]:
     """Raises errors of the code within the ``with`` block in one line that says what helps.
 
     Raises:
-        DeadWorker: a data-loading process was killed, or the system has no files or shared memory
+        DeadWorker: A data-loading process was killed, or the system has no files or shared memory
             left for it.
-        TooFewValues: a normalization layer gets a single value.
+        TooFewValues: A normalization layer gets a single value.
     """
     try:
         yield

@@ -26,8 +26,12 @@ from rpe_d2.config import (
 from rpe_d2.utils.files import locked_folder, make_new_folder, make_writable_folder
 from rpe_d2.utils.safe_loading import load_arrays
 
-from .data_report import warn_of_unreachable_objects, write_data_report
-from .datasets import check_datasets, register_datasets
+from .datasets import (
+    check_datasets,
+    register_datasets,
+    warn_of_unreachable_objects,
+    write_data_report,
+)
 from .host_models import check_run, check_training_data
 
 logger = logging.getLogger("rpe_d2")

@@ -12,7 +12,7 @@ def parse_json(text: Union[str, bytes], source: object) -> Any:
         source: what the message names, usually the path of the file.
 
     Raises:
-        ValueError: the text is not JSON, or is nested too deeply. A damaged file of brackets would
+        ValueError: The text is not JSON, or is nested too deeply. A damaged file of brackets would
             otherwise end in a RecursionError.
     """
     try:

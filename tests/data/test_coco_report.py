@@ -8,8 +8,7 @@ from detectron2.config import get_cfg
 
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import coco_report, register_coco_jsons
-from rpe_d2.engine.data_report import warn_of_unreachable_objects, write_data_report
-from rpe_d2.engine.datasets import check_datasets
+from rpe_d2.engine.datasets import check_datasets, warn_of_unreachable_objects, write_data_report
 from tests.helpers.coco_files import entry, make_content
 
 
