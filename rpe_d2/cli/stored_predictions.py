@@ -1,6 +1,5 @@
 """Predictions with masks, read from files in COCO's results format."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Collection, Dict, Tuple

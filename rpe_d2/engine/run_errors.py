@@ -1,4 +1,4 @@
-"""Errors of a run that the system or its settings cause, and that torch reports with a traceback."""
+"""Errors of a run that the system or its settings cause, in one line."""
 
 import re
 from contextlib import contextmanager

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from .image_points import ImagePoints
 from .mean_shift_layer import MeanShiftLayer
 
-# Elements of the soft masks that are computed at a time (float32: 64 MB). glibc returns blocks above
-# 32 MB to the system at once, while repeated smaller ones of several MB fragment its heap.
+# Elements of the soft masks that are computed at a time (float32: 64 MB). The C library returns
+# blocks above 32 MB to the system at once; repeated smaller ones of several MB fragment its heap.
 _CHUNK_ELEMENTS = 1 << 24
 
 
