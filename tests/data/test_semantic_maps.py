@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 
 from rpe_d2.data import load_shapes, load_shapes_sem_seg, register_coco_jsons
 from rpe_d2.data.datasets.label_noise import corrupt_labels
+from rpe_d2.evaluation.ground_truth import has_semantic_maps
 from rpe_d2.utils.label_maps import read_label_map
 from tests.helpers.coco_files import entry, make_content
 
@@ -133,5 +134,8 @@ def test_panoptic_records_have_both():
     semantic = read_label_map(DatasetCatalog.get("shapes_val_sem_seg")[3]["sem_seg_file_name"])
     assert np.array_equal(stuff == 1, semantic == 0)
     metadata = MetadataCatalog.get("shapes_val_panoptic")
+    # A type for which Detectron2's own training script has an evaluator.
+    assert metadata.evaluator_type == "coco" and has_semantic_maps("shapes_val_panoptic")
+    assert not has_semantic_maps("shapes_val")
     assert (len(metadata.thing_classes), metadata.stuff_classes[0]) == (4, "things")
     assert json.dumps(record)

@@ -286,6 +286,13 @@ def test_the_previous_checkpoint_is_the_one_of_the_latest_iteration(tmp_path):
     assert resumed(tmp_path) == (2.0, 1)
 
 
+def test_a_tag_of_the_last_checkpoint_that_is_no_text_is_ignored(tmp_path, caplog):
+    saved(tmp_path, 1.0, 2.0)
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\x00\x81")
+    assert resumed(tmp_path) == (2.0, 1)
+    assert "last_checkpoint is not a text file" in caplog.text
+
+
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     saved(tmp_path, 1.0)
     leftover = tmp_path / "model_0000001.pth.123.tmp"

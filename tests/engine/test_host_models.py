@@ -120,6 +120,21 @@ def test_what_is_drawn_and_evaluated():
     assert not host_models.only_proposals(config(MASK_RCNN))
 
 
+def test_an_unknown_input_is_refused_in_one_line():
+    class DepthNet(GeneralizedRCNN):
+        @classmethod
+        def inference_inputs(cls, cfg):
+            return ("depth", "num_instances")
+
+    META_ARCH_REGISTRY.register(DepthNet)
+    try:
+        message = "^DepthNet.inference_inputs names depth; allowed: num_instances, coarse_masks"
+        with pytest.raises(ValueError, match=message):
+            host_models.inference_inputs(config("MODEL: {META_ARCHITECTURE: DepthNet}"))
+    finally:
+        del META_ARCH_REGISTRY._obj_map["DepthNet"]
+
+
 def test_a_class_derived_from_detectron2s_inherits_what_is_known_of_it():
     class DerivedRCNN(GeneralizedRCNN):
         default_confidence_threshold = 0.7

@@ -7,12 +7,13 @@ import pytest
 import torch
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import box_iou
 
+from rpe_d2.modeling import PixelEmbeddingNet
 from tests.helpers.configs import small_cfg_with
 from tests.helpers.models import training_input
 
@@ -323,3 +324,15 @@ def test_the_error_names_an_image_without_annotations():
     del item["instances"]
     with pytest.raises(ValueError, match="unlabeled.png has no instances"):
         model([item])
+
+
+def test_the_threshold_that_detectron2s_demo_sets_applies():
+    text = "MODEL: {ROI_HEADS: {SCORE_THRESH_TEST: %s}, RPE: {SCORE_THRESH_TEST: %s}}"
+    settings = ((0.05, 0.0), (0.5, 0.0), (0.5, 0.7), (0.05, 0.3))  # 0.05 is Detectron2's default
+    thresholds = [build(text % setting).score_threshold for setting in settings]
+    assert thresholds == [0.0, 0.5, 0.7, 0.3]
+
+
+def test_a_grouping_must_be_one():
+    with pytest.raises(ValueError, match="grouping is 'meanshift'; allowed: a PixelGrouping"):
+        PixelEmbeddingNet(build_backbone(small_cfg_with()), 3, grouping="meanshift")

@@ -66,6 +66,17 @@ def test_semantic_losses_before_and_after_refinement():
     )
 
 
+def test_the_weight_of_the_semantic_losses_applies_before_and_after_refinement():
+    def losses(weight):
+        torch.manual_seed(0)
+        text = f"MODEL: {{SEM_SEG_HEAD: {{LOSS_WEIGHT: {weight}}}}}"
+        return build_model(small_cfg_with(SEM_SEG, text))([semantic_input()])
+
+    once, half = losses(1.0), losses(0.5)
+    for name in ("loss_sem_seg", "loss_sem_seg_refined"):
+        assert half[name].item() == pytest.approx(0.5 * once[name].item(), rel=1e-4)
+
+
 def test_the_semantic_head_with_propagated_probabilities():
     torch.manual_seed(0)
     text = "MODEL: {SPN: {CHANNELS: 0}, SEM_SEG_HEAD: {PAIR_LOSS_WEIGHT: 1.0}}"

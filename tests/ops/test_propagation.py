@@ -220,6 +220,19 @@ def test_a_damaged_library_is_built_again(fresh_library):
     assert len(path.read_bytes()) == len(whole)
 
 
+def test_a_library_with_a_damaged_checksum_is_built_again(fresh_library):
+    if not propagation_cpp.available():
+        pytest.skip("no C++ compiler")
+    (checksum,) = fresh_library.glob("*.sha256")
+    whole = checksum.read_bytes()
+    checksum.write_bytes(b"\xff\xfe\x00")  # no text
+    (path,) = fresh_library.glob("*.so")
+    assert not propagation_cpp._is_whole(path)
+    propagation_cpp.library.cache_clear()
+    propagation_cpp.library()
+    assert propagation_cpp._is_whole(path) and len(checksum.read_bytes()) == len(whole)
+
+
 @pytest.mark.parametrize("where", ["a folder for all", "relative"])
 def test_a_library_is_loaded_from_a_folder_of_one_s_own_alone(where, fresh_library, monkeypatch):
     if where == "relative":
