@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import secrets
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +34,12 @@ from .datasets import (
     write_data_report,
 )
 from .host_models import check_run, check_training_data
+
+# The names of scores: those of this package's evaluators and Detectron2's, by task.
+_METRIC = re.compile(
+    r"validation/.+|(.+/)?(bbox|segm|keypoints|sem_seg|panoptic_seg|f_score|best_iou|boundary|"
+    r"(segm_|sem_seg_|voc_|proposals_)\w+)/.+"
+)
 
 logger = logging.getLogger("rpe_d2")
 
@@ -213,6 +220,13 @@ def check_solver(cfg: CfgNode) -> None:
     if cfg.TEST.DENSE_CRF.ENABLED and importlib.util.find_spec("pydensecrf") is None:
         raise ValueError(
             "TEST.DENSE_CRF.ENABLED is True; allowed: False, or True after pip install pydensecrf2"
+        )
+    metric = cfg.TEST.BEST_METRIC
+    if metric and not _METRIC.fullmatch(metric):
+        raise ValueError(
+            f"TEST.BEST_METRIC is {metric!r}; allowed: TASK/SCORE such as segm/AP, bbox/AP50, "
+            "sem_seg/mIoU or boundary/ODS, with several data sets NAME/TASK/SCORE, or "
+            "validation/total_loss"
         )
     patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
     if patience > 0 and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0):

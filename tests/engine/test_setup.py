@@ -13,7 +13,12 @@ from rpe_d2.cli.train_net import main
 from rpe_d2.data import most_instances
 from rpe_d2.engine import build_lr_scheduler, build_optimizer
 from rpe_d2.engine.host_models import check_training_data
-from rpe_d2.engine.setup import load_config, read_config, reject_swallowed_flags
+from rpe_d2.engine.setup import (
+    check_solver,
+    load_config,
+    read_config,
+    reject_swallowed_flags,
+)
 from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from tests.conftest import ROOT
@@ -189,3 +194,17 @@ def test_counts_below_one_are_refused(key, value, tmp_path, capfd):
     with pytest.raises(SystemExit):
         main(["--config-file", str(ROOT / "configs/quick/rpe_instant_test.yaml"), *opts])
     assert f"{key} is {value}; allowed: 1 or more" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("metric", ["AP", "segm", "mask/AP", "segm/", "/", "total_loss"])
+def test_a_metric_that_no_evaluator_has_is_refused(metric):
+    with pytest.raises(ValueError, match="^TEST.BEST_METRIC is .*; allowed: TASK/SCORE such as"):
+        check_solver(small_cfg("TEST.BEST_METRIC", metric))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["segm/AP", "my_val/bbox/AP50", "validation/total_loss", "voc_segm/AP50", "boundary/ODS"],
+)
+def test_metrics_of_evaluators_are_accepted(metric):
+    check_solver(small_cfg("TEST.BEST_METRIC", metric))
