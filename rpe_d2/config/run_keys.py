@@ -32,9 +32,8 @@ def _datasets_keys() -> Keys:
         ),
         "SEM_SEG_DIRS": Key(
             [],
-            "Folders of images and label maps with the same names, each as `name=images/:labels/`. "
-            "Label maps are PNG, TIFF or NPY with one class per pixel; palettes are read as "
-            "indices. Class names come from a text file with one name a line: "
+            "Folders of images and PNG label maps in the format of ADE20K, each as "
+            "`name=images/:labels/`. Class names come from a text file with one name a line: "
             "`name=images/:labels/:classes.txt`.",
             unit="entries name=images/:labels/",
         ),

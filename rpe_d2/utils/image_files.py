@@ -15,7 +15,6 @@ from PIL import Image
 from .readable import UnreadableImage
 
 __all__ = [
-    "NPY_START",
     "RawImage",
     "check_regular_file",
     "count_planes",
@@ -26,7 +25,7 @@ __all__ = [
 
 _PLANE = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-NPY_START = b"\x93NUMPY"
+_NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
 # The axes of a NumPy array are not named. A last axis of at most this length holds channels.
@@ -149,7 +148,7 @@ class _Source:
 def _open(path: str, file: Any) -> _Source:
     start = file.read(32)
     file.seek(0)
-    if start.startswith(NPY_START):
+    if start.startswith(_NPY):
         return _NumpySource(path, file)
     if start.startswith(_TIFF):
         return _open_tiff(path, file)

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .image_files import NPY_START, check_regular_file, split_plane
+from .image_files import check_regular_file, split_plane
 from .readable import UNREADABLE, UnreadableImage
 
 __all__ = [
@@ -69,9 +69,7 @@ def _read_indices(path: str) -> Tuple[Optional[np.ndarray], str]:
     name, page = split_plane(path)
     check_regular_file(name)
     with PathManager.open(name, "rb") as file:
-        is_array = file.read(len(NPY_START)) == NPY_START
-        file.seek(0)
-        if is_array:
+        if name.lower().endswith(".npy"):
             labels = np.load(io.BytesIO(file.read()), allow_pickle=False)
             return labels, f"an array {labels.shape} of {labels.dtype}"
         with Image.open(file) as image:

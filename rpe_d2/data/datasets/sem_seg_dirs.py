@@ -183,10 +183,10 @@ def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
         except (*UNREADABLE, ValueError) as error:
             raise UnreadableImage(f"{where}: {path}: {error}") from error
     if sizes[0] != sizes[1]:
-        of_image, of_label = (f"{width} x {height}" for width, height in sizes)
+        image_size, label_size = (f"{width} x {height}" for width, height in sizes)
         raise UnreadableImage(
-            f"{where}: {image} has {of_image} pixels (width, height),"
-            f" its label map {label} {of_label}; allowed: the same"
+            f"{where}: {image} has {image_size} pixels (width, height),"
+            f" its label map {label} {label_size}; allowed: the same"
         )
     return sizes[0]
 
