@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
@@ -40,7 +41,6 @@ from rpe_d2.inference.predictor import with_instances
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.flops import inference_flops
-from rpe_d2.utils.images import ImageReader
 from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
@@ -82,7 +82,7 @@ def main(argv: Optional[List[str]] = None) -> int:
                 f"--dataset {dataset} is not registered; own data: DATASETS.COCO_JSONS "
                 '"name=path.json:image_root"'
             )
-        data = _Data(dataset, args.num_images, ImageReader.from_cfg(configs[0][0], "RGB"))
+        data = _Data(dataset, args.num_images)
         rows = []
         for name, (cfg, error) in zip(_names(args.models), configs):
             rows.append(_row(name, cfg, error, data, output))
@@ -171,9 +171,8 @@ def _shortest(paths: Sequence[str]) -> Dict[str, str]:
 class _Data:
     """The images of a data set with their ground truth."""
 
-    def __init__(self, name: str, num_images: Optional[int], reader: ImageReader):
+    def __init__(self, name: str, num_images: Optional[int]):
         self.name = name
-        self.reader = reader
         self.items = DatasetCatalog.get(name)[:num_images]
         self.metadata = MetadataCatalog.get(name)
         if not any("annotations" in item for item in self.items):
@@ -335,7 +334,7 @@ def _picture(data: _Data, number: int, instances: Optional[Instances] = None) ->
         A JPEG as a data URL.
     """
     item = data.items[number]
-    image = data.reader(item["file_name"])
+    image = read_image(item["file_name"], format="RGB")
     truth = _true_masks(data, item)
     colors = instance_colors(max(len(truth), 1))
     if instances is None:

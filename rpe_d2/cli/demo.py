@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import cv2
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -20,18 +20,16 @@ from tqdm import tqdm
 from rpe_d2.engine.run_classes import drawing_metadata
 from rpe_d2.inference.predictor import (
     add_predictor_arguments,
-    all_planes,
     build_predictor,
     check_needs_only_pictures,
     find_images,
-    picture_stem,
     predictor_config,
     separate_overrides,
     with_instances,
 )
 from rpe_d2.utils.errors import one_line, one_line_errors
 from rpe_d2.utils.files import free_path, make_writable_folder, write_new_file
-from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
+from rpe_d2.utils.readable import UNREADABLE
 from rpe_d2.visualization import draw_classes, draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
@@ -64,7 +62,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     with one_line_errors():
         cfg = predictor_config(args)
         check_needs_only_pictures(cfg)
-        files = all_planes(find_images(args.input), cfg.INPUT.PLANE) if args.input else []
+        files = find_images(args.input) if args.input else []
         video = _open_video(args.video_input) if args.video_input else None
         output = Path(args.output)
         make_writable_folder("--output", output)
@@ -119,14 +117,14 @@ def _run_images(
 ) -> Iterator[Drawn]:
     for image_id, file in enumerate(tqdm(files, desc="images", unit="image"), start=1):
         try:
-            bgr = predictor.reader(file)
-        except (*UNREADABLE, UnreadableImage) as error:
+            bgr = read_image(file, format="BGR")
+        except UNREADABLE as error:
             tqdm.write(f"skipped {file}: {one_line(error)}", file=sys.stderr)
             continue
         picture, instances = painter.paint(bgr, predictor(bgr))
         painter.reset()
         content = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
-        path = write_new_file(output / f"{picture_stem(file)}.png", content)
+        path = write_new_file(output / f"{Path(file).stem}.png", content)
         yield path, painter.results(instances, image_id, file)
 
 

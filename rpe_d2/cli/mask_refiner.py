@@ -8,13 +8,14 @@ from typing import Any, Dict, List
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import write_new_file
 from rpe_d2.utils.json_text import parse_json
-from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
+from rpe_d2.utils.readable import UNREADABLE
 from rpe_d2.visualization.figure import Panel, draw_figure
 
 _START_OVER = "delete it, or choose another --output, to start over"
@@ -33,12 +34,8 @@ class MaskRefiner:
         """
         self._predictor = predictor
         self._model = predictor.model
-        self._reader = predictor.reader.with_format(predictor.input_format)
+        self._format = predictor.input_format
         self._sparse = sparse
-
-    def rgb(self, file: Path) -> np.ndarray:
-        """Reads an image (H, W, 3) uint8 RGB."""
-        return self._reader.with_format("RGB")(str(file))
 
     def item(self, file: Path) -> Dict[str, Any]:
         """Reads the model's input for one image.
@@ -51,8 +48,8 @@ class MaskRefiner:
             ValueError: If the file cannot be read.
         """
         try:
-            picture = self._reader(str(file))
-        except (*UNREADABLE, UnreadableImage) as error:
+            picture = read_image(str(file), format=self._format)
+        except UNREADABLE as error:
             raise ValueError(f"{file}: {one_line(error)}") from error
         height, width = picture.shape[:2]
         picture = self._predictor.aug.get_transform(picture).apply_image(picture)

@@ -10,6 +10,7 @@ from typing import Any, Dict, Optional
 
 import cv2
 import numpy as np
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
@@ -99,8 +100,7 @@ class LabelMaps:
                 file.write(_encode(refined, output.suffix.lower()))
             if pictures:
                 truth = None if self.keep is None else labels
-                image = refiner.rgb(picture)
-                _draw_labels(Path(pictures), picture, image, used, refined, truth)
+                _draw_labels(Path(pictures), picture, used, refined, truth)
             print(output)
         if counted:
             accuracy = 100 * correct / counted
@@ -152,14 +152,10 @@ def _keep_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _draw_labels(
-    folder: Path,
-    file: Path,
-    image: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    truth: Optional[np.ndarray],
+    folder: Path, file: Path, before: np.ndarray, after: np.ndarray, truth: Optional[np.ndarray]
 ) -> None:
     """Draws an image with its labels before and after, and the ground truth if there is one."""
+    image = read_image(str(file), format="RGB")
     unlabeled = unlabeled_value(before)
     colors = np.zeros((unlabeled + 1, 3))
     colors[:unlabeled] = np.resize(instance_colors(255), (unlabeled, 3))

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, TextIO, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
 from rpe_d2.utils.coco_annotations import check_stored_rles
@@ -86,8 +87,7 @@ class Results:
         masks = np.stack([self._mask(place, size) for place in index])
         refined_masks = refiner.masks(item, masks)
         if pictures:
-            file = self.files[image_id]
-            _draw_masks(Path(pictures), file, refiner.rgb(file), masks, refined_masks)
+            _draw_masks(Path(pictures), self.files[image_id], masks, refined_masks)
         entries = []
         for place, mask in zip(index, refined_masks):
             rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -195,10 +195,9 @@ def _find_image(root: Path, name: str) -> Path:
     return next((path for path in paths if path.is_file()), root / name)
 
 
-def _draw_masks(
-    folder: Path, file: Path, image: np.ndarray, before: np.ndarray, after: np.ndarray
-) -> None:
+def _draw_masks(folder: Path, file: Path, before: np.ndarray, after: np.ndarray) -> None:
     """Draws an image with its masks before and after the refinement."""
+    image = read_image(str(file), format="RGB")
     colors = instance_colors(len(before))
     names = [""] * len(before)
     panels = [image_panel(image, "image")]

@@ -15,11 +15,9 @@ from rpe_d2.engine.run_classes import drawing_metadata
 from rpe_d2.engine.setup import check_datasets
 from rpe_d2.inference.predictor import (
     add_predictor_arguments,
-    all_planes,
     build_predictor,
     check_needs_only_pictures,
     find_images,
-    picture_stem,
     predictor_config,
     separate_overrides,
 )
@@ -58,8 +56,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         if args.dataset:
             items = DatasetCatalog.get(args.dataset)
         else:
-            files = all_planes(find_images(args.input), cfg.INPUT.PLANE)
-            items = [{"file_name": file} for file in files]
+            items = [{"file_name": file} for file in find_images(args.input)]
         if not items:
             raise ValueError(f"--dataset {args.dataset} has no images")
         output = Path(args.output)
@@ -85,7 +82,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             except UnreadableImage as error:
                 tqdm.write(f"skipped {error}", file=sys.stderr)
                 continue
-            name = f"{picture_stem(item['file_name'])}.png"
+            name = f"{Path(item['file_name']).stem}.png"
             paths.append(write_new_file(output / name, draw(item, mapped)))
     for path in paths:
         print(path)

@@ -79,30 +79,8 @@ def _input_keys() -> Keys:
             "",
             "Name of a registered dataset mapper for training, as in Mask2Former. Empty: the "
             "mapper that the model declares, or else `PixelLabelMapper` with `MODEL.MASK_ON` and "
-            "`ImageMapper` without. Detectron2's own `DatasetMapper` reads 8-bit images alone.",
+            "Detectron2's `DatasetMapper` without.",
             unit="name of a dataset mapper",
-        ),
-        "INTENSITY": Key(
-            "auto",
-            "How intensities become 0-255, in training, evaluation and prediction. `auto`: 8-bit "
-            "pictures as they are, others from the percentiles 0.1 to 99.8 of the whole picture. "
-            "`dtype`: the range of the data type, 0-1 for floating point. `percentile:LO,HI`: "
-            "between percentiles. `LO,HI`: between intensities.",
-            unit="rule",
-        ),
-        "CHANNELS": Key(
-            "auto",
-            "`auto`: pictures have 1 or 3 channels; alpha is left out. `mean`: the mean of all "
-            "channels. `1` or `2,1,0`: these channels, counted from 0.",
-            unit="rule",
-        ),
-        "PLANE": Key(
-            -1,
-            "Plane that is read from files with several (z, t, pages), counted from 0. Names such "
-            "as `stack.tif[3]` have precedence. -1: such files are an error in training and "
-            "evaluation, and `rpe-d2 demo` and `visualize` take every plane.",
-            low=-1,
-            unit="plane",
         ),
         "QUARTER_TURNS": Key(
             False,

@@ -36,7 +36,6 @@ from .datasets import (
     render_digits,
     render_shapes,
 )
-from .image_mapper import ImageMapper
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
@@ -49,7 +48,6 @@ __all__ = [
     "DeadWorker",
     "HELEN_CLASSES",
     "HELEN_PARTS",
-    "ImageMapper",
     "NameUnreadable",
     "PixelLabelMapper",
     "ResumableLoader",

@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from rpe_d2.data import (
     CoarseInstances,
     CountInstances,
-    ImageMapper,
     NameUnreadable,
     ResumableLoader,
     UnreadableImage,
@@ -274,7 +273,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = ImageMapper(cfg, is_train=False)
+        mapper = DatasetMapper(cfg, is_train=False)
         for name in inference_inputs(cfg):
             if name in _INPUT_MAPPERS:
                 mapper = _INPUT_MAPPERS[name](mapper)

@@ -19,24 +19,19 @@ from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold, inference_inputs
 from rpe_d2.engine.run_classes import read_classes
 from rpe_d2.engine.setup import read_config, use_available_device
-from rpe_d2.utils.image_files import count_planes, split_plane
-from rpe_d2.utils.images import ImageReader
-from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "add_predictor_arguments",
-    "all_planes",
     "build_predictor",
     "check_needs_only_pictures",
     "find_images",
-    "picture_stem",
     "predictor_config",
     "separate_overrides",
     "with_instances",
 ]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 # What models need besides images, in words.
@@ -68,7 +63,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
                 for path in sorted(Path(pattern).iterdir())
                 if path.suffix.lower() in IMAGE_SUFFIXES
             ]
-        elif os.path.exists(split_plane(pattern)[0]):
+        elif os.path.exists(pattern):
             matches = [pattern]
         else:
             paths = sorted(glob.glob(pattern, recursive=True))
@@ -77,31 +72,6 @@ def find_images(patterns: Sequence[str]) -> List[str]:
             raise ValueError(f"--input {pattern}: no image there")
         files.extend(matches)
     return list(dict.fromkeys(files))
-
-
-def all_planes(files: Sequence[str], plane: int = -1) -> List[str]:
-    """Names every plane of files with several: "stack.tif[0]", "stack.tif[1]" and so on.
-
-    Args:
-        files: paths of image files. Those that cannot be opened remain as they are.
-        plane: ``INPUT.PLANE``. From 0 on, the files remain as they are.
-    """
-    if plane >= 0:
-        return list(files)
-    named: List[str] = []
-    for file in files:
-        try:
-            count = count_planes(file)
-        except (*UNREADABLE, UnreadableImage):
-            count = 1
-        named += [f"{file}[{number}]" for number in range(count)] if count > 1 else [file]
-    return named
-
-
-def picture_stem(file_name: str) -> str:
-    """Returns the name of a drawn picture without its suffix: "stack[3]" of "dir/stack.tif[3]"."""
-    path, plane = split_plane(file_name)
-    return Path(path).stem + ("" if plane is None else f"[{plane}]")
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,15 +165,9 @@ def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
     """Builds Detectron2's predictor, and checks that the weights fit the model.
 
-    Its attribute ``reader`` reads pictures in BGR, by the rules of ``INPUT``.
-
     Raises:
-        ValueError: ``MODEL.WEIGHTS`` is empty, does not exist or holds weights of another model, or
-            ``INPUT.FORMAT`` is one that Detectron2's predictor does not know.
+        ValueError: ``MODEL.WEIGHTS`` is empty, does not exist or holds weights of another model.
     """
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}; allowed in prediction: BGR, RGB")
-    reader = ImageReader.from_cfg(cfg, "BGR")
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise ValueError("no weights: give --weights or MODEL.WEIGHTS")
@@ -214,5 +178,4 @@ def build_predictor(cfg: CfgNode) -> DefaultPredictor:
     unloaded.MODEL.WEIGHTS = ""
     predictor = DefaultPredictor(unloaded)
     ModelCheckpointer(predictor.model, complete=True).load(weights)
-    predictor.reader = reader
     return predictor

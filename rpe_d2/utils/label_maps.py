@@ -1,14 +1,12 @@
 """Readers of label maps, shared by datasets, evaluators and tools."""
 
-import io
 from pathlib import Path
-from typing import Any, Iterable, Optional, Set, Tuple, Union
+from typing import Any, Iterable, Set, Tuple
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .image_files import check_regular_file, split_plane
 from .readable import UNREADABLE, UnreadableImage
 
 __all__ = [
@@ -26,17 +24,20 @@ _MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
 _DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "uint32", "int32")))
 
 
-def read_label_map(file_name: Union[str, Path], dtype: Any = np.int64) -> np.ndarray:
-    """Reads a label map as :func:`read_class_indices` does, converted to ``dtype``."""
-    return read_class_indices(file_name).astype(dtype)
+def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
+    """Reads a label map (H, W) from any path that Detectron2's PathManager opens.
+
+    Detectron2's own reader fails with NumPy 2.
+    """
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        return np.array(image, dtype=dtype)
 
 
-def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
-    """Reads a label map, PNG, TIFF or NPY, of class, palette or instance indices.
+def read_class_indices(path: Path, where: str = "") -> np.ndarray:
+    """Reads a label map, PNG, TIFF or NPY, of class, palette or instance indices from disk.
 
     Args:
-        path: any path that Detectron2's PathManager opens. "labels.tif[3]" names one of several
-            pages.
+        path: the file.
         where: prefix of error messages, such as a configuration key.
 
     Returns:
@@ -47,13 +48,19 @@ def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
     """
     prefix = f"{where}: " if where else ""
     try:
-        labels, found = _read_indices(str(path))
+        if path.suffix.lower() == ".npy":
+            labels = np.load(path, allow_pickle=False)
+            found = f"an array {labels.shape} of {labels.dtype}"
+        else:
+            with Image.open(path) as image:
+                found, pages = f"the mode {image.mode}", getattr(image, "n_frames", 1)
+                if pages > 1:
+                    raise UnreadableImage(f"{prefix}{path} has {pages} pages; allowed: 1")
+                labels = np.asarray(image) if image.mode in _MODES else None
     except (*UNREADABLE, EOFError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, UnreadableImage):
             raise
-        reason = " ".join(str(error).split())
-        reason = reason if str(path) in reason else f"{path}: {reason}"
-        raise UnreadableImage(f"{prefix}{reason}") from error
+        raise UnreadableImage(f"{prefix}{path}: {error}") from error
     if labels is not None and labels.dtype == bool:
         labels = labels.astype(np.uint8)
     if labels is None or labels.ndim != 2 or labels.dtype.newbyteorder("=") not in _DTYPES:
@@ -62,27 +69,6 @@ def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
             f" pixel or one index of {', '.join(map(str, _DTYPES))}"
         )
     return labels.astype(labels.dtype.newbyteorder("="), copy=False)
-
-
-def _read_indices(path: str) -> Tuple[Optional[np.ndarray], str]:
-    """Returns the array of a file, None without one index per pixel, and its kind in words."""
-    name, page = split_plane(path)
-    check_regular_file(name)
-    with PathManager.open(name, "rb") as file:
-        if name.lower().endswith(".npy"):
-            labels = np.load(io.BytesIO(file.read()), allow_pickle=False)
-            return labels, f"an array {labels.shape} of {labels.dtype}"
-        with Image.open(file) as image:
-            pages = getattr(image, "n_frames", 1)
-            if page is None and pages > 1:
-                raise UnreadableImage(
-                    f"{path} has {pages} pages; choose one as {path}[0] … [{pages - 1}]"
-                )
-            if page is not None and page >= pages:
-                raise UnreadableImage(f"{path}: there is no such page; allowed: 0 to {pages - 1}")
-            image.seek(page or 0)
-            labels = np.asarray(image) if image.mode in _MODES else None
-            return labels, f"the mode {image.mode}"
 
 
 def label_map_size(path: Path) -> Tuple[int, int]:

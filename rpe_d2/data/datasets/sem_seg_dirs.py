@@ -8,8 +8,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Se
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
-from rpe_d2.utils.image_files import image_size
 from rpe_d2.utils.label_maps import (
     LABEL_SUFFIXES,
     check_unlabeled,
@@ -29,6 +29,7 @@ _PREFIX = "sem_seg_dir://"
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _NUM_CHECKED_IMAGES = 10
 _MANY_MAPS, _MOST_MAPS = 10, 200  # from how many maps classes are counted, and in how many
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and values that swap the sides
 
 
 class _Folders(NamedTuple):
@@ -179,7 +180,9 @@ def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
             if path == label:
                 sizes.append(label_map_size(path))
                 continue
-            sizes.append(image_size(str(path)))
+            with Image.open(path) as opened:
+                swapped = opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+                sizes.append(opened.size[::-1] if swapped else opened.size)
         except (*UNREADABLE, ValueError) as error:
             raise UnreadableImage(f"{where}: {path}: {error}") from error
     if sizes[0] != sizes[1]:
