@@ -7,7 +7,12 @@ import pytest
 from rpe_d2.config.saved import REMOVED_KEYS
 from tests.golden.make_configs_golden import GOLDEN, describe
 
-NEW_KEYS = {"INPUT.DATASET_MAPPER_NAME": ""}
+NEW_KEYS = {
+    "INPUT.DATASET_MAPPER_NAME": "",
+    "INPUT.INTENSITY": "auto",
+    "INPUT.CHANNELS": "",
+    "INPUT.PLANE": -1,
+}
 # Files that differed from another one by an override, and are that override now.
 REMOVED_FILES = {
     "baselines/mnc_three_stages_nuclei.yaml",

@@ -12,6 +12,7 @@ from detectron2.data import Metadata
 from rpe_d2.engine.run_classes import class_names
 from rpe_d2.utils.coco_annotations import check_stored_rles, mask_problem
 from rpe_d2.utils.errors import one_line
+from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.visualization import InstanceMasks
 
 
@@ -61,6 +62,7 @@ class StoredPredictions:
                 or categories than the data set.
             OSError: if the file cannot be read.
         """
+        check_is_file(path)
         self._path = path
         try:
             results = json.loads(Path(path).read_text())

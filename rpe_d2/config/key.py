@@ -1,7 +1,7 @@
 """One configuration key: its default, its meaning and the values that it allows."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 # The normalization layers that detectron2.layers.get_norm knows by name; "" is none.
 NORMS = (
@@ -24,6 +24,7 @@ class Key:
         choices: all allowed values.
         unit: what a number counts, or what a string names, in the plural: "pixels".
         nonempty: whether a list needs at least one element.
+        is_allowed: a further condition that a text has to meet; ``unit`` describes it.
     """
 
     default: Any
@@ -35,6 +36,7 @@ class Key:
     choices: Tuple[Any, ...] = ()
     unit: str = ""
     nonempty: bool = False
+    is_allowed: Optional[Callable[[str], bool]] = None
 
     @property
     def kind(self) -> type:
@@ -74,6 +76,8 @@ class Key:
     def _allows(self, value: Any) -> bool:
         if type(value) is not self.kind and not (self.kind is float and type(value) is int):
             return False
+        if self.is_allowed is not None:
+            return self.is_allowed(value)
         if self.choices:
             return value in self.choices
         # NaN fails any comparison.
@@ -109,3 +113,16 @@ class Key:
 
 
 Keys = Dict[str, Key]  # the keys of one node by name
+
+
+def is_parsed_by(parse: Callable[[str], Any]) -> Callable[[str], bool]:
+    """Returns a condition for ``Key.is_allowed``: that a parser raises no ValueError."""
+
+    def is_allowed(text: str) -> bool:
+        try:
+            parse(text)
+        except ValueError:
+            return False
+        return True
+
+    return is_allowed

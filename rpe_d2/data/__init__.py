@@ -32,6 +32,7 @@ from .datasets import (
     register_voc,
     render_shapes,
 )
+from .image_mapper import ImageMapper
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "DeadWorker",
     "HELEN_CLASSES",
     "HELEN_PARTS",
+    "ImageMapper",
     "NameUnreadable",
     "PixelLabelMapper",
     "ResumableLoader",

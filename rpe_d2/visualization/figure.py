@@ -6,9 +6,12 @@ from typing import Callable, List, NamedTuple, Sequence
 
 import cv2
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from rpe_d2.utils.image_files import printable
 
 # In pixels: longer side of an image in its panel, shortest side of a panel, height of the titles,
 # space between panels, height of the heading.
@@ -85,6 +88,12 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
     Returns:
         The content of a PNG file.
     """
+    # File and class names may have dollar signs, which are not mathematics.
+    with rc_context({"text.parse_math": False}):
+        return _draw_figure(rows, printable(heading), image_size)
+
+
+def _draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[int]) -> bytes:
     scale = PANEL_SIDE / max(image_size)
     panel_height, panel_width = (max(_SMALLEST_SIDE, round(side * scale)) for side in image_size)
     columns = max(len(row) for row in rows)
