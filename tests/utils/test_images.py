@@ -1,8 +1,6 @@
 """The reader of images: number types, channels, planes, orientation, and files that are refused."""
 
 import os
-import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -26,6 +24,7 @@ from rpe_d2.utils.images import ImageReader, check_size
 from rpe_d2.utils.intensity import parse_intensity
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
+from tests.helpers.image_kinds import huge_png
 
 HEIGHT, WIDTH = 30, 40
 RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -330,19 +329,6 @@ def test_damaged_files_are_named_in_one_line(tmp_path):
 def test_arrays_that_are_no_images(array, words, tmp_path):
     np.save(tmp_path / "a.npy", array)
     assert words in error_of(tmp_path / "a.npy")
-
-
-def huge_png(path, side=60_000, depth=8) -> None:
-    """Writes the header of a gray PNG with a side of many pixels and one row of data."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
-
-    header = struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)
-    data = zlib.compress(bytes(1 + side * depth // 8))
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b""))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def test_files_that_would_not_fit_into_memory(tmp_path):
