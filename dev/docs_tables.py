@@ -5,6 +5,7 @@ from typing import Dict
 
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table
+from dev.input_kinds import input_table
 from dev.result_tables import (
     Model,
     Score,
@@ -23,6 +24,7 @@ PAGES = (
     "README.md",
     "docs/configuration.md",
     "docs/experiments.md",
+    "docs/images.md",
     "docs/model_zoo.md",
     "docs/benchmarks.md",
 )
@@ -94,6 +96,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
     """All tables by name: the configuration keys, and what the records in a folder say."""
     tables = {
         "config keys": config_table(),
+        "input kinds": input_table(),
         "models": model_table(results, _MODELS),
         "results": scores_table(results),
         "result runs": runs_table(results),

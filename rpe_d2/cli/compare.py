@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
@@ -41,6 +40,7 @@ from rpe_d2.inference.predictor import with_instances
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.flops import inference_flops
+from rpe_d2.utils.images import ImageReader, to_rgb
 from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
@@ -87,7 +87,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         for name, (cfg, error) in zip(_names(args.models), configs):
             rows.append(_row(name, cfg, error, data, output))
             # Written after every model, so that an interrupted comparison shows the finished rows.
-            _write(output, args, data, rows)
+            _write(output, args, data, _reader(configs), rows)
     print(comparison_table(rows))
     print(output / "index.html")
     return 1 if any("error" in row for row in rows) else 0
@@ -249,7 +249,7 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
     ModelCheckpointer(model, complete=True).load(cfg.MODEL.WEIGHTS)
     instances, proposals, pictures, seconds = [], [], [], []
     filled_boxes = has_instances = False
-    loader = Trainer.build_test_loader(cfg, data.name)
+    loader, reader = Trainer.build_test_loader(cfg, data.name), _reader([(cfg, None)])
     count = len(data.items)
     with torch.no_grad():
         for number, batch in enumerate(tqdm(loader, desc=name, unit="image", total=count)):
@@ -271,7 +271,8 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
             proposals += results
             filled_boxes |= filled
             if number < _MOST_PICTURES:
-                pictures.append(_picture(data, number, with_instances(output)["instances"]))
+                found = with_instances(output)["instances"]
+                pictures.append(_picture(data, reader, number, found))
             if number == 0:
                 first = item
         gflops = _gflops(name, model, first)
@@ -325,7 +326,17 @@ def _finite(scores: Dict[str, Any]) -> Dict[str, Any]:
 # ---- Pictures
 
 
-def _picture(data: _Data, number: int, instances: Optional[Instances] = None) -> str:
+def _reader(configs: List[Tuple[Optional[CfgNode], Optional[str]]]) -> ImageReader:
+    """Returns the reader of the first configuration that could be read, for drawings."""
+    for cfg, _ in configs:
+        if cfg is not None:
+            return ImageReader.from_config(cfg)
+    return ImageReader("RGB")
+
+
+def _picture(
+    data: _Data, reader: ImageReader, number: int, instances: Optional[Instances] = None
+) -> str:
     """Draws an image with its ground truth, or with equally many predictions of the highest scores.
 
     A prediction has the color of the object that it matches.
@@ -334,7 +345,7 @@ def _picture(data: _Data, number: int, instances: Optional[Instances] = None) ->
         A JPEG as a data URL.
     """
     item = data.items[number]
-    image = read_image(item["file_name"], format="RGB")
+    image = to_rgb(reader.read(item["file_name"]))
     truth = _true_masks(data, item)
     colors = instance_colors(max(len(truth), 1))
     if instances is None:
@@ -384,9 +395,15 @@ def _true_masks(data: _Data, item: Dict[str, Any]) -> np.ndarray:
 # ---- The page
 
 
-def _write(output: Path, args: argparse.Namespace, data: _Data, rows: List[Dict[str, Any]]) -> None:
+def _write(
+    output: Path,
+    args: argparse.Namespace,
+    data: _Data,
+    reader: ImageReader,
+    rows: List[Dict[str, Any]],
+) -> None:
     shown = min(args.pictures, _MOST_PICTURES, len(data.items))
-    pictures = [_picture(data, number) for number in range(shown)]
+    pictures = [_picture(data, reader, number) for number in range(shown)]
     page = comparison_page(data.name, len(data.items), rows, pictures)
     without_pictures = [{k: v for k, v in row.items() if k != "pictures"} for row in rows]
     content = {

@@ -10,27 +10,27 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import cv2
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import convert_image_to_rgb, read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
 from rpe_d2.engine.run_classes import drawing_metadata
 from rpe_d2.inference.predictor import (
+    Predictor,
     add_predictor_arguments,
-    build_predictor,
     check_needs_only_pictures,
     find_images,
+    planes_of,
     predictor_config,
     separate_overrides,
     with_instances,
 )
-from rpe_d2.utils.errors import one_line, one_line_errors
+from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.files import free_path, make_writable_folder, write_new_file
-from rpe_d2.utils.readable import UNREADABLE
-from rpe_d2.visualization import draw_classes, draw_instances, instance_colors
+from rpe_d2.utils.image_files import check_is_file, image_stem
+from rpe_d2.utils.images import to_rgb
+from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.visualization import Visualizer, draw_classes, draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
 RESULTS = "coco_instances_results.json"
@@ -66,7 +66,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         video = _open_video(args.video_input) if args.video_input else None
         output = Path(args.output)
         make_writable_folder("--output", output)
-        predictor = build_predictor(cfg)
+        predictor = Predictor(cfg)
         metadata = drawing_metadata(cfg, args.config_file)
         painter = _Painter(metadata, args.confidence_threshold)
     if video is not None:
@@ -113,19 +113,21 @@ Drawn = Tuple[Path, List[Dict[str, Any]]]
 
 
 def _run_images(
-    predictor: DefaultPredictor, painter: "_Painter", files: List[str], output: Path
+    predictor: Predictor, painter: "_Painter", files: List[str], output: Path
 ) -> Iterator[Drawn]:
-    for image_id, file in enumerate(tqdm(files, desc="images", unit="image"), start=1):
+    reader = predictor.reader
+    names = planes_of(reader, files)
+    for image_id, name in enumerate(tqdm(names, desc="images", unit="image"), start=1):
         try:
-            bgr = read_image(file, format="BGR")
-        except UNREADABLE as error:
-            tqdm.write(f"skipped {file}: {one_line(error)}", file=sys.stderr)
+            image = reader.read(name)
+        except UnreadableImage as error:
+            tqdm.write(f"skipped {error}", file=sys.stderr)
             continue
-        picture, instances = painter.paint(bgr, predictor(bgr))
+        picture, instances = painter.paint(to_rgb(image), predictor(reader.convert(image)))
         painter.reset()
         content = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
-        path = write_new_file(output / f"{Path(file).stem}.png", content)
-        yield path, painter.results(instances, image_id, file)
+        path = write_new_file(output / f"{image_stem(name)}.png", content)
+        yield path, painter.results(instances, image_id, name)
 
 
 def _open_video(file: str) -> cv2.VideoCapture:
@@ -134,6 +136,7 @@ def _open_video(file: str) -> cv2.VideoCapture:
     Raises:
         ValueError: If the file does not exist or is not a video.
     """
+    check_is_file(file)
     capture = cv2.VideoCapture(file)
     if not capture.isOpened():
         reason = "is not a video that OpenCV can read" if os.path.exists(file) else "no such file"
@@ -142,7 +145,7 @@ def _open_video(file: str) -> cv2.VideoCapture:
 
 
 def _run_video(
-    predictor: DefaultPredictor,
+    predictor: Predictor,
     painter: "_Painter",
     capture: cv2.VideoCapture,
     file: str,
@@ -160,7 +163,8 @@ def _run_video(
     try:
         progress = tqdm(_frames(capture), total=max(count, 0) or None, desc="frames", unit="frame")
         for frame_id, bgr in enumerate(progress, start=1):
-            picture, instances = painter.paint(bgr, predictor(bgr))
+            rgb = np.ascontiguousarray(bgr[:, :, ::-1])
+            picture, instances = painter.paint(rgb, predictor(predictor.reader.convert(rgb)))
             if writer is None:
                 size = picture.shape[1::-1]
                 codec = cv2.VideoWriter_fourcc(*"mp4v")
@@ -210,19 +214,19 @@ class _Painter:
         self._next_number = 0
 
     def paint(
-        self, bgr: np.ndarray, output: Dict[str, Any]
+        self, rgb: np.ndarray, output: Dict[str, Any]
     ) -> Tuple[np.ndarray, Optional[Instances]]:
         """Draws the output of a model on its image.
 
         Args:
-            bgr: (H, W, 3) uint8, the image.
+            rgb: (H, W, 3) uint8, the image.
             output: the model's output for it.
 
         Returns:
             The drawing (H, W, 3) uint8 RGB, and the instances above the threshold, if there are
             any.
         """
-        rgb = np.ascontiguousarray(convert_image_to_rgb(bgr, "BGR"))
+        rgb = np.ascontiguousarray(rgb)
         output = with_instances(output)
         instances = None
         if "instances" in output:

@@ -8,14 +8,13 @@ from typing import Any, Dict, List
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 
-from rpe_d2.utils.errors import one_line
+from rpe_d2.inference.predictor import Predictor
 from rpe_d2.utils.files import write_new_file
+from rpe_d2.utils.image_files import image_stem
+from rpe_d2.utils.images import to_rgb
 from rpe_d2.utils.json_text import parse_json
-from rpe_d2.utils.readable import UNREADABLE
 from rpe_d2.visualization.figure import Panel, draw_figure
 
 _START_OVER = "delete it, or choose another --output, to start over"
@@ -25,7 +24,7 @@ _MASKS_AT_ONCE = 128
 class MaskRefiner:
     """Applies a model that refines masks to image files."""
 
-    def __init__(self, predictor: DefaultPredictor, sparse: bool):
+    def __init__(self, predictor: Predictor, sparse: bool):
         """
         Args:
             predictor: predictor of the model.
@@ -34,7 +33,6 @@ class MaskRefiner:
         """
         self._predictor = predictor
         self._model = predictor.model
-        self._format = predictor.input_format
         self._sparse = sparse
 
     def item(self, file: Path) -> Dict[str, Any]:
@@ -45,16 +43,13 @@ class MaskRefiner:
             file.
 
         Raises:
-            ValueError: If the file cannot be read.
+            UnreadableImage: If the file cannot be read.
         """
-        try:
-            picture = read_image(str(file), format=self._format)
-        except UNREADABLE as error:
-            raise ValueError(f"{file}: {one_line(error)}") from error
-        height, width = picture.shape[:2]
-        picture = self._predictor.aug.get_transform(picture).apply_image(picture)
-        image = torch.as_tensor(picture.astype("float32").transpose(2, 0, 1))
-        return {"image": image, "height": height, "width": width}
+        return self._predictor.network_input(self._predictor.reader(str(file)))
+
+    def drawable(self, file: Path) -> np.ndarray:
+        """Reads an image (H, W, 3) uint8 RGB as the model sees it, for a figure."""
+        return to_rgb(self._predictor.reader.read(str(file)))
 
     def masks(self, item: Dict[str, Any], masks: np.ndarray) -> np.ndarray:
         """Refines the masks of an image.
@@ -157,4 +152,4 @@ def write_panels(folder: Path, file: Path, panels: List[Panel], image: np.ndarra
     """
     folder.mkdir(parents=True, exist_ok=True)
     figure = draw_figure([panels], str(file.name), image.shape[:2])
-    write_new_file(folder / f"{file.stem}.png", figure)
+    write_new_file(folder / f"{image_stem(str(file))}.png", figure)

@@ -10,12 +10,11 @@ from typing import Any, Dict, Optional
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
-from rpe_d2.inference.predictor import IMAGE_SUFFIXES
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.image_files import list_images
 from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
 from rpe_d2.visualization import image_panel, instance_colors
 
@@ -44,11 +43,7 @@ class LabelMaps:
         maps = sorted(p for p in source.glob("*") if p.suffix.lower() in LABEL_SUFFIXES)
         if not maps:
             raise ValueError(f"--input {source} has no PNG files, TIFF files or NPY files")
-        pictures = {
-            path.stem: path
-            for path in sorted(images.glob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        }
+        pictures = {Path(path).stem: Path(path) for path in list_images(str(images))}
         missing = [path.stem for path in maps if path.stem not in pictures]
         if missing:
             raise ValueError(
@@ -100,7 +95,8 @@ class LabelMaps:
                 file.write(_encode(refined, output.suffix.lower()))
             if pictures:
                 truth = None if self.keep is None else labels
-                _draw_labels(Path(pictures), picture, used, refined, truth)
+                image = refiner.drawable(picture)
+                _draw_labels(Path(pictures), picture, image, used, refined, truth)
             print(output)
         if counted:
             accuracy = 100 * correct / counted
@@ -152,10 +148,14 @@ def _keep_labels(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _draw_labels(
-    folder: Path, file: Path, before: np.ndarray, after: np.ndarray, truth: Optional[np.ndarray]
+    folder: Path,
+    file: Path,
+    image: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    truth: Optional[np.ndarray],
 ) -> None:
     """Draws an image with its labels before and after, and the ground truth if there is one."""
-    image = read_image(str(file), format="RGB")
     unlabeled = unlabeled_value(before)
     colors = np.zeros((unlabeled + 1, 3))
     colors[:unlabeled] = np.resize(instance_colors(255), (unlabeled, 3))

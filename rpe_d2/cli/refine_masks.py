@@ -6,7 +6,7 @@ from typing import List, Optional
 
 from rpe_d2.engine.host_models import inference_inputs
 from rpe_d2.engine.setup import read_config, use_available_device
-from rpe_d2.inference.predictor import build_predictor
+from rpe_d2.inference.predictor import Predictor
 from rpe_d2.utils.errors import one_line_errors
 
 from .mask_refiner import MaskRefiner, run_header
@@ -45,7 +45,7 @@ def main(argv: Optional[List[str]] = None) -> int:
                 f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; allowed: models that "
                 "refine masks, as in configs/spn/refiner_shapes.yaml"
             )
-        refiner = MaskRefiner(build_predictor(cfg), args.sparse)
+        refiner = MaskRefiner(Predictor(cfg), args.sparse)
         work.refine(refiner, run_header(cfg, args, work.digest), args.pictures)
     return 0
 

@@ -8,12 +8,12 @@ from typing import Any, Dict, List, Optional, TextIO, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data.detection_utils import read_image
 from tqdm import tqdm
 
 from rpe_d2.utils.coco_annotations import check_stored_rles
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.image_files import check_is_file, image_exists
 from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
 
@@ -40,6 +40,7 @@ class Results:
             raise ValueError(f"--sparse is for label maps; --input {self.source} is a file")
         if self.output.exists():
             raise ValueError(f"--output {self.output} exists already; it is not overwritten")
+        check_is_file(str(self.source))
         content = self.source.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
         self.results = _parse_results(self.source, content)
@@ -87,7 +88,8 @@ class Results:
         masks = np.stack([self._mask(place, size) for place in index])
         refined_masks = refiner.masks(item, masks)
         if pictures:
-            _draw_masks(Path(pictures), self.files[image_id], masks, refined_masks)
+            file = self.files[image_id]
+            _draw_masks(Path(pictures), file, refiner.drawable(file), masks, refined_masks)
         entries = []
         for place, mask in zip(index, refined_masks):
             rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -154,6 +156,7 @@ def _image_files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dic
     root = Path(args.images)
     annotated = {}
     if args.annotations:
+        check_is_file(args.annotations)
         try:
             images = json.loads(Path(args.annotations).read_bytes())["images"]
             annotated = {image["id"]: image["file_name"] for image in images}
@@ -192,12 +195,13 @@ def _find_image(root: Path, name: str) -> Path:
     """Returns the file of a name, which may start with the path of the folder, as the demo's do."""
     parts = Path(name).parts
     paths = [root.joinpath(*parts[start:]) for start in range(len(parts))]
-    return next((path for path in paths if path.is_file()), root / name)
+    return next((path for path in paths if image_exists(str(path))), root / name)
 
 
-def _draw_masks(folder: Path, file: Path, before: np.ndarray, after: np.ndarray) -> None:
-    """Draws an image with its masks before and after the refinement."""
-    image = read_image(str(file), format="RGB")
+def _draw_masks(
+    folder: Path, file: Path, image: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> None:
+    """Draws an image (H, W, 3) RGB with its masks before and after the refinement."""
     colors = instance_colors(len(before))
     names = [""] * len(before)
     panels = [image_panel(image, "image")]

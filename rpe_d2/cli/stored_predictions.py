@@ -11,6 +11,7 @@ from detectron2.data import Metadata
 from rpe_d2.engine.run_classes import class_names
 from rpe_d2.utils.coco_annotations import check_stored_rles, mask_problem
 from rpe_d2.utils.errors import one_line
+from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import InstanceMasks
 
@@ -61,6 +62,7 @@ class StoredPredictions:
                 or categories than the data set.
             OSError: If the file cannot be read.
         """
+        check_is_file(path)
         self._path = path
         try:
             results = parse_json(Path(path).read_text(), path)

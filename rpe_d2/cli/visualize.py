@@ -14,16 +14,19 @@ from rpe_d2.data import BoundaryMapper, NameUnreadable, PixelLabelMapper, Unread
 from rpe_d2.engine.run_classes import drawing_metadata
 from rpe_d2.engine.setup import check_datasets
 from rpe_d2.inference.predictor import (
+    Predictor,
     add_predictor_arguments,
-    build_predictor,
     check_needs_only_pictures,
     find_images,
+    planes_of,
     predictor_config,
     separate_overrides,
 )
 from rpe_d2.ops.color import METHODS
 from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.files import make_writable_folder, write_new_file
+from rpe_d2.utils.image_files import image_stem
+from rpe_d2.utils.images import ImageReader
 from rpe_d2.visualization import panoptic_quality
 
 from .stored_predictions import StoredPredictions, UnusableMask
@@ -56,7 +59,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         if args.dataset:
             items = DatasetCatalog.get(args.dataset)
         else:
-            items = [{"file_name": file} for file in find_images(args.input)]
+            files = planes_of(ImageReader.from_config(cfg), find_images(args.input))
+            items = [{"file_name": file} for file in files]
         if not items:
             raise ValueError(f"--dataset {args.dataset} has no images")
         output = Path(args.output)
@@ -82,7 +86,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             except UnreadableImage as error:
                 tqdm.write(f"skipped {error}", file=sys.stderr)
                 continue
-            name = f"{Path(item['file_name']).stem}.png"
+            name = f"{image_stem(item['file_name'])}.png"
             paths.append(write_new_file(output / name, draw(item, mapped)))
     for path in paths:
         print(path)
@@ -205,7 +209,7 @@ def _drawer(
     if stored:
         return lambda item, mapped: draw_stored(cfg, item, mapped, metadata, stored, min_score)
     check_needs_only_pictures(cfg)
-    predictor = build_predictor(cfg)
+    predictor = Predictor(cfg)
     if hasattr(predictor.model, "predict_levels"):
         return lambda item, mapped: draw_boundaries(predictor, item, mapped, args.projection)
     return lambda item, mapped: draw_prediction(predictor, item, mapped, metadata, min_score)

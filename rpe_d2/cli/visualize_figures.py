@@ -7,18 +7,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.engine import DefaultPredictor
-from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from rpe_d2.engine.run_classes import class_names
-from rpe_d2.inference.predictor import with_instances
+from rpe_d2.inference.predictor import Predictor, with_instances
 from rpe_d2.visualization import (
     BOUNDARY_LEGEND,
     INSTANCE_LEGEND,
     LOOP_LEGEND,
     InstanceMasks,
     Panel,
+    Visualizer,
     annotator_panels,
     boundary_panel,
     draw_classes,
@@ -78,14 +77,18 @@ def draw_stored(
     return draw_figure([row], heading, rgb.shape[:2])
 
 
+def _image(mapped: Dict[str, Any]) -> np.ndarray:
+    return mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the channel order of the network
+
+
 def _rgb(mapped: Dict[str, Any], image_format: str) -> np.ndarray:
-    image = mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the channel order of the network
-    return np.ascontiguousarray(convert_image_to_rgb(image, image_format))
+    rgb = convert_image_to_rgb(_image(mapped), image_format)
+    return np.ascontiguousarray(rgb.clip(0, 255).astype(np.uint8))
 
 
 @torch.no_grad()
 def draw_prediction(
-    predictor: DefaultPredictor,
+    predictor: Predictor,
     item: Dict[str, Any],
     mapped: Dict[str, Any],
     metadata: Metadata,
@@ -107,7 +110,7 @@ def draw_prediction(
         The content of a PNG.
     """
     rgb = _rgb(mapped, predictor.input_format)
-    inputs = _network_input(predictor, mapped)
+    inputs = predictor.network_input(_image(mapped))
     output = with_instances(predictor.model([inputs])[0])
 
     truth = _ground_truth(mapped, metadata)
@@ -129,19 +132,9 @@ def draw_prediction(
     return draw_figure(rows, item["file_name"], rgb.shape[:2])
 
 
-def _network_input(predictor: DefaultPredictor, mapped: Dict[str, Any]) -> Dict[str, Any]:
-    image = mapped["image"].permute(1, 2, 0).numpy()  # (H, W, C), the channel order of the network
-    network_image = predictor.aug.get_transform(image).apply_image(image)
-    return {
-        "image": torch.as_tensor(network_image.astype("float32").transpose(2, 0, 1)),
-        "height": image.shape[0],
-        "width": image.shape[1],
-    }
-
-
 @torch.no_grad()
 def draw_boundaries(
-    predictor: DefaultPredictor, item: Dict[str, Any], mapped: Dict[str, Any], projection: str
+    predictor: Predictor, item: Dict[str, Any], mapped: Dict[str, Any], projection: str
 ) -> bytes:
     """Runs a contour model on an image and draws its prediction and the output of each level.
 
@@ -155,7 +148,7 @@ def draw_boundaries(
         The content of a PNG.
     """
     model, rgb = predictor.model, _rgb(mapped, predictor.input_format)
-    inputs = _network_input(predictor, mapped)
+    inputs = predictor.network_input(_image(mapped))
     pred = model([inputs])[0]["boundaries"].cpu().numpy()
     maps, scores = model.predict_levels(inputs)
     first = [image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels")]

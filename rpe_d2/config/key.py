@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 # The normalization layers that detectron2.layers.get_norm knows by name; "" is none.
 NORMS = (
@@ -28,6 +28,7 @@ class Key:
         unit: what a number counts, or what a string names, in the plural: "pixels".
         nonempty: whether a list needs at least one element.
         elements: type of the elements of a list that is empty by default.
+        is_allowed: a further condition that a text has to meet; ``unit`` describes it.
     """
 
     default: Any
@@ -40,6 +41,7 @@ class Key:
     unit: str = ""
     nonempty: bool = False
     elements: type = str
+    is_allowed: Optional[Callable[[str], bool]] = None
 
     @property
     def kind(self) -> type:
@@ -79,6 +81,8 @@ class Key:
     def _allows(self, value: Any) -> bool:
         if type(value) is not self.kind and not (self.kind is float and type(value) is int):
             return False
+        if self.is_allowed is not None:
+            return self.is_allowed(value)
         if self.choices:
             return value in self.choices
         # NaN and infinite values fail, and so do integers that torch cannot hold.
@@ -115,3 +119,16 @@ class Key:
 
 
 Keys = Dict[str, Key]  # the keys of one node by name
+
+
+def is_parsed_by(parse: Callable[[str], Any]) -> Callable[[str], bool]:
+    """Returns a condition for ``Key.is_allowed``: that a parser raises no ValueError."""
+
+    def is_allowed(text: str) -> bool:
+        try:
+            parse(text)
+        except ValueError:
+            return False
+        return True
+
+    return is_allowed

@@ -1,6 +1,9 @@
 """Keys of a run: data, training and evaluation."""
 
-from .key import Key, Keys
+from rpe_d2.utils.images import CHANNELS, parse_channels
+from rpe_d2.utils.intensity import INTENSITIES, parse_intensity
+
+from .key import Key, Keys, is_parsed_by
 
 
 def _top_keys() -> Keys:
@@ -32,8 +35,10 @@ def _datasets_keys() -> Keys:
         ),
         "SEM_SEG_DIRS": Key(
             [],
-            "Folders of images and PNG label maps in the format of ADE20K, each as "
-            "`name=images/:labels/`. Class names come from a text file with one name a line: "
+            "Folders of images and label maps in the format of ADE20K, each as "
+            "`name=images/:labels/`. Label maps are PNG, TIFF or NPY files with the names of the "
+            "images; their pixels are classes of 8, 16 or 32 bits or indices of a palette. Class "
+            "names come from a text file with one name a line: "
             "`name=images/:labels/:classes.txt`.",
             unit="entries name=images/:labels/",
         ),
@@ -79,8 +84,34 @@ def _input_keys() -> Keys:
             "",
             "Name of a registered dataset mapper for training, as in Mask2Former. Empty: the "
             "mapper that the model declares, or else `PixelLabelMapper` with `MODEL.MASK_ON` and "
-            "Detectron2's `DatasetMapper` without.",
+            "`ImageMapper` without.",
             unit="name of a dataset mapper",
+        ),
+        "INTENSITY": Key(
+            "auto",
+            "How intensities become 0 to 255, in training, evaluation and prediction alike. "
+            "`auto`: 8-bit images are used as they are; in others, integer or floating point, the "
+            "0.1 and 99.8 percentiles of the whole image become 0 and 255. `dtype`: the range of "
+            "the number type, 0 to 1 for floating point. `percentile:LO,HI`: these percentiles "
+            "of each image. `LO,HI`: these intensities.",
+            unit=INTENSITIES,
+            is_allowed=is_parsed_by(parse_intensity),
+        ),
+        "CHANNELS": Key(
+            "",
+            "Channels of an image that are used: one index, counted from 0; three indices, as "
+            "`0,1,1`, for red, green and blue; or `mean`, the average of all. Empty: images have "
+            "1 or 3 channels, besides opacity, which is dropped.",
+            unit=CHANNELS,
+            is_allowed=is_parsed_by(parse_channels),
+        ),
+        "PLANE": Key(
+            -1,
+            "Plane (page, slice or frame) that is used of files that have several, counted from "
+            "0. -1: a file name must say it, as in `name.tif[3]`; demo and visualize process every "
+            "plane as an image of its own.",
+            low=-1,
+            unit="planes",
         ),
         "QUARTER_TURNS": Key(
             False,

@@ -1,5 +1,6 @@
 """Loading configurations that earlier versions of rpe_d2 saved."""
 
+import functools
 import math
 import re
 from typing import Any, Dict, Iterator, List
@@ -46,6 +47,10 @@ REMOVED_KEYS: Dict[str, Any] = {
 }
 
 
+# Keys whose values are texts that look like numbers or lists, as "0,1,2".
+TEXT_KEYS = ("INPUT.CHANNELS", "INPUT.INTENSITY")
+
+
 class RPECfgNode(CfgNode):
     """The top of a configuration with the keys of rpe_d2.
 
@@ -54,6 +59,7 @@ class RPECfgNode(CfgNode):
     1. A key that became a constructor argument is accepted where its value is the default, and
        refused where it is not. yacs would ignore the value of a deprecated key.
     2. An unknown key is answered with the nearest known ones.
+    3. A value such as ``0,1,2`` of a key in ``TEXT_KEYS`` stays a text without quotes around it.
 
     The nodes below are Detectron2's own, so other projects can add theirs.
     """
@@ -76,6 +82,11 @@ class RPECfgNode(CfgNode):
         """
         cfg_other = cfg_other.clone()
         _drop_removed(cfg_other)
+        for key in TEXT_KEYS:
+            *path, name = key.split(".")
+            node = functools.reduce(lambda node, part: node.get(part, {}), path, cfg_other)
+            if name in node:
+                node[name] = _quoted(node[name])
         try:
             super().merge_from_other_cfg(cfg_other)
         except KeyError as error:
@@ -93,6 +104,8 @@ class RPECfgNode(CfgNode):
         kept = []
         for position in range(0, len(cfg_list), 2):
             pair = cfg_list[position : position + 2]
+            if len(pair) == 2 and pair[0] in TEXT_KEYS:
+                pair = [pair[0], _quoted(pair[1])]
             if len(pair) == 2 and pair[0] in REMOVED_KEYS:
                 _check_removed(pair[0], self._decode_cfg_value(pair[1]))
             else:
@@ -126,6 +139,14 @@ def accept_saved_configs(cfg: CfgNode) -> None:
     # Not by an attribute: those of a CfgNode are its keys. Classes of other projects stay.
     if type(cfg) is CfgNode:
         object.__setattr__(cfg, "__class__", RPECfgNode)
+
+
+def _quoted(value: Any) -> str:
+    """Returns a value as a text in quotes, which yacs then reads as the text."""
+    decoded = CfgNode._decode_cfg_value(value)
+    if isinstance(decoded, str):
+        return repr(decoded)
+    return repr(str(value).strip("()[] "))
 
 
 def key_names(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

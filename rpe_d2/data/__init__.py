@@ -36,6 +36,7 @@ from .datasets import (
     render_digits,
     render_shapes,
 )
+from .image_mapper import ImageMapper
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "DeadWorker",
     "HELEN_CLASSES",
     "HELEN_PARTS",
+    "ImageMapper",
     "NameUnreadable",
     "PixelLabelMapper",
     "ResumableLoader",

@@ -5,26 +5,25 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 
 from rpe_d2.ops.thinning import thin
 from rpe_d2.utils.mat_files import read_boundary_annotations, size_text
 from rpe_d2.utils.readable import UnreadableImage
 
-from .augmentation import additional_augmentations
+from .image_mapper import ImageMapper
 
 __all__ = ["BoundaryMapper", "transform_boundaries"]
 
 
-class BoundaryMapper(DatasetMapper):
+class BoundaryMapper(ImageMapper):
     """A dataset mapper for models that learn contours from several annotators.
 
     In training, an image gets ``boundaries``, an (A, H, W) bool tensor of the contours that its A
     annotators drew. They are one pixel wide and transformed like the image. Combining the
     annotators is left to the model. After a crop there may be no contour at all.
 
-    In testing, it is the same as :class:`detectron2.data.DatasetMapper`. ``boundary_file_name``
+    In testing, it is the same as :class:`ImageMapper`. ``boundary_file_name``
     remains in the dict for the evaluator.
     """
 
@@ -33,15 +32,13 @@ class BoundaryMapper(DatasetMapper):
         """
         Args:
             is_train: whether the mapper is used in training.
-            kwargs: arguments of :class:`detectron2.data.DatasetMapper`.
+            kwargs: arguments of :class:`ImageMapper`.
         """
         super().__init__(is_train, **kwargs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
         ret = super().from_config(cfg, is_train)
-        if is_train:
-            ret["augmentations"] += additional_augmentations(cfg)
         ret["recompute_boxes"] = False
         return ret
 
@@ -53,7 +50,7 @@ class BoundaryMapper(DatasetMapper):
         """
         if not self.is_train:
             return super().__call__(dataset_dict)
-        # Detectron2's mapper passes its transforms to _transform_annotations alone, which it calls
+        # The mapper passes its transforms to _transform_annotations alone, which it calls
         # only if there are annotations.
         return super().__call__({**dataset_dict, "annotations": _read_boundaries(dataset_dict)})
 

@@ -10,6 +10,7 @@ from fvcore.common.registry import Registry
 from .augmentation import additional_augmentations
 from .boundary_mapper import BoundaryMapper
 from .dataset_mapper import PixelLabelMapper
+from .image_mapper import ImageMapper
 
 __all__ = ["DATASET_MAPPER_REGISTRY", "build_train_mapper", "most_instances"]
 
@@ -23,6 +24,7 @@ set into an input of the model.
 """
 
 DATASET_MAPPER_REGISTRY.register(DatasetMapper)
+DATASET_MAPPER_REGISTRY.register(ImageMapper)
 DATASET_MAPPER_REGISTRY.register(PixelLabelMapper)
 DATASET_MAPPER_REGISTRY.register(BoundaryMapper)
 

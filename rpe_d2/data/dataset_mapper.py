@@ -8,7 +8,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 from detectron2.utils.logger import log_first_n
@@ -17,12 +16,12 @@ from rpe_d2.ops.coarsen import coarsen_masks
 from rpe_d2.utils.coco_annotations import rle_problem
 from rpe_d2.utils.readable import UnreadableImage
 
-from .augmentation import additional_augmentations
+from .image_mapper import ImageMapper
 
 __all__ = ["CoarseInstances", "CountInstances", "PixelLabelMapper"]
 
 
-class PixelLabelMapper(DatasetMapper):
+class PixelLabelMapper(ImageMapper):
     """A dataset mapper for models that learn from the label of every pixel.
 
     In training, an image with "annotations" gets:
@@ -36,7 +35,7 @@ class PixelLabelMapper(DatasetMapper):
       absent if there is nothing to ignore. Detectron2 drops crowds, so that they would be learned
       as background. Where the mask overlaps an instance, the label of the instance should be used.
 
-    Everything else, and all of testing, is the same as :class:`detectron2.data.DatasetMapper`.
+    Everything else, and all of testing, is the same as :class:`ImageMapper`.
     """
 
     @configurable
@@ -44,7 +43,7 @@ class PixelLabelMapper(DatasetMapper):
         """
         Args:
             is_train: whether the mapper is used in training.
-            kwargs: arguments of :class:`detectron2.data.DatasetMapper`. ``use_instance_mask`` and
+            kwargs: arguments of :class:`ImageMapper`. ``use_instance_mask`` and
                 ``instance_mask_format`` have no effect.
         """
         kwargs.update(use_instance_mask=True, instance_mask_format="bitmask")
@@ -53,8 +52,6 @@ class PixelLabelMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
         ret = super().from_config(cfg, is_train)
-        if is_train:
-            ret["augmentations"] += additional_augmentations(cfg)
         # Boxes around turned boxes would be too large.
         turned = cfg.INPUT.CROP.ENABLED or cfg.INPUT.get("ROTATION", 0)
         ret["recompute_boxes"] = bool(is_train and turned)

@@ -133,9 +133,9 @@ def training_mapper_name(cfg: CfgNode) -> str:
     """The registered name of the mapper of training.
 
     It is ``INPUT.DATASET_MAPPER_NAME`` where that is set, else what the model's classes declare,
-    else PixelLabelMapper with ``MODEL.MASK_ON`` and Detectron2's own DatasetMapper without.
+    else PixelLabelMapper with ``MODEL.MASK_ON`` and ImageMapper without.
     """
-    usual = "PixelLabelMapper" if cfg.MODEL.MASK_ON else "DatasetMapper"
+    usual = "PixelLabelMapper" if cfg.MODEL.MASK_ON else "ImageMapper"
     return cfg.INPUT.DATASET_MAPPER_NAME or _first_declared(cfg, "dataset_mapper_name", usual)
 
 

@@ -4,12 +4,12 @@ import logging
 import os
 import weakref
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rpe_d2.data import (
     CoarseInstances,
     CountInstances,
+    ImageMapper,
     NameUnreadable,
     ResumableLoader,
     UnreadableImage,
@@ -255,7 +256,7 @@ class Trainer(DefaultTrainer):
         return mean_losses(unwrapped(model), loader)
 
     @classmethod
-    def build_train_mapper(cls, cfg: CfgNode, **changes: Any) -> DatasetMapper:
+    def build_train_mapper(cls, cfg: CfgNode, **changes: Any) -> Callable[..., Any]:
         """Builds the mapper that training needs.
 
         Args:
@@ -273,7 +274,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = DatasetMapper(cfg, is_train=False)
+        mapper = ImageMapper(cfg, is_train=False)
         for name in inference_inputs(cfg):
             if name in _INPUT_MAPPERS:
                 mapper = _INPUT_MAPPERS[name](mapper)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Sequence
 
 import numpy as np
-from PIL import Image
 
+from rpe_d2.utils.image_files import check_is_file, open_image
 from rpe_d2.utils.mat_files import read_boundary_annotations, read_field, size_text
 
 __all__ = [
@@ -37,6 +37,7 @@ def read_boundary_map(path: str) -> np.ndarray:
         ValueError: The file is invalid. The message is one line that names it.
         OSError: The file cannot be opened.
     """
+    check_is_file(path)
     suffix = Path(path).suffix.lower()
     if suffix == ".mat":
         content = read_field(path, "ucm2")
@@ -105,14 +106,8 @@ def _read_npy(path: str) -> np.ndarray:
 
 
 def _read_png(path: str) -> np.ndarray:
-    with open(path, "rb") as file:
-        try:
-            with Image.open(file, formats=["PNG"]) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path}: cannot be read as a PNG: {error}") from error
-    if image.mode == "1":
-        image = image.convert("L")
-    if image.mode not in ("L", "I", "I;16"):
-        raise ValueError(f"{path}: is an image of the mode {image.mode}; allowed: grayscale")
-    return np.asarray(image).astype(np.uint8 if image.mode == "L" else np.uint16)
+    with open_image(path) as image:
+        content, _ = image.pixels(0)
+    if content.shape[2] != 1:
+        raise ValueError(f"{path}: is an image of {content.shape[2]} channels; allowed: grayscale")
+    return content[:, :, 0]

@@ -3,13 +3,14 @@
 import argparse
 import glob
 import os
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultPredictor
+from detectron2.data import transforms as T
 from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
@@ -19,20 +20,20 @@ from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold, inference_inputs
 from rpe_d2.engine.run_classes import read_classes
 from rpe_d2.engine.setup import read_config, use_available_device
+from rpe_d2.utils.image_files import image_exists, list_images
+from rpe_d2.utils.images import ImageReader
+from rpe_d2.utils.readable import UnreadableImage
 
 __all__ = [
-    "IMAGE_SUFFIXES",
+    "Predictor",
     "add_predictor_arguments",
-    "build_predictor",
     "check_needs_only_pictures",
     "find_images",
+    "planes_of",
     "predictor_config",
     "separate_overrides",
     "with_instances",
 ]
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
 
 # What models need besides images, in words.
 _INPUTS = {
@@ -46,8 +47,8 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     """Finds image files.
 
     Args:
-        patterns: paths of files, folders or globs. For a folder, all files with a suffix in
-            ``IMAGE_SUFFIXES`` are taken. Subfolders are not searched.
+        patterns: paths of files, folders or globs. For a folder, the files are taken that
+            :func:`rpe_d2.utils.image_files.list_images` finds. Subfolders are not searched.
 
     Returns:
         The paths, each once, in the order of the patterns.
@@ -58,12 +59,8 @@ def find_images(patterns: Sequence[str]) -> List[str]:
     files: List[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
-            matches = [
-                str(path)
-                for path in sorted(Path(pattern).iterdir())
-                if path.suffix.lower() in IMAGE_SUFFIXES
-            ]
-        elif os.path.exists(pattern):
+            matches = list_images(pattern)
+        elif os.path.exists(pattern) or image_exists(pattern):
             matches = [pattern]
         else:
             paths = sorted(glob.glob(pattern, recursive=True))
@@ -72,6 +69,21 @@ def find_images(patterns: Sequence[str]) -> List[str]:
             raise ValueError(f"--input {pattern}: no image there")
         files.extend(matches)
     return list(dict.fromkeys(files))
+
+
+def planes_of(reader: ImageReader, files: Sequence[str]) -> List[str]:
+    """Lists the planes of image files, each under a name of its own, such as ``stack.tif[3]``.
+
+    A file of one plane keeps its name. So does a file that cannot be read; the error is raised when
+    it is read as an image.
+    """
+    names: List[str] = []
+    for file in files:
+        try:
+            names += reader.planes(file)
+        except UnreadableImage:
+            names.append(file)
+    return names
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,20 +174,64 @@ def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
     return {**output, "instances": instances}
 
 
-def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Builds Detectron2's predictor, and checks that the weights fit the model.
+class Predictor:
+    """Runs a model on single images, like Detectron2's predictor, in any ``INPUT.FORMAT``.
 
-    Raises:
-        ValueError: ``MODEL.WEIGHTS`` is empty, does not exist or holds weights of another model.
+    Attributes:
+        model: the model, in evaluation mode.
+        reader: reads image files in the format of the model.
+        input_format: ``INPUT.FORMAT``.
     """
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        raise ValueError("no weights: give --weights or MODEL.WEIGHTS")
-    if "://" not in weights and not PathManager.isfile(weights):
-        raise ValueError(f"weights {weights}: no such file")
-    unloaded = cfg.clone()
-    unloaded.defrost()
-    unloaded.MODEL.WEIGHTS = ""
-    predictor = DefaultPredictor(unloaded)
-    ModelCheckpointer(predictor.model, complete=True).load(weights)
-    return predictor
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: the configuration. The model gets the weights of ``MODEL.WEIGHTS``.
+
+        Raises:
+            ValueError: ``MODEL.WEIGHTS`` is empty, does not exist or holds weights of another
+                model.
+        """
+        weights = cfg.MODEL.WEIGHTS
+        if not weights:
+            raise ValueError("no weights: give --weights or MODEL.WEIGHTS")
+        if "://" not in weights and not PathManager.isfile(weights):
+            raise ValueError(f"weights {weights}: no such file")
+        self.reader = ImageReader.from_config(cfg)
+        self.input_format = cfg.INPUT.FORMAT
+        self.model = build_model(cfg.clone()).eval()
+        ModelCheckpointer(self.model, complete=True).load(weights)
+        sides = [cfg.INPUT.MIN_SIZE_TEST] * 2
+        self._resize = T.ResizeShortestEdge(sides, cfg.INPUT.MAX_SIZE_TEST)
+
+    def network_input(self, image: np.ndarray) -> Dict[str, Any]:
+        """Returns the model's input for an image.
+
+        Args:
+            image: (H, W, C) in the format of the model.
+
+        Returns:
+            A dict with ``image`` (C, H', W') float32, resized, and ``height`` and ``width`` of the
+            given one.
+        """
+        image = np.ascontiguousarray(image)
+        resized = self._resize.get_transform(image).apply_image(image)
+        if resized.ndim == 2:
+            resized = resized[:, :, None]
+        return {
+            "image": torch.as_tensor(resized.astype("float32").transpose(2, 0, 1)),
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+        """Runs the model.
+
+        Args:
+            image: (H, W, C) in the format of the model, as ``reader`` returns it.
+
+        Returns:
+            The model's output for the image.
+        """
+        return self.model([self.network_input(image)])[0]

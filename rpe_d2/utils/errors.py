@@ -1,5 +1,6 @@
 """One-line messages, without a traceback, for errors that a user can fix."""
 
+import io
 import sys
 import traceback
 from contextlib import contextmanager
@@ -45,8 +46,9 @@ def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterato
     Args:
         kinds: the errors that a user can fix. Any other error is a bug and keeps its traceback.
     """
-    if getattr(sys.stdout, "errors", None) == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # names of files may have bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with second_signal_kills():
             yield

@@ -1,43 +1,42 @@
 """Readers of label maps, shared by datasets, evaluators and tools."""
 
 from pathlib import Path
-from typing import Any, Iterable, Set, Tuple
+from typing import Any, Iterable, Set, Union
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
-from .readable import UNREADABLE, UnreadableImage
+from .image_files import open_image, split_plane
+from .readable import UnreadableImage
 
 __all__ = [
     "LABEL_SUFFIXES",
     "check_unlabeled",
-    "label_map_size",
     "read_class_indices",
     "read_label_map",
 ]
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
-# PIL modes with one index per pixel: 8 bits, palette, 1 bit, 16 and 32 bits.
-_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
 _DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "uint32", "int32")))
 
 
 def read_label_map(file_name: str, dtype: Any = np.int64) -> np.ndarray:
     """Reads a label map (H, W) from any path that Detectron2's PathManager opens.
 
-    Detectron2's own reader fails with NumPy 2.
+    Raises:
+        UnreadableImage: As for :func:`read_class_indices`.
     """
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-        return np.array(image, dtype=dtype)
+    return read_class_indices(file_name).astype(dtype)
 
 
-def read_class_indices(path: Path, where: str = "") -> np.ndarray:
-    """Reads a label map, PNG, TIFF or NPY, of class, palette or instance indices from disk.
+def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
+    """Reads a label map, PNG, TIFF or NPY, of class, palette or instance indices.
+
+    Palette indices are the labels; the colors of a palette have no meaning. The map is turned
+    upright if the file has an EXIF orientation, as images are.
 
     Args:
-        path: the file.
+        path: the file. ``name.tif[3]`` is plane 3 of a file, counted from 0.
         where: prefix of error messages, such as a configuration key.
 
     Returns:
@@ -46,44 +45,33 @@ def read_class_indices(path: Path, where: str = "") -> np.ndarray:
     Raises:
         UnreadableImage: The file cannot be read, or it does not have one index per pixel.
     """
-    prefix = f"{where}: " if where else ""
     try:
-        if path.suffix.lower() == ".npy":
-            labels = np.load(path, allow_pickle=False)
-            found = f"an array {labels.shape} of {labels.dtype}"
-        else:
-            with Image.open(path) as image:
-                found, pages = f"the mode {image.mode}", getattr(image, "n_frames", 1)
-                if pages > 1:
-                    raise UnreadableImage(f"{prefix}{path} has {pages} pages; allowed: 1")
-                labels = np.asarray(image) if image.mode in _MODES else None
-    except (*UNREADABLE, EOFError, ValueError) as error:
-        if isinstance(error, UnreadableImage):
-            raise
-        raise UnreadableImage(f"{prefix}{path}: {error}") from error
-    if labels is not None and labels.dtype == bool:
+        return _read(str(path))
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{where}: {error}" if where else str(error)) from error
+
+
+def _read(name: str) -> np.ndarray:
+    path, plane = split_plane(name)
+    with open_image(path) as image:
+        count = image.num_planes
+        if plane is None and count > 1:
+            raise ValueError(
+                f"the file has {count} planes (pages, slices or frames); allowed: 1, or the name "
+                f"of one, as in {Path(path).name}[0]"
+            )
+        if (plane or 0) >= count:
+            raise ValueError(f"the plane is {plane}; allowed: 0 to {count - 1}")
+        labels = image.indices(plane or 0)
+    if not isinstance(labels, str) and labels.dtype == bool:
         labels = labels.astype(np.uint8)
-    if labels is None or labels.ndim != 2 or labels.dtype.newbyteorder("=") not in _DTYPES:
+    if isinstance(labels, str) or labels.dtype not in _DTYPES:
+        found = labels if isinstance(labels, str) else f"indices of {labels.dtype}"
         raise UnreadableImage(
-            f"{prefix}{path} has {found}; allowed: {' or '.join(_MODES)}, one 8-bit class per"
-            f" pixel or one index of {', '.join(map(str, _DTYPES))}"
+            f"{path} has {found}; allowed: one index per pixel, as a palette, 1 bit or"
+            f" {', '.join(map(str, _DTYPES))}"
         )
-    return labels.astype(labels.dtype.newbyteorder("="), copy=False)
-
-
-def label_map_size(path: Path) -> Tuple[int, int]:
-    """Returns width and height of a label map without reading its pixels.
-
-    Raises:
-        OSError, ValueError: The file cannot be read.
-    """
-    if path.suffix.lower() == ".npy":
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        if len(shape) != 2:
-            raise ValueError(f"an array {shape}; allowed: (height, width)")
-        return shape[1], shape[0]
-    with Image.open(path) as image:
-        return image.size
+    return labels
 
 
 def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) -> None:

@@ -13,7 +13,7 @@ from .instances import (
 )
 from .loops import LOOP_LEGEND, loop_panels
 from .precision_recall import precision_recall_plot
-from .semantic import class_colors, draw_classes
+from .semantic import Visualizer, class_colors, draw_classes
 
 __all__ = [
     "BOUNDARY_LEGEND",
@@ -21,6 +21,7 @@ __all__ = [
     "InstanceMasks",
     "LOOP_LEGEND",
     "Panel",
+    "Visualizer",
     "annotator_panels",
     "boundary_panel",
     "class_colors",

@@ -6,9 +6,12 @@ from typing import Any, Callable, List, NamedTuple, Sequence
 
 import cv2
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from rpe_d2.utils.image_files import printable
 
 # In pixels: longer side of an image in its panel, shortest side of a panel, height of the titles,
 # space between panels, height of the heading.
@@ -70,7 +73,7 @@ def text_panel(title: str, paragraphs: Sequence[str]) -> Panel:
 
     def draw(axes: Axes) -> None:
         place = {"transform": axes.transAxes, "va": "top"}
-        axes.text(0.04, 1, text, fontsize=9.5, linespacing=1.4, parse_math=False, **place)
+        axes.text(0.04, 1, text, fontsize=9.5, linespacing=1.4, **place)
 
     return Panel(title, "", draw)
 
@@ -86,6 +89,12 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
     Returns:
         The content of a PNG file.
     """
+    # File and class names may have dollar signs, which are not mathematics.
+    with rc_context({"text.parse_math": False}):
+        return _draw_figure(rows, printable(heading), image_size)
+
+
+def _draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[int]) -> bytes:
     scale = PANEL_SIDE / max(image_size)
     panel_height, panel_width = (max(_SMALLEST_SIDE, round(side * scale)) for side in image_size)
     columns = max(len(row) for row in rows)
@@ -116,11 +125,5 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
     return buffer.getvalue()
 
 
-def printable(text: str) -> str:
-    """Replaces what fonts cannot show, such as the lone surrogates of undecodable file names."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    # Names of files and classes may contain dollar signs, which are no formulas.
-    figure.text(x, y, printable(text), parse_math=False, **style)
+    figure.text(x, y, printable(text), **style)

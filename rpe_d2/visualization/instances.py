@@ -8,7 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from .figure import Panel, fit_to_panel, printable
+from rpe_d2.utils.image_files import printable
+
+from .figure import Panel, fit_to_panel
 
 _ERROR_COLOR = (230, 0, 0)  # not in the palette of instances
 _MATCH_IOU = 0.5
@@ -262,7 +264,6 @@ def _overlay_panel(
                 x,
                 y,
                 printable(name),
-                parse_math=False,
                 ha=alignment,
                 va="center",
                 fontsize=9,

@@ -9,8 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
-
-from .figure import printable
+from rpe_d2.utils.image_files import printable
 
 # Written to the metadata of PNG files, by which a tool recognizes its own output.
 SOFTWARE = "rpe_d2 precision-recall plot"

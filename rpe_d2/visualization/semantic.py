@@ -1,11 +1,12 @@
 """Semantic label maps drawn over images."""
 
-from typing import List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils import visualizer
+from matplotlib import rc_context
 
 from .instances import instance_colors
 
@@ -20,6 +21,15 @@ def class_colors(names: Sequence[str]) -> List[Tuple[int, int, int]]:
         _BACKGROUND_COLOR if name == "background" else tuple(color)
         for name, color in zip(names, colors)
     ]
+
+
+class Visualizer(visualizer.Visualizer):
+    """Detectron2's visualizer, which also draws names with dollar signs as they are."""
+
+    def draw_text(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws a text; the arguments are those of Detectron2's method."""
+        with rc_context({"text.parse_math": False}):
+            return super().draw_text(*args, **kwargs)
 
 
 def draw_classes(
@@ -37,5 +47,4 @@ def draw_classes(
     Returns:
         (scale x H, scale x W, 3) uint8.
     """
-    visualizer = Visualizer(rgb, metadata, scale=scale)
-    return visualizer.draw_sem_seg(labels.cpu(), alpha=_OPACITY).get_image()
+    return Visualizer(rgb, metadata, scale).draw_sem_seg(labels.cpu(), alpha=_OPACITY).get_image()

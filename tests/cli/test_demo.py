@@ -15,6 +15,7 @@ from PIL import Image
 
 from rpe_d2.cli.demo import RESULTS, _parse, main
 from rpe_d2.data import render_shapes
+from rpe_d2.inference.predictor import Predictor
 from tests.conftest import ROOT
 from tests.helpers.runs import CONFIG, INSTANT, TINY, few_images, save_random, train_net
 
@@ -192,13 +193,13 @@ def test_results_before_an_unexpected_error_are_kept(
 ):
     images = []
 
-    def fail_on_the_second(bgr):
-        images.append(bgr)
+    def fail_on_the_second(predictor, image):
+        images.append(image)
         if len(images) == 2:
             raise KeyError("a bug")
-        return {"instances": Instances(bgr.shape[:2], **no_instances(bgr))}
+        return {"instances": Instances(image.shape[:2], **no_instances(image))}
 
-    monkeypatch.setattr("rpe_d2.cli.demo.build_predictor", lambda cfg: fail_on_the_second)
+    monkeypatch.setattr(Predictor, "__call__", fail_on_the_second)
     with pytest.raises(KeyError, match="a bug"):
         run(tmp_path / "out", "--weights", weights, "--input", str(pictures / "[01].png"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", RESULTS]
@@ -208,9 +209,9 @@ def test_results_before_an_unexpected_error_are_kept(
     ]
 
 
-def no_instances(bgr) -> dict:
+def no_instances(image) -> dict:
     return {
-        "pred_masks": torch.zeros(0, *bgr.shape[:2], dtype=torch.bool),
+        "pred_masks": torch.zeros(0, *image.shape[:2], dtype=torch.bool),
         "pred_boxes": Boxes(torch.zeros(0, 4)),
         "scores": torch.zeros(0),
         "pred_classes": torch.zeros(0, dtype=torch.long),

@@ -153,7 +153,7 @@ def test_numbers_and_sizes_that_do_not_fit(folder):
     message = error_of(folder, UnreadableImage)
     assert "48 x 40 pixels" in message and "47 x 40; allowed: the same" in message
     Image.new("RGB", (48, 40)).save(folder / "labels/a.png")
-    assert "has the mode RGB; allowed: L or P" in error_of(folder, UnreadableImage)
+    assert "has the mode RGB; allowed: one index per pixel" in error_of(folder, UnreadableImage)
     (folder / "labels/a.png").write_bytes(b"no picture")
     assert "a.png" in error_of(folder, UnreadableImage)
     taken = error_of(folder, entries=[entry(folder, "shapes_train_sem_seg")])

@@ -216,7 +216,7 @@ def small_mat(path):
     [
         ("SegmentationObject/2007_000042.png", small, "has 9 x 7 pixels .*Class.* 48 x 64"),
         ("SegmentationClass/2007_000042.png", small, "has 48 x 64 pixels .*Class.* 9 x 7"),
-        ("SegmentationObject/2007_000042.png", colors, "has the mode RGB; allowed: L or P"),
+        ("SegmentationObject/2007_000042.png", colors, "has the mode RGB; allowed: one index"),
         ("SegmentationObject/2007_000042.png", text, "2007_000042.png"),
         ("SegmentationClass/2007_000042.png", no_class, "has 21 under object 1 .*allowed: 1 to 20"),
         ("SegmentationClass/2007_000042.png", only_void, "has 255 under object 1 of"),

@@ -3,11 +3,10 @@
 import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.data import BoundaryMapper, PixelLabelMapper
+from rpe_d2.data import BoundaryMapper, ImageMapper, PixelLabelMapper
 from rpe_d2.engine import Trainer, host_models
 from rpe_d2.inference.predictor import check_needs_only_pictures
 
@@ -41,12 +40,12 @@ UNKNOWN = "MODEL: {META_ARCHITECTURE: Unknown}"
         (PIXEL_EMBEDDING_NET, PixelLabelMapper),
         (REFINER, PixelLabelMapper),
         (BOUNDARIES, BoundaryMapper),
-        (FASTER_RCNN, DatasetMapper),
+        (FASTER_RCNN, ImageMapper),
         (MASK_RCNN, PixelLabelMapper),
         (MEAN_SHIFT_RCNN, PixelLabelMapper),
         (DEEP_MASK, PixelLabelMapper),
-        (RETINANET, DatasetMapper),
-        (UNKNOWN, DatasetMapper),
+        (RETINANET, ImageMapper),
+        (UNKNOWN, ImageMapper),
     ],
 )
 def test_models_get_the_mapper_that_they_need(text, mapper):
@@ -56,8 +55,10 @@ def test_models_get_the_mapper_that_they_need(text, mapper):
     assert type(Trainer.build_train_mapper(cfg)) is BoundaryMapper
 
 
-def test_detectron2s_mapper_gets_the_additional_augmentations():
+@pytest.mark.parametrize("name", ["", "DatasetMapper"])
+def test_detectron2s_mapper_gets_the_additional_augmentations(name):
     cfg = config("INPUT: {QUARTER_TURNS: True, RANDOM_FLIP: none}")
+    cfg.INPUT.DATASET_MAPPER_NAME = name
     names = [type(a).__name__ for a in Trainer.build_train_mapper(cfg).augmentations.augs]
     assert names == ["ResizeShortestEdge", "RandomQuarterTurn"]
     assert not Trainer.build_train_mapper(cfg, augmentations=[]).augmentations.augs
@@ -65,7 +66,7 @@ def test_detectron2s_mapper_gets_the_additional_augmentations():
 
 def test_an_unknown_mapper_is_refused_with_the_allowed_ones():
     cfg = config("INPUT: {DATASET_MAPPER_NAME: Mapper}")
-    allowed = "'', BoundaryMapper, DatasetMapper, PixelLabelMapper"
+    allowed = "'', BoundaryMapper, DatasetMapper, ImageMapper, PixelLabelMapper"
     message = f"INPUT.DATASET_MAPPER_NAME is 'Mapper'; allowed: {allowed}"
     with pytest.raises(ValueError, match=message):
         Trainer.build_train_mapper(cfg)

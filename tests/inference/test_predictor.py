@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, Instances
 
 from rpe_d2.engine.setup import load_config
 from rpe_d2.inference.predictor import (
-    build_predictor,
+    Predictor,
     find_images,
     separate_overrides,
     with_instances,
@@ -92,13 +92,13 @@ def test_weights_have_to_be_named_exist_and_fit(tmp_path):
     for weights, message in (("", "no weights: give --weights"), ("none.pth", "no such file")):
         cfg.MODEL.WEIGHTS = weights
         with pytest.raises(ValueError, match=message):
-            build_predictor(cfg)
+            Predictor(cfg)
     cfg.MODEL.WEIGHTS = save_random(CONFIG, TINY, tmp_path / "right.pth")
     stored = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)
     stored = stored.get("model", stored)
-    loaded = build_predictor(cfg).model.state_dict()
+    loaded = Predictor(cfg).model.state_dict()
     assert stored and all(torch.equal(loaded[name], value) for name, value in stored.items())
     name = next(name for name, value in stored.items() if value.dim() > 1)
     torch.save({"model": {n: v for n, v in stored.items() if n != name}}, cfg.MODEL.WEIGHTS)
     with pytest.raises(ValueError, match="right.pth"):
-        build_predictor(cfg)
+        Predictor(cfg)

@@ -4,7 +4,8 @@ import os
 from typing import Any, Dict, List
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+
+from rpe_d2.utils.image_files import image_size
 
 __all__ = ["register_bsds"]
 
@@ -72,8 +73,7 @@ def _records(root: str, folder: str, split: str) -> List[Dict[str, Any]]:
     records = []
     for name in names:
         file_name = os.path.join(images, f"{name}.jpg")
-        with Image.open(file_name) as image:
-            width, height = image.size
+        width, height = image_size(file_name)
         records.append(
             {
                 "file_name": file_name,

@@ -22,6 +22,7 @@ from rpe_d2.utils.coco_annotations import (
     replacement_box,
     rle_runs,
 )
+from rpe_d2.utils.image_files import image_exists
 
 from .coco_sem_seg import register_coco_sem_seg
 
@@ -211,7 +212,7 @@ def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> N
     if not PathManager.isdir(image_root):
         raise FileNotFoundError(f"{where}: no such folder {image_root} (image_root)")
     paths = [os.path.join(image_root, i["file_name"]) for i in images[:_NUM_CHECKED_IMAGES]]
-    missing = [path for path in paths if not PathManager.isfile(path)]
+    missing = [path for path in paths if not image_exists(path)]
     if missing:
         raise FileNotFoundError(
             f"{where}: {len(missing)} of the {len(paths)} images checked are missing, first"

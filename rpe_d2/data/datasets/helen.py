@@ -5,7 +5,9 @@ from typing import Any, Dict, List
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+
+from rpe_d2.utils.image_files import image_size
+from rpe_d2.utils.images import ImageReader
 
 from .generated import encoded, serve_pictures
 
@@ -78,8 +80,7 @@ def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
         file_name = os.path.join(root, "images", f"{name}.jpg")
         if not os.path.isfile(file_name):
             raise FileNotFoundError(f"{list_file} names {name}; there is no {file_name}")
-        with Image.open(file_name) as image:
-            width, height = image.size
+        width, height = image_size(file_name)
         records.append(
             {
                 "file_name": file_name,
@@ -94,11 +95,10 @@ def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
 
 def _label_map(stem: str) -> bytes:
     """Encodes the map of the likeliest class, from ``STEM_lbl00.png`` … ``STEM_lbl10.png``."""
-    likelihoods = []
-    for label in range(len(HELEN_CLASSES)):
-        with Image.open(f"{stem}_lbl{label:02d}.png") as image:
-            likelihoods.append(np.asarray(image.convert("L")))
-    return encoded(np.stack(likelihoods).argmax(axis=0).astype(np.uint8))
+    read = ImageReader("L")
+    files = [f"{stem}_lbl{label:02d}.png" for label in range(len(HELEN_CLASSES))]
+    likelihoods = np.concatenate([read(file) for file in files], axis=2)
+    return encoded(likelihoods.argmax(axis=2).astype(np.uint8))
 
 
 serve_pictures(_PREFIX, _label_map)

@@ -8,15 +8,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Se
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
-from rpe_d2.utils.label_maps import (
-    LABEL_SUFFIXES,
-    check_unlabeled,
-    label_map_size,
-    read_class_indices,
-)
-from rpe_d2.utils.readable import UNREADABLE, UnreadableImage
+from rpe_d2.utils.image_files import IMAGE_SUFFIXES, image_size, list_images
+from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
+from rpe_d2.utils.readable import UnreadableImage
 
 from .generated import encoded, serve_pictures
 
@@ -26,10 +21,8 @@ logger = logging.getLogger(__name__)
 
 _KEY = "DATASETS.SEM_SEG_DIRS"
 _PREFIX = "sem_seg_dir://"
-_IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _NUM_CHECKED_IMAGES = 10
 _MANY_MAPS, _MOST_MAPS = 10, 200  # from how many maps classes are counted, and in how many
-_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and values that swap the sides
 
 
 class _Folders(NamedTuple):
@@ -119,9 +112,9 @@ def _pairs(where: str, images: str, labels: str) -> List[Tuple[Path, Path]]:
     for folder in (images, labels):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"{where}: there is no folder {folder}")
-    files = sorted(p for p in Path(images).rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    files = [Path(path) for path in list_images(images, recursive=True)]
     if not files:
-        raise ValueError(f"{where}: {images} has no images ({', '.join(_IMAGE_SUFFIXES)})")
+        raise ValueError(f"{where}: {images} has no images ({', '.join(IMAGE_SUFFIXES)})")
     present = {p for p in Path(labels).rglob("*") if p.suffix.lower() in LABEL_SUFFIXES}
     by_name = {path.with_suffix(""): path for path in sorted(present, key=_order, reverse=True)}
     names = [Path(labels) / path.relative_to(images).with_suffix("") for path in files]
@@ -172,24 +165,17 @@ def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
     """Returns width and height of an image after comparing them with its label map's.
 
     Reads no more than the headers. If EXIF data say how the camera was rotated, the size is that of
-    the upright image, as Detectron2 reads it.
+    the upright image.
     """
-    sizes = []
-    for path in (image, label):
-        try:
-            if path == label:
-                sizes.append(label_map_size(path))
-                continue
-            with Image.open(path) as opened:
-                swapped = opened.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-                sizes.append(opened.size[::-1] if swapped else opened.size)
-        except (*UNREADABLE, ValueError) as error:
-            raise UnreadableImage(f"{where}: {path}: {error}") from error
+    try:
+        sizes = [image_size(str(path)) for path in (image, label)]
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{where}: {error}") from error
     if sizes[0] != sizes[1]:
-        image_size, label_size = (f"{width} x {height}" for width, height in sizes)
+        texts = [f"{width} x {height}" for width, height in sizes]
         raise UnreadableImage(
-            f"{where}: {image} has {image_size} pixels (width, height),"
-            f" its label map {label} {label_size}; allowed: the same"
+            f"{where}: {image} has {texts[0]} pixels (width, height),"
+            f" its label map {label} {texts[1]}; allowed: the same"
         )
     return sizes[0]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 
+from rpe_d2.utils.image_files import image_size
 from rpe_d2.utils.readable import UnreadableImage
 
 from .voc_files import (
@@ -319,11 +319,7 @@ def _records(split: VOCSplit) -> List[Dict[str, Any]]:
     official = all(_OFFICIAL_NAME.fullmatch(name) for name in names)
     records = []
     for position, name in enumerate(names, start=1):
-        try:
-            with Image.open(split.image(name)) as image:  # reads only the header
-                width, height = image.size
-        except OSError as error:
-            raise UnreadableImage(f"{split.image(name)}: {error}") from error
+        width, height = image_size(str(split.image(name)))
         records.append(
             {
                 "file_name": str(split.image(name)),

@@ -1,0 +1,100 @@
+"""The dataset mapper of models that need no more than Detectron2's, and the base of the others."""
+
+import copy
+import logging
+from typing import Any, Dict
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.utils.logger import log_first_n
+
+from rpe_d2.utils.images import ImageReader, check_size, reader_arguments
+from rpe_d2.utils.label_maps import read_class_indices
+
+from .augmentation import additional_augmentations
+
+__all__ = ["ImageMapper"]
+
+
+class ImageMapper(DatasetMapper):
+    """A dataset mapper that reads images and label maps of all kinds.
+
+    It is the same as :class:`detectron2.data.DatasetMapper` except that
+
+    * images are read by :class:`rpe_d2.utils.images.ImageReader`, which follows
+      ``INPUT.INTENSITY``, ``INPUT.CHANNELS`` and ``INPUT.PLANE``. Detectron2 cuts intensities above
+      255;
+    * palette indices of label maps are their labels. Detectron2 takes the brightness of the color;
+    * training images also get the augmentations ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        image_format: str,
+        intensity: str = "auto",
+        channels: str = "",
+        plane: int = -1,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            is_train: whether the mapper is used in training.
+            image_format, intensity, channels, plane: arguments of
+                :class:`rpe_d2.utils.images.ImageReader`.
+            kwargs: other arguments of :class:`detectron2.data.DatasetMapper`.
+        """
+        super().__init__(is_train, image_format=image_format, **kwargs)
+        self.reader = ImageReader(image_format, intensity, channels, plane)
+        log_first_n(
+            logging.INFO, f"Images are read with {self.reader.rule}", name=__name__, key="message"
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
+        ret = super().from_config(cfg, is_train)
+        if is_train:
+            ret["augmentations"] += additional_augmentations(cfg)
+        return {**ret, **reader_arguments(cfg)}
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        """
+        Raises:
+            UnreadableImage: The image or its label map cannot be read or has a wrong size.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)  # it is modified below
+        image = self.reader(dataset_dict["file_name"])
+        check_size(dataset_dict, image.shape[:2])
+        sem_seg_file = dataset_dict.pop("sem_seg_file_name", None)
+        sem_seg = None if sem_seg_file is None else _read_labels(sem_seg_file)
+
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image  # (H, W, C), resized
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image.shape[:2])
+        return dataset_dict
+
+
+def _read_labels(file_name: str) -> np.ndarray:
+    """Reads a label map (H, W) in a number type that Detectron2 can resize.
+
+    This is uint8, or else float32, in which labels below 2^24 are exact.
+    """
+    labels = read_class_indices(file_name)
+    is_byte = labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
+    return labels.astype(np.uint8 if is_byte else np.float32)
