@@ -52,6 +52,8 @@ def test_a_value_is_allowed_or_refused_in_one_line(node, name, key):
         ("MODEL.MEAN_SHIFT.BANDWIDTH", 1e-9, "0.001 or more"),
         ("MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH", 1e-9, "0, or pixels 0.01 or more"),
         ("MODEL.RPE.PAIR_LOSS_WEIGHT", -1.0, "0 or more"),
+        ("MODEL.RPE.CONV_DIM", 10**6, "1 to 65536 channels"),
+        ("MODEL.MNC.FC_DIM", 10**6, "1 to 65536 units"),
         ("MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", math.nan, "-1 or more"),
         ("MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT", math.inf, "-1 or more"),
     ],

@@ -23,7 +23,9 @@ def _vgg_keys() -> Keys:
         "WIDTH": Key(
             1.0, "Factor of the number of channels; at 1 the blocks have 64 to 512.", above=0
         ),
-        "FC_DIM": Key(4096, "Number of channels of `fc6` and `fc7`.", low=1, unit="channels"),
+        "FC_DIM": Key(
+            4096, "Number of channels of `fc6` and `fc7`.", low=1, high=65536, unit="channels"
+        ),
         "DROPOUT": Key(0.5, "Dropout probability of `fc6` and `fc7` in training.", low=0, below=1),
         "WEIGHTS": Key(
             "",
@@ -48,12 +50,14 @@ def _mnc_keys() -> Keys:
             "resolution and pooled.",
             unit="cells",
             low=0,
+            high=4096,
         ),
-        "MASK_DIM": Key(256, "Hidden units of the mask layer.", low=1, unit="units"),
+        "MASK_DIM": Key(256, "Hidden units of the mask layer.", low=1, high=65536, unit="units"),
         "FC_DIM": Key(
             4096,
             "Hidden units of each layer for boxes and for masked features.",
             low=1,
+            high=65536,
             unit="units",
         ),
     }
@@ -66,6 +70,7 @@ def _fcis_keys() -> Keys:
             1024,
             "Number of channels of the 1x1 convolution before the score maps.",
             low=1,
+            high=65536,
             unit="channels",
         ),
     }
@@ -138,12 +143,20 @@ def _deepmask_keys() -> Keys:
     """Mask proposals from windows on an image pyramid (`DeepMask`, `SharpMask`)."""
     return {
         **_window_keys("res4", 14, 0.25, 64, (500, 500, 500), 1.0),
-        "CONV_DIM": Key(128, "Channels of the 1x1 convolution.", low=1, unit="channels"),
-        "CODE_DIM": Key(
-            512, "Length of the code of a window: the rank of the mask layer.", low=1, unit="units"
+        "CONV_DIM": Key(
+            128, "Channels of the 1x1 convolution.", low=1, high=65536, unit="channels"
         ),
-        "SCORE_DIM": Key(1024, "Hidden units of the score branch.", low=1, unit="units"),
-        "MASK_SIZE": Key(56, "Side of the predicted masks.", low=1, unit="cells"),
+        "CODE_DIM": Key(
+            512,
+            "Length of the code of a window: the rank of the mask layer.",
+            low=1,
+            high=65536,
+            unit="units",
+        ),
+        "SCORE_DIM": Key(
+            1024, "Hidden units of the score branch.", low=1, high=65536, unit="units"
+        ),
+        "MASK_SIZE": Key(56, "Side of the predicted masks.", low=1, high=4096, unit="cells"),
         "MASK_THRESHOLD": Key(
             0.2,
             "Probability from which on a cell belongs to the object.",
@@ -166,10 +179,18 @@ def _instance_fcn_keys() -> Keys:
     return {
         **_window_keys("p3", 21, 0.3, 256, (2000, 1000, 1000), 0.8),
         "PARTS": Key(
-            5, "k: a window has k x k parts, each with its own score map.", low=1, unit="parts"
+            5,
+            "k: a window has k x k parts, each with its own score map.",
+            low=1,
+            high=64,
+            unit="parts",
         ),
         "CONV_DIM": Key(
-            512, "Hidden channels of the mask branch and the score branch.", low=1, unit="channels"
+            512,
+            "Hidden channels of the mask branch and the score branch.",
+            low=1,
+            high=65536,
+            unit="channels",
         ),
     }
 

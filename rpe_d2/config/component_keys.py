@@ -57,7 +57,9 @@ def _spn_keys() -> Keys:
             "Outputs of the backbone that guide the propagation of whole images. Empty: all.",
             unit="outputs of the backbone",
         ),
-        "CONV_DIM": Key(64, "Number of channels of the guidance network.", low=1, unit="channels"),
+        "CONV_DIM": Key(
+            64, "Number of channels of the guidance network.", low=1, high=65536, unit="channels"
+        ),
         "NORM": Key("GN", "Normalization in the guidance network.", choices=NORMS),
         "CHANNELS": Key(
             8,
@@ -65,12 +67,14 @@ def _spn_keys() -> Keys:
             "gates. `SPNSemSegHead` also accepts 0: it then propagates the class probabilities "
             "themselves with one set of gates. An `SPNMaskHead` needs 1 or more.",
             low=0,
+            high=65536,
             unit="channels",
         ),
         "NUM_UNITS": Key(
             2,
             "Number of successive propagations with the same gates. 0: none, as a control.",
             low=0,
+            high=100,
         ),
         "GATE_MODE": Key(
             "softmax",
@@ -95,6 +99,7 @@ def _spn_keys() -> Keys:
             "Side of the masks that `SPNMaskHead` refines: a multiple of twice "
             "`MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION`. 0: twice the POOLER_RESOLUTION.",
             low=0,
+            high=4096,
             unit="cells",
         ),
         "SEM_SEG_HEAD": Key(
@@ -156,6 +161,7 @@ def _sem_seg_head_keys() -> Keys:
             "Number of 3x3 convolutions that the predictions of `EmbeddingSemSegHead` share, or "
             "of each pass of `RecurrentConvSemSegHead`.",
             low=0,
+            high=100,
         ),
         "RECURRENT_SCALES": Key(
             [0.125, 0.25, 0.5, 1.0],
@@ -186,10 +192,12 @@ def _boundary_keys() -> Keys:
             choices=(1, 2, 4, 8),
             unit="pixels",
         ),
-        "CONV_DIM": Key(64, "Channels of the convolution of each output.", low=1, unit="channels"),
+        "CONV_DIM": Key(
+            64, "Channels of the convolution of each output.", low=1, high=65536, unit="channels"
+        ),
         "NORM": Key("GN", "Normalization of these convolutions.", choices=NORMS),
         "EMBEDDING_DIM": Key(
-            3, "Dimension D of the embeddings, which lie on the unit sphere.", low=1
+            3, "Dimension D of the embeddings, which lie on the unit sphere.", low=1, high=4096
         ),
         "CONSENSUS": Key(
             "weighted",

@@ -16,22 +16,26 @@ def _network_keys() -> Keys:
             unit="outputs of the backbone",
         ),
         "STRIDE": Key(4, "Stride of the embedding map.", choices=(1, 2, 4, 8), unit="pixels"),
-        "CONV_DIM": Key(128, "Channels of the convolutions of the head.", low=1, unit="channels"),
+        "CONV_DIM": Key(
+            128, "Channels of the convolutions of the head.", low=1, high=65536, unit="channels"
+        ),
         "NUM_CONVS": Key(
             2,
             "Number of 3x3 convolutions that all predictions share. Each prediction has one more "
             "of its own at the output stride.",
             low=0,
+            high=100,
         ),
         "NORM": Key("GN", "Normalization in the head.", choices=NORMS),
         "NUM_CLASSES": Key(
             80,
             "Number of classes without background. It must equal that of the data set.",
             low=1,
+            high=1000000,
             unit="classes",
         ),
         "EMBEDDING_DIM": Key(
-            16, "Dimension D of the embeddings, which lie on the unit sphere.", low=1
+            16, "Dimension D of the embeddings, which lie on the unit sphere.", low=1, high=4096
         ),
         "COORDINATES": Key(False, "Append the image coordinates, scaled to -1…1, to the features."),
         "VOTES": Key(
@@ -218,6 +222,7 @@ def _instance_keys() -> Keys:
             "Side M of the (N, M, M) proposal masks, which are relative to their boxes. A small "
             "value is enough where only the boxes are used.",
             low=1,
+            high=4096,
             unit="cells",
         ),
     }
@@ -296,6 +301,7 @@ def _proposals_keys() -> Keys:
             "Number of maps that are grouped: at STRIDE, at twice STRIDE and so on, with the same "
             "predictors on features pooled 2 x 2.",
             low=1,
+            high=10,
             unit="maps",
         ),
         "SCALES": Key(

@@ -88,9 +88,9 @@ def test_all_norms_can_be_built():
 @pytest.mark.parametrize(
     "name, value, allowed",
     [
-        ("MODEL.RPE.CONV_DIM", 0, "1 or more channels"),
-        ("MODEL.RPE.CONV_DIM", 2.5, "1 or more channels"),
-        ("MODEL.RPE.CONV_DIM", True, "1 or more channels"),
+        ("MODEL.RPE.CONV_DIM", 0, "1 to 65536 channels"),
+        ("MODEL.RPE.CONV_DIM", 2.5, "1 to 65536 channels"),
+        ("MODEL.RPE.CONV_DIM", True, "1 to 65536 channels"),
         ("MODEL.RPE.MARGIN", 1.5, "0 to 1"),
         ("MODEL.RPE.MARGIN", math.nan, "0 to 1"),
         ("MODEL.RPE.MARGIN", None, "0 to 1"),
