@@ -37,7 +37,8 @@ def _datasets_keys() -> Keys:
             [],
             "Folders of images and label maps in the format of ADE20K, each as "
             "`name=images/:labels/`. Label maps are PNG, TIFF or NPY files with the names of the "
-            "images; their pixels are classes of 8, 16 or 32 bits or indices of a palette. Class names come from a text file with one name a line: "
+            "images; their pixels are classes of 8, 16 or 32 bits or indices of a palette. Class "
+            "names come from a text file with one name a line: "
             "`name=images/:labels/:classes.txt`.",
             unit="entries name=images/:labels/",
         ),

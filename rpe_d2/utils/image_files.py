@@ -9,7 +9,7 @@ from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple, Union
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .readable import UnreadableImage
 from .tiff_files import TiffPlanes, is_tiff
@@ -110,6 +110,8 @@ def open_image(file_name: str) -> Iterator[StoredImage]:
             yield _stored_image(file)
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:  # its own message names an object of Python
+        raise UnreadableImage(f"{printable(file_name)}: cannot identify image file") from error
     except FileNotFoundError as error:
         raise UnreadableImage(f"{printable(file_name)}: there is no such file") from error
     except Exception as error:  # decoders raise anything for damaged files

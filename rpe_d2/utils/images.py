@@ -143,8 +143,8 @@ class ImageReader:
         if plane is None and count > 1:
             if self._plane == _ALL:
                 raise ValueError(
-                    f"the file has {count} planes (pages, slices or frames); name one, as in name.tif[0], "
-                    f"or set INPUT.PLANE; allowed: 0 to {count - 1}"
+                    f"the file has {count} planes (pages, slices or frames); name one, as in "
+                    f"name.tif[0], or set INPUT.PLANE; allowed: 0 to {count - 1}"
                 )
             plane, where = self._plane, "INPUT.PLANE"
         if (plane or 0) >= count:
@@ -160,8 +160,8 @@ class ImageReader:
             if array.shape[2] in (1, 3):
                 return array
             raise ValueError(
-                f"the file has {array.shape[2]} channels; choose with INPUT.CHANNELS; allowed: mean, one "
-                f"or three of 0 to {count - 1}, as in 0,1,1"
+                f"the file has {array.shape[2]} channels; choose with INPUT.CHANNELS; allowed: "
+                f"mean, one or three of 0 to {count - 1}, as in 0,1,1"
             )
         if self._channels == "mean":
             colors = array if alpha is None else np.delete(array, alpha, 2)
