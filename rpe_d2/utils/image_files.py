@@ -80,8 +80,14 @@ class StoredImage:
         """Returns the EXIF orientation of a plane, 1 to 8."""
         return 1
 
-    def pixels(self, plane: int) -> Pixels:
-        """Reads a plane for a network. Palettes are resolved."""
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
+        """Reads a plane for a network. Palettes are resolved.
+
+        Args:
+            plane: the plane.
+            as_gray: whether colors of 8 bits may be returned as gray, which saves time where the
+                network sees no colors.
+        """
         raise NotImplementedError
 
     def indices(self, plane: int) -> Union[np.ndarray, str]:
@@ -267,11 +273,13 @@ class _PillowImage(StoredImage):
         except Exception:  # damaged EXIF data do not damage the pixels
             return 1
 
-    def pixels(self, plane: int) -> Pixels:
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         self._image.seek(plane)
         if self._is_reduced():
             return self._read_with_opencv(plane)
         image, mode = self._image, _KEPT_MODES.get(self._image.mode, "RGB")
+        if as_gray and mode.startswith("RGB"):
+            mode = "L"
         if image.mode in _DEEP_MODES:
             array = _native(np.asarray(image))
         else:
@@ -326,7 +334,7 @@ class _TiffImage(StoredImage):
     def orientation(self, plane: int) -> int:
         return self._tiff.orientation(plane)
 
-    def pixels(self, plane: int) -> Pixels:
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         array = self._read(plane)
         if self._tiff.has_inverted_intensities(plane) and array.dtype.kind == "u":
             array = np.iinfo(array.dtype).max - array
@@ -368,7 +376,7 @@ class _NpyImage(StoredImage):
         _check_number_of_pixels(size)
         return size
 
-    def pixels(self, plane: int) -> Pixels:
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         array = self._read(plane)
         array = array if self._has_channels else array[:, :, None]
         return Pixels(array, 3 if array.shape[2] == 4 else None)
