@@ -13,6 +13,7 @@ from detectron2.utils.logger import log_first_n
 
 from rpe_d2.utils.images import ImageReader, check_size, reader_arguments
 from rpe_d2.utils.label_maps import read_class_indices
+from rpe_d2.utils.readable import UnreadableImage
 
 from .augmentation import additional_augmentations
 
@@ -71,7 +72,7 @@ class ImageMapper(DatasetMapper):
         image = self.reader(dataset_dict["file_name"])
         check_size(dataset_dict, image.shape[:2])
         sem_seg_file = dataset_dict.pop("sem_seg_file_name", None)
-        sem_seg = None if sem_seg_file is None else _read_labels(sem_seg_file)
+        sem_seg = None if sem_seg_file is None else _read_labels(sem_seg_file, dataset_dict)
 
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(aug_input)
@@ -90,11 +91,20 @@ class ImageMapper(DatasetMapper):
         return dataset_dict
 
 
-def _read_labels(file_name: str) -> np.ndarray:
+def _read_labels(file_name: str, record: Dict[str, Any]) -> np.ndarray:
     """Reads a label map (H, W) in a number type that Detectron2 can resize.
 
     This is uint8, or else float32, in which labels below 2^24 are exact.
+
+    Raises:
+        UnreadableImage: The map does not have the size of its image.
     """
     labels = read_class_indices(file_name)
+    if labels.shape != (record["height"], record["width"]):
+        raise UnreadableImage(
+            f"{file_name} is {labels.shape[1]} x {labels.shape[0]} pixels; its image "
+            f"{record['file_name']} is {record['width']} x {record['height']} (width x height); "
+            "allowed: the same"
+        )
     is_byte = labels.min(initial=0) >= 0 and labels.max(initial=0) <= 255
     return labels.astype(np.uint8 if is_byte else np.float32)

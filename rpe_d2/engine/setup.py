@@ -25,6 +25,7 @@ from rpe_d2.config import (
     find_config_file,
 )
 from rpe_d2.utils.files import locked_folder, make_new_folder, make_writable_folder
+from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.utils.safe_loading import load_arrays
 
 from .datasets import (
@@ -269,6 +270,7 @@ def check_proposal_files(cfg: CfgNode) -> None:
         return
     for key in ("PROPOSAL_FILES_TRAIN", "PROPOSAL_FILES_TEST"):
         for path in cfg.DATASETS[key]:
+            check_is_file(path)
             try:
                 with open(path, "rb") as file:
                     load_arrays(file)

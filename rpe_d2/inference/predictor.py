@@ -175,7 +175,7 @@ def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class Predictor:
-    """Runs a model on single images, like Detectron2's predictor, in any ``INPUT.FORMAT``.
+    """Runs a model on single images, as Detectron2's DefaultPredictor does, in any format.
 
     Attributes:
         model: the model, in evaluation mode.

@@ -9,7 +9,7 @@ from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple, Union
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .readable import UnreadableImage
 from .tiff_files import TiffPlanes, is_tiff
@@ -80,8 +80,14 @@ class StoredImage:
         """Returns the EXIF orientation of a plane, 1 to 8."""
         return 1
 
-    def pixels(self, plane: int) -> Pixels:
-        """Reads a plane for a network. Palettes are resolved."""
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
+        """Reads a plane for a network. Palettes are resolved.
+
+        Args:
+            plane: the plane.
+            as_gray: whether colors of 8 bits may be returned as gray, which saves time where the
+                network sees no colors.
+        """
         raise NotImplementedError
 
     def indices(self, plane: int) -> Union[np.ndarray, str]:
@@ -110,6 +116,8 @@ def open_image(file_name: str) -> Iterator[StoredImage]:
             yield _stored_image(file)
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:  # its own message names an object of Python
+        raise UnreadableImage(f"{printable(file_name)}: cannot identify image file") from error
     except FileNotFoundError as error:
         raise UnreadableImage(f"{printable(file_name)}: there is no such file") from error
     except Exception as error:  # decoders raise anything for damaged files
@@ -265,11 +273,13 @@ class _PillowImage(StoredImage):
         except Exception:  # damaged EXIF data do not damage the pixels
             return 1
 
-    def pixels(self, plane: int) -> Pixels:
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         self._image.seek(plane)
         if self._is_reduced():
             return self._read_with_opencv(plane)
         image, mode = self._image, _KEPT_MODES.get(self._image.mode, "RGB")
+        if as_gray and mode.startswith("RGB"):
+            mode = "L"
         if image.mode in _DEEP_MODES:
             array = _native(np.asarray(image))
         else:
@@ -324,7 +334,7 @@ class _TiffImage(StoredImage):
     def orientation(self, plane: int) -> int:
         return self._tiff.orientation(plane)
 
-    def pixels(self, plane: int) -> Pixels:
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         array = self._read(plane)
         if self._tiff.has_inverted_intensities(plane) and array.dtype.kind == "u":
             array = np.iinfo(array.dtype).max - array
@@ -366,7 +376,7 @@ class _NpyImage(StoredImage):
         _check_number_of_pixels(size)
         return size
 
-    def pixels(self, plane: int) -> Pixels:
+    def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         array = self._read(plane)
         array = array if self._has_channels else array[:, :, None]
         return Pixels(array, 3 if array.shape[2] == 4 else None)

@@ -85,7 +85,9 @@ class ImageReader:
         Raises:
             UnreadableImage: See :meth:`read`.
         """
-        return self.convert(self.read(file_name))
+        stays_as_it_is = not self._channels and self._intensity.kind in ("auto", "dtype")
+        as_gray = self.image_format == "L" and stays_as_it_is
+        return self.convert(self._read(file_name, as_gray))
 
     def read(self, file_name: str) -> np.ndarray:
         """Reads an image without converting it to the format.
@@ -101,9 +103,12 @@ class ImageReader:
             UnreadableImage: The file cannot be read, or a key must say which plane or channels to
                 read. The message is one line that names the file.
         """
+        return self._read(file_name, as_gray=False)
+
+    def _read(self, file_name: str, as_gray: bool) -> np.ndarray:
         path, plane = split_plane(file_name)
         with open_image(path) as image:
-            pixels = image.pixels(self._chosen(image, plane))
+            pixels = image.pixels(self._chosen(image, plane), as_gray)
             array = self._select(pixels.array, pixels.alpha)
             eight_bit = self._intensity.to_8bit(array)
             if eight_bit is not array:

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from dev.input_kinds import ERROR, IMAGES, INPUT_KINDS, PLANES, TOOLS, WORKS, InputKind
-from rpe_d2.cli import compare, demo, train_net, visualize
+from rpe_d2.cli import compare, demo, refine_masks, train_net, visualize
 from rpe_d2.cli.mask_refiner import MaskRefiner
 from rpe_d2.data import NameUnreadable, UnreadableImage
 from rpe_d2.engine import Trainer
@@ -241,7 +241,7 @@ def write_data(folder, names: List[str]) -> str:
             }
             for i in range(len(names))
         ],
-        "categories": [{"id": 1, "name": "a $b$ \\c"}],
+        "categories": [{"id": 1, "name": "a $\\frac$"}],
     }
     (folder / "data.json").write_text(json.dumps(content))
     return json.dumps([f"{folder.name}_{len(names)}={folder}/data.json:{folder}"])
@@ -250,8 +250,8 @@ def write_data(folder, names: List[str]) -> str:
 def test_a_run_on_deep_images_and_its_rule_in_prediction(tmp_path, capfd):
     """The command lines of train, demo, visualize and compare, on channels of 16-bit pages."""
     stack = np.stack([deep_scene(), deep_scene()[::-1]])
-    np.save(tmp_path / "$stack.npy", stack[..., [0, 1, 2, 0, 1]])
-    planes = ["$stack.npy[0]", "$stack.npy[1]"]
+    np.save(tmp_path / "$a^$stack.npy", stack[..., [0, 1, 2, 0, 1]])
+    planes = ["$a^$stack.npy[0]", "$a^$stack.npy[1]"]
     data = write_data(tmp_path, planes)
     name = data.split("=")[0][2:]
     run = tmp_path / "run"
@@ -267,9 +267,9 @@ def test_a_run_on_deep_images_and_its_rule_in_prediction(tmp_path, capfd):
     model = ["--config-file", str(run / "config.yaml"), "--weights", str(run / "model_final.pth")]
     capfd.readouterr()
     output = tmp_path / "out"
-    source = ["--input", str(tmp_path / "$stack.npy"), "--output", str(output)]
+    source = ["--input", str(tmp_path / "$a^$stack.npy"), "--output", str(output)]
     assert demo.main([*model, *source, "--confidence-threshold", "0"]) == 0
-    assert {"$stack[0].png", "$stack[1].png"} < set(os.listdir(output))
+    assert {"$a^$stack[0].png", "$a^$stack[1].png"} < set(os.listdir(output))
     error = capfd.readouterr().err
     assert error.count("images are scaled to 0 to 255 by INPUT.INTENSITY 0,4095") <= 1
     results = json.loads((output / demo.RESULTS).read_text())
@@ -277,7 +277,7 @@ def test_a_run_on_deep_images_and_its_rule_in_prediction(tmp_path, capfd):
 
     shown = ["--dataset", name, "--output", str(tmp_path / "shown"), "--confidence-threshold", "0"]
     assert visualize.main([*model, *shown]) == 0
-    assert {"$stack[0].png", "$stack[1].png"} == set(os.listdir(tmp_path / "shown"))
+    assert {"$a^$stack[0].png", "$a^$stack[1].png"} == set(os.listdir(tmp_path / "shown"))
     page = ["--output", str(tmp_path / "page"), "--dataset", name]
     assert compare.main([f"{run}/config.yaml={run}/model_final.pth", *page]) == 0
     assert (tmp_path / "page" / "index.html").read_text().count("data:image/jpeg") == 4
@@ -318,3 +318,27 @@ def test_a_training_on_unusable_files_ends_in_one_line(file, words, tmp_path, ca
     assert "Traceback" not in error
     line = error.strip().splitlines()[-1]
     assert re.match("error: ", line) and words in line and file in line
+
+
+def test_pipes_in_place_of_other_files_end_in_one_line(rcnn, refiner_weights, tmp_path, capfd):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    (tmp_path / "results.json").write_text("[]")
+    out = ["--output", str(tmp_path / "out")]
+    refiner = ["--config-file", REFINER, "--weights", refiner_weights, "--images", str(tmp_path)]
+    results = ["--input", str(tmp_path / "results.json"), "--annotations", str(pipe)]
+    proposals = ["MODEL.LOAD_PROPOSALS", "True", "DATASETS.PROPOSAL_FILES_TRAIN", f"('{pipe}',)"]
+    for main, arguments in (
+        (demo.main, [*rcnn, *out, "--video-input", str(pipe)]),
+        (refine_masks.main, [*refiner, *out, "--input", str(pipe)]),
+        (refine_masks.main, [*refiner, *out, *results]),
+        (visualize.main, [*rcnn, *out, "--dataset", "shapes_val", "--predictions", str(pipe)]),
+        (train_net.main, ["--config-file", INSTANT, "MODEL.DEVICE", "cpu", *proposals]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        error = capfd.readouterr().err
+        assert "Traceback" not in error
+        assert error.strip().splitlines()[-1].startswith("error: ")
+        assert "pipe.json is a pipe or a device; allowed: a file" in error

@@ -11,7 +11,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
 
-from rpe_d2.data import CountInstances, PixelLabelMapper, UnreadableImage, load_shapes
+from rpe_d2.data import CountInstances, ImageMapper, PixelLabelMapper, UnreadableImage, load_shapes
 
 H, W = 128, 128
 POLYGON = [[10.0, 20.0, 60.0, 20.0, 60.0, 50.0, 10.0, 50.0]]
@@ -235,3 +235,34 @@ def test_an_rle_that_does_not_cover_the_image_is_refused(tmp_path):
         annotations = [{**annotation, "segmentation": rle, "iscrowd": crowd}]
         with pytest.raises(UnreadableImage, match="a.png: .* sum to 19 in 16 x 20 = 320 pixels"):
             mapper({**item, "annotations": annotations})
+
+
+@pytest.mark.parametrize("kind", [ImageMapper, PixelLabelMapper])
+def test_label_maps_of_any_data_set_are_indices(kind, tmp_path):
+    """Detectron2 reads the brightness of a palette's colors, and cuts labels at 255."""
+    rng = np.random.default_rng(0)
+    palette = Image.fromarray(rng.integers(0, 200, (H, W), dtype=np.uint8))
+    palette.putpalette(rng.integers(0, 256, 768).tolist())
+    palette.save(tmp_path / "palette.png")
+    deep = rng.integers(0, 60_000, (H, W)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.save(tmp_path / "deep.npy", deep.astype(np.int32))
+    cfg = make_cfg("INPUT.MIN_SIZE_TRAIN", (2 * H,))
+    for name, expected in (
+        ("palette.png", np.asarray(palette)),
+        ("deep.png", deep),
+        ("deep.npy", deep),
+    ):
+        record = {**make_record(), "sem_seg_file_name": str(tmp_path / name)}
+        labels = kind(cfg, is_train=True)(record)["sem_seg"]
+        assert labels.dtype == torch.int64
+        np.testing.assert_array_equal(labels.numpy(), expected.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_a_label_map_of_another_size_is_named(tmp_path):
+    Image.fromarray(np.zeros((H, W - 1), np.uint8)).save(tmp_path / "labels.png")
+    record = {**make_record(), "sem_seg_file_name": str(tmp_path / "labels.png")}
+    with pytest.raises(
+        UnreadableImage, match="labels.png is 127 x 128 pixels; its image .* is 128 x 128"
+    ):
+        ImageMapper(make_cfg(), is_train=True)(record)

@@ -1,5 +1,6 @@
 """Valid and invalid files of contour maps and of annotators' contours."""
 
+import os
 import re
 
 import numpy as np
@@ -120,6 +121,12 @@ def test_invalid_ground_truth(tmp_path):
 def test_arrays_that_are_not_maps(content, expected, tmp_path):
     np.save(tmp_path / "a.npy", content)
     assert re.search(expected, message_of(read_boundary_map, str(tmp_path / "a.npy")))
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    for name in ("a.png", "a.npy", "a.mat"):
+        os.mkfifo(tmp_path / name)
+        assert "is a pipe" in message_of(read_boundary_map, str(tmp_path / name))
 
 
 def test_invalid_maps(tmp_path):

@@ -7,7 +7,13 @@ from detectron2.data import Metadata, MetadataCatalog
 
 from rpe_d2.engine.run_classes import drawing_metadata, write_classes
 from rpe_d2.engine.setup import load_config
-from rpe_d2.visualization import class_colors, draw_classes
+from rpe_d2.visualization import (
+    class_colors,
+    draw_classes,
+    draw_figure,
+    image_panel,
+    text_panel,
+)
 from tests.conftest import ROOT
 
 CONFIG = str(ROOT / "configs/semantic/embedding_shapes.yaml")
@@ -24,6 +30,19 @@ def test_images_of_a_run_share_colors():
     first, second = (drawing_metadata(load_config(CONFIG, []), CONFIG) for _ in range(2))
     assert len(first.stuff_classes) == 5
     assert first.stuff_colors == second.stuff_colors == class_colors(first.stuff_classes)
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are():
+    """matplotlib would read them as mathematics, and fail."""
+    names = ["$\\frac$", "a $5 b $6 c"]
+    labels = torch.zeros(60, 80, dtype=torch.long)
+    labels[:, 40:] = 1
+    image = np.zeros((60, 80, 3), np.uint8)
+    drawn = draw_classes(image, labels, Metadata(stuff_classes=names), 4.0)
+    plain = draw_classes(image, labels, Metadata(stuff_classes=["", ""]), 4.0)
+    assert drawn.shape == plain.shape == (240, 320, 3)
+    panels = [text_panel(names[0], names), image_panel(image, names[0], names[1])]
+    assert draw_figure([panels], f"folder/{names[0]}\udcff.png", (60, 80)).startswith(b"\x89PNG")
 
 
 def test_colors_of_the_dataset_take_precedence(tmp_path):
