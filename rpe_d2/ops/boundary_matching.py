@@ -123,15 +123,13 @@ def _assign(
     # but with about as many rows as columns the solver is twenty times slower without them.
     alone = (num_rows + 1) * (distances.max() + 1)
     # The solver treats a weight of 0 as a missing edge. Each row pays the added 1 exactly once.
-    graph = csr_array(
-        (
-            np.concatenate([distances + 1, np.full(num_rows, alone)]),
-            (
-                np.concatenate([rows, np.arange(num_rows)]),
-                np.concatenate([columns, num_columns + np.arange(num_rows)]),
-            ),
-        )
+    indices = (
+        np.concatenate([rows, np.arange(num_rows)]),
+        np.concatenate([columns, num_columns + np.arange(num_rows)]),
     )
+    # SciPy before 1.15 takes no other integers.
+    indices = tuple(index.astype(np.int32) for index in indices)
+    graph = csr_array((np.concatenate([distances + 1, np.full(num_rows, alone)]), indices))
     matched_rows, matched_columns = min_weight_full_bipartite_matching(graph)
     paired = matched_columns < num_columns
     return matched_rows[paired], matched_columns[paired]
