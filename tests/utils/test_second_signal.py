@@ -16,6 +16,8 @@ import collections, itertools, signal, sys
 from rpe_d2.utils.errors import one_line_errors
 if sys.argv[1] == "SIGTERM":
     signal.signal(signal.SIGTERM, lambda number, frame: None)
+else:  # a shell starts its background jobs, as these tests may be, with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 with one_line_errors():
     print("hanging", flush=True)
     collections.deque(itertools.repeat(0), maxlen=0)
