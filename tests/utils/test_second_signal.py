@@ -25,10 +25,11 @@ with one_line_errors():
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_process_that_hangs_in_c_code_dies_of_the_second_signal(name):
+def test_a_process_that_hangs_in_c_code_dies_of_the_second_signal(name, request):
     command = [sys.executable, "-c", HANGING, name]
     # Reading to the end of the output also shows that the watchdog is gone.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    request.addfinalizer(process.kill)
     assert process.stdout.readline() == "hanging\n"
     for _ in range(3):  # one signal that arrives several times
         os.kill(process.pid, getattr(signal, name))
