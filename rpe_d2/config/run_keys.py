@@ -86,14 +86,14 @@ def _input_keys() -> Keys:
         "INTENSITY": Key(
             "auto",
             "How intensities become 0-255, in training, evaluation and prediction. `auto`: 8-bit "
-            "pictures as they are, others from the percentiles 0.1 to 99.8 of the whole picture. "
+            "images as they are, others from the percentiles 0.1 to 99.8 of the whole image. "
             "`dtype`: the range of the data type, 0-1 for floating point. `percentile:LO,HI`: "
             "between percentiles. `LO,HI`: between intensities.",
             unit="rule",
         ),
         "CHANNELS": Key(
             "auto",
-            "`auto`: pictures have 1 or 3 channels; alpha is left out. `mean`: the mean of all "
+            "`auto`: images have 1 or 3 channels; alpha is dropped. `mean`: the mean of all "
             "channels. `1` or `2,1,0`: these channels, counted from 0.",
             unit="rule",
         ),

@@ -1,4 +1,4 @@
-"""Detectron2's dataset mapper with this package's reader of pictures and label maps."""
+"""Detectron2's dataset mapper with this package's readers of images and label maps."""
 
 import copy
 from typing import Any, Dict, Optional
@@ -20,10 +20,11 @@ __all__ = ["ImageMapper"]
 
 
 class ImageMapper(DatasetMapper):
-    """:class:`detectron2.data.DatasetMapper` for pictures of any depth and number of channels.
+    """A :class:`detectron2.data.DatasetMapper` for images of any bit depth and number of channels.
 
-    Pictures are read by :class:`rpe_d2.utils.images.ImageReader`, and label maps as indices, even
-    those with a palette. In training, this package's additional augmentations follow Detectron2's.
+    Images are read by :class:`rpe_d2.utils.images.ImageReader`. Label maps are read as indices,
+    even those with a palette. In training, this package's augmentations are applied after
+    Detectron2's.
     """
 
     @configurable
@@ -31,7 +32,7 @@ class ImageMapper(DatasetMapper):
         """
         Args:
             is_train: whether the mapper is used in training.
-            reader: reads the pictures. None stands for the default rules in ``image_format``.
+            reader: reads the images. If None, the default rules and ``image_format`` are used.
             kwargs: arguments of :class:`detectron2.data.DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
@@ -49,10 +50,10 @@ class ImageMapper(DatasetMapper):
         """Maps a dict of a data set to the input of a model, as Detectron2's mapper does.
 
         Raises:
-            UnreadableImage: The picture or its label map has planes or channels that are not
+            UnreadableImage: The image or its label map has several planes or channels, and none are
                 chosen.
-            OSError, SyntaxError, SizeMismatchError: A file cannot be read, or the picture has
-                another size than its annotations.
+            OSError, SyntaxError, SizeMismatchError: A file cannot be read, or the size of the image
+                differs from that of its annotations.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         image, orientation = self.reader.read(dataset_dict["file_name"])
@@ -62,7 +63,7 @@ class ImageMapper(DatasetMapper):
         if label_file is not None:
             labels = read_label_map(label_file, dtype=np.int32)
             if labels.min(initial=0) >= 0 and labels.max(initial=0) < 256:
-                labels = labels.astype(np.uint8)  # which Detectron2 resizes by another function
+                labels = labels.astype(np.uint8)  # the data type for which Detectron2 resizes exactly
 
         augmented = T.AugInput(image, sem_seg=labels)
         transforms = self.augmentations(augmented)
@@ -83,7 +84,7 @@ class ImageMapper(DatasetMapper):
 
 
 def _check_size(dataset_dict: Dict[str, Any], image: np.ndarray, orientation: int) -> None:
-    """Checks the size that annotations expect, and fills it in where there is none.
+    """Checks the image size that the annotations expect, and fills it in if it is missing.
 
     Raises:
         SizeMismatchError: The sizes differ.

@@ -1,4 +1,4 @@
-"""Decoding of picture files into arrays of their own depth, plane by plane."""
+"""Decoding of image files into arrays of their original bit depth, plane by plane."""
 
 import io
 import os
@@ -47,7 +47,7 @@ class RawImage(NamedTuple):
     """One plane of a file.
 
     Attributes:
-        pixels: (H, W, C) bool, integer or floating point. Palettes are resolved, alpha is left out,
+        pixels: (H, W, C) bool, integer or floating point. Palettes are resolved, alpha is dropped,
             and the EXIF orientation is applied.
         orientation: the EXIF orientation, 1 for upright.
     """
@@ -57,7 +57,7 @@ class RawImage(NamedTuple):
 
 
 def split_plane(file_name: str) -> Tuple[str, Optional[int]]:
-    """Splits "name.tif[3]" into the file and the number of its plane, None without one."""
+    """Splits "name.tif[3]" into the file and the number of its plane, or None without one."""
     match = _PLANE.fullmatch(file_name)
     if match is None or os.path.exists(file_name):
         return file_name, None
@@ -65,29 +65,30 @@ def split_plane(file_name: str) -> Tuple[str, Optional[int]]:
 
 
 def check_regular_file(path: str) -> None:
-    """Raises UnreadableImage for what is there but no file, such as a FIFO, which would hang."""
+    """Raises UnreadableImage for a path that is not a regular file, such as a FIFO."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # a URL, or a file that does not exist, which open() reports
         return
     if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise UnreadableImage(f"{path} is {kind}; allowed: image files")
 
 
 def decode_image(file_name: str, plane: Optional[int] = None) -> RawImage:
     """Decodes one plane of a file.
 
-    TIFF of any depth, NumPy arrays and everything that Pillow reads are allowed. In arrays of three
-    axes, a last axis of up to 4 holds channels; otherwise the first axis holds planes.
+    TIFF of any bit depth, NumPy arrays and everything that Pillow reads are allowed. In arrays of
+    three dimensions, a last axis of length 4 or less holds channels. Otherwise the first axis holds
+    planes.
 
     Args:
         file_name: any path that Detectron2's PathManager opens, with the number of the plane in
             brackets where there are several: "stack.tif[3]".
-        plane: the plane where the name has none.
+        plane: the plane to decode if the name does not contain one.
 
     Raises:
-        UnreadableImage: The file has several planes of which none is chosen, or its kind is not
+        UnreadableImage: The file has several planes and none is chosen, or its type is not
             supported.
         OSError, SyntaxError, Image.DecompressionBombError: The file cannot be read.
     """
@@ -98,7 +99,7 @@ def decode_image(file_name: str, plane: Optional[int] = None) -> RawImage:
 
 
 def count_planes(file_name: str) -> int:
-    """Returns the number of planes of a file without reading its pixels, 1 for a chosen plane."""
+    """Counts the planes of a file without reading its pixels; 1 if the name chooses one."""
     path, chosen = split_plane(file_name)
     if chosen is not None:
         return 1
@@ -161,7 +162,7 @@ def _open(path: str, file: Any) -> _Source:
 class _PillowSource(_Source):
     def __init__(self, path: str, file: Any):
         self._image = Image.open(file)
-        # Further pictures of a camera's MPO are previews of the first one.
+        # The other images in a camera's MPO file are previews of the first one.
         animated = getattr(self._image, "n_frames", 1) if self._image.format != "MPO" else 1
         try:
             orientation = self._image.getexif().get(_ORIENTATION, 1)
@@ -229,7 +230,7 @@ class _NumpySource(_Source):
 
 
 def _open_tiff(path: str, file: Any) -> _Source:
-    """Opens a TIFF with Pillow where it keeps all bits, and with tifffile elsewhere."""
+    """Opens a TIFF with Pillow if Pillow keeps all bits, and with tifffile otherwise."""
     import tifffile
 
     try:
@@ -276,7 +277,7 @@ class _TiffSource(_Source):
     def _read(self, number: int) -> np.ndarray:
         try:
             array = self._plane_array(number)
-        except ValueError as error:  # a compression that needs another package
+        except ValueError as error:  # the compression needs another package
             reason = " ".join(str(error).split())
             hint = "; pip install imagecodecs" if "imagecodecs" in reason else ""
             raise UnreadableImage(f"{self.path}: {reason}{hint}") from error
@@ -322,7 +323,7 @@ class _TiffSource(_Source):
 
 
 def _check_size(path: str, height: int, width: int) -> None:
-    """Raises for images that are far too large, as Pillow does."""
+    """Raises an error for images that are far too large, as Pillow does."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or height * width)
     if height * width > limit:
         raise Image.DecompressionBombError(

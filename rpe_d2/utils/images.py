@@ -1,7 +1,7 @@
-"""The one reader of pictures: files of any depth, channels and planes as 8-bit images.
+"""Reading image files of any bit depth and any number of channels and planes as 8-bit images.
 
-Datasets, commands and predictors read pictures through :class:`ImageReader`, so that a picture
-looks the same in training, evaluation and prediction.
+Datasets, commands and predictors all use :class:`ImageReader`, so that an image is read in the same
+way in training, evaluation and prediction.
 """
 
 import copy
@@ -19,7 +19,7 @@ from .readable import UnreadableImage
 
 __all__ = ["ImageReader", "Intensity", "parse_channels", "parse_intensity"]
 
-# The percentiles of "auto" for pictures of more than 8 bits.
+# The percentiles of "auto" for images of more than 8 bits.
 _AUTO = (0.1, 99.8)
 
 
@@ -79,7 +79,7 @@ def parse_channels(text: str) -> Tuple[int, ...]:
 
 
 class ImageReader:
-    """Reads pictures as 8-bit images, by rules that the configuration sets."""
+    """Reads image files as 8-bit images, by rules that the configuration sets."""
 
     def __init__(
         self,
@@ -92,14 +92,14 @@ class ImageReader:
         """
         Args:
             image_format: "RGB", "BGR", "L" or another format of Detectron2.
-            intensity: how intensities become 0-255. "auto" leaves 8-bit pictures as they are, and
-                stretches others between the percentiles 0.1 and 99.8 of the whole picture. "dtype"
+            intensity: how intensities are mapped to 0-255. "auto" does not change 8-bit images, and
+                stretches others between the percentiles 0.1 and 99.8 of the whole image. "dtype"
                 maps the range of the data type, 0-1 for floating point. "percentile:LO,HI" and
                 "LO,HI" stretch between percentiles or between intensities.
-            channels: "auto" takes pictures of 1 or 3 channels, "mean" averages all channels, and
+            channels: "auto" accepts images of 1 or 3 channels, "mean" averages all channels, and
                 one or three numbers choose channels, counted from 0.
-            plane: number of the plane that is read from files with several. A name such as
-                "stack.tif[3]" has precedence.
+            plane: index of the plane to read from files with several. A file name such as
+                "stack.tif[3]" takes precedence.
 
         Raises:
             ValueError: An argument is malformed.
@@ -132,13 +132,14 @@ class ImageReader:
         return other
 
     def __call__(self, file_name: str) -> np.ndarray:
-        """Reads a picture as :func:`detectron2.data.detection_utils.read_image` does.
+        """Reads an image, as :func:`detectron2.data.detection_utils.read_image` does.
 
         Returns:
             (H, W, C) uint8, C = 1 for "L" and 3 otherwise.
 
         Raises:
-            UnreadableImage: The picture has planes or channels of which none are chosen.
+            UnreadableImage: The image has several planes, or a number of channels other than 1 or
+                3, and none are chosen.
             OSError, SyntaxError, Image.DecompressionBombError: The file cannot be read.
         """
         return self.read(file_name)[0]
@@ -181,7 +182,7 @@ class ImageReader:
         log_first_n(
             logging.INFO,
             f"{file_name} has pixels of {pixels.dtype}: {low:g} to {high:g} become 0 to 255 "
-            f"(INPUT.INTENSITY, {rule} of each picture)",
+            f"(INPUT.INTENSITY, {rule} of each image)",
             key="caller",
             name=__name__,
         )

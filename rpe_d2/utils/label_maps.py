@@ -1,4 +1,4 @@
-"""Readers of label maps, shared by datasets, evaluators and tools."""
+"""Reading label maps, for datasets, evaluators and tools."""
 
 import io
 from pathlib import Path
@@ -27,12 +27,12 @@ _DTYPES = tuple(map(np.dtype, ("uint8", "uint16", "uint32", "int32")))
 
 
 def read_label_map(file_name: Union[str, Path], dtype: Any = np.int64) -> np.ndarray:
-    """Reads a label map as :func:`read_class_indices` does, converted to ``dtype``."""
+    """Reads a label map with :func:`read_class_indices` and converts it to ``dtype``."""
     return read_class_indices(file_name).astype(dtype)
 
 
 def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
-    """Reads a label map, PNG, TIFF or NPY, of class, palette or instance indices.
+    """Reads a label map (PNG, TIFF or NPY) of class, palette or instance indices.
 
     Args:
         path: any path that Detectron2's PathManager opens. "labels.tif[3]" names one of several
@@ -65,7 +65,7 @@ def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
 
 
 def _read_indices(path: str) -> Tuple[Optional[np.ndarray], str]:
-    """Returns the array of a file, None without one index per pixel, and its kind in words."""
+    """Returns the array of a file, or None without one index per pixel, and a description of it."""
     name, page = split_plane(path)
     check_regular_file(name)
     with PathManager.open(name, "rb") as file:
@@ -103,9 +103,9 @@ def label_map_size(path: Path) -> Tuple[int, int]:
 
 
 def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) -> None:
-    """Raises where the maps of a set have no more than one label beside the unlabeled pixels.
+    """Raises an error if the maps of a data set have at most one label besides the unlabeled value.
 
-    Masks of 0 and 255 look like this. Only as many maps are read as it takes to find two labels.
+    This is the case for masks of 0 and 255. Maps are read only until two labels are found.
 
     Args:
         where: prefix of the message.
@@ -113,7 +113,7 @@ def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) ->
         unlabeled: value of pixels without a label.
 
     Raises:
-        ValueError: There is no second label.
+        ValueError: There are fewer than two labels.
     """
     seen: Set[int] = set()
     for one in labels:

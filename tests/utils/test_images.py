@@ -206,7 +206,7 @@ def test_exif_orientations(tmp_path, orientation):
 
 def test_what_is_no_picture_is_one_line(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
-    with pytest.raises(UnreadableImage, match="fifo.png is no regular file; allowed: image files"):
+    with pytest.raises(UnreadableImage, match="fifo.png is not a regular file; allowed: image"):
         ImageReader("RGB")(str(tmp_path / "fifo.png"))
     with pytest.raises(UnreadableImage, match="is a folder"):
         ImageReader("RGB")(str(tmp_path))
