@@ -1,11 +1,11 @@
 """Pixel grouping for Detectron2.
 
-Importing this package registers its components and data sets, and changes nothing else.
+Importing this package registers its components and data sets. It has no other side effects.
 """
 
 from importlib.util import find_spec as _find_spec
 
-if _find_spec("cv2") is None:  # no dependency, because one OpenCV package destroys another
+if _find_spec("cv2") is None:  # undeclared: OpenCV packages overwrite each other
     raise ImportError(
         "rpe_d2 needs OpenCV: pip install opencv-contrib-python-headless, or another package with "
         "the module cv2"

@@ -1,4 +1,4 @@
-"""The systems that this project is compared with. Importing this package registers them."""
+"""The baselines that this project is compared with. Importing this package registers them."""
 
 from .deconvnet import DeconvNetHead
 from .deep_mask import DeepMask

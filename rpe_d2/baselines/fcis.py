@@ -215,7 +215,7 @@ def _class_masks(prediction: FCISPrediction) -> torch.Tensor:
 
 
 def _clip_boxes(boxes: torch.Tensor, size: Tuple[int, int]) -> torch.Tensor:
-    """Clips boxes (R, 4) to an image (H, W) and drops those outside of it."""
+    """Clips boxes (R, 4) to an image (H, W) and drops those outside it."""
     clipped = Boxes(boxes)
     clipped.clip(size)
     return clipped[clipped.nonempty()].tensor

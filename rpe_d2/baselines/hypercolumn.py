@@ -137,7 +137,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
         """Computes mask logits (R, m, m) float32 of boxes, each for its class (R,)."""
         if self.num_classes == 1:
             classes = torch.zeros_like(classes)
-        # Without regions one class is computed anyway, because distributed training demands that
+        # Without regions one class is computed anyway, because distributed training requires that
         # all parameters take part.
         present, column = torch.unique(
             classes if len(classes) else classes.new_zeros(1), return_inverse=True

@@ -96,7 +96,7 @@ class MNCRPN(RPN):
 
 
 def check_precision(user: str, cfg: CfgNode) -> None:
-    """Refuses training with a loss scaler, which multiplies gradients by up to 2^16.
+    """Rejects training with a loss scaler, which multiplies gradients by up to 2^16.
 
     :func:`bounded_gradient` would clip the scaled gradients.
 

@@ -26,8 +26,8 @@ def position_sensitive_regions(
         (R, C, k cells, k cells) with the dtype of ``features``.
 
     Raises:
-        ValueError: The number of channels is not a multiple of k k, or a box is of an image that
-            the batch does not have.
+        ValueError: The number of channels is not a multiple of k k, or the image index of a box is
+            not in the batch.
     """
     check_batch_index(boxes, len(features))
     channels = features.shape[1]

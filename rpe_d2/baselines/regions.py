@@ -133,7 +133,7 @@ class RegionROIHeads(ROIHeads, ABC):
             bbox_reg_weights: see ``Box2BoxTransform``.
             score_threshold, nms_threshold, detections_per_image: see ``FastRCNNOutputLayers``.
             vote_iou: boxes with at least this IoU vote for each other's mask.
-            mask_threshold: probability from which a pixel belongs to a voted mask.
+            mask_threshold: probability at or above which a pixel belongs to a voted mask.
         """
         check_range("num_classes", num_classes, 1)
         check_range("mask_loss_weight", mask_loss_weight, 0)

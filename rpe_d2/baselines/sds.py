@@ -90,8 +90,8 @@ class SDSROIHeads(StandardROIHeads):
     computed from both. The masks of the detections are predicted from the same features, pooled in
     the final boxes, and combined with the region; see :class:`RegionRefinement`.
 
-    What a region is depends on ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING``, in training and at
-    inference alike:
+    Regions depend on ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING``, both in training and at
+    inference:
 
     * ``True``: the mask of the proposal. The generator has to predict masks, as
       MeanShiftProposalGenerator and DeepMask do and RPN does not. The region of a ground-truth box
@@ -99,9 +99,9 @@ class SDSROIHeads(StandardROIHeads):
       its true mask would reveal what the head has to predict.
     * ``False``: the whole box, even if proposals have masks. Both pathways then see the same.
 
-    Differences to the paper: features are masked instead of pixels, as in MNC, so an image passes
-    the backbone once. Softmax replaces support vector machines. Proposals are matched, regressed
-    and suppressed by their boxes, as in Detectron2.
+    Differences from the paper: features are masked instead of pixels, as in MNC, so an image passes
+    through the backbone once. Softmax replaces support vector machines. Proposals are matched,
+    regressed and suppressed by their boxes, as in Detectron2.
     """
 
     @configurable

@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 class WindowProposalGenerator(nn.Module, ABC):
     """Scores square windows at every cell of an image pyramid and segments the best of them.
 
-    The papers train on patches: canonical ones, shifted and resized within tolerances, as positive
-    examples, and others as negative examples, in equal numbers. They apply the network to whole
-    images only at inference. Here the network sees whole images at all scales in training as well.
-    The same tolerances label the windows of the dense grid, and equal numbers of positive and
-    negative windows are sampled from it. Around a window, the network sees the image in training
-    and at inference, where a network for patches would see zeros or mirrored pixels. Window
-    positions are multiples of the stride and window sizes are those of the pyramid. Random image
-    sizes (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
+    The papers train on equal numbers of positive and negative patches. Positive patches are
+    canonical ones that are shifted and resized within tolerances. The papers apply the network to
+    whole images only at inference. Here the network is also trained on whole images, at all scales.
+    The windows of the dense grid are labeled with the same tolerances, and equal numbers of
+    positive and negative windows are sampled. Around a window, the network sees the image in
+    training and at inference, where a network for patches would see zeros or mirrored pixels.
+    Window positions are multiples of the stride, and window sizes are those of the pyramid. Random
+    image sizes (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
 
     Masks are predicted only for the windows with the best scores. Crowds, which Detectron2's
     mappers drop, count as background, as in the RPN. The masks are learned from ``gt_masks``, or
@@ -77,12 +77,12 @@ class WindowProposalGenerator(nn.Module, ABC):
             tolerances: limits that label windows as positive or negative.
             batch_size_per_image: windows of an image to train on, at most half of them positive.
             pre_nms_topk: windows of an image, over all scales, that are segmented.
-            post_nms_topk_train, post_nms_topk_test: largest number of proposals of an image. 0 in
-                training makes no proposals, for a network without RoI heads.
+            post_nms_topk_train, post_nms_topk_test: largest number of proposals of an image. In
+                training, 0 means no proposals, for a network without RoI heads.
             nms_threshold: proposals whose boxes have a higher IoU than this with a better proposal
                 are dropped; 1 for no suppression.
             min_box_size: proposals with a shorter side, in pixels, are dropped.
-            mask_threshold: probability from which a cell belongs to the object.
+            mask_threshold: probability at or above which a cell belongs to the object.
             proposal_mask_size: side length M of the masks of proposals.
             masks_in_training: whether proposals have masks in training too.
         """
@@ -137,7 +137,7 @@ class WindowProposalGenerator(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, features: Dict[str, torch.Tensor]) -> List:
-        """Computes what windows are read from, for each level of the image pyramid."""
+        """Computes the maps that windows are read from, for each level of the image pyramid."""
 
     @abstractmethod
     def window_codes(self, level: Any) -> torch.Tensor:
@@ -224,7 +224,7 @@ class WindowProposalGenerator(nn.Module, ABC):
 
         Returns:
             (A,) int64: the index of the object, NEGATIVE or IGNORED. Windows with their center
-            outside of the image are ignored.
+            outside the image are ignored.
         """
         sides = grid.boxes[:, 2] - grid.boxes[:, 0]
         labels = label_windows(grid.centers, sides, targets.gt_boxes.tensor, self.tolerances)

@@ -123,7 +123,7 @@ def label_windows(
         centers: (A, 2) x, y in pixels.
         sizes: (A,) sides of the windows in pixels, above 0.
         boxes: (n, 4) boxes of the objects. Objects with an empty box match no window.
-        tolerances: the limits, which belong to the allowed range.
+        tolerances: the limits, which are inclusive.
 
     Returns:
         (A,) int64: the index of the object for which a window is positive (the nearest of several),
@@ -162,7 +162,7 @@ def by_level(
     Args:
         function: called with a level, ``image``, ``row`` and ``column`` of its windows, and the
             options.
-        levels: what the function reads, for each level of the pyramid.
+        levels: the input of the function for each level of the pyramid.
         windows: N windows of any levels.
         options: more arguments of the function.
 

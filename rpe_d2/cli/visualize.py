@@ -80,7 +80,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         if args.source == "dataloader":
             seed_all_rng(max(cfg.SEED, 0))
         paths = []
-        for item in tqdm(items, desc="pictures", unit="picture"):
+        for item in tqdm(items, desc="images", unit="image"):
             try:
                 mapped = mapper(item)
             except UnreadableImage as error:
@@ -91,7 +91,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     for path in paths:
         print(path)
     if not paths:
-        print(f"error: none of {len(items)} pictures could be read", file=sys.stderr)
+        print(f"error: none of {len(items)} images could be read", file=sys.stderr)
         return 1
     return 0
 
@@ -221,7 +221,7 @@ def _worst_first(
     """Sorts items by the panoptic quality of their predictions; leaves out unreadable images."""
     mapper = NameUnreadable(PixelLabelMapper(cfg, is_train=True, augmentations=[]))
     scored = []
-    for index, item in enumerate(tqdm(items, desc="comparing", unit="picture")):
+    for index, item in enumerate(tqdm(items, desc="comparing", unit="image")):
         try:
             truth = mapper(item)["instances"].gt_masks.tensor.numpy()
         except UnreadableImage as error:

@@ -1,4 +1,4 @@
-"""Every configuration key that rpe_d2 adds to Detectron2's, and the configuration files."""
+"""The configuration keys that rpe_d2 adds to Detectron2's, and the configuration files."""
 
 from .config import add_rpe_config, all_keys, check_config
 from .config_files import find_config_file, get_cfg, get_config_file

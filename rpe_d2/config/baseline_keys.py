@@ -21,7 +21,7 @@ def _vgg_keys() -> Keys:
         ),
         "NORM": Key("", "Normalization after the convolutions.", choices=("", "BN", "FrozenBN")),
         "WIDTH": Key(
-            1.0, "Factor of the number of channels; at 1 the blocks have 64 to 512.", above=0
+            1.0, "Factor of the number of channels. With 1 the blocks have 64 to 512.", above=0
         ),
         "FC_DIM": Key(
             4096, "Number of channels of `fc6` and `fc7`.", low=1, high=65536, unit="channels"
@@ -41,7 +41,7 @@ def _mnc_keys() -> Keys:
     return {
         "NUM_STAGES": Key(
             5,
-            "3: boxes, masks, classes. 5: masks and classes once more for the regressed boxes.",
+            "3: boxes, masks, classes. 5: masks and classes again for the regressed boxes.",
             choices=(3, 5),
         ),
         "RESOLUTION": Key(

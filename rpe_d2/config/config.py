@@ -1,7 +1,7 @@
 """The keys of rpe_d2 in a Detectron2 configuration.
 
-Each key is stated once, in the modules ``*_keys``, with its default, its meaning and the values
-that it allows. The defaults, the checks and docs/configuration.md are made from these statements.
+Each key is defined once, in the modules ``*_keys``, with its default, its meaning and its allowed
+values. The defaults, the checks and docs/configuration.md are generated from these definitions.
 """
 
 from functools import lru_cache, reduce
@@ -17,7 +17,7 @@ from .key import Keys
 from .run_keys import RUN_NODES
 from .saved import accept_saved_configs
 
-# By the full name of each node, a function that returns its keys. "" is the top.
+# For the full name of each node, a function that returns its keys. "" is the top level.
 NODES: Dict[str, Callable[[], Keys]] = {
     **RUN_NODES,
     **EMBEDDING_NODES,
@@ -28,7 +28,7 @@ NODES: Dict[str, Callable[[], Keys]] = {
 
 @lru_cache(maxsize=None)
 def all_keys() -> Dict[str, Keys]:
-    """Returns the keys by the full name of their node; ``""`` is the top of the configuration."""
+    """Returns the keys by the full name of their node; ``""`` is the top level."""
     return {name: keys() for name, keys in NODES.items()}
 
 
@@ -57,7 +57,7 @@ def check_config(cfg: CfgNode, *nodes: str) -> None:
     Args:
         cfg: a configuration with the keys of :func:`add_rpe_config`.
         nodes: names of the nodes to check together with the nodes inside them, such as
-            ``"MODEL.RPE"``. Where none is given, all keys are checked.
+            ``"MODEL.RPE"``. If none are given, all keys are checked.
 
     Raises:
         ValueError: The message is one line with the key, its value and what is allowed.

@@ -1,4 +1,4 @@
-"""The configuration files that come with rpe_d2, by name; compare ``detectron2.model_zoo``."""
+"""Access to the configuration files of rpe_d2 by name, as in ``detectron2.model_zoo``."""
 
 from pathlib import Path
 from typing import List
@@ -35,16 +35,16 @@ def get_config_file(name: str) -> str:
 
 
 def find_config_file(path: str) -> str:
-    """Returns the path of an existing file as it is, and else that of rpe_d2's file of this name.
+    """Returns the path of an existing file unchanged, or else that of rpe_d2's file of this name.
 
     Raises:
-        ValueError: There is neither. The message has the nearest names.
+        ValueError: Neither exists. The message has the nearest names.
     """
     return path if "://" in path or Path(path).is_file() else get_config_file(path)
 
 
 def get_cfg(name: str) -> CfgNode:
-    """Returns Detectron2's keys and those of rpe_d2 with a file of rpe_d2 merged into them.
+    """Returns a configuration with the keys of Detectron2 and rpe_d2, and a file of rpe_d2 merged.
 
     Args:
         name: as for :func:`get_config_file`.

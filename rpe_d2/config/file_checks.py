@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 
 def check_config_file(config_file: str, cfg: CfgNode) -> None:
-    """Checks that a file and its bases have values for keys of ``cfg`` and nodes for its nodes.
+    """Checks that a file and its bases assign values to keys and nodes to nodes of ``cfg``.
 
     Raises:
         ValueError: The message is one line with the file, the key, its value and what is allowed.

@@ -1,4 +1,4 @@
-"""One configuration key: its default, its meaning and the values that it allows."""
+"""A configuration key: its default, its meaning and its allowed values."""
 
 import sys
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ _LARGEST = {bool: 1, int: 2**63 - 1, float: sys.float_info.max}
 class Key:
     """A configuration key.
 
-    The default also says which type the values have. An empty list is a list of strings unless
+    The default also determines the type of the values. An empty list is a list of strings unless
     ``elements`` says otherwise, and a float key accepts integers. Bounds, choices and unit of a
-    list hold for each of its elements.
+    list apply to each of its elements.
 
     Attributes:
         default: a bool, int, float, string or list.
         meaning: one to three sentences for the documentation.
-        low, high: the smallest and the largest value allowed. A number has ``low`` or ``above``.
-        above, below: bounds that are themselves not allowed.
+        low, high: the smallest and the largest allowed value. A number has ``low`` or ``above``.
+        above, below: exclusive bounds.
         choices: all allowed values.
         unit: what a number counts, or what a string names, in the plural: "pixels".
         nonempty: whether a list needs at least one element.

@@ -8,8 +8,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Lists the known names that are most similar to an unknown one, the most similar first.
 
     Args:
-        name: the unknown name. Of a name with dots, the last part is also compared by itself:
-            ``MARGIN`` is answered with ``MODEL.RPE.MARGIN``.
+        name: the unknown name. The last part of a name with dots is also compared by itself: for
+            ``MARGIN``, ``MODEL.RPE.MARGIN`` is suggested.
 
     Returns:
         At most ``count`` names, separated by commas.

@@ -1,4 +1,4 @@
-"""A check of the names of components, before a model is built from them."""
+"""A check of the names of components before a model is built from them."""
 
 from detectron2.config import CfgNode
 
@@ -28,7 +28,7 @@ def check_registered_names(cfg: CfgNode) -> None:
         ("SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, modeling.SEM_SEG_HEADS_REGISTRY),
         ("SPN.SEM_SEG_HEAD", model.SPN.SEM_SEG_HEAD, modeling.SEM_SEG_HEADS_REGISTRY),
     ):
-        # Detectron2 treats PrecomputedProposals apart; it stands for no generator.
+        # Detectron2 handles PrecomputedProposals separately; it means that there is no generator.
         if name in registry or name in ("", "PrecomputedProposals"):
             continue
         similar = nearest(name, (known for known, _ in registry))

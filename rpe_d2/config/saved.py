@@ -52,19 +52,19 @@ TEXT_KEYS = ("INPUT.CHANNELS", "INPUT.INTENSITY")
 
 
 class RPECfgNode(CfgNode):
-    """The top of a configuration with the keys of rpe_d2.
+    """The top-level node of a configuration with the keys of rpe_d2.
 
-    It differs from Detectron2's CfgNode in what it merges:
+    It differs from Detectron2's CfgNode when another configuration is merged:
 
-    1. A key that became a constructor argument is accepted where its value is the default, and
-       refused where it is not. yacs would ignore the value of a deprecated key.
-    2. An unknown key is answered with the nearest known ones.
+    1. A key that became a constructor argument is accepted if its value is the default, and
+       rejected otherwise. yacs would ignore the value of a deprecated key.
+    2. The error about an unknown key lists the nearest known ones.
     3. A value such as ``0,1,2`` of a key in ``TEXT_KEYS`` stays a text without quotes around it.
 
-    The nodes below are Detectron2's own, so other projects can add theirs.
+    The nodes below it are Detectron2's own, so other projects can add theirs.
     """
 
-    # yacs makes new nodes of the class of the top, and does not merge nodes of different classes.
+    # yacs creates new nodes of the class of the top node, and does not merge different classes.
     @classmethod
     def _create_config_tree_from_dict(cls, dic: Dict[str, Any], key_list: List[str]):
         return CfgNode._create_config_tree_from_dict(dic, key_list)
@@ -77,7 +77,7 @@ class RPECfgNode(CfgNode):
         """Merges another configuration.
 
         Raises:
-            ValueError: A removed key has another value than its default, or a type is wrong.
+            ValueError: The value of a removed key is not its default, or a type is wrong.
             KeyError: A key is unknown.
         """
         cfg_other = cfg_other.clone()
@@ -96,8 +96,8 @@ class RPECfgNode(CfgNode):
         """Merges a list of keys and values in turn, as from the command line.
 
         Raises:
-            ValueError: A removed key has another value than its default, a type is wrong, or a
-                node is given a value.
+            ValueError: The value of a removed key is not its default, a type is wrong, or a node
+                is given a value.
             KeyError: A key is unknown.
             AssertionError: The last key has no value.
         """
@@ -135,8 +135,8 @@ class RPECfgNode(CfgNode):
 
 
 def accept_saved_configs(cfg: CfgNode) -> None:
-    """Makes the top of a configuration accept what earlier versions of rpe_d2 saved, in place."""
-    # Not by an attribute: those of a CfgNode are its keys. Classes of other projects stay.
+    """Makes a configuration accept, in place, what earlier versions of rpe_d2 saved."""
+    # Not an attribute, because attributes of a CfgNode are its keys. Other classes are kept.
     if type(cfg) is CfgNode:
         object.__setattr__(cfg, "__class__", RPECfgNode)
 
@@ -159,7 +159,7 @@ def key_names(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def _drop_removed(cfg: CfgNode, prefix: str = "") -> None:
-    """Takes the removed keys out of a configuration, and nodes that held nothing else."""
+    """Deletes the removed keys from a configuration, and nodes that held nothing else."""
     for name, value in list(cfg.items()):
         key = f"{prefix}{name}"
         if key in REMOVED_KEYS:

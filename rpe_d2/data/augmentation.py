@@ -1,4 +1,4 @@
-"""Augmentations of training images that Detectron2's configuration lacks."""
+"""Augmentations of training images that Detectron2's configuration does not provide."""
 
 from typing import List
 
@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 
 def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
-    """Builds the training augmentations of this package's keys of ``INPUT``.
+    """Builds the training augmentations for this package's keys in ``INPUT``.
 
     They are applied after Detectron2's own.
 
@@ -87,7 +87,7 @@ class RandomGamma(T.Augmentation):
 
 
 class RandomQuarterTurn(T.Augmentation):
-    """Rotates by 0, 90, 180 or 270 degrees, with a flip all eight symmetries of the square."""
+    """Rotates by 0, 90, 180 or 270 degrees; with a random flip, all symmetries of the square."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return QuarterTurnTransform(np.random.randint(4), *image.shape[:2])

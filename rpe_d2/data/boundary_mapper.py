@@ -23,8 +23,8 @@ class BoundaryMapper(ImageMapper):
     annotators drew. They are one pixel wide and transformed like the image. Combining the
     annotators is left to the model. After a crop there may be no contour at all.
 
-    In testing, it is the same as :class:`ImageMapper`. ``boundary_file_name``
-    remains in the dict for the evaluator.
+    In testing, it is the same as :class:`ImageMapper`. ``boundary_file_name`` remains in the dict
+    for the evaluator.
     """
 
     @configurable
@@ -70,11 +70,11 @@ def transform_boundaries(
 ) -> np.ndarray:
     """Transforms contours as coordinates, not as an image, so that they stay one pixel wide.
 
-    Resampled as an image, contours would have gaps after shrinking and steps two pixels wide after
-    enlarging. This function transforms the center of every contour pixel, and points on the
-    segment to each neighboring contour pixel, which are dense enough to leave no gaps. Every pixel
-    that contains a transformed point is marked. The result is thinned unless all pixels move by
-    whole pixels, since the annotators' own contours are thin.
+    If contours were resampled as an image, they would have gaps after shrinking and steps two
+    pixels wide after enlarging. This function transforms the center of every contour pixel, and
+    points on the segment to each neighboring contour pixel, which are dense enough to leave no
+    gaps. Every pixel that contains a transformed point is marked. The result is thinned unless all
+    pixels move by whole pixels, since the annotators' own contours are thin.
 
     Args:
         lines: (h, w) bool.

@@ -30,7 +30,7 @@ DATASET_MAPPER_REGISTRY.register(BoundaryMapper)
 
 
 def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper:
-    """Builds a mapper of training; Detectron2's own gets this package's additional augmentations.
+    """Builds a mapper for training; this package's augmentations are added to Detectron2's mapper.
 
     Args:
         name: a name in ``DATASET_MAPPER_REGISTRY``.
@@ -51,7 +51,7 @@ def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper
 
 @lru_cache(maxsize=None)
 def most_instances(dataset_name: str) -> int:
-    """The largest number of instances, crowds not counted, in an image of a registered data set."""
+    """Returns the largest number of instances, without crowds, in an image of a data set."""
     return max(
         (
             sum(1 for annotation in item.get("annotations", ()) if not annotation.get("iscrowd", 0))

@@ -8,5 +8,5 @@ __all__ = ["Trainer", "build_lr_scheduler", "build_optimizer", "setup"]
 
 from rpe_d2.utils.safe_loading import guard_proposals
 
-# Every tool that takes a configuration imports this package, so that none can forget the guard.
+# Every tool that reads a configuration imports this package, so the guard is always active.
 guard_proposals()

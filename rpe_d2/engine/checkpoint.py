@@ -1,4 +1,4 @@
-"""Safe checkpoints: complete files, no code from pickles, and an error where weights do not fit."""
+"""Safe checkpoints: complete files, no code from pickles, and an error if weights do not fit."""
 
 import hashlib
 import re
@@ -27,19 +27,19 @@ class ModelCheckpointer(DetectionCheckpointer):
 
     * A file is written under a temporary name, synced and renamed, so that a file with its final
       name is complete.
-    * Beside ``NAME.pth`` lies its checksum, ``NAME.pth.sha256``, which loading verifies.
-    * Loading runs no code from the file, and refuses infinite and NaN weights.
-    * Resuming skips unreadable checkpoints with a warning and takes the newest readable one.
-    * Weights of another architecture are refused. Detectron2 logs the missing ones and continues
+    * Each ``NAME.pth`` has a checksum file ``NAME.pth.sha256``, which loading verifies.
+    * Loading does not run code from the file, and rejects infinite and NaN weights.
+    * Resuming skips unreadable checkpoints with a warning and uses the newest readable one.
+    * Weights of another architecture are rejected. Detectron2 logs the missing ones and continues
       with random values.
-    * A model that does not resume training gets the averaged weights where a checkpoint has them.
+    * A model that does not resume training gets the averaged weights if a checkpoint has them.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, complete: bool, **checkpointables):
         """
         Args:
             model, save_dir, checkpointables: as in Detectron2.
-            complete: whether a file must hold every tensor of the model, as for inference.
+            complete: whether a file must contain every tensor of the model, as for inference.
                 Otherwise one tensor is enough, as when training starts from the weights of a
                 backbone.
         """
@@ -50,12 +50,12 @@ class ModelCheckpointer(DetectionCheckpointer):
         self._resuming = False
 
     def save(self, name: str, *, is_last: bool = True, **kwargs: Any) -> None:
-        """Writes ``NAME.pth``, either completely or not at all.
+        """Writes ``NAME.pth`` completely or not at all.
 
         Args:
             name: the name of the file without its suffix.
             is_last: whether a resumed run continues from this checkpoint.
-            kwargs: more entries of the checkpoint.
+            kwargs: additional entries of the checkpoint.
 
         Raises:
             OSError: The file cannot be written. Existing files stay as they were.
@@ -113,7 +113,7 @@ class ModelCheckpointer(DetectionCheckpointer):
         loaded: Dict[str, Any] = {}
         chosen, unreadable = "", []
         if comm.is_main_process():
-            # An evaluation removes nothing: a training may be writing at the same time.
+            # An evaluation removes nothing, because a training run may be writing at the same time.
             if not self.complete:
                 for leftover in Path(self.save_dir).glob(f"*{TEMPORARY}"):  # from a killed process
                     leftover.unlink(missing_ok=True)
@@ -135,9 +135,9 @@ class ModelCheckpointer(DetectionCheckpointer):
         return loaded if comm.is_main_process() else self.load(chosen)
 
     def _newest_first(self) -> List[str]:
-        """The paths of checkpoints: the one tagged as last, then the others by iteration.
+        """Returns the paths of checkpoints: the one tagged as last, then the others by iteration.
 
-        Times of files do not count, because copying a folder changes them.
+        File times are not used, because copying a folder changes them.
         """
         last = self.get_checkpoint_file()
         paths = [
@@ -214,8 +214,9 @@ class ModelCheckpointer(DetectionCheckpointer):
                 if key == name
             ]
             raise ValueError(
-                f"weights {self._path} are not of this model: {len(missing)} of its {len(names)} "
-                f"tensors do not fit, first {name}{shapes[0] if shapes else ', which is missing'}; "
+                f"weights {self._path} do not belong to this model: {len(missing)} of its "
+                f"{len(names)} tensors do not fit, first {name}"
+                f"{shapes[0] if shapes else ', which is missing'}; "
                 "give the configuration that they were trained with"
             )
         return incompatible
@@ -257,12 +258,12 @@ class _HashingFile:
 
 
 def checksum_path(path: Path) -> Path:
-    """The file beside a checkpoint that holds its SHA-256, in the format of ``sha256sum``."""
+    """Returns the file with a checkpoint's SHA-256, which has the format of ``sha256sum``."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def check_checksum(path: Path) -> None:
-    """Compares a checkpoint with its checksum, where it has one.
+    """Compares a checkpoint with its checksum, if it has one.
 
     Raises:
         UnreadableCheckpoint: The content has changed since the checkpoint was written.
@@ -284,7 +285,7 @@ def check_checksum(path: Path) -> None:
 
 
 def _iteration(path: Path) -> int:
-    """The iteration after which a checkpoint was written; -1 where it cannot be read."""
+    """Returns the iteration after which a checkpoint was written, or -1 if it cannot be read."""
     number = path.stem.removeprefix("model_")
     if number.isdigit():
         return int(number)
@@ -301,7 +302,7 @@ def averaged_model(state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
 
 
 def one_line_reason(error: Exception) -> str:
-    """The message of an error on one line of at most 200 characters: torch's fill a page."""
+    """Returns an error's message on one line of at most 200 characters; torch's can fill a page."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join((text or type(error).__name__).split())
     return text if len(text) <= 200 else text[:200] + " …"

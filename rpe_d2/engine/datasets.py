@@ -1,4 +1,4 @@
-"""The data sets of a configuration: registration, reports, and whether they fit the model."""
+"""Registration and reports of the data sets of a configuration, and checks that they fit."""
 
 import json
 import logging
@@ -60,13 +60,13 @@ def register_present_datasets(cfg: CfgNode, required: Optional[str] = None) -> N
         except FileNotFoundError as error:
             missing.append(str(error))
     if missing and required and required not in DatasetCatalog:
-        raise FileNotFoundError(f"{required} is not there; {'; '.join(missing)}")
+        raise FileNotFoundError(f"{required} is not available; {'; '.join(missing)}")
     for reason in missing:
-        logger.warning("data set left out: %s", reason)
+        logger.warning("data set skipped: %s", reason)
 
 
 def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
-    """Returns a function without arguments for every entry that names files of data."""
+    """Returns a function without arguments for every entry that names data files."""
     data, head = cfg.DATASETS, cfg.MODEL.SEM_SEG_HEAD
     return [
         *(partial(register_coco_jsons, [entry]) for entry in data.COCO_JSONS),
@@ -85,7 +85,7 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
 def number_of_classes(cfg: CfgNode) -> Dict[str, int]:
     """Returns the model's numbers of classes, by "thing_classes" and "stuff_classes".
 
-    "thing_classes" is left out where the model does not declare the key of their number.
+    A kind is omitted if the model does not declare the key of its number of classes.
     """
     keys = {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES", **num_classes_keys(cfg)}
     return {f"{kind}_classes": _value(cfg, key) for kind, key in keys.items()}
@@ -113,16 +113,16 @@ def check_datasets(cfg: CfgNode) -> None:
                 )
             check_voc_files(name)
             _report(key, name)
-    # Where a model declares no number of classes, the data sets must still agree with each other.
+    # If a model declares no number of classes, the data sets must still agree with each other.
     for kind, class_key in (num_classes_keys(cfg) or {"thing": ""}).items():
         _check_classes(cfg, kind, class_key)
 
 
 def _report(key: str, name: str) -> None:
-    """Logs once what a dataset of ``DATASETS.COCO_JSONS`` has to learn from.
+    """Logs a report about a dataset of ``DATASETS.COCO_JSONS`` once.
 
     Raises:
-        ValueError: It is trained on and has no instance.
+        ValueError: The dataset is used for training and has no instances.
     """
     metadata = MetadataCatalog.get(name)
     if not metadata.get("has_report"):
@@ -146,7 +146,7 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
     Args:
         cfg: the configuration.
         kind: "thing" or "stuff".
-        class_key: the key of the model's number of classes, or "" where it has none.
+        class_key: the key of the model's number of classes, or "" if there is none.
     """
     first = None
     for key in ("TRAIN", "TEST"):

@@ -1,4 +1,4 @@
-"""Hooks that Detectron2 lacks: averaged weights, validation loss, best model, stop on a signal."""
+"""Additional hooks: averaged weights, validation loss, best model, stopping on a signal."""
 
 import logging
 import math
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(BaseException):
-    """Ends the training loop on purpose. It is no ``Exception``, because nothing went wrong.
+    """Ends the training loop on purpose. It is not an ``Exception``, because nothing went wrong.
 
     Attributes:
-        signal_number: the signal that stopped the training; 0: it was not a signal.
+        signal_number: the signal that stopped the training, or 0 if it was not a signal.
     """
 
     def __init__(self, reason: str, signal_number: int = 0):
@@ -43,7 +43,7 @@ class AverageWeights(HookBase):
     def __init__(self, averaged: AveragedModel, model: nn.Module):
         """
         Args:
-            averaged: the average, as :func:`averaged_copy` makes it.
+            averaged: the averaged model, created by :func:`averaged_copy`.
             model: the model in training.
         """
         self._averaged = averaged
@@ -54,10 +54,10 @@ class AverageWeights(HookBase):
 
 
 def averaged_copy(model: nn.Module, decay: float) -> AveragedModel:
-    """Copies a model; the copy keeps an exponential moving average of the model's weights.
+    """Creates a copy of a model that keeps an exponential moving average of its weights.
 
-    Each step it becomes ``decay * average + (1 - decay) * weights``. At step n the decay is at most
-    (1 + n) / (10 + n), so that the random initial weights are soon forgotten. Buffers, such as
+    In each step it becomes ``decay * average + (1 - decay) * weights``. At step n the decay is at
+    most (1 + n) / (10 + n), so that the random initial weights are soon forgotten. Buffers, such as
     running statistics, are averaged as well.
 
     Args:
@@ -78,7 +78,7 @@ class ValidationLoss(HookBase):
     def __init__(self, period: int, losses: Callable[[], Dict[str, float]]):
         """
         Args:
-            period: the number of iterations between evaluations; 0: only after the last iteration.
+            period: the number of iterations between evaluations. 0: only after the last iteration.
             losses: computes the losses, ``total_loss`` among them.
         """
         self._period = period
@@ -100,16 +100,16 @@ class ValidationLoss(HookBase):
 
 
 def is_evaluated(trainer: Any, period: int) -> bool:
-    """Whether Detectron2's ``EvalHook`` evaluates after this step.
+    """Returns whether Detectron2's ``EvalHook`` evaluates after this step.
 
-    The last step is left out: it is evaluated after training.
+    The last step is excluded, because it is evaluated after training.
     """
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 def last_iteration(trainer: Any) -> int:
-    """The last iteration that is complete. After training, Detectron2's counter is one higher."""
+    """Returns the last complete iteration. After training, Detectron2's counter is one higher."""
     return min(trainer.iter, trainer.max_iter - 1)
 
 
@@ -137,7 +137,7 @@ def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
         with torch.no_grad():
             for number, batch in enumerate(loader):
                 seed_all(number)  # so that the same pixels are sampled each time
-                with EventStorage(1):  # discards what the model reports about training
+                with EventStorage(1):  # discards the training metrics that the model logs
                     losses = model(batch)
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(loss) * len(batch)
@@ -152,7 +152,7 @@ def mean_losses(model: nn.Module, loader: Any) -> Dict[str, float]:
 
 
 class BestModel(HookBase):
-    """Keeps the model with the best score in ``model_best.pth``, and ends a run that stagnates.
+    """Saves the model with the best score as ``model_best.pth``, and ends a run that stagnates.
 
     The file also holds its score, which a resumed run reads.
     """
@@ -165,8 +165,8 @@ class BestModel(HookBase):
             period: the number of iterations between evaluations.
             checkpointer: writes the file.
             metric: the name of a scalar in the storage, such as "segm/AP". A metric with "loss" in
-                its name is minimized, any other is maximized.
-            patience: the number of evaluations without improvement after which training ends; 0:
+                its name is minimized, and any other is maximized.
+            patience: the number of evaluations without improvement after which training ends. 0:
                 training never ends early.
         """
         self._period = period
@@ -200,7 +200,7 @@ class BestModel(HookBase):
             raise TrainingStopped(reason)
 
     def _stagnation(self) -> str:
-        """Why training should end, or "" where it should not."""
+        """Returns why training should end, or "" if it should not."""
         stagnant = self.trainer.iter - self.best_iteration >= self._patience * self._period
         if self._patience == 0 or self.best is None or not stagnant:
             return ""
@@ -255,7 +255,7 @@ class ResumedEvaluation(HookBase):
 
 
 class FixedPreciseBN(hooks.PreciseBN):
-    """Detectron2's precise batch normalization, always from the same images.
+    """Detectron2's precise batch normalization, computed always from the same images.
 
     A resumed run therefore computes the same statistics.
     """

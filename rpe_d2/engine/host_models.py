@@ -1,24 +1,24 @@
-"""Declarations of models that the engine reads.
+"""The properties of models that the engine needs to know.
 
-The classes that a configuration names declare it themselves, as class attributes and class methods:
+The classes that a configuration names declare them as class attributes and class methods:
 
-* ``dataset_mapper_name``: the mapper that training needs where ``INPUT.DATASET_MAPPER_NAME`` is "".
-* ``num_classes_keys``: by kind, "thing" or "stuff", the key that holds its number of classes.
-* ``default_confidence_threshold``: the score below which demo and visualize leave instances out.
-* ``only_proposals``: whether it predicts proposals and nothing else.
-* ``inference_inputs(cfg)``: what it needs at inference besides images, "num_instances" or
-  "coarse_masks". (Detectron2's proposals from files are "proposals".)
-* ``check_run(cfg, has_weights)``: raises a ValueError of one line where a run cannot start.
-* ``check_training_data(cfg, max_instances)``: logs warnings about settings that cannot fit the
-  data, of which one image has up to ``max_instances`` instances.
+* ``dataset_mapper_name``: the mapper for training if ``INPUT.DATASET_MAPPER_NAME`` is "".
+* ``num_classes_keys``: for each kind, "thing" or "stuff", the key that holds its number of classes.
+* ``default_confidence_threshold``: the score below which demo and visualize omit instances.
+* ``only_proposals``: whether the model predicts proposals and nothing else.
+* ``inference_inputs(cfg)``: the inputs that the model needs at inference besides images,
+  "num_instances" or "coarse_masks". (Detectron2's proposals from files are "proposals".)
+* ``check_run(cfg, has_weights)``: raises a one-line ValueError if a run cannot start.
+* ``check_training_data(cfg, max_instances)``: logs warnings about settings that do not fit the
+  data, in which an image has up to ``max_instances`` instances.
 * ``check_object_areas(cfg, areas)``: logs warnings about settings with which objects cannot be
   found. ``areas`` has the areas of objects in pixels of the network's input by data set.
 * ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture
   builds.
-* ``has_pair_loss``: whether a semantic head has the pair loss.
+* ``has_pair_loss``: whether a semantic head supports the pair loss.
 
-All of them are optional. Detectron2's own classes cannot declare anything; ``HOST_MODELS`` does it
-for them and for the classes derived from them.
+All of them are optional. Detectron2's own classes do not have these attributes; ``HOST_MODELS``
+declares them for these classes and for the classes derived from them.
 """
 
 from typing import Any, Dict, List, Tuple
@@ -53,7 +53,7 @@ _PARTS = {
     "sem_seg_head": (SEM_SEG_HEADS_REGISTRY, "SEM_SEG_HEAD"),
 }
 
-# What Detectron2's meta-architectures would declare.
+# The declarations for Detectron2's meta-architectures.
 HOST_MODELS: Dict[str, Dict[str, Any]] = {
     "GeneralizedRCNN": {
         "parts": ("proposal_generator", "roi_heads"),
@@ -81,9 +81,9 @@ _PROPOSALS_FROM_FILES = "PrecomputedProposals"
 
 
 def model_classes(cfg: CfgNode) -> List[type]:
-    """The registered classes of a model: its meta-architecture, then the parts that it builds.
+    """Returns the classes of a model: its meta-architecture, then the parts that it builds.
 
-    Names that are not registered are left out; building the model reports them.
+    Names that are not registered are omitted; they are reported when the model is built.
     """
     return list(_model_parts(cfg).values())
 
@@ -91,7 +91,7 @@ def model_classes(cfg: CfgNode) -> List[type]:
 def num_classes_keys(cfg: CfgNode) -> Dict[str, str]:
     """Returns the keys that hold the model's numbers of classes, by "thing" and "stuff".
 
-    Kinds that the model does not declare are left out.
+    Kinds that the model does not declare are omitted.
     """
     return _first_declared(cfg, "num_classes_keys", {})
 
@@ -120,7 +120,7 @@ def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
 
 
 def default_confidence_threshold(cfg: CfgNode) -> float:
-    """Returns the score below which demo and visualize leave instances out by default."""
+    """Returns the score below which demo and visualize omit instances by default."""
     return _first_declared(cfg, "default_confidence_threshold", 0.5)
 
 
@@ -130,17 +130,17 @@ def only_proposals(cfg: CfgNode) -> bool:
 
 
 def training_mapper_name(cfg: CfgNode) -> str:
-    """The registered name of the mapper of training.
+    """Returns the registered name of the mapper for training.
 
-    It is ``INPUT.DATASET_MAPPER_NAME`` where that is set, else what the model's classes declare,
-    else PixelLabelMapper with ``MODEL.MASK_ON`` and ImageMapper without.
+    It is ``INPUT.DATASET_MAPPER_NAME`` if that is set, else what the model's classes declare, else
+    PixelLabelMapper with ``MODEL.MASK_ON`` and ImageMapper without.
     """
     usual = "PixelLabelMapper" if cfg.MODEL.MASK_ON else "ImageMapper"
     return cfg.INPUT.DATASET_MAPPER_NAME or _first_declared(cfg, "dataset_mapper_name", usual)
 
 
 def check_run(cfg: CfgNode, has_weights: bool) -> None:
-    """Lets the model's classes check whether a run can start.
+    """Calls the checks of the model's classes whether a run can start.
 
     Args:
         cfg: the configuration.
@@ -165,7 +165,7 @@ def check_run(cfg: CfgNode, has_weights: bool) -> None:
 
 
 def check_training_data(cfg: CfgNode) -> None:
-    """Lets the model's classes warn about settings that cannot fit the training data."""
+    """Calls the checks of the model's classes whether settings fit the training data."""
     checks = [
         entry.check_training_data
         for entry in model_classes(cfg)
@@ -190,7 +190,7 @@ def check_object_areas(cfg: CfgNode, areas: Dict[str, np.ndarray]) -> None:
 
 
 def _model_parts(cfg: CfgNode) -> Dict[str, type]:
-    """The classes of :func:`model_classes` by part, the meta-architecture as "meta_arch"."""
+    """Returns the classes of :func:`model_classes` by part, with "meta_arch" for the whole."""
     registered = {}
     if cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         registered["meta_arch"] = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
@@ -203,7 +203,7 @@ def _model_parts(cfg: CfgNode) -> Dict[str, type]:
 
 
 def _first_declared(cfg: CfgNode, name: str, default: Any) -> Any:
-    """The declaration ``name`` of the first of the model's classes that has it."""
+    """Returns the declaration ``name`` of the first of the model's classes that has it."""
     missing = object()
     for entry in model_classes(cfg):
         value = _declared(entry, name, missing)
@@ -213,7 +213,7 @@ def _first_declared(cfg: CfgNode, name: str, default: Any) -> Any:
 
 
 def _declared(entry: Any, name: str, default: Any) -> Any:
-    """The nearest declaration of a class or its bases, in the class itself or in HOST_MODELS."""
+    """Returns the nearest declaration of a class or its bases, from the class or HOST_MODELS."""
     for base in getattr(entry, "__mro__", ()):
         if name in vars(base):
             return getattr(base, name)

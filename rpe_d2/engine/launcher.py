@@ -1,4 +1,4 @@
-"""Starts the processes of a run by Detectron2's flags, torchrun or srun, on GPUs or CPUs."""
+"""Launching the processes of a run by Detectron2's flags, torchrun or srun, on GPUs or CPUs."""
 
 import gc
 import os
@@ -27,8 +27,8 @@ class Process:
     """One of the processes of a run.
 
     Attributes:
-        rank, world_size: its number among all processes, and their number.
-        local_rank, local_size: the same among the processes of its machine.
+        rank, world_size: index of this process among all processes, and their number.
+        local_rank, local_size: the same for the processes on its machine.
         init_method: torch's rendezvous of the processes, "tcp://host:port" or "env://".
     """
 
@@ -40,13 +40,13 @@ class Process:
 
 
 def process_of_cluster(environment: Mapping[str, str]) -> Optional[Process]:
-    """Finds out which process of a run this is from the variables that torchrun and srun set.
+    """Determines which process of a run this is, from the variables that torchrun and srun set.
 
     Args:
-        environment: as ``os.environ``.
+        environment: environment variables, such as ``os.environ``.
 
     Returns:
-        None where neither has started this process, or where it is the only one.
+        The process, or None if neither has started it or if it is the only one.
 
     Raises:
         ValueError: Srun has placed different numbers of tasks on the machines.
@@ -87,8 +87,8 @@ def check_meeting_point(machines: int, dist_url: str) -> None:
     """Checks that several machines are given an address at which they reach each other.
 
     Args:
-        machines: their number, ``--num-machines``.
-        dist_url: ``--dist-url``.
+        machines: number of machines, ``--num-machines``.
+        dist_url: the address, ``--dist-url``.
 
     Raises:
         ValueError: The address is local to each machine.
@@ -101,7 +101,7 @@ def check_meeting_point(machines: int, dist_url: str) -> None:
 
 
 def first_host(nodes: str) -> str:
-    """The first name of a SLURM node list: "gpu01" of "gpu[01-04,7],cpu3"."""
+    """Returns the first name of a SLURM node list: "gpu01" of "gpu[01-04,7],cpu3"."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(part or "" for part in match.groups())
 
@@ -118,14 +118,14 @@ def launch(
 ) -> None:
     """Calls ``run(*args)`` in every process of a run.
 
-    Where a process fails, this one exits with its exit status.
+    If a process fails, this one exits with the same exit status.
 
     Args:
-        run: a module's function, which must be picklable.
-        args: its arguments.
+        run: a picklable function of a module.
+        args: the arguments of the function.
         device: "cpu", with gloo between the processes, or "cuda", with NCCL and one GPU each.
-        process: this process, where torchrun or srun has started it. The remaining arguments are
-            ignored then.
+        process: this process, if torchrun or srun has started it. The remaining arguments are then
+            ignored.
         processes: the number of processes on each machine.
         machines, machine_rank, dist_url: as Detectron2's flags.
     """
@@ -212,7 +212,7 @@ def _work(process: Process, device: str, run: Callable[..., None], args: tuple) 
 def _end_process_groups() -> None:
     """Destroys the process groups and ends their threads.
 
-    A thread of gloo that outlives the interpreter aborts the process now and then.
+    A thread of gloo that outlives the interpreter sometimes aborts the process.
     """
     dist.destroy_process_group()
     # A thread ends with the last reference to its group; comm keeps two of them.

@@ -1,6 +1,6 @@
-"""Names and ids of a run's classes, stored beside its configuration.
+"""The names and ids of a run's classes, stored beside its configuration.
 
-They label pictures where the data of the run are not present.
+They label visualizations if the data of the run are not available.
 """
 
 import json
@@ -46,7 +46,7 @@ def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
         config_file: the path of the configuration.
 
     Returns:
-        The lists of the file, or None where there is no such file.
+        The lists of the file, or None if there is no such file.
 
     Raises:
         ValueError: The file holds something else.
@@ -85,14 +85,14 @@ def drawing_metadata(cfg: CfgNode, config_file: str, dataset: Optional[str] = No
     for kind, count in number_of_classes(cfg).items():
         names = list(known.get(kind) or [])
         known[kind] = names + [f"class {index}" for index in range(len(names), count)]
-    # Without colors, Detectron2 would choose different ones for each picture.
+    # Without colors, Detectron2 would choose different ones for each image.
     colors = list(known.get("stuff_colors") or [])
     known["stuff_colors"] = colors + class_colors(known.get("stuff_classes") or [])[len(colors) :]
     return Metadata(**known)
 
 
 def class_names(classes: List[int], metadata: Metadata) -> List[str]:
-    """Returns a label for each class: its name, or "" where the data have a single class.
+    """Returns a label for each class: its name, or "" if the data have a single class.
 
     Args:
         classes: indices of classes.

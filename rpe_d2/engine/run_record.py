@@ -1,4 +1,4 @@
-"""Records of runs: configuration, conditions and metrics of a run in one small JSON file."""
+"""Records of runs: the configuration, conditions and metrics of a run in a small JSON file."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from tabulate import tabulate
 from rpe_d2.utils.files import write_new_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# Overrides that a run's title leaves out: tables show them in columns of their own, or not at all.
+# Overrides that a run's title omits: tables show them in separate columns, or not at all.
 UNTITLED = (
     "OUTPUT_DIR",
     "SEED",
@@ -27,7 +27,7 @@ UNTITLED = (
     "SOLVER.MAX_ITER",
     "SOLVER.CHECKPOINT_PERIOD",
 )
-# The scores that a table shows, by a score that tells the kind of task.
+# The scores that a table shows, keyed by a score that identifies the kind of task.
 _TABLES = {
     "AUC": ("AR@1", "AR@10", "AR@100", "AR@1000", "AUC", "R50@10", "R50@60", "AP", "AP50"),
     "mIoU": ("mIoU", "fwIoU", "mACC", "pACC"),
@@ -44,9 +44,9 @@ def write_run_record(
     iterations: int,
     resumed_from: int,
 ) -> Path:
-    """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` and so on where that exists.
+    """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` and so on if that exists.
 
-    The record holds everything needed to trace a published figure to its run: configuration file,
+    The record holds everything needed to trace a published number to its run: configuration file,
     overrides, seed, commit, hardware, times, command and metrics. "cpu_seconds" is the CPU time of
     all threads of this process. Unlike wall time, it stays comparable on a machine that is shared.
 
@@ -56,8 +56,8 @@ def write_run_record(
         metrics: the results of the last evaluation.
         seconds: the wall time of training and evaluation.
         iterations: the number of training iterations; 0 in an evaluation.
-        resumed_from: the number of iterations that were complete before this command. The times in
-            the record do not include them.
+        resumed_from: the number of iterations that were complete before this command. They are not
+            included in the times of the record.
 
     Returns:
         The path of the file.
@@ -83,9 +83,9 @@ def write_run_record(
 
 
 def run_title(config_file: str, opts: List[str]) -> str:
-    """The title of a run in tables of results: the name of its configuration, and its overrides.
+    """Returns the title of a run in tables of results: its configuration and its overrides.
 
-    Overrides of data sets and of the keys in ``UNTITLED`` are left out.
+    Overrides of data sets and of the keys in ``UNTITLED`` are omitted.
     """
     name = str(Path(config_file).with_suffix(""))
     pairs = [
@@ -97,11 +97,11 @@ def run_title(config_file: str, opts: List[str]) -> str:
 
 
 def current_commit() -> str:
-    """The commit of the source tree, or "" where rpe_d2 is not in a git repository of its own.
+    """Returns the commit of the source tree, or "" if rpe_d2 is not in its own git repository.
 
-    An installed package can lie inside another repository, such as that of a project whose
-    environment is in a subfolder. The commit of that repository says nothing about this code.
-    "+changes" is appended where the code has uncommitted changes.
+    An installed package can be inside another repository, such as that of a project whose
+    environment is in a subfolder. The commit of that repository does not describe this code.
+    "+changes" is appended if the code has uncommitted changes.
     """
     if not (_REPOSITORY / ".git").exists():  # a folder, or a file in a worktree
         return ""
@@ -130,7 +130,7 @@ def hardware(device: str) -> str:
 
 
 def plain_numbers(value: Any) -> Any:
-    """Converts nested results for JSON: numbers are rounded, and None where they are not finite."""
+    """Converts nested results for JSON: numbers are rounded, and None if they are not finite."""
     if isinstance(value, dict):
         return {str(key): plain_numbers(item) for key, item in value.items()}
     number = float(value)

@@ -1,4 +1,4 @@
-"""Builds and checks the configuration of a run."""
+"""Setup of a run: building and checking its configuration."""
 
 import argparse
 import importlib.util
@@ -46,7 +46,7 @@ logger = logging.getLogger("rpe_d2")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Builds and checks the configuration of a run, registers its data, sets up logging and seed.
+    """Builds and checks the configuration of a run, registers its data, and sets up logging.
 
     Args:
         args: the arguments that Detectron2's ``default_argument_parser`` returns.
@@ -56,7 +56,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         :func:`evaluation_folder` chooses.
 
     Raises:
-        ValueError, FileNotFoundError: In one line, the key or file at fault.
+        ValueError, FileNotFoundError: The message is one line that names the key or file.
     """
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only:
@@ -130,7 +130,7 @@ def read_config(config_file: str, opts: List[str]) -> CfgNode:
 
 
 def reject_swallowed_flags(opts: List[str]) -> None:
-    """Refuses flags that stand after KEY VALUE overrides: argparse takes them for overrides.
+    """Rejects flags after KEY VALUE overrides, which argparse would take for overrides.
 
     Raises:
         ValueError: There is such a flag.
@@ -141,7 +141,7 @@ def reject_swallowed_flags(opts: List[str]) -> None:
 
 
 def use_available_device(cfg: CfgNode) -> None:
-    """Falls back to the CPU where CUDA is unavailable, and turns off float16 training on a CPU.
+    """Falls back to the CPU if CUDA is unavailable, and disables float16 training on a CPU.
 
     Raises:
         ValueError: ``MODEL.DEVICE`` does not exist.
@@ -161,7 +161,7 @@ def check_device(key: str, name: str) -> None:
 
     Args:
         key: the configuration key or flag that names the device, for the message.
-        name: the device, as "cpu" or "cuda:1".
+        name: the device, such as "cpu" or "cuda:1".
 
     Raises:
         ValueError: Torch does not know the device, or the machine has fewer GPUs.
@@ -178,10 +178,9 @@ def check_device(key: str, name: str) -> None:
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> int:
-    """Chooses the seed of a training, the same in all processes.
+    """Chooses the seed of a training run, the same in all processes.
 
-    A resumed run keeps its seed. A new one takes ``SEED``, or a random seed where ``SEED`` is
-    negative.
+    A resumed run keeps its seed. A new run uses ``SEED``, or a random seed if ``SEED`` is negative.
     """
     seed = cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
@@ -197,14 +196,14 @@ def _seed_of_checkpoints(folder: str, default: int) -> int:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return content["trainer"]["_trainer"]["seed"]
-        except Exception:  # damaged, or of another trainer; the checkpointer reports it
+        except Exception:  # damaged, or written by another trainer; the checkpointer reports it
             continue
     return default
 
 
 def use_deterministic_algorithms() -> None:
     """Makes torch use deterministic algorithms, and warn about operations that have none."""
-    # cuBLAS is deterministic only where this is set before its first use.
+    # cuBLAS is deterministic only if this is set before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = True
@@ -212,7 +211,7 @@ def use_deterministic_algorithms() -> None:
 
 
 def check_solver(cfg: CfgNode) -> None:
-    """Checks the keys of rpe_d2, and those of the training that depend on others.
+    """Checks the keys of rpe_d2, and keys for training that depend on other keys.
 
     Raises:
         ValueError: The message is one line with the key, its value and what is allowed.
@@ -261,7 +260,7 @@ def check_batch_size(cfg: CfgNode) -> None:
 
 
 def check_proposal_files(cfg: CfgNode) -> None:
-    """Checks the pickles of proposals before Detectron2 loads them: a pickle can run any code.
+    """Checks the pickles of proposals before Detectron2 loads them, because a pickle can run code.
 
     Raises:
         ValueError: A file holds something other than arrays and plain types, or is damaged.
@@ -279,11 +278,11 @@ def check_proposal_files(cfg: CfgNode) -> None:
 
 
 def check_output_dir(folder: str, is_new_training: bool) -> None:
-    """Makes the output folder of a run.
+    """Creates the output folder of a run.
 
     Args:
         folder: ``OUTPUT_DIR``.
-        is_new_training: whether the run is a training that does not resume another one.
+        is_new_training: whether the run trains and does not resume another run.
 
     Raises:
         ValueError: The folder cannot be written, or a new training would overwrite its checkpoints.
@@ -298,7 +297,7 @@ def check_output_dir(folder: str, is_new_training: bool) -> None:
 
 @contextmanager
 def locked_output_dir(folder: str) -> Iterator[None]:
-    """Reserves ``OUTPUT_DIR`` for one training within a ``with`` block.
+    """Reserves ``OUTPUT_DIR`` for one training run within a ``with`` block.
 
     All processes must call this; the main one holds the lock.
 
@@ -325,11 +324,11 @@ def locked_output_dir(folder: str) -> Iterator[None]:
 
 
 def evaluation_folder(folder: str) -> str:
-    """Chooses the folder into which an evaluation writes.
+    """Chooses the folder to which an evaluation writes.
 
-    It is the given folder or, where another run has written there, a new folder inside of it,
-    ``evaluation``, ``evaluation-2`` and so on. The configuration and predictions of a training are
-    never overwritten. All processes must call this; the main one makes the folder.
+    It is the given folder or, if another run has written there, a new folder inside it,
+    ``evaluation``, ``evaluation-2`` and so on. The configuration and predictions of a training run
+    are never overwritten. All processes must call this; the main process creates the folder.
 
     Args:
         folder: ``OUTPUT_DIR``.

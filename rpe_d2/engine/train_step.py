@@ -1,4 +1,4 @@
-"""One iteration of training, from the batches to the step of the optimizer."""
+"""A training iteration, from the batches to the step of the optimizer."""
 
 import itertools
 import logging
@@ -57,11 +57,11 @@ class TrainStep(SimpleTrainer):
         Args:
             model: returns a dict of losses. With several processes it is wrapped for distributed
                 training.
-            data_loader: yields lists of dicts without end.
+            data_loader: yields an endless stream of lists of dicts.
             optimizer: the optimizer of the model's parameters.
             seed: the seed of the run, 0 or more.
             accumulate_steps: the number of batches whose mean gradient makes a step.
-            precision: the type that autocast uses in the forward pass; None: no autocast.
+            precision: the type that autocast uses in the forward pass. None: no autocast.
             max_nonfinite_steps: the number of steps that may be skipped.
             max_unreadable: the number of images that may be unreadable.
         """
@@ -83,7 +83,7 @@ class TrainStep(SimpleTrainer):
         """Computes the gradient of ``accumulate_steps`` batches and updates the weights.
 
         Raises:
-            TooManyUnreadable, NonFinite: There are more of them than allowed.
+            TooManyUnreadable, NonFinite: There are more of these events than allowed.
         """
         start = time.perf_counter()
         batches = self._next_batches()
@@ -125,9 +125,10 @@ class TrainStep(SimpleTrainer):
         return losses
 
     def _next_batches(self) -> List[List[Dict[str, Any]]]:
-        """The batches of a step.
+        """Loads the batches of a step.
 
-        Unreadable images are counted over all processes, so that all of them stop in the same step.
+        Unreadable images are counted over all processes, so that all processes stop in the same
+        step.
         """
         batches: List[List[Dict[str, Any]]] = []
         failure = ""
@@ -155,7 +156,7 @@ class TrainStep(SimpleTrainer):
         return batches
 
     def _nonfinite_losses(self, losses: Dict[str, torch.Tensor]) -> List[str]:
-        """Describes the losses that are infinite or NaN in any process, the same in all of them."""
+        """Describes the losses that are infinite or NaN in any process, equally in all of them."""
         nonfinite = [
             f"{name} is {float(loss)}" for name, loss in losses.items() if not loss.isfinite().all()
         ]

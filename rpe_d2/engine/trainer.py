@@ -62,12 +62,12 @@ from .wandb_writer import WandbWriter
 
 logger = logging.getLogger(__name__)
 
-# The wrapper of the evaluation mapper that provides an input of the model beside images.
+# The wrappers of the evaluation mapper that provide inputs of a model besides images.
 _INPUT_MAPPERS = {"num_instances": CountInstances, "coarse_masks": CoarseInstances}
 
 
 class Trainer(DefaultTrainer):
-    """Trains any Detectron2 model. Everything that it adds is switched on by the configuration."""
+    """Trains any Detectron2 model. All additional features are enabled by the configuration."""
 
     def __init__(self, cfg: CfgNode):
         """
@@ -113,11 +113,11 @@ class Trainer(DefaultTrainer):
 
     @property
     def trained_model(self) -> nn.Module:
-        """The model to evaluate: the averaged weights where ``SOLVER.EMA`` is enabled."""
+        """The model to evaluate, with the averaged weights if ``SOLVER.EMA`` is enabled."""
         return self.averaged.module if self.averaged else self.model
 
     def build_hooks(self) -> List[Optional[HookBase]]:
-        """Builds the hooks, in the order in which they act after a step."""
+        """Builds the hooks, in the order in which they run after a step."""
         cfg, test = self.cfg, self.cfg.TEST
         is_main = comm.is_main_process()
         self._stop = stop = StopOnSignal()
@@ -176,8 +176,8 @@ class Trainer(DefaultTrainer):
 
         Raises:
             TrainingStopped: A signal arrived, or the best score stagnates. The state is saved.
-            UnreadableImage, NonFinite: There are more of them than allowed. The state before the
-                iteration is saved.
+            UnreadableImage, NonFinite: There are more of these events than allowed. The state
+                before the iteration is saved.
             DeadWorker: A data-loading process died. Nothing is saved, because this may be noticed
                 in the middle of an update.
         """
@@ -224,15 +224,15 @@ class Trainer(DefaultTrainer):
                 hook.after_train()
 
     def save_state(self, iteration: int) -> str:
-        """Saves the state of the training after an iteration, unless that is done already.
+        """Saves the state of the training after an iteration, unless it is saved already.
 
-        All processes must call this: none continues before the file is complete.
+        All processes must call this, and none continues before the file is complete.
 
         Args:
             iteration: the last iteration that is complete.
 
         Returns:
-            The end of a log message that names the file, or "" where this run has completed no
+            The end of a log message that names the file, or "" if this run has not completed an
             iteration yet.
         """
         if not self.start_iter <= iteration < self.max_iter:
@@ -284,7 +284,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        """Builds the evaluators of a data set, by its ``evaluator_type`` and the configuration."""
+        """Builds the evaluators of a data set from its ``evaluator_type`` and the configuration."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         metadata, test = MetadataCatalog.get(dataset_name), cfg.TEST
         kind = metadata.get("evaluator_type")
@@ -325,15 +325,15 @@ class Trainer(DefaultTrainer):
 
 def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:
     evaluator = SemSegEvaluator(dataset_name, output_dir=folder, sem_seg_loading_fn=read_label_map)
-    # Detectron2's boundary IoU erodes the map of labels as a whole, which is right for two classes
-    # alone: class 3 beside class 1 gets a boundary of class 2. BoundaryAPEvaluator takes the
-    # classes one by one.
+    # Detectron2's boundary IoU erodes the label map as a whole, which is only correct for two
+    # classes: class 3 beside class 1 gets a boundary of class 2. BoundaryAPEvaluator processes each
+    # class separately.
     evaluator._compute_boundary_iou = False
     return evaluator
 
 
 def distributed(model: nn.Module, find_unused_parameters: bool) -> nn.Module:
-    """Wraps a model for distributed training where there are several processes."""
+    """Wraps a model for distributed training if there are several processes."""
     if comm.get_world_size() == 1:
         return model
     on_cuda = next(model.parameters()).is_cuda
@@ -353,5 +353,5 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without the wrapper of distributed training."""
+    """Returns the model without the wrapper for distributed training."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,4 +1,4 @@
-"""Mean best IoU of objects, without regard to classes and scores."""
+"""Mean best IoU of objects, regardless of classes and scores."""
 
 import itertools
 from collections import OrderedDict, defaultdict
@@ -16,8 +16,8 @@ from .ground_truth import coco_ground_truth, instance_results
 class BestIoUEvaluator(DatasetEvaluator):
     """Evaluates how well the best predicted mask of every object covers it.
 
-    The measure says nothing of superfluous predictions, so their number stands beside it. Classes
-    and scores are not used. Results for "best_iou" are:
+    The metric does not penalize superfluous predictions, so the number of predictions is reported
+    as well. Classes and scores are not used. Results for "best_iou" are:
 
     * ``mean``: mean over all objects of the largest IoU with a predicted mask of their image, in
       percent.
@@ -26,7 +26,7 @@ class BestIoUEvaluator(DatasetEvaluator):
     * ``predictions_in_empty``: number of predictions in images without objects.
     * ``overlapping``: number of pixels that more than one prediction of an image covers.
 
-    Crowds are left out.
+    Crowds are ignored.
     """
 
     def __init__(self, dataset_name: str, distributed: bool = True):

@@ -33,7 +33,7 @@ class BoundaryAPEvaluator(DatasetEvaluator):
     """Evaluates the quality of mask boundaries (Cheng et al., CVPR 2021).
 
     Boundary AP is COCO's AP with the smaller of the IoU of two masks and the IoU of their
-    boundaries in place of mask IoU. The paper's boundaries are 2 % of the image diagonal wide. On
+    boundaries instead of mask IoU. The paper's boundaries are 2 % of the image diagonal wide. On
     small objects that is most of the mask, so fixed widths of 2 pixels and 1 pixel are evaluated
     as well.
 

@@ -1,4 +1,4 @@
-"""A fully connected CRF as post-processing, the baseline of refining semantic label maps."""
+"""A fully connected CRF as post-processing, the baseline for refining semantic label maps."""
 
 import importlib.util
 from typing import Any, Dict, List
@@ -23,7 +23,7 @@ class DenseCRF:
             position: standard deviation of the appearance kernel in position, in pixels.
             color: standard deviation of the appearance kernel in each channel of 0 to 255.
             weight: weight of the appearance kernel. The smoothness kernel has a standard deviation
-                of 3 pixels and the weight 3.
+                of 3 pixels and a weight of 3.
 
         Raises:
             ValueError: Pydensecrf2 is not installed.

@@ -20,7 +20,7 @@ from rpe_d2.utils.coco_annotations import (
 
 
 def has_semantic_maps(dataset_name: str) -> bool:
-    """Returns whether a registered dataset has semantic label maps, perhaps besides instances."""
+    """Returns whether a registered dataset has semantic label maps, with or without instances."""
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
     return kind in ("sem_seg", "panoptic") or (
@@ -46,8 +46,8 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
     """Completes annotations in place, so that COCOeval neither fails nor miscounts.
 
     Ids are renumbered from 1, because COCOeval treats a match with the id 0 as no match. A missing
-    ``iscrowd`` becomes 0, and a missing or zero ``area`` the mask's. A box that cannot be right is
-    replaced by :func:`replacement_box`, as in training. Masks come from
+    ``iscrowd`` becomes 0, and a missing or zero ``area`` becomes that of the mask. A box that
+    cannot be correct is replaced by :func:`replacement_box`, as in training. Masks come from
     :func:`usable_segmentation`: if there is none, it is the filled box. Annotations whose polygons
     all have fewer than three corners are removed, as in training.
 
@@ -55,7 +55,7 @@ def make_fit_for_cocoeval(truth: COCO) -> None:
         truth: ground truth with its index.
 
     Raises:
-        ValueError: A mask cannot be decoded, or a coordinate is far outside of its image.
+        ValueError: A mask cannot be decoded, or a coordinate is far outside its image.
     """
     _check(truth)
     kept = []

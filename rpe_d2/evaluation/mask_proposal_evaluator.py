@@ -31,8 +31,8 @@ class MaskProposalEvaluator(DatasetEvaluator):
 
     It uses "proposals" (``proposal_boxes``, ``objectness_logits`` and, if present, box-relative
     ``proposal_masks``), or "instances" if there are no "proposals". Proposals without masks are
-    evaluated as filled boxes, and the name of the result says so. Images without any proposal
-    count as well.
+    evaluated as filled boxes, and the name of the result says so. Images without any proposals are
+    included.
 
     Results for "proposals_segm" (or "proposals_segm_of_filled_boxes") and "proposals_bbox" are in
     percent, NaN without ground truth:

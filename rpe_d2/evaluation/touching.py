@@ -69,7 +69,7 @@ class SubsetCOCOeval(COCOeval):
     such an annotation by .8 would therefore be a false positive at the thresholds above .8. Here,
     each detection is assigned to the instance of its class that it overlaps most, if their IoU is
     at least .5. If that instance is not in the subset, the detection is ignored at every threshold
-    at which it matches nothing, also if it is a duplicate. Crowds are treated as in COCOeval.
+    at which it matches nothing, even if it is a duplicate. Crowds are treated as in COCOeval.
     """
 
     def __init__(self, truth: COCO, results: COCO, iou_type: str, counted: Set[int]):

@@ -1,4 +1,4 @@
-"""AP^r: PASCAL VOC's average precision with mask IoU in place of box IoU."""
+"""AP^r: PASCAL VOC's average precision with mask IoU instead of box IoU."""
 
 import itertools
 import logging

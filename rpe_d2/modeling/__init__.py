@@ -1,4 +1,4 @@
-"""This project's own registered components and the parts they share."""
+"""The registered components of this project, except the baselines, and their shared parts."""
 
 from .backbone import GuidedBackbone
 from .boundary_head import BoundaryHead, BoundaryMaps

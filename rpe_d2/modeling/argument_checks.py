@@ -38,10 +38,10 @@ def checked_topk(
     """Checks the numbers of proposals before and after non-maximum suppression.
 
     Returns:
-        The numbers of proposals that are kept, by whether the model is in training.
+        The numbers of proposals that are kept: True is the key for training, False for inference.
 
     Raises:
-        ValueError: A number is out of range. In training, 0 makes no proposals.
+        ValueError: A number is out of range. In training, 0 is allowed and means no proposals.
     """
     check_range("pre_nms_topk", pre_nms_topk, 1)
     check_range("post_nms_topk_train", post_nms_topk_train, 0)
@@ -53,7 +53,7 @@ def check_batch(name: str, batch_size: int, num_images: int) -> None:
     """Raises a ValueError if feature maps do not have one entry for each image of a batch.
 
     Args:
-        name: the component that gets the maps, for the message.
+        name: the component that receives the maps, for the message.
         batch_size: length of the maps' first dimension.
         num_images: number of images.
     """

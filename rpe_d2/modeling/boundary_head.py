@@ -87,7 +87,7 @@ class BoundaryHead(nn.Module):
         self.finest_stride = min(input_shape[name].stride for name in in_features)
         self.lateral = nn.ModuleDict()
         self.embedding = nn.ModuleDict()
-        # How much each convolved output has to be enlarged to the common stride.
+        # Factor by which each convolved output is enlarged to the common stride.
         self.ratios: Dict[str, int] = {}
         for name in in_features:
             shape = input_shape[name]

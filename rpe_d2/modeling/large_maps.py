@@ -1,4 +1,4 @@
-"""Layers that need little memory on large maps in inference.
+"""Layers that need little memory on large maps at inference.
 
 torch's convolutions may copy their input and their output to another memory format, and its
 normalizations write to a new map. On an image of 12 megapixels each copy takes nearly 1 GB.
@@ -9,12 +9,12 @@ from detectron2.layers import Conv2d
 from torch import nn
 from torch.nn import functional as F
 
-# Larger maps are processed part by part where no gradient is needed (float32: 64 MB).
+# Larger maps are processed part by part if no gradient is needed (float32: 64 MB).
 _LARGE = 1 << 24
 
 
 class BandedConv2d(Conv2d):
-    """Detectron2's Conv2d, which convolves large inputs in horizontal bands in inference.
+    """Detectron2's Conv2d, which convolves large inputs in horizontal bands at inference.
 
     The result is that of the whole input, up to rounding.
     """
@@ -50,7 +50,7 @@ class BandedConv2d(Conv2d):
 
 
 class InPlaceGroupNorm(nn.GroupNorm):
-    """Group normalization that overwrites large inputs in inference, one group at a time."""
+    """Group normalization that overwrites large inputs at inference, one group at a time."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or x.numel() <= _LARGE:

@@ -16,7 +16,7 @@ def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, Shape
 
     Args:
         key: the key, for the error message.
-        names: its value; an empty sequence selects all outputs.
+        names: the value of the key; an empty sequence selects all outputs.
         input_shape: channels and stride of each backbone output.
 
     Raises:
@@ -39,7 +39,7 @@ def normalized_conv(
         norm: any normalization of Detectron2's ``get_norm``; "" for none.
     """
     layer = get_norm(norm, out_channels)
-    if isinstance(layer, nn.GroupNorm):  # the output of the convolution is needed nowhere else
+    if isinstance(layer, nn.GroupNorm):  # the output of the convolution is not used elsewhere
         layer = InPlaceGroupNorm(layer.num_groups, out_channels)
     conv = BandedConv2d(
         in_channels,
@@ -110,8 +110,8 @@ def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:
     the other.
 
     Returns:
-        A tuple of the wrapped module. Stored as an attribute, the tuple does not register the
-        module a second time; ``owner.train`` has to call the ``train`` of the wrapped module.
+        A tuple that contains the wrapped module. If it is stored as an attribute, the module is not
+        registered a second time, and ``owner.train`` has to call the module's ``train``.
 
     Raises:
         ValueError: The wrapped module has parameters or buffers outside its children, or a child
@@ -136,8 +136,8 @@ def adopt_children(owner: nn.Module, wrapped: nn.Module) -> Tuple[nn.Module]:
 def zero_loss(*sources: Union[nn.Module, torch.Tensor]) -> torch.Tensor:
     """Returns a scalar zero that depends on every parameter of the modules and on the tensors.
 
-    Distributed training demands that all parameters take part in every step. Adding this to a loss
-    makes them do so where a batch gives them nothing to learn from.
+    Distributed training requires that all parameters take part in every step. Add this to a loss
+    for batches in which some parameters have nothing to learn from.
     """
     tensors = [
         tensor

@@ -1,4 +1,4 @@
-"""Soft masks on grids and in boxes, their suppression, and proposals that carry them."""
+"""Soft masks on grids and in boxes, their suppression, and proposals with masks."""
 
 from typing import Optional, Sequence, Tuple
 
@@ -9,7 +9,7 @@ from torchvision.ops import nms, roi_align
 
 from .layers import resize_maps
 
-# Full-resolution masks are made this many pixels at a time (float32: 64 MB).
+# Full-resolution masks are computed this many pixels at a time (float32: 64 MB).
 _UPSAMPLE_ELEMENTS = 1 << 24
 # Elements of masks that are compared at a time (float32: 64 MB).
 _OVERLAP_ELEMENTS = 1 << 24
@@ -42,7 +42,7 @@ def upsample_masks(
         stride: pixels per cell.
         size: (H, W) of the network's input image.
         out_size: (height, width) of the result.
-        threshold: value in 0-1 from which on a pixel belongs to the mask.
+        threshold: value in 0-1 at or above which a pixel belongs to the mask.
 
     Returns:
         (R, height, width) bool.
@@ -61,7 +61,7 @@ def upsample_masks(
 
 
 def rescale_to_half(masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Maps the values of masks so that the threshold becomes 0.5, at which Detectron2 cuts masks.
+    """Rescales masks so that the threshold becomes 0.5, the threshold that Detectron2 uses.
 
     Args:
         masks: (R, m, m) in 0-1.
@@ -83,7 +83,7 @@ def mask_overlaps(
     Args:
         soft_masks: (R, h, w) bool or in 0-1.
         relative_to: "union" for the IoU, or "smaller" for the area of the smaller mask.
-        mask_threshold: value from which on a cell belongs to a mask.
+        mask_threshold: value at or above which a cell belongs to a mask.
 
     Returns:
         (R, R) in 0-1, 0 for empty masks.
@@ -132,13 +132,13 @@ def contained_mask_nms(
     """Non-maximum suppression with the intersection over the smaller mask.
 
     If a narrow bandwidth splits a group into two halves, either the group or the halves are kept.
-    With the IoU, the group and its smaller part would be kept together.
+    With the IoU, both the group and its smaller half would be kept.
 
     Args:
         soft_masks: (R, h, w) bool or in 0-1.
         scores: (R,) scores.
         threshold: overlap in 0-1. At 1 everything is kept.
-        mask_threshold: value from which on a cell belongs to a mask.
+        mask_threshold: value at or above which a cell belongs to a mask.
 
     Returns:
         (K,) indices of the kept masks in descending order of their scores.
@@ -189,8 +189,8 @@ def soft_mask_boxes(
         soft_masks: (R, h, w) in 0-1. h and w are at least 1.
         stride: pixels per grid cell.
         size: (H, W) of the image to which boxes are clipped.
-        threshold: value from which on a cell belongs to a mask.
-        tip_threshold: lower value from which on a cell extends the box, because masks are least
+        threshold: value at or above which a cell belongs to a mask.
+        tip_threshold: lower value at or above which a cell extends the box, because masks are least
             certain at the tips of an object. The box then ends where the mask falls to
             ``threshold`` times the value of this cell. It does not change boxes of binary masks.
 
@@ -247,7 +247,7 @@ def soft_masks_to_proposals(
         size: (H, W) of the network's input image.
         out_size: (height, width) to which boxes are scaled. Masks are relative to their boxes and
             need no scaling.
-        threshold: value from which on a cell belongs to a mask, above 0 and below 1.
+        threshold: value at or above which a cell belongs to a mask, above 0 and below 1.
         mask_size: M, the side of the proposal masks, or None for proposals without masks.
 
     Returns:
@@ -287,15 +287,15 @@ def windows_to_proposals(
     topk: int,
     mask_size: Optional[int],
 ) -> Instances:
-    """Converts soft masks that each fill a window to proposals.
+    """Converts soft masks of windows to proposals.
 
     Args:
-        soft_masks: (R, m, m) in 0-1 over windows whose centers lie in the image. Values outside the
-            image are not used. Masks without a box are dropped.
+        soft_masks: (R, m, m) in 0-1, each relative to its window, whose center lies in the image.
+            Values outside the image are not used. Masks without a box are dropped.
         scores: (R,) logits.
         windows: (R, 4) x0, y0, x1, y1 in pixels. Windows may extend beyond the image.
         size: (H, W) of the network's input image.
-        threshold: value from which on a cell belongs to a mask, above 0 and below 1.
+        threshold: value at or above which a cell belongs to a mask, above 0 and below 1.
         nms_threshold: IoU of boxes above which the worse of two proposals is dropped. At 1 all are
             kept.
         min_box_size: proposals with a side below this many pixels are dropped.
@@ -345,7 +345,7 @@ def _continued_outside(
 ) -> torch.Tensor:
     """Replaces cells outside the image by the last cells inside it.
 
-    The border of the image then cuts objects straight.
+    Objects are then cut straight at the border of the image.
     """
     cells = soft_masks.shape[-1]
     place = torch.arange(cells, device=windows.device, dtype=windows.dtype)

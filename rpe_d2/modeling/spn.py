@@ -117,7 +117,7 @@ class GuidanceNetwork(nn.Module):
         self.finest_stride = min(shape.stride for shape in input_shape.values())
         self.skip = nn.ModuleDict()
         self.merge = nn.ModuleDict()
-        # How much the next coarser level has to be enlarged to match each feature map.
+        # Factor by which the next coarser level is enlarged to match each feature map.
         self.ratios: Dict[str, int] = {}
         coarser_stride = max(shape.stride for shape in input_shape.values())
         for name in self.in_features:
@@ -257,7 +257,7 @@ class ProbabilityPropagation(nn.Module):
         return (propagated * scale + _MIN_PROBABILITY).log()
 
     def refine(self, maps: torch.Tensor, propagated: torch.Tensor) -> torch.Tensor:
-        """Returns ``propagated``, which are the refined logits already."""
+        """Returns ``propagated``, which already are the refined logits."""
         return propagated
 
 

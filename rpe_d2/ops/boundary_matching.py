@@ -35,7 +35,7 @@ def match_boundaries(
         ``truth``. The positions in ``predicted`` ascend.
 
     Raises:
-        ValueError: The maps differ in size, or have so many pairs of near pixels that they would
+        ValueError: The maps differ in size, or have so many pairs of nearby pixels that these would
             not fit into memory.
     """
     if predicted.shape != truth.shape:

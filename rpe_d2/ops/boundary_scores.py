@@ -62,8 +62,8 @@ def count_boundary_matches(
 
     At each threshold, the predicted pixels at or above it are thinned and matched one to one with
     the boundaries of every annotator separately. Ground-truth pixels are summed over the
-    annotators. A predicted pixel counts once, and it is matched if any annotator has a partner for
-    it (Martin et al., PAMI 2004, section 5, and ``boundaryBench`` of BSDS500).
+    annotators. A predicted pixel counts once, and it is matched if it is matched with any annotator
+    (Martin et al., PAMI 2004, section 5, and ``boundaryBench`` of BSDS500).
 
     Args:
         boundaries: (H, W) float in 0 to 1, the predicted boundary probability.

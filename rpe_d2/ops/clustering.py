@@ -121,7 +121,7 @@ def _has_direction(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sorting_key(x: torch.Tensor, where: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Returns (N,) float64 keys that are equal for equal points alone.
+    """Returns (N,) float64 keys that are equal only for equal points.
 
     In float32, keys of several thousand points collide.
     """
@@ -207,7 +207,7 @@ def _squared_distances(where: torch.Tensor, others: torch.Tensor) -> torch.Tenso
 def _nearest_center(
     x, where, radius, centers, center_where, center_radius, threshold
 ) -> torch.Tensor:
-    """Returns (N,) the index of the nearest center that is a neighbor, -1 where there is none."""
+    """Returns (N,) the index of the nearest center that is a neighbor, or -1 without one."""
     nearest = torch.empty(len(x), dtype=torch.long, device=x.device)
     rows_per_block = max(1, _BLOCK_ELEMENTS // len(centers))
     scale = 1.0 / max(1.0 - threshold, 1e-6)

@@ -1,7 +1,8 @@
-"""What an embedding says about orientation, distance, position and size.
+"""Statistics of the orientation, distance, position and size that embeddings encode.
 
 Kong & Fowlkes (CVPR 2018) observe that embeddings of boundaries encode the orientation of edges and
-the distance to them, and those of instances their position and size. These are the numbers to it.
+the distance to them, and that embeddings of instances encode their position and size. The functions
+of this module quantify this.
 """
 
 from typing import Tuple
@@ -18,12 +19,12 @@ __all__ = [
 
 
 def plane_angles(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Angles of embeddings in the plane in which some of them vary most.
+    """Computes the angles of embeddings in the plane in which the chosen ones vary most.
 
     Args:
         x: (D, H, W) floating point, D >= 2.
-        chosen: (H, W) bool, the pixels whose two principal axes span the plane. The angles are
-            about their mean.
+        chosen: (H, W) bool, the pixels whose two principal axes span the plane. Angles are measured
+            around their mean.
 
     Returns:
         (H, W) angles in -pi to pi.
@@ -59,11 +60,12 @@ def angle_colors(angles: torch.Tensor, doubled: bool = False) -> torch.Tensor:
 def orientation_correlation(
     angles: torch.Tensor, orientations: torch.Tensor
 ) -> Tuple[float, float]:
-    """Correlation between angles and orientations of edges, which a half turn does not change.
+    """Computes the correlation between angles and orientations of edges.
 
-    Both a single and a doubled angle are compared with twice the orientation. The correlation is
-    the length of the mean of exp(i (k a - 2 o)), or of its mirror image exp(i (k a + 2 o)),
-    whichever is larger: 1 if one is the other but for an offset, near 0 if they are independent.
+    Orientations are equal after half a turn, so both the angle and the doubled angle are compared
+    with twice the orientation. The correlation is the length of the mean of exp(i (k a - 2 o)), or
+    of its mirror image exp(i (k a + 2 o)), whichever is larger. It is 1 if the two differ only by
+    an offset, and near 0 if they are independent.
 
     Args:
         angles: (M,) angles of embeddings in radians.
@@ -84,14 +86,14 @@ def orientation_correlation(
 
 
 def variance_explained(x: torch.Tensor, values: torch.Tensor) -> float:
-    """Fraction of the variance of values that a linear function of embeddings explains (R squared).
+    """Computes the fraction of variance that a linear function of embeddings explains (R squared).
 
     Args:
         x: (M, D) embeddings.
         values: (M,) floating point.
 
     Returns:
-        R squared in 0-1. NaN if all values are equal or M <= D + 1, where any values would fit.
+        R squared in 0-1. NaN if all values are equal or if M <= D + 1, when any values would fit.
     """
     if len(x) <= x.shape[1] + 1 or not len(values) or values.min() == values.max():
         return float("nan")
@@ -105,7 +107,7 @@ def variance_explained(x: torch.Tensor, values: torch.Tensor) -> float:
 
 
 def kernel_row(x: torch.Tensor, row: int, column: int, bandwidth: float) -> torch.Tensor:
-    """Kernel between one pixel and all others, the pixel's row of G in mean shift.
+    """Computes the kernel between one pixel and all others, the pixel's row of G in mean shift.
 
     Args:
         x: (D, H, W) unit vectors.

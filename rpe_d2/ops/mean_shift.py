@@ -15,7 +15,7 @@ Shifted = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 # Added to the logit of a masked key. Its exponential is 0 in float32 whatever the other logits are.
 _MASKED = -1e9
-# Masked rows with larger values are garbage: unit vectors have coordinates in -1 to 1.
+# Masked rows with larger values are not unit vectors, whose coordinates are in -1 to 1.
 _LARGEST_COORDINATE = 2.0
 _LARGEST_POSITION = 1e6  # pixels
 # The fused attention kernels need query, key and value of one width that is a multiple of this.
@@ -66,7 +66,7 @@ def mean_shift(
             (N,) or (B, N) gives each point its own (the balloon estimator).
         shift_positions: whether positions are averaged by the same weights as the embeddings.
         mask: (B, N) bool, True = valid, for padded batches. Invalid points have no weight in any
-            mean, but they move. They may hold anything, NaN included. With ``keys``, the mask is
+            mean, but they move. They may have any values, including NaN. With ``keys``, the mask is
             (B, M) and applies to the keys.
         return_trajectory: whether to return the result of every loop.
 
@@ -218,9 +218,9 @@ def _center(where: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
 def _without_garbage(
     mask: torch.Tensor, vectors: Optional[torch.Tensor], positions: Optional[torch.Tensor]
 ) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
-    """Zeroes masked rows that hold no unit vector or no position in an image.
+    """Zeroes masked rows that are not unit vectors or not positions in an image.
 
-    Padding may hold anything. A weight of 0 does not remove NaN, nor values that overflow.
+    Padding may have any values. A weight of 0 does not remove NaN or values that overflow.
     """
 
     def cleaned(rows: Optional[torch.Tensor], largest: float) -> Optional[torch.Tensor]:

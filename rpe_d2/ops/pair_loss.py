@@ -109,7 +109,7 @@ def spherical_pair_loss(
 
 
 class _PairSums(torch.autograd.Function):
-    """Weighted sums over all pairs: same-group terms, different-groups terms and latter's weights.
+    """Weighted sums over all pairs: same-group and different-group terms, and the latter's weights.
 
     The inputs are ``unit`` (N, D) sorted by ``group`` (N,), ``weights`` (N,) and, if a radius is
     given, ``where`` (N, 2), centered positions in the radius's unit. Pairs are processed in square
@@ -174,7 +174,7 @@ class _PairSums(torch.autograd.Function):
 
 
 class _Block(NamedTuple):
-    """A block of pairs (rows x columns) that stands, off the diagonal, for its mirror image too."""
+    """A block of pairs (rows x columns); off the diagonal it also represents its mirror image."""
 
     weights: torch.Tensor  # (N,)
     weighted: torch.Tensor  # (N, D) unit vectors times their weights

@@ -72,9 +72,10 @@ def spatial_propagation(
     Args:
         x: (B, C, H, W) floating point. Half precision is computed in float32.
         gates: (B, C, 12, H, W) floating point, or (B, 1, 12, H, W) to share them between channels.
-            For left to right, right to left, top to down and down to top in turn, the gates to the
-            previous neighbor (row or column i - 1), the same and the next one. With 4 instead of
-            12, only those to the same neighbor. See :func:`normalize_gates`.
+            The directions are left to right, right to left, top down and bottom up. Each has the
+            gates to the previous neighbor (row or column i - 1), the same and the next one. With 4
+            instead of 12, there are only the gates to the same neighbor. See
+            :func:`normalize_gates`.
         merge: "max" takes the maximum over the directions at each pixel, as in the paper. "mean"
             averages them. "none" returns all four.
         backend: "torch" (any device), "cpp" (CPU, needs a C++ compiler), "triton" (CUDA) or
@@ -87,7 +88,7 @@ def spatial_propagation(
     Raises:
         ValueError: A shape does not fit, a value is not allowed, the backend is not available, or
             gates on the CPU are not finite. Gates on a GPU are not checked, because that would
-            synchronize the host with the device. The results are NaN then.
+            synchronize the host with the device; the results are then NaN.
     """
     if merge not in MERGES:
         raise ValueError(f"merge is {merge!r}; allowed: {', '.join(MERGES)}")

@@ -114,14 +114,14 @@ def _compiler() -> List[str]:
     for name in ("g++", "c++", "clang++"):
         if shutil.which(name):
             return [name]
-    raise FileNotFoundError("no C++ compiler: neither CXX nor g++, c++, clang++")
+    raise FileNotFoundError("no C++ compiler: CXX is not set, and there is no g++, c++ or clang++")
 
 
 def _cache() -> Path:
-    """Returns a folder that no other user can write to, because code is loaded from it."""
+    """Returns a cache folder that no other user can write to, because code is loaded from it."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if not root.is_absolute():
-        raise FileNotFoundError(f"no home for a cache; XDG_CACHE_HOME is {root}; allowed: /…")
+        raise FileNotFoundError(f"no folder for a cache; XDG_CACHE_HOME is {root}; allowed: /…")
     folder = root / "rpe_d2"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
@@ -162,14 +162,14 @@ def _build(compiler: List[str], path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Summarizes an error in one line; for a compiler's output, its first error."""
+    """Summarizes an error in one line; of a compiler's output, only the first error is used."""
     lines = (getattr(error, "stderr", None) or "").strip().splitlines()
     errors = [line for line in lines if "error" in line or "fatal" in line] or lines[-1:]
     return errors[0] if errors else str(error)
 
 
 def _key(compiler: List[str]) -> str:
-    """Hashes source, compiler and CPU, because different machines may share a home directory."""
+    """Hashes the source, the compiler and the CPU, because machines may share a home directory."""
     machine = " ".join([platform.machine(), platform.processor(), *platform.libc_ver()])
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

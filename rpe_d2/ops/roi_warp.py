@@ -29,7 +29,7 @@ def roi_warp(
         (R, C, height, width) like ``features``. Half precision is interpolated in float32.
 
     Raises:
-        ValueError: A shape does not fit, or a box is of an image that the batch does not have.
+        ValueError: A shape does not fit, or the image index of a box is not in the batch.
     """
     if features.dim() != 4 or boxes.dim() != 2 or boxes.shape[1] != 5:
         raise ValueError(
@@ -73,14 +73,14 @@ def _centers(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor
 
 
 def check_batch_index(boxes: torch.Tensor, batch_size: int) -> None:
-    """Checks that the images of boxes are in the batch; RoIAlign would read foreign memory.
+    """Checks that the images of boxes are in the batch; RoIAlign would read memory out of bounds.
 
     Args:
         boxes: (R, 5): index in the batch, then the box.
         batch_size: number of images.
 
     Raises:
-        ValueError: One line with the index and what is allowed.
+        ValueError: An index is not in the batch. The message is one line.
     """
     if len(boxes) == 0:
         return

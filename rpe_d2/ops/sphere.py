@@ -1,4 +1,4 @@
-"""Bounds on the number of groups that fit on a sphere, the theory behind the loss's margin."""
+"""Bounds on the number of groups that fit on a sphere for a given margin of the loss."""
 
 import math
 from typing import Tuple

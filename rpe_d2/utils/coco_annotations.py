@@ -7,8 +7,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 import numpy as np
 import pycocotools.mask as mask_util
 
-# Largest distance of a coordinate from the origin, in widths or heights of the picture. Values from
-# about 1e8 end pycocotools with a segmentation fault.
+# Largest distance of a coordinate from the origin, in widths or heights of the image. Values of
+# about 1e8 or more crash pycocotools with a segmentation fault.
 _MOST_SIDES = 10
 # pycocotools keeps the length of a run in 32 bits, 5 of them in each character.
 _MOST_CHARACTERS = 7
@@ -18,14 +18,14 @@ MOST_PIXELS = 2**31 - 1  # pycocotools counts pixels in 32 bits
 
 
 class Problem(NamedTuple):
-    """Why a mask or a box cannot be used."""
+    """The reason why a mask or a box cannot be used."""
 
     found: str
     allowed: str
 
 
 def are_numbers(values: Any) -> bool:
-    """Whether a value is a list of finite numbers."""
+    """Returns whether a value is a list of finite numbers."""
     largest = sys.float_info.max
     return (
         isinstance(values, list)
@@ -44,7 +44,7 @@ def compressed_runs(counts: Union[str, bytes]) -> Optional[np.ndarray]:
         counts: ``counts`` of a compressed RLE.
 
     Returns:
-        (R,) int64, which may be negative in a damaged text; None where the text is malformed.
+        (R,) int64, which may be negative if the text is damaged, or None if it is malformed.
     """
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else counts
@@ -70,7 +70,7 @@ def compressed_runs(counts: Union[str, bytes]) -> Optional[np.ndarray]:
 
 
 def rle_runs(rle: Dict[str, Any]) -> Optional[Union[np.ndarray, List[int]]]:
-    """Returns the lengths of an RLE's runs, of background first; None where they are malformed."""
+    """Returns the lengths of an RLE's runs, background first, or None if they are malformed."""
     counts = rle.get("counts")
     runs = compressed_runs(counts) if isinstance(counts, (str, bytes)) else counts
     if isinstance(runs, list) and _are_whole(runs) and min(runs, default=0) >= 0:
@@ -81,16 +81,16 @@ def rle_runs(rle: Dict[str, Any]) -> Optional[Union[np.ndarray, List[int]]]:
 def mask_problem(segmentation: Any, height: int, width: int) -> Optional[Problem]:
     """Checks a mask in COCO's format without decoding it.
 
-    pycocotools reads memory that is not its own where the runs of an RLE do not sum to the number
-    of pixels, and does not return where it compares such masks.
+    If the runs of an RLE do not sum to the number of pixels, pycocotools reads memory out of
+    bounds, and it hangs when it compares such masks.
 
     Args:
         segmentation: polygons, or RLE as a list or as compressed text.
-        height: height of the picture.
-        width: width of the picture.
+        height: height of the image.
+        width: width of the image.
 
     Returns:
-        None where the mask can be decoded.
+        The problem, or None if the mask can be decoded.
     """
     if isinstance(segmentation, dict):
         return rle_problem(segmentation, (height, width))
@@ -108,7 +108,7 @@ def mask_problem(segmentation: Any, height: int, width: int) -> Optional[Problem
 
 
 def box_problem(box: Any, height: int, width: int) -> Optional[Problem]:
-    """Checks a box, x, y, width and height, as :func:`mask_problem` does."""
+    """Checks a box (x, y, width, height), as :func:`mask_problem` does for masks."""
     if not (are_numbers(box) and len(box) == 4):
         return Problem(f"the bbox {reprlib.repr(box)}", "4 numbers, x, y, width, height")
     x, y, box_width, box_height = box
@@ -118,11 +118,11 @@ def box_problem(box: Any, height: int, width: int) -> Optional[Problem]:
 def rle_problem(
     rle: Dict[str, Any], image_size: Optional[Tuple[int, int]] = None
 ) -> Optional[Problem]:
-    """Checks an RLE as :func:`mask_problem` does.
+    """Checks an RLE, as :func:`mask_problem` does.
 
     Args:
         rle: ``size`` and ``counts``.
-        image_size: (H, W) of its image; where it is not known, the RLE's own size is used.
+        image_size: (H, W) of its image. If None, the RLE's own size is used.
     """
     size, counts = rle.get("size"), rle.get("counts")
     if not is_size(size) or (image_size and tuple(size) != tuple(image_size)):
@@ -162,7 +162,7 @@ def _coordinate_problem(
 
 
 def is_size(size: Any) -> bool:
-    """Whether a value is a list or tuple of two positive whole numbers, height and width."""
+    """Returns whether a value is a list or tuple of two positive integers, height and width."""
     return isinstance(size, (list, tuple)) and len(size) == 2 and _are_whole(size) and min(size) > 0
 
 
@@ -172,14 +172,14 @@ def _are_whole(values: Sequence[Any]) -> bool:
 
 
 def check_stored_rles(where: str, segmentations: Sequence[Any]) -> None:
-    """Raises for the RLEs of a file in COCO's results format that cannot be decoded.
+    """Raises an error if RLEs of a file in COCO's results format cannot be decoded.
 
     Args:
         where: prefix of the message, with the file.
-        segmentations: the masks of all entries. Other masks than RLEs are skipped.
+        segmentations: the masks of all entries. Masks other than RLEs are skipped.
 
     Raises:
-        ValueError: The message is one line with the first entries.
+        ValueError: An RLE cannot be decoded. The message is one line that names the first ones.
     """
     found = [rle_problem(one) if isinstance(one, dict) else None for one in segmentations]
     problems = [(place, problem) for place, problem in enumerate(found) if problem]
@@ -189,7 +189,7 @@ def check_stored_rles(where: str, segmentations: Sequence[Any]) -> None:
 def raise_problems(
     where: str, count: int, problems: Sequence[Tuple[Any, Problem]], what: str = "annotation"
 ) -> None:
-    """Raises one line for all problems of a file, of which it names the first five.
+    """Raises a one-line error for all problems of a file, which names the first five.
 
     Args:
         where: prefix of the message, with the file.
@@ -247,9 +247,9 @@ def replacement_box(
 ) -> Optional[Tuple[float, float, float, float]]:
     """Returns the box of an annotation's mask where its given box cannot be right.
 
-    The given box counts, as in Detectron2 and COCO, unless it is empty, outside of the image, or
-    has an IoU below 0.5 with the box of the mask. Corners in place of x, y, width and height, and
-    boxes of zeros, are replaced in this way.
+    The given box is used, as in Detectron2 and COCO, unless it is empty, outside the image, or has
+    an IoU below 0.5 with the box of the mask. This replaces boxes that consist of corners instead
+    of x, y, width and height, and boxes of zeros.
 
     Args:
         annotation: in COCO's format, with ``bbox`` in XYWH. Its mask can be decoded.
@@ -257,7 +257,7 @@ def replacement_box(
         width: width of the image.
 
     Returns:
-        The mask's box in XYWH, or None where the given box counts or no mask has an area.
+        The mask's box in XYWH, or None if the given box is used or the mask has no area.
     """
     if not annotation.get("segmentation"):
         return None
@@ -283,7 +283,7 @@ def replacement_box(
 def _mask_box(
     segmentation: Any, height: int, width: int
 ) -> Optional[Tuple[float, float, float, float]]:
-    """Returns the box (XYWH) of a mask inside of its image, or None for a mask without area."""
+    """Returns the box (XYWH) of a mask inside its image, or None for a mask without area."""
     if segmentation is None:
         return None
     if isinstance(segmentation, dict):

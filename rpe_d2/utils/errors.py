@@ -19,8 +19,8 @@ USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
 def one_line(error: Exception) -> str:
     """Returns the message of an error on one line.
 
-    Where the message is a single word or empty, the type of the error and the line of code that
-    raised it are added.
+    If the message is a single word or empty, the type of the error and the line of code that raised
+    it are added.
     """
     # str() puts the message of a KeyError in quotes.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -38,9 +38,9 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterator[None]:
-    """Ends the process with status 2 and one line on stderr where a user's mistake raises an error.
+    """Ends the process with status 2 and one line on stderr if a user's mistake raises an error.
 
-    Within the block, a second signal ends the process even where it hangs in C code. From then on,
+    Within the block, a second signal ends the process even if it hangs in C code. From then on,
     names that the terminal cannot show are printed with escapes.
 
     Args:

@@ -1,4 +1,4 @@
-"""Writing files without losing any: under an unused name, or replaced in one step."""
+"""Safe writing of files: under an unused name, or by atomic replacement."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ except ImportError:  # a system without POSIX locks
     fcntl = None
 
 TEMPORARY = ".tmp"  # the suffix of incomplete files
-LOCK = ".lock"  # the file of a folder that carries its lock; it stays there, empty
+LOCK = ".lock"  # the empty file that is locked for a folder; it is never deleted
 
 
 def free_path(path: Path) -> Path:
@@ -47,7 +47,7 @@ def write_new_file(path: Path, content: bytes) -> Path:
 
 
 def make_new_folder(path: Path) -> Path:
-    """Makes a folder under the first unused name of ``NAME``, ``NAME-2``, ``NAME-3`` …
+    """Creates a folder under the first unused name of ``NAME``, ``NAME-2``, ``NAME-3`` …
 
     Returns:
         The path of the folder.
@@ -62,14 +62,14 @@ def make_new_folder(path: Path) -> Path:
 
 
 def make_writable_folder(key: str, path: Path) -> None:
-    """Makes a folder and its missing parents, and checks that files can be written into it.
+    """Creates a folder and its missing parents, and checks that files can be written into it.
 
     Args:
         key: the configuration key or flag that names the folder, for the message.
         path: the folder.
 
     Raises:
-        ValueError: The folder cannot be made or written into.
+        ValueError: The folder cannot be created or written into.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def make_writable_folder(key: str, path: Path) -> None:
 def locked_folder(path: Path) -> Iterator[None]:
     """Holds a lock on a folder within a ``with`` block, so that only one process writes into it.
 
-    The kernel releases the lock where the process dies. Forked processes do not inherit it.
+    The kernel releases the lock if the process dies. Forked processes do not inherit it.
 
     Raises:
         BlockingIOError: Another process holds the lock.
@@ -103,9 +103,9 @@ def locked_folder(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that replaces ``path`` once it is complete and on the disk.
+    """Opens a file that replaces ``path`` once it is complete and on disk.
 
-    Until then, and whenever an exception is raised, a file of that name stays as it was.
+    Until then, and if an exception is raised, an existing file of that name does not change.
     """
     # The process id is in the name: a restarted run may overlap with one that is about to die.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")

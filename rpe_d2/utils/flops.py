@@ -1,4 +1,4 @@
-"""Floating-point operations of a model."""
+"""Counting the floating-point operations of a model."""
 
 from typing import Any, Dict, List
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def inference_flops(model: nn.Module, images: List[Dict[str, Any]]) -> float:
-    """Counts the multiply-adds of an inference, as Detectron2 counts them.
+    """Counts the multiply-adds of inference, as Detectron2 counts them.
 
     Args:
         model: a Detectron2 model in evaluation mode.

@@ -1,4 +1,4 @@
-"""Reading MATLAB files of human boundary annotations, for data sets and evaluators alike."""
+"""Reading MATLAB files of human boundary annotations, for data sets and evaluators."""
 
 from typing import Any, Dict, List, Sequence
 
@@ -65,7 +65,7 @@ def read_field(path: str, name: str) -> np.ndarray:
         try:
             content: Dict[str, Any] = loadmat(file)
         except NotImplementedError as error:
-            raise ValueError(f"{path}: is a MATLAB 7.3 file; save it with '-v7'") from error
+            raise ValueError(f"{path} is a MATLAB 7.3 file; save it with '-v7'") from error
         except Exception as error:  # a damaged file may raise any error
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
@@ -76,5 +76,5 @@ def read_field(path: str, name: str) -> np.ndarray:
 
 
 def size_text(shape: Sequence[int]) -> str:
-    """A size as text, "height x width"."""
+    """Formats a size as "height x width"."""
     return " x ".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""Errors about images that cannot be read: each names its file in one line."""
+"""Errors about images that cannot be read, which name the file in one line."""
 
 from typing import Any, Callable, Dict, Optional
 
@@ -9,8 +9,8 @@ from .worker_signals import leave_signals_to_the_trainer
 
 __all__ = ["UNREADABLE", "NameUnreadable", "UnreadableImage", "unreadable_reason"]
 
-# What PIL and Detectron2 raise for a file that is missing, truncated, far too large or no image, or
-# whose size differs from the size in the data set.
+# What PIL and Detectron2 raise for a file that is missing, truncated, far too large or not an
+# image, or whose size differs from the size in the data set.
 UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
 
 
@@ -21,15 +21,15 @@ class UnreadableImage(ValueError):
 def unreadable_reason(error: BaseException) -> str:
     """Returns the message of an :class:`UnreadableImage`.
 
-    A data-loading process re-raises its errors with the whole traceback as the message, of which
-    the last line is "module.Class: message".
+    A data-loading process re-raises its errors with the whole traceback as the message. Its last
+    line is "module.Class: message".
     """
     class_name = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}"
     return str(error).strip().splitlines()[-1].removeprefix(f"{class_name}: ")
 
 
 class NameUnreadable:
-    """A mapper that wraps another one and names the images it cannot read."""
+    """A wrapper of a dataset mapper that names the images which cannot be read."""
 
     def __init__(self, mapper: Callable[[Dict[str, Any]], Optional[Dict[str, Any]]]):
         """

@@ -30,7 +30,7 @@ class _DType:
 
 
 class _Array:
-    """Replaces ``numpy.ndarray`` while the pickle is read: a real one could be given any memory."""
+    """Replaces ``numpy.ndarray`` during unpickling, which could give a real array any memory."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, data = state
@@ -149,7 +149,7 @@ def load_tensors(key: str, path: str) -> Any:
 
 
 class _SafePickle:
-    """Takes the place of the module ``pickle`` where Detectron2 loads proposals."""
+    """Replaces the module ``pickle`` when Detectron2 loads proposals."""
 
     @staticmethod
     def load(file: BinaryIO, **options: Any) -> Any:
@@ -164,9 +164,9 @@ class _SafePickle:
 
 
 def guard_proposals() -> None:
-    """Makes Detectron2 load precomputed proposals without running any code from their pickles.
+    """Makes Detectron2 load precomputed proposals without running code from their pickles.
 
-    ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``PROPOSAL_FILES_TEST`` are opened deep inside of the data
+    ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``PROPOSAL_FILES_TEST`` are opened deep inside the data
     loaders that Detectron2 builds, so that the guard has to be there.
     """
     detectron2.data.build.pickle = _SafePickle

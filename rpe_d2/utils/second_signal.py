@@ -1,4 +1,4 @@
-"""Ending a process on a second signal, even where it hangs in C code."""
+"""Ending a process on a second signal, even if it hangs in C code."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ __all__ = ["SAME_SIGNAL_SECONDS", "second_signal_kills"]
 SAME_SIGNAL_SECONDS = 2.0
 _GRACE_SECONDS = 1.0
 
-# Python runs a handler of signals, and any thread, only between two of its instructions, so that
-# a call into C which does not return blocks all of them. The interpreter's own handler still writes
-# the number of the signal to a pipe. Another process therefore reads that pipe. It ends with the
-# watched one, whose death closes the pipe or changes the parent.
+# Python runs signal handlers and threads only between two of its instructions, so a call into C
+# that does not return blocks all of them. The interpreter's own handler still writes the number of
+# the signal to a pipe. Another process therefore reads that pipe. It ends together with the watched
+# process, whose death closes the pipe or changes the parent.
 _WATCHDOG = f"""
 import os, select, signal, sys, time
 watched, first = int(sys.argv[1]), None
@@ -45,8 +45,9 @@ _watched_process = 0  # the id of the process that is watched
 def second_signal_kills() -> Iterator[None]:
     """Kills this process on the second SIGINT or SIGTERM that arrives within a ``with`` block.
 
-    The second one counts from two seconds after the first. A process that runs Python code ends
-    by itself. Within another such block, and outside of the main thread, this does nothing.
+    A signal counts as the second one if it arrives at least two seconds after the first. A process
+    that runs Python code ends by itself. Within another such block, and outside the main thread,
+    this does nothing.
     """
     global _watched_process
     is_main_thread = threading.current_thread() is threading.main_thread()

@@ -17,7 +17,7 @@ def leave_signals_to_the_trainer() -> None:
     """Makes a data-loading process ignore SIGTERM unless its parent, the training process, sent it.
 
     SLURM and service managers send SIGTERM to every process of a run. If a data-loading process
-    died of it, the training would end before its state is saved. In any other process, and when
+    died from it, the training would end before its state is saved. In any other process, and when
     called again, this function does nothing.
     """
     global _signal_guard

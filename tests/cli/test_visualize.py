@@ -78,7 +78,7 @@ def test_folder_with_a_truncated_image(weights: str, tmp_path: Path, capsys) -> 
 
     broken = str(folder / "brok*.png")
     assert run(tmp_path / "out", "--weights", weights, "--input", broken) == 1
-    assert "none of 1 pictures could be read" in capsys.readouterr().err
+    assert "none of 1 images could be read" in capsys.readouterr().err
 
 
 def test_model_of_detectron2(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_only_the_data_set_that_is_drawn_has_to_be_there(tmp_path: Path, capsys)
         run(tmp_path / "out", "--dataset", "gone", *base, opts=opts)
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: gone is not there; ") and "absent.json" in line
+    assert line.startswith("error: gone is not available; ") and "absent.json" in line
 
 
 def test_boundaries(tmp_path: Path) -> None:

@@ -64,10 +64,10 @@ _ALLOWED = {
 def register_coco_jsons(entries: Sequence[str]) -> None:
     """Checks and registers datasets in COCO's format.
 
-    The format may have polygons, compressed or uncompressed RLE, crowds, images without objects,
-    gaps in the category ids, and annotations without a mask, ``iscrowd`` or ``area``. The metadata
-    has ``thing_classes`` at once. Each dataset is also registered as ``NAME_sem_seg``, with
-    semantic label maps in place of instances. The file is parsed here for the checks, and again by
+    A file may have polygons, compressed or uncompressed RLE, crowds, images without objects, gaps
+    in the category ids, and annotations without a mask, ``iscrowd`` or ``area``. The metadata has
+    ``thing_classes`` immediately. Each dataset is also registered as ``NAME_sem_seg``, with
+    semantic label maps instead of instances. The file is parsed here for the checks, and again by
     Detectron2 when the data are first used. Entries that this process has already registered are
     skipped.
 
@@ -111,7 +111,7 @@ def register_coco_jsons(entries: Sequence[str]) -> None:
 
 
 def _load(json_file: str, image_root: str, name: str) -> List[Dict[str, Any]]:
-    """Loads a dataset as Detectron2 does, with boxes of masks where the given ones are wrong."""
+    """Loads a dataset as Detectron2 does, and replaces wrong boxes by the boxes of the masks."""
     records = load_coco_json(json_file, image_root, name)
     for record in records:
         for annotation in record["annotations"]:
@@ -221,7 +221,7 @@ def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> N
 
 
 def _check_masks(where: str, content: Dict[str, Any]) -> None:
-    """Raises for masks and boxes that cannot be decoded, before anything is decoded."""
+    """Raises an error for masks and boxes that cannot be decoded, before any are decoded."""
     sizes = _sizes(content)
     for image_id, (height, width) in sizes.items():
         if height * width > MOST_PIXELS:

@@ -1,4 +1,4 @@
-"""Reports of the images and instances of a dataset in COCO's format, for the log of a run."""
+"""Reports about the images and instances of a dataset in COCO's format, for the log of a run."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ PERCENTILES = (1, 25, 50, 75, 99)
 
 
 class CocoReport(NamedTuple):
-    """A dataset in one line, and what is unusual about it.
+    """A one-line summary of a dataset, and warnings about it.
 
     Attributes:
         summary: numbers of images, instances and crowds, by class, and sizes of masks.
@@ -56,7 +56,8 @@ class CocoReport(NamedTuple):
 def coco_report(name: str) -> CocoReport:
     """Reads the file of a registered dataset and reports its content.
 
-    Areas are numbers of pixels of the masks that training sees, not the file's own values.
+    Areas are the numbers of pixels of the masks that are used in training, not the values in the
+    file.
     """
     with PathManager.open(MetadataCatalog.get(name).json_file) as file:
         content = parse_json(file.read(), name)
@@ -147,7 +148,7 @@ def _area(annotation: Dict[str, Any], image: Dict[str, Any]) -> int:
 
 
 def _has_fractions(annotation: Dict[str, Any]) -> bool:
-    """Whether all coordinates of an object are from 0 to 1, and some are no whole numbers."""
+    """Returns whether all coordinates of an object are in 0 to 1 and some are not integers."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         return False

@@ -60,7 +60,7 @@ def register_digits(source: str = "") -> None:
     """
     path = os.path.abspath(source) if source else _BUILT_IN
     if source:
-        _stamps(path)  # what is wrong with the file is reported now
+        _stamps(path)  # errors in the file are reported now
     for split in DIGITS_SPLITS:
         name = f"digits_{split}"
         if name in DatasetCatalog.list():
@@ -113,7 +113,7 @@ def render_digits(
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Renders one image of digits.
 
-    Between 0 and 9 cells of the grid are filled, each number with the same probability.
+    Between 0 and 9 cells of the grid are filled, where each number has the same probability.
 
     Args:
         stamps: (N, 28, 28) uint8 gray digits on black.

@@ -13,8 +13,8 @@ __all__ = ["encoded", "serve_pictures"]
 def encoded(picture: np.ndarray) -> bytes:
     """Encodes an image (H, W) or (H, W, 3) uint8 as the content of a file.
 
-    The format is BMP whatever the name of the file is, because readers detect it by the content
-    and compression would only take time.
+    The format is BMP, regardless of the name of the file, because readers detect the format by the
+    content and compression would only take time.
     """
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="BMP")

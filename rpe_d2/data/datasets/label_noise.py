@@ -14,7 +14,7 @@ _HOLE_RADIUS = (1.5, 5.0)  # pixels
 def corrupt_labels(
     labels: np.ndarray, rng: np.random.Generator, scale: float = 1.0, background: int = 0
 ) -> np.ndarray:
-    """Draws a semantic label map as a careless annotator would.
+    """Corrupts a semantic label map as if a careless annotator had drawn it.
 
     Boundaries become ragged: every pixel takes the label of a pixel displaced by smooth noise with
     a standard deviation of 2.5 pixels. Then round holes of background with a radius of 1.5 to 5

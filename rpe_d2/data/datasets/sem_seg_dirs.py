@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 _KEY = "DATASETS.SEM_SEG_DIRS"
 _PREFIX = "sem_seg_dir://"
 _NUM_CHECKED_IMAGES = 10
-_MANY_MAPS, _MOST_MAPS = 10, 200  # from how many maps classes are counted, and in how many
+# Missing classes are reported only for at least _MANY_MAPS maps, of which _MOST_MAPS are read.
+_MANY_MAPS, _MOST_MAPS = 10, 200
 
 
 class _Folders(NamedTuple):
@@ -135,7 +136,7 @@ def _order(label: Path) -> int:
 def _readable(
     pairs: Sequence[Tuple[Path, Path]], num_classes: int, ignore_value: int, where: str
 ) -> Iterator[np.ndarray]:
-    """Yields the label maps that can be read. Those that cannot are reported when they are used."""
+    """Yields the label maps that can be read; the others are reported when they are used."""
     for _, label in pairs:
         with contextlib.suppress(UnreadableImage):
             yield _read(label, num_classes, ignore_value, where)
@@ -144,7 +145,7 @@ def _readable(
 def _warn_about_missing_classes(
     where: str, pairs: List[Tuple[Path, Path]], folders: _Folders, names: List[str]
 ) -> None:
-    """Warns about classes that occur in none of many maps; a few maps often lack some."""
+    """Warns about classes that occur in none of many maps; a few maps often lack some classes."""
     if len(pairs) < _MANY_MAPS:
         return
     step = -(-len(pairs) // _MOST_MAPS)
@@ -164,8 +165,8 @@ def _warn_about_missing_classes(
 def _sizes(where: str, image: Path, label: Path) -> Tuple[int, int]:
     """Returns width and height of an image after comparing them with its label map's.
 
-    Reads no more than the headers. If EXIF data say how the camera was rotated, the size is that of
-    the upright image.
+    Only the headers are read. If there is an EXIF orientation, the size is that of the upright
+    image.
     """
     try:
         sizes = [image_size(str(path)) for path in (image, label)]

@@ -5,7 +5,7 @@ their own class, so that semantic segmentation alone does not separate the insta
 components of the ground-truth semantic map have less than 40 mask AP.
 
 ``shapes_large_train`` and ``shapes_large_val`` are such scenes at four times the size, to evaluate
-mask boundaries. Each of the four also exists with semantic label maps in place of instances, such
+mask boundaries. Each of the four also exists with semantic label maps instead of instances, such
 as ``shapes_train_sem_seg``. ``shapes_train_noisy_sem_seg`` and ``shapes_large_train_noisy_sem_seg``
 have carelessly drawn maps. ``shapes_train_panoptic`` and ``shapes_val_panoptic`` have both
 instances and maps of the background.
@@ -106,8 +106,8 @@ def _draw(
 def _place(rng: np.random.Generator, scale: int) -> Tuple[List[_Object], np.ndarray]:
     """Places the objects of one image.
 
-    An object is drawn again if it would be nearly invisible, or would make an earlier one nearly
-    invisible. Thus everything that is visible in the image is annotated.
+    An object is sampled again if it would be nearly invisible, or would make an earlier object
+    nearly invisible. Thus everything that is visible in the image is annotated.
 
     Returns:
         The objects from back to front, and the map (H, W) int of the visible object per pixel, -1

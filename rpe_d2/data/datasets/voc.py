@@ -39,7 +39,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MIN_BOX_IOU = 0.5  # at which a mask's box and an annotated box belong to the same object
+_MIN_BOX_IOU = 0.5  # IoU at which a mask's box and an annotated box belong to the same object
 _KEY = "DATASETS.VOC"
 _SEM_SEG = "_sem_seg"  # suffix of the datasets with semantic label maps
 _VOC_FOLDERS = ("VOCdevkit/VOC2012", "VOC2012", ".")
@@ -92,7 +92,7 @@ class VOCSplit:
 
     @property
     def instances_need_class_maps(self) -> bool:
-        """Whether classes are not stored with the object maps (SBD stores them there)."""
+        """Whether classes are stored separately from the object maps, as in VOC but not in SBD."""
         return self.suffix == ".png"
 
     def needed(self, name: str, sem_seg: bool) -> Iterator[Path]:

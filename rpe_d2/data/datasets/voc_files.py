@@ -24,7 +24,7 @@ AnnotatedBox = Tuple[int, List[float], bool]
 
 
 def read_png_objects(object_map: Path, class_map: Path) -> Tuple[np.ndarray, Dict[int, int]]:
-    """Reads VOC's map of objects (H, W) uint8, and the class of most pixels of each object."""
+    """Reads VOC's map of objects (H, W) uint8, and the most frequent class of each object."""
     objects = read_class_indices(object_map)
     classes = read_class_indices(class_map)
     if objects.shape != classes.shape:

@@ -1,4 +1,4 @@
-"""A ResNet whose last stages have dilated convolutions in place of a stride."""
+"""A ResNet whose last stages have dilated convolutions instead of a stride."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -16,9 +16,9 @@ RES5_DILATIONS = (1, 2, 4)
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Builds Detectron2's ResNet with ``RES4_DILATION`` and ``RES5_DILATION`` of ``MODEL.RESNETS``.
 
-    A stage with a dilation above 1 has stride 1, and all its 3x3 convolutions have the dilation, as
-    in Detectron2 and in its DeepLab project. With 2 and 4 the outputs "res3", "res4" and "res5"
-    have stride 8. Any depth works. Parameters have the names that they have without dilation.
+    A stage with a dilation above 1 has stride 1, and all its 3x3 convolutions are dilated, as in
+    Detectron2 and its DeepLab project. With the dilations 2 and 4, the outputs "res3", "res4" and
+    "res5" have stride 8. Any depth works. Parameter names are the same as without dilation.
     """
     resnets = cfg.MODEL.RESNETS
     dilations = {"res4": resnets.RES4_DILATION, "res5": resnets.RES5_DILATION}

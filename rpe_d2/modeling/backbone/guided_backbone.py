@@ -50,7 +50,7 @@ class GuidedBackbone(Backbone):
                 "laplacian" is the band between this scale and the next smaller one, with
                 normalized contrast (Farabet et al., PAMI 2013); the scales have to decrease.
             stem: add the output "stem", the first convolution of a ResNet at stride 2.
-            frozen: freeze the wrapped backbone, which then computes in training as in inference.
+            frozen: freeze the wrapped backbone, which is then always in evaluation mode.
 
         Raises:
             ValueError: The backbone has parameters or buffers outside its submodules, or an output

@@ -1,4 +1,4 @@
-"""Masks and proposals of groups of pixels, made from a few soft masks at a time."""
+"""Masks and proposals of groups of pixels, computed from a few soft masks at a time."""
 
 from typing import Callable, Tuple
 
@@ -21,7 +21,7 @@ def masks_of_groups(
     mask_threshold: float,
     min_area: float,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Makes the masks of groups in full resolution and leaves out those that are too small.
+    """Computes the masks of groups in full resolution and drops those that are too small.
 
     Args:
         maps: predictions for the image.
@@ -29,12 +29,12 @@ def masks_of_groups(
         order: (n,) indices of the groups.
         out_size: (height, width) of the masks.
         stride: pixels per cell of the refined soft masks.
-        refine: called with a few soft masks; its result is thresholded.
-        mask_threshold: value from which on a pixel belongs to a soft mask.
+        refine: function that refines a few soft masks before they are thresholded.
+        mask_threshold: value at or above which a pixel belongs to a soft mask.
         min_area: smallest area of a mask in pixels of the result.
 
     Returns:
-        The indices (m,) of the groups that are left, and their masks (m, height, width) bool.
+        The indices (m,) of the remaining groups, and their masks (m, height, width) bool.
     """
     masks = torch.empty(len(order), *out_size, dtype=torch.bool, device=maps.logits.device)
     kept = [order[:0]]
@@ -46,7 +46,7 @@ def masks_of_groups(
         # One mask at a time, because torch converts what it sums over one dimension to int64.
         large = torch.stack([mask.count_nonzero() for mask in upsampled]) >= min_area
         kept.append(index[large])
-        # The masks that are left move up, so that there is never a second copy of all of them.
+        # The remaining masks are moved in place, without a second copy of all of them.
         for mask in upsampled[large]:
             masks[count] = mask
             count += 1
@@ -62,14 +62,14 @@ def proposals_of_groups(
     mask_threshold: float,
     mask_size: int,
 ) -> Instances:
-    """Makes proposals of groups, see :func:`rpe_d2.modeling.masks.soft_masks_to_proposals`.
+    """Converts groups to proposals, see :func:`rpe_d2.modeling.masks.soft_masks_to_proposals`.
 
     Args:
         maps: predictions for the image.
         groups: R groups of its pixels.
         scores: (R,) scores in 0-1.
         out_size: (height, width) to which boxes are scaled.
-        mask_threshold: value from which on a cell belongs to a mask.
+        mask_threshold: value at or above which a cell belongs to a mask.
         mask_size: side of the proposals' masks.
     """
     size = maps.image_size

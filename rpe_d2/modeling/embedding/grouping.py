@@ -27,7 +27,7 @@ from .pixel_groups import (
 
 FOREGROUNDS = ("classifier", "vote")
 GROUPINGS = ("mean_shift", "components", "kmeans")
-# Pixels that are less likely to be foreground cannot bring a soft mask near its threshold.
+# Pixels that are less likely to be foreground cannot raise a soft mask near its threshold.
 _MIN_FOREGROUND = 0.1
 # Affinities of points and modes are computed this many at a time (256 KB in float32, which fits
 # into a cache).
@@ -40,8 +40,8 @@ class PixelGrouping(ABC):
     """Base class of the steps from the maps of one image to groups of its pixels.
 
     Groupings have no parameters. ``scales`` are the bandwidth factors at which pixels are grouped;
-    groups of different scales overlap. ``shift`` is the layer that moves the pixels. A model that
-    owns both sets it where it is None. ``background_is_group`` says whether all pixels are grouped,
+    groups of different scales overlap. ``shift`` is the layer that moves the pixels. If it is None,
+    the model that contains both sets it. ``background_is_group`` is True if all pixels are grouped,
     so that some groups are background.
     """
 
@@ -74,7 +74,7 @@ class PixelGrouping(ABC):
         return PixelGroups(masks, agreement, probability)
 
     def foreground(self, maps: ImageMaps) -> torch.Tensor:
-        """Returns (h, w) how much each cell takes part in the groups, in 0-1 and 0 in padding."""
+        """Returns the weights (h, w) in 0-1 of the cells in the groups, which are 0 in padding."""
         if self.background_is_group:
             return maps.valid
         return (1 - maps.logits.softmax(dim=0)[-1]) * maps.valid
@@ -96,7 +96,7 @@ class PixelGrouping(ABC):
 
 
 class ComponentGrouping(PixelGrouping):
-    """Connected components of the class map, a control that uses no embeddings."""
+    """Grouping by connected components of the class map, a control without embeddings."""
 
     def _soft_masks(
         self, maps: ImageMaps, probability: torch.Tensor, num_instances: Optional[int]
@@ -110,11 +110,11 @@ class ComponentGrouping(PixelGrouping):
 
 
 class MeanShiftGrouping(PixelGrouping):
-    """Clusters of the pixels that mean shift has moved.
+    """Grouping by clustering the pixels that mean shift has moved.
 
-    The paper leaves open how instances are read from the shifted embeddings. Here, shifted pixels
-    are clustered around the modes of their density, tiny clusters are dropped, and every foreground
-    pixel is a soft member of the modes that it is near to.
+    The paper does not specify how instances are obtained from the shifted embeddings. Here, shifted
+    pixels are clustered around the modes of their density, tiny clusters are dropped, and every
+    foreground pixel is a soft member of the modes near it.
     """
 
     def __init__(
@@ -132,15 +132,15 @@ class MeanShiftGrouping(PixelGrouping):
     ):
         """
         Args:
-            shift: layer that moves the pixels. None stands for that of the model.
+            shift: layer that moves the pixels. If None, the model's layer is used.
             foreground: "classifier" groups the pixels that the class scores call foreground and
                 multiplies masks by the foreground probability. "vote" groups all pixels, as the
                 paper does, so that background forms groups as well.
-            foreground_threshold: foreground probability from which on a pixel is grouped. "vote"
-                does not use it.
+            foreground_threshold: foreground probability at or above which a pixel is grouped. It is
+                not used with "vote".
             merge_cosine: threshold of :func:`rpe_d2.ops.clustering.cluster_embeddings` for shifted
                 embeddings.
-            merge_distance: largest distance of shifted votes in a cluster, in pixels. 0 stands for
+            merge_distance: largest distance of shifted votes in a cluster, in pixels. 0 means
                 two spatial bandwidths.
             split_into_components: whether every connected component of a group becomes a group.
             scales: factors of the bandwidths and of the distance. The pixels are grouped once with
@@ -186,7 +186,7 @@ class MeanShiftGrouping(PixelGrouping):
         """Moves the points and finds the modes of their density."""
         x, votes = self.shift.shift_points(points.x, points.votes, points.sizes, points.keys, scale)
         keys = points.keys
-        # Fixed positions are where a pixel is, which says nothing about its instance. Votes do.
+        # Unlike votes, the fixed positions of pixels do not depend on their instances.
         labels = cluster_embeddings(
             x[keys],
             self.merge_cosine,
@@ -197,7 +197,7 @@ class MeanShiftGrouping(PixelGrouping):
         return points._replace(x=x, votes=votes), modes
 
     def _belongs(self, points: ImagePoints, modes: Modes) -> torch.Tensor:
-        """Returns (P, R) bool whether a point is near enough to a mode to be in its cluster."""
+        """Returns (P, R) bool, whether a point is near enough to a mode to be in its cluster."""
         belongs = points.x @ modes.x.T >= self.merge_cosine
         max_distance = self._max_distance(points.sizes, modes.scale)
         if max_distance is not None:
@@ -248,10 +248,10 @@ class MeanShiftGrouping(PixelGrouping):
         return largest[areas[largest] >= self.min_area]
 
     def _reachable(self, points: ImagePoints, modes: Modes) -> torch.Tensor:
-        """Returns the indices of the modes in the box of the points' votes and its surroundings.
+        """Returns the indices of the modes in and around the box of the points' votes.
 
-        No point belongs to another mode. Neighboring points vote for neighboring places, so that
-        most of the thousands of modes of a large image are left out.
+        No point belongs to any other mode. Neighboring points vote for neighboring positions, so
+        most of the thousands of modes of a large image are excluded.
         """
         max_distance = self._max_distance(points.sizes, modes.scale)
         if max_distance is None or len(points.x) == 0:
@@ -266,7 +266,7 @@ class MeanShiftGrouping(PixelGrouping):
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns the (P,) denominators of :class:`Memberships`, and the best membership and mode.
 
-        Points that belong to no mode, such as those of dropped groups, have no membership.
+        Points that belong to no mode, such as those of dropped groups, have membership 0.
         """
         log_total = points.weight.new_full((len(points.x),), math.inf)
         best = torch.zeros_like(log_total)
@@ -285,7 +285,7 @@ class MeanShiftGrouping(PixelGrouping):
     def _blocks(
         self, points: ImagePoints, modes: Modes
     ) -> Iterator[Tuple[ImagePoints, torch.Tensor, torch.Tensor]]:
-        """Yields some points at a time, their affinities (n, R) and whether they belong (n, R)."""
+        """Yields blocks of points, their affinities (n, R) and whether they belong (n, R) bool."""
         if len(modes) == 0:
             return
         for part in points.split(max(1, _BLOCK_ELEMENTS // len(modes))):
@@ -296,9 +296,9 @@ class MeanShiftGrouping(PixelGrouping):
 
 
 class KMeansGrouping(MeanShiftGrouping):
-    """k-means of embeddings and votes, an oracle that is told the number of instances.
+    """Grouping by k-means of embeddings and votes, an oracle that knows the number of instances.
 
-    The pixels are not shifted. The coordinates are those of the joint kernel.
+    The pixels are not shifted. Distances are those of the joint kernel.
     """
 
     def _soft_masks(
@@ -344,7 +344,7 @@ class KMeansGrouping(MeanShiftGrouping):
 
 
 def drop_background(groups: PixelGroups) -> PixelGroups:
-    """Leaves out the groups whose most probable class is background."""
+    """Drops the groups whose most probable class is background."""
     background = 1 - groups.class_probabilities.sum(dim=1)
     is_object = groups.class_probabilities.amax(dim=1) > background
     return groups.select(torch.nonzero(is_object).squeeze(1))

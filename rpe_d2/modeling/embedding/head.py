@@ -13,7 +13,7 @@ from ..large_maps import BandedConv2d
 from ..layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
-# The shared convolutions do not run on finer maps: a kernel sees little there and costs much.
+# The shared convolutions do not run on finer maps, where they cost more and see less context.
 _FINEST_TRUNK_STRIDE = 4
 # Instance size in pixels that an untrained network predicts.
 _INITIAL_SIZE = 16.0
@@ -111,7 +111,7 @@ class EmbeddingHead(nn.Module):
 
     Every input map is convolved at its own resolution, resized to a common stride and added to the
     others, as in the semantic branch of Panoptic FPN. Shared 3x3 convolutions follow at this
-    stride, where a kernel sees much context at little cost. Each prediction then has a 3x3
+    stride, where a kernel sees much context at low cost. Each prediction then has a 3x3
     convolution at the output stride and a 1x1 predictor. Input maps finer than stride 4, such as
     the image that ``build_guided_backbone`` outputs, bypass the shared convolutions and are added
     to their result. They sharpen mask boundaries.

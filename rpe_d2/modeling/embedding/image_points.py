@@ -47,7 +47,7 @@ def image_points(
         maps: predictions for the image.
         foreground: (h, w) foreground probability, 0 in padding.
         shift: layer that chooses the keys.
-        foreground_threshold: foreground probability from which on a cell can be a key.
+        foreground_threshold: foreground probability at or above which a cell can be a key.
         min_foreground: cells with a foreground probability of at most this are left out.
     """
     cells = torch.nonzero(foreground.flatten() > min_foreground).squeeze(1)

@@ -1,4 +1,4 @@
-"""Ground truth of an image as one label per pixel."""
+"""The ground truth of an image as one label per pixel."""
 
 import logging
 from typing import List, NamedTuple, Optional
@@ -29,7 +29,7 @@ class PixelLabels(NamedTuple):
     sizes: torch.Tensor
 
     def class_map(self, background: int, ignored: int) -> torch.Tensor:
-        """Returns (H, W) int64 classes, with the given values where there is no instance."""
+        """Returns (H, W) int64 classes, with the given values at pixels without an instance."""
         lookup = torch.cat([self.classes, self.classes.new_tensor([ignored, background])])
         return lookup[self.instances]
 
@@ -124,7 +124,7 @@ def sample_pixels_uniformly(labels: torch.Tensor, num_points: int) -> torch.Tens
 
 
 def instance_masks(instances: Instances) -> torch.Tensor:
-    """Returns (n, H, W) bool ``gt_masks``, or filled ``gt_boxes`` where there are none."""
+    """Returns ``gt_masks`` as (n, H, W) bool, or filled ``gt_boxes`` if there are no masks."""
     height, width = instances.image_size
     if len(instances) == 0:
         return torch.zeros(0, height, width, dtype=torch.bool, device=instances.gt_classes.device)

@@ -86,18 +86,18 @@ class EmbeddingLoss(nn.Module):
             margin, form, normalization, positive_weight, negative_weight: arguments of
                 :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
             negative_radius: distance in pixels up to which pixels of different instances repel each
-                other. 0 stands for any distance.
+                other. 0 means any distance.
             num_points: number of pixels that are sampled per image.
             sampling: "instances" samples the same number of pixels from each instance, "uniform"
                 samples all pixels with the same probability.
             loop_weights: weights of the losses before the first loop and after each, scaled to a
-                sum of 1. Empty stands for equal weights.
+                sum of 1. Empty means equal weights.
             background_is_group: whether background is one more group of the pair loss. Otherwise it
-                takes no part.
+                is ignored.
             use_votes: whether votes are trained.
             sem_seg_stride: stride to which class logits are upsampled before the cross-entropy.
             loss_weights: weights of "loss_pair", "loss_vote", "loss_size" and "loss_sem_seg", which
-                replace those of ``DEFAULT_WEIGHTS``.
+                override those of ``DEFAULT_WEIGHTS``.
 
         Raises:
             ValueError: An argument is out of range.
@@ -181,8 +181,8 @@ class EmbeddingLoss(nn.Module):
             shift: layer whose loops are trained.
 
         Returns:
-            Weighted scalars "loss_sem_seg" and "loss_pair", with votes "loss_vote", and with sizes
-            "loss_size".
+            Weighted scalars "loss_sem_seg" and "loss_pair", also "loss_vote" with votes and
+            "loss_size" with sizes.
         """
         losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
         if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
@@ -278,7 +278,7 @@ class EmbeddingLoss(nn.Module):
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
 
     def _groups(self, labels: PixelLabels) -> torch.Tensor:
-        """Returns (H, W) the group of each pixel, negative for pixels that take no part."""
+        """Returns (H, W) the group of each pixel, which is negative for ignored pixels."""
         if not self.background_is_group:
             return labels.instances
         return labels.instances.masked_fill(labels.instances == BACKGROUND, len(labels.classes))
@@ -483,7 +483,7 @@ class SemanticPairLoss(nn.Module):
 
 
 def build_semantic_pair_loss(cfg: CfgNode, default_weight: float) -> Optional[SemanticPairLoss]:
-    """Builds the loss of ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``. It is None for a weight of 0.
+    """Builds the loss of ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``, or returns None if that is 0.
 
     Args:
         default_weight: the head's own weight, which is used if the key is negative.

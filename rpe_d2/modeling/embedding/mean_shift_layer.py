@@ -1,4 +1,4 @@
-"""Mean shift with its bandwidths, for training and inference."""
+"""Mean shift as a layer with bandwidths, for training and inference."""
 
 import math
 from typing import List, Tuple, Union
@@ -30,7 +30,7 @@ class MeanShiftLayer(nn.Module):
     Optionally the kernel also depends on positions (the joint kernel).
     """
 
-    # Weight decay would pull a learned bandwidth towards 1, the largest that makes sense.
+    # Weight decay would pull a learned bandwidth towards 1, the largest useful value.
     no_weight_decay = ("log_bandwidth",)
 
     @configurable
@@ -52,18 +52,18 @@ class MeanShiftLayer(nn.Module):
         Args:
             bandwidth: bandwidth of the kernel on embeddings, > 0.
             learn_bandwidth: whether the bandwidth is a parameter with this initial value.
-            spatial_bandwidth: bandwidth of the kernel on positions in pixels. 0 stands for a kernel
-                on embeddings alone.
+            spatial_bandwidth: bandwidth of the kernel on positions in pixels. With 0 the kernel
+                depends only on embeddings.
             relative_bandwidth: bandwidth of the kernel on positions as a fraction of the size that
-                is predicted for the pixel's instance, but at least ``spatial_bandwidth``. 0 stands
-                for ``spatial_bandwidth`` everywhere.
+                is predicted for the pixel's instance, but at least ``spatial_bandwidth``. With 0 it
+                is ``spatial_bandwidth`` everywhere.
             shift_positions: whether positions (votes) move together with the embeddings.
             train_loops, test_loops: number of loops.
-            tolerance: largest change at which loops stop in inference, see
+            tolerance: largest change at which loops stop at inference, see
                 :func:`rpe_d2.ops.mean_shift.mean_shift`.
-            max_keys: largest number of points that define the density in inference.
+            max_keys: largest number of points that define the density at inference.
             train_keys: largest number of cells that define the density in training, where all cells
-                of an image are shifted. 0 stands for shifting sampled points among themselves.
+                of an image are shifted. With 0, sampled points are shifted among themselves.
 
         Raises:
             ValueError: An argument is out of range.
@@ -126,7 +126,7 @@ class MeanShiftLayer(nn.Module):
         return self.log_bandwidth.exp()
 
     def sigma(self, sizes: torch.Tensor, scale: float = 1.0) -> Union[None, float, torch.Tensor]:
-        """Returns the spatial bandwidth in pixels, one for all or one for each of the sizes.
+        """Returns the spatial bandwidth in pixels, a single value or one for each of the sizes.
 
         It is None if the kernel does not depend on positions.
         """
@@ -155,7 +155,7 @@ class MeanShiftLayer(nn.Module):
             self.bandwidth,
             self.train_loops,
             positions=positions,
-            # Detached, because sizes would otherwise be trained to make a convenient kernel.
+            # Detached, because the kernel would otherwise influence the predicted sizes.
             spatial_bandwidth=self.sigma(sizes.detach()),
             shift_positions=self.shift_positions,
             mask=mask,
@@ -190,11 +190,11 @@ class MeanShiftLayer(nn.Module):
         sizes: torch.Tensor,
         candidates: torch.Tensor,
     ) -> torch.Tensor:
-        """Chooses the points that define the density in inference.
+        """Chooses the points that define the density at inference.
 
-        They are all candidates or, if there are more, ``max_keys`` of them. Three quarters are a
-        stratified sample. The rest are sampled among the candidates that are far from all of those,
-        so that small objects have keys as well.
+        All candidates are chosen if there are at most ``max_keys``. Otherwise three quarters of the
+        keys are a stratified sample of the candidates. The rest are sampled from the candidates
+        that are far from these, so that small objects have keys as well.
 
         Args:
             x: (N, D) unit vectors.
@@ -249,7 +249,7 @@ class MeanShiftLayer(nn.Module):
         """Runs the inference loops on the points of one image.
 
         The keys are shifted among themselves. All other points move to the kernel-weighted mean of
-        where the keys went.
+        the shifted keys.
 
         Args:
             x: (N, D) unit vectors.
@@ -287,7 +287,7 @@ class MeanShiftLayer(nn.Module):
         tolerance: float,
         only_last: bool = False,
     ) -> List[ShiftedPoints]:
-        """Shifts the keys among themselves and takes the other points where their neighbors went.
+        """Shifts the keys among themselves, and moves the other points along with nearby keys.
 
         Returns:
             The points before the first loop and after each, or before the first and after the last.
@@ -343,8 +343,8 @@ class MeanShiftLayer(nn.Module):
     ) -> torch.Tensor:
         """Computes the logarithm of the kernel between points and modes.
 
-        Its softmax over the modes is the membership. Positions enter only if they are shifted:
-        fixed positions are where a pixel is, which says nothing about its instance.
+        Its softmax over the modes is the membership. Positions are used only if they are shifted,
+        because fixed positions do not depend on the instance of a pixel.
 
         Args:
             x: (N, D) unit vectors.
@@ -375,7 +375,7 @@ def stratified_sample(index: torch.Tensor, count: int) -> torch.Tensor:
     """
     if len(index) <= count:
         return index
-    # One entry of each of ``count`` runs. Its place in the run follows the golden ratio, because
+    # One entry of each of ``count`` runs. Its position in the run follows the golden ratio, because
     # the first entries of all runs may lie on a few columns of the image.
     run = torch.arange(count + 1, device=index.device)
     start = run * len(index) // max(count, 1)

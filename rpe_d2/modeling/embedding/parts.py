@@ -1,4 +1,4 @@
-"""Embedding losses and mean shift that fit an embedding head."""
+"""Construction of embedding losses and mean shift that fit an embedding head."""
 
 from typing import Optional, Tuple
 
@@ -14,12 +14,14 @@ def fit_to_head(
     mean_shift: Optional[MeanShiftLayer],
     **mean_shift_options,
 ) -> Tuple[EmbeddingLoss, MeanShiftLayer]:
-    """Builds the parts that are None and checks the others against the head.
+    """Builds the parts that are None, and checks that the others fit the head.
 
     Args:
         head: the embedding head.
-        embedding_loss: None stands for default losses, on votes if the head predicts them.
-        mean_shift: None stands for a default layer, which moves votes if the head predicts them.
+        embedding_loss: the losses. If None, default losses, which include votes if the head
+            predicts them.
+        mean_shift: the layer. If None, a default layer, which moves votes if the head predicts
+            them.
         mean_shift_options: arguments of the default layer.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Groups of the pixels of one image, whose soft masks are computed where they are needed."""
+"""Groups of the pixels of one image, whose soft masks are computed on demand."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -16,7 +16,7 @@ _CHUNK_ELEMENTS = 1 << 24
 
 
 class SoftMasks(ABC):
-    """Soft masks (R, h, w) that are not stored, because R maps of a large image do not fit.
+    """Soft masks (R, h, w) that are computed on demand, because R large maps exceed the memory.
 
     Attributes:
         size: (h, w) of the masks.
@@ -72,7 +72,7 @@ class PixelGroups:
     def soft_masks(self) -> torch.Tensor:
         """All soft masks (R, h, w) float32 in 0-1 on the grid of the maps, which are then stored.
 
-        Those of a large image may not fit into memory; :meth:`chunks` computes a few at a time.
+        The masks of a large image may not fit into memory. :meth:`chunks` computes a few at a time.
         """
         return self._masks[self._index]
 
@@ -89,7 +89,7 @@ class PixelGroups:
         """Yields indices (n,) and soft masks (n, h, w) of a few groups at a time.
 
         Args:
-            order: (m,) indices of the groups. None stands for all groups.
+            order: (m,) indices of the groups. None means all groups.
         """
         if order is None:
             order = torch.arange(len(self), device=self._index.device)
@@ -99,7 +99,7 @@ class PixelGroups:
                 yield index, self.masks_of(index)
 
     def select(self, index: torch.Tensor) -> "PixelGroups":
-        """Returns the groups with these indices, in their order."""
+        """Returns the groups with these indices, in the order of the indices."""
         selected = object.__new__(PixelGroups)
         selected._masks = self._masks
         selected._index = self._index[index]
@@ -144,7 +144,7 @@ class Memberships(SoftMasks):
     ):
         """
         Args:
-            shift: layer that knows the affinity.
+            shift: layer that computes the affinities.
             points: P points that mean shift has moved.
             modes: R modes.
             log_total: (P,) logarithm of the sum over the modes of the exponential affinities,
@@ -175,7 +175,7 @@ class Memberships(SoftMasks):
 
 
 class Components:
-    """Large connected components of a map of groups.
+    """The large connected components of a map of groups.
 
     Attributes:
         group: (R,) the group of each component.
@@ -227,7 +227,7 @@ class ComponentMasks(SoftMasks):
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
         masks = self.components[index]
-        if len(masks):  # the soft border of a mask falls to zero in one cell
+        if len(masks):  # the soft border of a mask falls to zero within one cell
             masks = F.max_pool2d(masks.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
         return self.soft_masks[self.components.group[index]].mul_(masks)
 
@@ -252,7 +252,7 @@ class ClassMaps(SoftMasks):
 
 
 class JoinedMasks(SoftMasks):
-    """The masks of several scales, one scale after the other."""
+    """The masks of several scales, concatenated."""
 
     def __init__(self, parts: Tuple[SoftMasks, ...]):
         self.parts = parts

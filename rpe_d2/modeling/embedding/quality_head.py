@@ -1,4 +1,4 @@
-"""Estimates of the IoU between soft masks and objects, which rank grouped instances."""
+"""Estimation of the IoU between soft masks and objects, by which instances are ranked."""
 
 from typing import Tuple
 
@@ -17,9 +17,9 @@ _HIDDEN = 128
 class QualityHead(nn.Module):
     """Predicts the IoU of soft masks from the features under them and from their grouping.
 
-    Kong & Fowlkes recommend a learned ranker and released none. This one applies the idea of Mask
-    Scoring R-CNN (Huang et al., CVPR 2019) to groups of pixels. It does not backpropagate into the
-    features, so that ranking does not disturb grouping.
+    Kong & Fowlkes recommend a learned ranker but did not release one. This head applies the idea of
+    Mask Scoring R-CNN (Huang et al., CVPR 2019) to groups of pixels. It does not backpropagate into
+    the features, so that ranking does not disturb grouping.
     """
 
     def __init__(self, feature_dim: int):
@@ -98,7 +98,7 @@ def best_match(
         soft_masks: (R, h, w) in 0-1.
         instance_map: (h, w) int64 instances 0 to n - 1, -1 for background and lower values for
             pixels that are ignored.
-        mask_threshold: value from which on a cell belongs to a mask.
+        mask_threshold: value at or above which a cell belongs to a mask.
 
     Returns:
         IoUs (R,) float32 in 0-1, 0 where there are no instances, and the instances (R,) int64.

@@ -1,4 +1,4 @@
-"""Pictures of an embedding model for TensorBoard during training."""
+"""Visualization of an embedding model in TensorBoard during training."""
 
 from typing import List
 

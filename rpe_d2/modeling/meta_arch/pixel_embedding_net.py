@@ -90,28 +90,28 @@ class PixelEmbeddingNet(PaddedInput):
         """
         Args:
             backbone: any Detectron2 backbone.
-            num_classes: K, which is needed where no ``embedding_head`` is given.
+            num_classes: number of classes K. Required if no ``embedding_head`` is given.
             embedding_head, embedding_loss, mean_shift, grouping: the parts in the order in which
-                data pass through them. None stands for the part with its default arguments, which
-                follow the head: without votes, none are trained or shifted.
+                data pass through them. If None, a part is built with default arguments that fit the
+                head: without votes, none are trained or shifted.
             use_quality_head: whether instances are ranked by class probability times an estimate of
-                their mask's IoU. Otherwise the class probability ranks them.
+                their mask's IoU. Otherwise they are ranked by the class probability.
             quality_loss_weight: weight of the loss of that estimate.
             quality_images: number of images of a batch that train the estimate and the refinement.
-                0 stands for all.
-            mask_propagation: refines the soft masks of the instances. None leaves them as they are.
+                0 means all.
+            mask_propagation: refines the soft masks of the instances. None disables the refinement.
             propagation_loss_weight: weight of the loss of the refined masks.
             detections_per_image: number of the best instances that are kept.
             score_threshold: instances with a lower score are dropped.
-            mask_threshold: value from which on a pixel belongs to a soft mask.
+            mask_threshold: value at or above which a pixel belongs to a soft mask.
             min_area: smallest area of a mask in pixels of the image.
             overlap_threshold: threshold of :func:`rpe_d2.modeling.masks.contained_mask_nms` for
                 groups of several scales.
             return_proposals, return_sem_seg: whether to return the additional outputs.
             proposal_mask_size: side of the proposals' masks.
             pixel_mean, pixel_std: mean and standard deviation of each channel.
-            input_format: channel order of the images, for training pictures.
-            vis_period: iterations between training pictures. 0 disables them.
+            input_format: channel order of the images, for visualization.
+            vis_period: iterations between visualizations in training. 0 disables them.
 
         Raises:
             ValueError: An argument is out of range.
@@ -195,12 +195,12 @@ class PixelEmbeddingNet(PaddedInput):
 
     @classmethod
     def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
-        """Names what the model needs in inference besides images."""
+        """Names what the model needs at inference besides images."""
         return ("num_instances",) if cfg.MODEL.RPE.GROUPING == "kmeans" else ()
 
     @classmethod
     def check_training_data(cls, cfg: CfgNode, max_instances: int) -> None:
-        """Warns of settings with which grouping cannot succeed, and names values that would fit."""
+        """Warns about settings with which grouping cannot succeed, and suggests values that fit."""
         rpe = cfg.MODEL.RPE
         if rpe.NEGATIVE_RADIUS > 0:
             if rpe.GROUPING == "mean_shift" and not (rpe.VOTES or rpe.SPLIT_COMPONENTS):
@@ -449,9 +449,9 @@ class PixelEmbeddingNet(PaddedInput):
 
 
 def _score_threshold(cfg: CfgNode) -> float:
-    """Returns the larger one of the thresholds of this model and of Detectron2's demo."""
+    """Returns the larger of this model's threshold and that of Detectron2's demo."""
     common = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
-    if common == get_cfg().MODEL.ROI_HEADS.SCORE_THRESH_TEST:  # nobody has set it
+    if common == get_cfg().MODEL.ROI_HEADS.SCORE_THRESH_TEST:  # it has not been set
         common = 0.0
     return max(cfg.MODEL.RPE.SCORE_THRESH_TEST, common)
 

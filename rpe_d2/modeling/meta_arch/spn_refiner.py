@@ -23,7 +23,7 @@ class SPNRefiner(PaddedInput):
     """The universal propagation network, which refines given masks (Liu et al., NIPS 2017, sec. 4).
 
     The input is Detectron2's list of dicts with ``image`` (C, H, W). In training the dicts have
-    ``instances`` with ``gt_masks``, from which coarse masks are made. In inference they have any of
+    ``instances`` with ``gt_masks``, from which coarse masks are made. At inference they have any of
     these, at any resolution:
 
     * ``instances`` with ``pred_masks`` (R, h, w), bool or in 0-1,
@@ -91,7 +91,7 @@ class SPNRefiner(PaddedInput):
 
     @classmethod
     def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
-        """Names what the model needs in inference besides images."""
+        """Names what the model needs at inference besides images."""
         return ("coarse_masks",)
 
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
@@ -101,7 +101,7 @@ class SPNRefiner(PaddedInput):
             :meth:`inference`.
 
         Raises:
-            ValueError: Training without propagation units, which have all the parameters.
+            ValueError: The model has no propagation units, so there is nothing to train.
         """
         if not self.training:
             return self.inference(batched_inputs)

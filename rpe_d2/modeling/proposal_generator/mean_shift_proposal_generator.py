@@ -65,8 +65,8 @@ class MeanShiftProposalGenerator(nn.Module):
     head, losses, mean shift, grouping and quality head are those of
     :class:`rpe_d2.modeling.PixelEmbeddingNet`, with one class.
 
-    Pixels are labeled from ``gt_masks`` or, if the data have none, from filled boxes. What
-    Detectron2's mappers leave out, such as crowds, counts as background, as it does for the RPN.
+    Pixels are labeled from ``gt_masks`` or, if the data have none, from filled boxes. Objects that
+    Detectron2's mappers drop, such as crowds, count as background, as they do for the RPN.
     """
 
     dataset_mapper_name = "PixelLabelMapper"
@@ -97,26 +97,26 @@ class MeanShiftProposalGenerator(nn.Module):
     ):
         """
         Args:
-            input_shape: channels and stride of each output of the backbone, which are needed where
-                no ``embedding_head`` is given.
-            embedding_head: head with one class. None stands for a head of stride 8.
+            input_shape: channels and stride of each output of the backbone. Required if no
+                ``embedding_head`` is given.
+            embedding_head: head with one class. None means a head of stride 8.
             num_levels: number of maps that are grouped, at the head's stride, twice that stride and
                 so on.
-            embedding_loss, mean_shift, grouping: the parts that follow at each level. None stands
-                for the part with its default arguments, which follow the head: without votes, none
-                are trained or shifted.
+            embedding_loss, mean_shift, grouping: the parts that are applied at each level. If None,
+                a part is built with default arguments that fit the head: without votes, none are
+                trained or shifted.
             use_quality_head: whether groups are ranked by foreground probability times an estimate
-                of their mask's IoU. Otherwise the foreground probability ranks them.
+                of their mask's IoU. Otherwise they are ranked by the foreground probability.
             quality_loss_weight: weight of the loss of that estimate.
             nms_type: whether overlaps are those of "mask" or "box".
             nms_threshold: IoU with a better proposal above which a score is reduced.
             duplicate_threshold: IoU with a better proposal above which a proposal is dropped.
-            pre_nms_topk: number of the best groups of an image that enter the suppression. It
-                bounds time and memory.
+            pre_nms_topk: number of the best groups of an image that enter non-maximum suppression,
+                which bounds time and memory.
             post_nms_topk_train, post_nms_topk_test: number of the best proposals that are kept.
             min_box_size: proposals with a side below this many pixels are dropped.
-            mask_threshold: value from which on a cell belongs to a soft mask.
-            tip_threshold: lower value from which on a cell extends the box, see
+            mask_threshold: value at or above which a cell belongs to a soft mask.
+            tip_threshold: lower value at or above which a cell extends the box, see
                 :func:`rpe_d2.modeling.masks.soft_mask_boxes`.
             mask_size: M, the side of the proposals' masks.
             masks_in_training: whether proposals have masks in training as well.
@@ -128,7 +128,7 @@ class MeanShiftProposalGenerator(nn.Module):
         if embedding_head is None:
             if input_shape is None:
                 raise ValueError("input_shape is None; allowed: a dict, or an embedding_head")
-            # By keyword, because a LazyConfig's dict in first place would be taken for a cfg.
+            # By keyword, because a dict of LazyConfig would be taken for a cfg if it came first.
             embedding_head = EmbeddingHead(input_shape=input_shape, num_classes=1, stride=8)
         if not isinstance(grouping, (PixelGrouping, type(None))):
             raise ValueError(f"grouping is {grouping!r}; allowed: a PixelGrouping, or None")
@@ -218,8 +218,9 @@ class MeanShiftProposalGenerator(nn.Module):
 
         Returns:
             For each image, proposals in descending order of their scores with ``proposal_boxes``,
-            ``objectness_logits`` and, in inference or with ``masks_in_training``,
-            ``proposal_masks`` (R, M, M) uint8. In training also the losses "loss_rpe_…".
+            ``objectness_logits`` and, at inference or with ``masks_in_training``,
+            ``proposal_masks`` (R, M, M) uint8. The second value is a dict of the losses
+            "loss_rpe_…", which is empty at inference.
         """
         check_batch(
             type(self).__name__, len(next(iter(features.values()))), len(images.image_sizes)

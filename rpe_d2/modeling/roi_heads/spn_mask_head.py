@@ -75,9 +75,9 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
             pooler_resolution: side length of the pooled features.
             sampling_ratio: see ``ROIAlign``; used if the head pools the RoIs itself.
             resolution: side length of the refined masks, a multiple of twice
-                ``pooler_resolution``; 0 for exactly that. RoI heads may pool another size, as
-                ``Res5ROIHeads`` do, whose features have half of it. The refined masks then keep
-                their ratio to what arrives.
+                ``pooler_resolution``; 0 for exactly twice. RoI heads may provide features of
+                another size: those of ``Res5ROIHeads`` have half the size. The refined masks then
+                keep their ratio to the size of the features.
             channels: propagated channels, each with its own gates.
             num_units, gate_mode, connections: see :class:`PropagationUnits`.
             guidance_dim, guidance_norm: ``conv_dim`` and ``norm`` of the
@@ -113,7 +113,7 @@ class SPNMaskHead(MaskRCNNConvUpsampleHead):
         self.propagation = propagation
         self.guidance = guidance
         self.resolution = resolution
-        self.ratio = ratio  # of the refined masks to the masks before the refinement
+        self.ratio = ratio  # ratio of the refined masks to the masks before the refinement
         self.roi_features = roi_features
         self.refined_loss_weight = refined_loss_weight
 

@@ -34,7 +34,7 @@ class SemSegHead(nn.Module, ABC):
     """Base class of semantic heads for ``SemanticSegmentor`` and ``PanopticFPN``.
 
     Subclasses predict class logits and, from the same features, embeddings for an auxiliary pair
-    loss (``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``). The embeddings are not computed in inference.
+    loss (``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``). The embeddings are not computed at inference.
     ``layers``, ``losses`` and ``common_stride`` have the same meaning as in ``SemSegFPNHead``, so
     ``SPNSemSegHead`` can refine every subclass; it trains them with ``scores_and_losses``.
     """

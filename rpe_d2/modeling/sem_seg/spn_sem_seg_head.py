@@ -72,8 +72,8 @@ class SPNSemSegHead(nn.Module):
             freeze_head: do not train ``head``.
 
         Raises:
-            ValueError: ``head`` lacks one of the attributes above, or its stride is no multiple of
-                the stride of the guidance.
+            ValueError: ``head`` lacks one of the attributes above, or its stride is not a multiple
+                of the stride of the guidance.
         """
         super().__init__()
         check_range("refined_loss_weight", refined_loss_weight, 0)
@@ -155,10 +155,10 @@ class SPNSemSegHead(nn.Module):
 
     @classmethod
     def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
-        """Raises a ValueError if a training with this configuration cannot start.
+        """Raises a ValueError if training with this configuration cannot start.
 
         Args:
-            has_weights: whether the training starts from the weights of a checkpoint.
+            has_weights: whether training starts from the weights of a checkpoint.
         """
         if cfg.MODEL.SPN.FREEZE_HEAD and not has_weights:
             raise ValueError(
