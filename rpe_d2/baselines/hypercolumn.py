@@ -138,7 +138,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
         if self.num_classes == 1:
             classes = torch.zeros_like(classes)
         # Without regions one class is computed anyway, because distributed training requires that
-            # all parameters take part.
+        # all parameters take part.
         present, column = torch.unique(
             classes if len(classes) else classes.new_zeros(1), return_inverse=True
         )

@@ -41,9 +41,9 @@ class WindowProposalGenerator(nn.Module, ABC):
     whole images only at inference. Here the network is also trained on whole images, at all scales.
     The windows of the dense grid are labeled with the same tolerances, and equal numbers of
     positive and negative windows are sampled. Around a window, the network sees the image in
-    training and at inference, where a network for patches would see zeros or mirrored pixels. Window positions are
-    multiples of the stride, and window sizes are those of the pyramid. Random image sizes
-    (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
+    training and at inference, where a network for patches would see zeros or mirrored pixels.
+    Window positions are multiples of the stride, and window sizes are those of the pyramid. Random
+    image sizes (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
 
     Masks are predicted only for the windows with the best scores. Crowds, which Detectron2's
     mappers drop, count as background, as in the RPN. The masks are learned from ``gt_masks``, or

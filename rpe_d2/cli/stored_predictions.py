@@ -41,7 +41,7 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
         elif isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
         return mask_util.decode(segmentation).astype(bool)
-    except Exception as error:  # pycocotools may raise anything for malformed input
+    except Exception as error:  # pycocotools may raise any error for malformed input
         raise UnusableMask(f"its mask does not decode ({one_line(error)})") from error
 
 

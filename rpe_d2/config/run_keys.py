@@ -85,23 +85,23 @@ def _input_keys() -> Keys:
         ),
         "INTENSITY": Key(
             "auto",
-            "How intensities become 0-255, in training, evaluation and prediction. `auto`: 8-bit "
-            "images as they are, others from the percentiles 0.1 to 99.8 of the whole image. "
-            "`dtype`: the range of the data type, 0-1 for floating point. `percentile:LO,HI`: "
-            "between percentiles. `LO,HI`: between intensities.",
+            "How intensities are mapped to 0-255, in training, evaluation and prediction. `auto`: "
+            "8-bit images are not changed; others are stretched between the percentiles 0.1 and "
+            "99.8 of the whole image. `dtype`: by the range of the data type, 0-1 for floating "
+            "point. `percentile:LO,HI`: between percentiles. `LO,HI`: between intensities.",
             unit="rule",
         ),
         "CHANNELS": Key(
             "auto",
-            "`auto`: images have 1 or 3 channels; alpha is dropped. `mean`: the mean of all "
-            "channels. `1` or `2,1,0`: these channels, counted from 0.",
+            "Channels to use. `auto`: images must have 1 or 3 channels; alpha is dropped. `mean`: "
+            "the mean of all channels. `1` or `2,1,0`: these channels, counted from 0.",
             unit="rule",
         ),
         "PLANE": Key(
             -1,
-            "Plane that is read from files with several (z, t, pages), counted from 0. Names such "
-            "as `stack.tif[3]` have precedence. -1: such files are an error in training and "
-            "evaluation, and `rpe-d2 demo` and `visualize` take every plane.",
+            "Plane to read from files with several (z, t, pages), counted from 0. Names such as "
+            "`stack.tif[3]` take precedence. -1: such files are an error in training and "
+            "evaluation, and `rpe-d2 demo` and `visualize` process every plane.",
             low=-1,
             unit="plane",
         ),
@@ -237,7 +237,7 @@ def _test_keys() -> Keys:
         "PROPOSALS": Key(
             False,
             "Also evaluate class-agnostic proposals with `MaskProposalEvaluator`: average recall "
-            "at 1, 10, 100 and 1,000. A `ProposalNetwork` is always evaluated so.",
+            "at 1, 10, 100 and 1,000. This is always done for a `ProposalNetwork`.",
         ),
         "BOUNDARIES": Key(
             False,
@@ -248,12 +248,12 @@ def _test_keys() -> Keys:
         "VOC_AP": Key(
             False,
             "Also evaluate AP^r, the average precision of PASCAL VOC with the IoU of masks, with "
-            "`VOCInstanceEvaluator`. The data sets of `DATASETS.VOC` are always evaluated so.",
+            "`VOCInstanceEvaluator`. This is always done for the data sets of `DATASETS.VOC`.",
         ),
         "TOUCHING_INSTANCES": Key(
             False,
-            "Also evaluate separately the instances whose mask, dilated by 2 pixels, meets "
-            "another one (`segm_touching`).",
+            "Also evaluate separately the instances whose mask, dilated by 2 pixels, overlaps "
+            "another mask (`segm_touching`).",
         ),
         "BOUNDARY_THRESHOLDS": Key(
             99,

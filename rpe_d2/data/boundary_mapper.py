@@ -73,8 +73,8 @@ def transform_boundaries(
     If contours were resampled as an image, they would have gaps after shrinking and steps two
     pixels wide after enlarging. This function transforms the center of every contour pixel, and
     points on the segment to each neighboring contour pixel, which are dense enough to leave no
-    gaps. Every pixel that contains a transformed point is marked. The result is thinned unless all pixels move by
-    whole pixels, since the annotators' own contours are thin.
+    gaps. Every pixel that contains a transformed point is marked. The result is thinned unless all
+    pixels move by whole pixels, since the annotators' own contours are thin.
 
     Args:
         lines: (h, w) bool.

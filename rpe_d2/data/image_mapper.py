@@ -63,7 +63,7 @@ class ImageMapper(DatasetMapper):
         if label_file is not None:
             labels = read_label_map(label_file, dtype=np.int32)
             if labels.min(initial=0) >= 0 and labels.max(initial=0) < 256:
-                labels = labels.astype(np.uint8)  # the data type for which Detectron2 resizes exactly
+                labels = labels.astype(np.uint8)  # Detectron2 resizes uint8 with Pillow
 
         augmented = T.AugInput(image, sem_seg=labels)
         transforms = self.augmentations(augmented)

@@ -206,7 +206,8 @@ class ModelCheckpointer(DetectionCheckpointer):
             ]
             raise ValueError(
                 f"weights {self._path} do not belong to this model: {len(missing)} of its "
-                f"{len(names)} tensors do not fit, first {name}{shapes[0] if shapes else ', which is missing'}; "
+                f"{len(names)} tensors do not fit, first {name}"
+                f"{shapes[0] if shapes else ', which is missing'}; "
                 "give the configuration that they were trained with"
             )
         return incompatible

@@ -161,7 +161,10 @@ def check_training_data(cfg: CfgNode) -> None:
 
 
 def _model_parts(cfg: CfgNode) -> Dict[str, type]:
-    """Returns the classes of :func:`model_classes` by part, the meta-architecture as "meta_arch"."""
+    """Returns the classes of :func:`model_classes` by the name of their part.
+
+    The meta-architecture has the name "meta_arch".
+    """
     registered = {}
     if cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         registered["meta_arch"] = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)

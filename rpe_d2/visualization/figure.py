@@ -117,10 +117,10 @@ def draw_figure(rows: Sequence[List[Panel]], heading: str, image_size: Sequence[
 
 
 def printable(text: str) -> str:
-    """Replaces what fonts cannot show, such as the lone surrogates of undecodable file names."""
+    """Replaces characters that fonts cannot show, such as surrogates in undecodable file names."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    # Names of files and classes may contain dollar signs, which are no formulas.
+    # Dollar signs in the names of files and classes do not start formulas.
     figure.text(x, y, printable(text), parse_math=False, **style)
