@@ -168,7 +168,7 @@ def draw_propagation() -> plt.Figure:
 
 
 def _discs() -> np.ndarray:
-    """(SIZE, SIZE) int: three discs, two of which touch; -1 is background."""
+    """Returns labels (SIZE, SIZE) int of three discs, two of which touch; -1 is background."""
     y, x = np.mgrid[:SIZE, :SIZE]
     labels = np.full((SIZE, SIZE), -1)
     for label, (cx, cy, radius) in enumerate(((16, 17, 12), (36, 17, 9), (26, 36, 8))):
@@ -177,7 +177,7 @@ def _discs() -> np.ndarray:
 
 
 def _edge_gates(picture: torch.Tensor) -> torch.Tensor:
-    """(1, 1, 12, H, W) gates that are small where a pixel differs from its neighbor."""
+    """Returns gates (1, 1, 12, H, W) that are small where a pixel differs from its neighbor."""
     gates = []
     for axis, step in ((1, 1), (1, -1), (0, 1), (0, -1)):
         for sideways in (-1, 0, 1):

@@ -16,7 +16,7 @@ _PAIR_LOSS_KEYS = ("MODEL.RPE.PAIR_LOSS_FORM",)
 
 
 class Score(NamedTuple):
-    """A column of a table of scores: where a record holds it, and its heading."""
+    """A column of a table of scores: its place in a record, and its heading."""
 
     task: str
     name: str

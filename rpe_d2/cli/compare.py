@@ -140,8 +140,8 @@ def _first_dataset(configs: List[Tuple[Optional[CfgNode], Optional[str]]]) -> st
 def _names(models: List[str]) -> List[str]:
     """Returns the names of the rows.
 
-    A name is the shortest unique part of the path of the configuration, followed by that of the
-    weights where a configuration has several.
+    A name is the shortest unique part of the path of the configuration. If a configuration has
+    several weights, the shortest unique part of their path follows.
     """
     configs, weights = zip(
         *(model.split("=", 1) if "=" in model else (model, "") for model in models)
@@ -212,7 +212,7 @@ def _row(
         key = _key(cfg, data)
         path = output / _ROWS / f"{key}.json"
         if path.exists():
-            print(f"{name}: from {path}", file=sys.stderr)
+            print(f"{name}: read from {path}", file=sys.stderr)
             return {**json.loads(path.read_text()), "name": name}
         row = _measure(name, cfg, data)
     except Exception as failure:  # any error, because the other models do not depend on it

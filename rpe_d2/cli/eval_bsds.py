@@ -245,7 +245,7 @@ def _count(
         else:
             missing.append(image)
     if counts:
-        print(f"{len(counts)} of {len(images)} images are counted already: {store.folder}")
+        print(f"{len(counts)} of {len(images)} images are already counted: {store.folder}")
     # Closing the generator ends its processes, also after an interruption.
     with closing(count_images(missing, args.thresholds, args.workers)) as results:
         bar = tqdm(results, total=len(missing), desc="images", unit="image", disable=not missing)

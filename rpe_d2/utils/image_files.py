@@ -189,7 +189,7 @@ def _is_gray(image: Image.Image) -> bool:
 
 
 class _DeepPngSource(_Source):
-    """PNG with three or four channels of 16 bits, of which Pillow keeps 8."""
+    """A PNG with three or four channels of 16 bits, which Pillow would reduce to 8 bits."""
 
     def __init__(self, path: str, file: Any):
         width, height = struct.unpack(">II", file.read(24)[16:])

@@ -300,7 +300,7 @@ def _run_crf(args: argparse.Namespace) -> Optional[dict]:
     try:
         refine = DenseCRF(args.crf_iterations)
     except ValueError as error:
-        print(f"left out: {error}")
+        print(f"skipped: {error}")
         return None
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (_CRF_SIZE, _CRF_SIZE, 3), dtype=np.uint8)
