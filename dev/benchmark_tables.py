@@ -8,12 +8,12 @@ from rpe_d2.visualization.report import comparison_table
 
 
 def compared(path: Path) -> str:
-    """The models in a ``compare.json`` of ``rpe-d2 compare``, with all columns."""
+    """Returns a table of the models in a ``compare.json`` file, with all columns."""
     return comparison_table(read_record(path)["rows"])
 
 
 def propagation_table(path: Path, columns: Sequence[Tuple[str, str]]) -> str:
-    """Columns of a record of ``rpe-d2 benchmark spn``.
+    """Returns a table of columns of a record of ``rpe-d2 benchmark spn``.
 
     Args:
         path: the record.
@@ -29,7 +29,7 @@ def propagation_table(path: Path, columns: Sequence[Tuple[str, str]]) -> str:
 
 
 def benchmark_table(folder: Path) -> str:
-    """The operator benchmarks in a folder, by file name."""
+    """Returns a table of the operator benchmarks in a folder, sorted by file name."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         record = read_record(path)
@@ -51,7 +51,7 @@ def benchmark_table(folder: Path) -> str:
 
 
 def processes_table(path: Path) -> str:
-    """A record of ``rpe-d2 benchmark processes``."""
+    """Returns a table of a record of ``rpe-d2 benchmark processes``."""
     results = read_record(path)["results"]
     model = results.pop("model")
     one = results["1"]["step_seconds"]

@@ -28,7 +28,7 @@ PAGES = (
     "docs/model_zoo.md",
     "docs/benchmarks.md",
 )
-# The first pattern that matches is used: the quickstart's figure is the mean of all its records.
+# The first pattern that matches is used: the quickstart's score is the mean of all its records.
 _QUICKSTART = ("quickstart/rpe_shapes_[0-9].json", "shapes_quickstart.json")
 _MODELS = (
     Model("PixelEmbeddingNet", "shapes", _QUICKSTART),
@@ -93,7 +93,7 @@ _PROPAGATION_COLUMNS = {
 
 
 def generated_tables(results: Path) -> Dict[str, str]:
-    """All tables by name: the configuration keys, and what the records in a folder say."""
+    """Returns all tables by name: the configuration keys, and tables of the records in a folder."""
     tables = {
         "config keys": config_table(),
         "input kinds": input_table(),
@@ -133,7 +133,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
 
 
 def update_pages(root: Path) -> Dict[Path, str]:
-    """Writes the generated tables into the texts of the pages, each between its two marks.
+    """Inserts the generated tables into the texts of the pages, each between its two markers.
 
     Args:
         root: the folder of README.md, docs/ and results/.
@@ -142,7 +142,7 @@ def update_pages(root: Path) -> Dict[Path, str]:
         The new text of each page. No file is written.
 
     Raises:
-        ValueError: A table has no place, or several.
+        ValueError: The markers of a table are missing, or occur several times.
     """
     pages = {root / name: (root / name).read_text() for name in PAGES}
     for name, table in generated_tables(root / "results").items():

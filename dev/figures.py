@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def draw_pair_loss() -> plt.Figure:
-    """The loss of a pair by its similarity, and embeddings before and after descent on the loss."""
+    """Draws the loss of a pair by its similarity, and embeddings before and after training."""
     figure, (left, before, after) = plt.subplots(1, 3, figsize=(10, 3.2))
     similarity = np.linspace(0, 1, 101)
     left.plot(similarity, 1 - similarity, color=BLUE, label="same instance: 1 − s")
@@ -69,7 +69,7 @@ def draw_pair_loss() -> plt.Figure:
 
 
 def draw_margin() -> plt.Figure:
-    """The smallest margin at which the loss of a number of instances can reach zero."""
+    """Draws the smallest margin at which the loss of a number of instances can reach zero."""
     figure, axes = plt.subplots(figsize=(5.4, 3.2))
     for dim, color in ((3, BLUE), (8, ORANGE), (32, GREEN)):
         numbers = range(2, 101)
@@ -84,7 +84,7 @@ def draw_margin() -> plt.Figure:
 
 
 def draw_mean_shift() -> plt.Figure:
-    """Noisy embeddings of three touching discs after some loops, on the circle and as a picture."""
+    """Draws noisy embeddings of three touching discs after some loops, as points and as colors."""
     instances = _discs()
     inside = instances >= 0
     generator = torch.Generator().manual_seed(0)
@@ -114,7 +114,7 @@ def draw_mean_shift() -> plt.Figure:
 
 
 def draw_connections() -> plt.Figure:
-    """The three pixels of the previous column that a pixel is connected to, and the directions."""
+    """Draws the three connections of a pixel to the previous column, and the directions."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3))
     arrow = {"arrowstyle": "->", "color": RED, "lw": 1.8, "shrinkA": 9, "shrinkB": 9}
     for column in range(4):
@@ -143,7 +143,7 @@ def draw_connections() -> plt.Figure:
 
 
 def draw_propagation() -> plt.Figure:
-    """A coarse mask, propagated in each direction with gates that close at the picture's edges."""
+    """Draws a coarse mask that is propagated in each direction with gates that close at edges."""
     picture = np.where(_discs() == 0, 0.85, np.where(_discs() == 1, 0.5, 0.15))
     picture += 0.01 * np.random.default_rng(0).standard_normal(picture.shape)
     true = torch.from_numpy((_discs() == 0).astype(np.float32))[None, None]
@@ -168,7 +168,7 @@ def draw_propagation() -> plt.Figure:
 
 
 def _discs() -> np.ndarray:
-    """(SIZE, SIZE) int: three discs, two of which touch; -1 is background."""
+    """Returns labels (SIZE, SIZE) int of three discs, two of which touch; -1 is background."""
     y, x = np.mgrid[:SIZE, :SIZE]
     labels = np.full((SIZE, SIZE), -1)
     for label, (cx, cy, radius) in enumerate(((16, 17, 12), (36, 17, 9), (26, 36, 8))):
@@ -177,7 +177,7 @@ def _discs() -> np.ndarray:
 
 
 def _edge_gates(picture: torch.Tensor) -> torch.Tensor:
-    """(1, 1, 12, H, W) gates that are small where a pixel differs from its neighbor."""
+    """Returns gates (1, 1, 12, H, W) that are small where a pixel differs from its neighbor."""
     gates = []
     for axis, step in ((1, 1), (1, -1), (0, 1), (0, -1)):
         for sideways in (-1, 0, 1):

@@ -1,6 +1,6 @@
-"""Hooks of mkdocs: files outside docs/ that pages link to, and docstrings' references.
+"""Hooks for mkdocs: files outside docs/ that pages link to, and references in docstrings.
 
-Pages link to ``../results/NAME.json``, which works on the disk and on a code host. The site holds
+Pages link to ``../results/NAME.json``, which works on disk and on a code host. The site contains
 copies of these files below its own root, and its pages link to the copies.
 """
 
@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drops Sphinx's roles before names, and sets where code and table cells may break."""
+    """Removes Sphinx roles before names, and sets where code and table cells may break."""
     html = re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
     html = re.sub(r"<code\b.*?</code>", lambda code: _keep_flags(code[0]), html, flags=re.DOTALL)
     return re.sub(r"<td.*?</td>", lambda cell: _set_breaks(cell[0]), html, flags=re.DOTALL)

@@ -16,7 +16,7 @@ _PAIR_LOSS_KEYS = ("MODEL.RPE.PAIR_LOSS_FORM",)
 
 
 class Score(NamedTuple):
-    """A column of a table of scores: where a record holds it, and its heading."""
+    """A column of a table of scores: its place in a record, and its heading."""
 
     task: str
     name: str
@@ -38,7 +38,7 @@ class Model(NamedTuple):
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lays out a table. Columns without a value in any row are left out."""
+    """Formats a Markdown table. Columns without a value in any row are omitted."""
     rows = [list(row) for row in rows]
     kept = [
         number
@@ -57,14 +57,14 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def select_columns(table: str, headings: Sequence[str]) -> str:
-    """Keeps the named columns of a Markdown table. Headings that it lacks are skipped."""
+    """Selects columns of a Markdown table by name. Names that the table lacks are skipped."""
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     numbers = [cells[0].index(heading) for heading in headings if heading in cells[0]]
     return "\n".join(_line([row[number] for number in numbers]) for row in cells)
 
 
 def model_table(results: Path, models: Sequence[Model]) -> str:
-    """The README's table: a row for each model, with the mean and the range over its seeds.
+    """Returns the table in the README: a row per model, with mean and range over its seeds.
 
     Args:
         results: the folder of the records.
@@ -92,7 +92,7 @@ def model_table(results: Path, models: Sequence[Model]) -> str:
 
 
 def scores_table(results: Path, subfolder: str = "", by_file: bool = False) -> str:
-    """Instance scores of every run record in a folder, sorted by file name.
+    """Returns a table of the instance scores of the run records in a folder, sorted by file name.
 
     Args:
         results: the folder of the records.
@@ -110,7 +110,7 @@ def scores_table(results: Path, subfolder: str = "", by_file: bool = False) -> s
 
 
 def runs_table(results: Path, subfolder: str = "", by_file: bool = False) -> str:
-    """Length, time, hardware and commit of the runs of :func:`scores_table`."""
+    """Returns a table of length, time, hardware and commit of the runs of :func:`scores_table`."""
     rows = []
     for path, record in _instance_records(results / subfolder):
         minutes, cpu_minutes = f"{record['seconds'] / 60:.1f}", NO_VALUE
@@ -126,10 +126,10 @@ def runs_table(results: Path, subfolder: str = "", by_file: bool = False) -> str
 
 
 def seeds_table(paths: Iterable[Path], columns: Sequence[Score]) -> str:
-    """Means and ranges over the seeds, a row for each setting and number of iterations.
+    """Returns a table of means and ranges over the seeds, by setting and number of iterations.
 
     Args:
-        paths: files of run records. Those that have none of the scores are left out.
+        paths: files of run records. Records that have none of the scores are omitted.
         columns: the scores to show.
     """
     groups: Dict[Tuple[str, int], List[dict]] = {}
@@ -152,12 +152,12 @@ def seeds_table(paths: Iterable[Path], columns: Sequence[Score]) -> str:
 
 
 def ablation_table(folder: Path) -> str:
-    """Run records of an ablation: a row for each setting, with mean and range over its seeds.
+    """Returns the table of an ablation: a row per setting, with mean and range over its seeds.
 
-    A setting is what a run overrides beyond the overrides that all runs share. Its difference is
-    taken to the runs that override nothing more. A setting that was trained has no difference
-    where its range over the seeds overlaps that of the reference. A setting of inference alone is
-    evaluated on the reference's weights of the same seed; it has no difference where the sign
+    A setting consists of the overrides of a run that are not shared by all runs. The reference are
+    the runs without such overrides. The difference of a setting that was trained is "none" if its
+    range over the seeds overlaps that of the reference. A setting that only affects inference is
+    evaluated on the reference's weights of the same seed. Its difference is "none" if the sign
     depends on the seed.
     """
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
@@ -210,7 +210,7 @@ class PairLossRow(NamedTuple):
     with_loss: List[dict]
 
     def setting(self) -> List[str]:
-        """The cells that name the row."""
+        """Returns the cells that identify the row."""
         return [self.labels, self.config, self.pair_loss, str(self.iterations)]
 
 
@@ -221,7 +221,7 @@ def pair_loss_rows(folders: Dict[str, Path]) -> List[PairLossRow]:
     """Pairs run records that differ in nothing but the pair loss.
 
     Args:
-        folders: by the name of the labels, the folder of their run records. Each record sets
+        folders: the folder of run records for each kind of labels. Each record sets
             ``MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT``.
 
     Raises:
@@ -255,11 +255,11 @@ def pair_loss_rows(folders: Dict[str, Path]) -> List[PairLossRow]:
 
 
 def pair_loss_table(rows: Sequence[PairLossRow], task: str) -> str:
-    """Mean IoU without and with the pair loss.
+    """Returns a table of the mean IoU without and with the pair loss.
 
-    Behind a difference stands the spread, the larger of the two ranges over the seeds. A
-    difference that exceeds it is bold. "higher" counts the seeds that score higher with the loss;
-    runs of a seed start from the same weights and see the same batches.
+    A difference is followed by the spread, the larger of the two ranges over the seeds. A
+    difference that exceeds the spread is bold. "higher" counts the seeds that score higher with the
+    loss; runs of a seed start from the same weights and see the same batches.
     """
     cells = []
     for row in rows:
@@ -275,7 +275,7 @@ def pair_loss_table(rows: Sequence[PairLossRow], task: str) -> str:
 
 
 def pair_loss_runs_table(rows: Sequence[PairLossRow]) -> str:
-    """Seeds and CPU minutes of the runs of :func:`pair_loss_table`."""
+    """Returns a table of the seeds and CPU minutes of the runs of :func:`pair_loss_table`."""
     cells = [
         [
             *row.setting(),
@@ -313,12 +313,12 @@ def _run_name(path: Path, record: dict, by_file: bool) -> str:
 
 
 def _is_resumed(record: dict) -> bool:
-    """Whether the record knows the time of the run's last part alone."""
+    """Returns whether a run was resumed, so that its record only has the time of the last part."""
     return record.get("resumed_from", 0) > 0
 
 
 def _pairs(record: dict) -> List[Tuple[str, str]]:
-    """The overrides of a run that belong to its setting."""
+    """Returns the overrides of a run that belong to its setting."""
     overrides = record["overrides"]
     return [
         (key, value)
@@ -337,7 +337,7 @@ def _number(value: Optional[float]) -> str:
 
 
 def _over_seeds(values: Sequence[Optional[float]]) -> str:
-    """The mean, and the range where there are several values."""
+    """Returns the mean, with the range if there are several values."""
     if None in values:
         return NO_VALUE
     mean = f"{statistics.mean(values):.1f}"
@@ -349,13 +349,13 @@ def _seeds(records: Sequence[dict]) -> str:
 
 
 def _cpu_minutes(records: Sequence[dict], digits: int = 1) -> str:
-    """The mean CPU minutes of the runs that were not resumed."""
+    """Returns the mean CPU minutes of the runs that were not resumed."""
     whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
     return f"{statistics.mean(whole) / 60:.{digits}f}" if whole else NO_VALUE
 
 
 def _difference(one: Sequence[float], other: Sequence[float]) -> str:
-    """The difference of two means, with the larger of the two ranges, bold where it exceeds it."""
+    """Returns the difference of two means and the larger range, bold if it exceeds the range."""
     change = statistics.mean(other) - statistics.mean(one)
     text = f"{round(change, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
     if len(one) == 1:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Prints how large the project's rooms are and how many of its files an image passes through.
+"""Prints the sizes of the project's packages, and how many files an image passes through.
 
 usage: python dev/structure.py
 
-A file counts as passed through where one of its functions runs while an image is mapped and trained
-on (configs/quickstart/rpe_shapes.yaml), or while its proposals are made at inference
+An image passes through a file if one of its functions runs while the image is mapped and used in a
+training step (configs/quickstart/rpe_shapes.yaml), or while its proposals are computed at inference
 (configs/proposals/rpe_shapes.yaml).
 """
 
@@ -31,12 +31,12 @@ def lines(folder: Path, pattern: str = "*.py") -> int:
 
 
 def count_keys(cfg: CfgNode) -> int:
-    """Counts the keys of a configuration, nodes aside."""
+    """Counts the keys of a configuration, without nodes."""
     return sum(count_keys(v) if isinstance(v, CfgNode) else 1 for v in cfg.values())
 
 
 def files_run_by(call: Callable[[], None]) -> Set[str]:
-    """Returns the files of the package that have a function which runs during a call."""
+    """Returns the files of the package with a function that runs during a call."""
     files = set()
 
     def note(frame, event, argument):

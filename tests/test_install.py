@@ -257,7 +257,7 @@ def test_detectron2_that_is_there_is_not_touched(tiny_redistribution: Path) -> N
         [sys.executable, script, "--wheel", tiny_redistribution], capture_output=True, text=True
     )
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith("Detectron2 is there already: ")
+    assert answer.stdout.startswith("Detectron2 is already installed: ")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares models on one data set: one HTML page with tables, curves and pictures. Example:
+"""Compares models on one data set: one HTML page with tables, curves and images. Example:
 
 python tools/compare.py configs/nuclei/rpe_R_18.yaml=output/rpe/model_final.pth \
     configs/nuclei/mask_rcnn_R_18.yaml=output/mask_rcnn/model_final.pth \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a model on images or a video; writes pictures of the predictions and COCO results. Example:
+"""Runs a model on images or a video; writes visualizations and COCO results. Example:
 
 python tools/demo.py --config-file output/mine/config.yaml \
     --weights output/mine/model_final.pth --input 'my_images/*.jpg' --output found

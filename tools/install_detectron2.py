@@ -1,9 +1,9 @@
 """Installs Detectron2 and its dependencies for the Python that runs this script.
 
-The official source is tried first. Where it cannot be reached or built, a redistribution on PyPI
-takes its place: the wheel of labgym, pinned by its hash, contains Detectron2's tree of January 2024
+The official source is tried first. If it cannot be reached or built, a redistribution on PyPI is
+used instead: the wheel of labgym, pinned by its hash, contains Detectron2's tree of January 2024
 with only its import prefix changed. The prefix is changed back, and the tree is installed as an
-ordinary distribution ``detectron2``. A Detectron2 that can be imported already is never touched.
+ordinary distribution ``detectron2``. A Detectron2 that can already be imported is never changed.
 """
 
 from __future__ import annotations  # so that an old Python reaches the check of its version
@@ -191,7 +191,7 @@ def main() -> None:
         raise SystemExit(f"error: Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
     found = _imported_detectron2()
     if found:
-        print(f"Detectron2 is there already: {found}")
+        print(f"Detectron2 is already installed: {found}")
         return
     if wheel:
         check_sha256(wheel)
@@ -203,7 +203,7 @@ def main() -> None:
         if not find_spec(module):
             raise SystemExit(f"error: {sys.executable} has no {module}: {remedy}, then run again")
 
-    opencv = [] if find_spec("cv2") else ["opencv-contrib-python-headless"]  # any OpenCV will do
+    opencv = [] if find_spec("cv2") else ["opencv-contrib-python-headless"]  # any OpenCV works
     if not _pip("install", *NEEDS, *opencv):
         raise SystemExit("error: Detectron2's dependencies cannot be installed: see pip's message")
     if not find_spec("detectron2"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates the environment, trains and evaluates on the embedded shapes, and draws pictures.
+# Creates the environment, trains and evaluates on the built-in shapes, and draws results.
 # usage: bash tools/quickstart.sh [KEY VALUE ...]
 # The pairs override keys of the configuration, e.g. SOLVER.MAX_ITER 100 SOLVER.WARMUP_ITERS 20.
 set -euo pipefail

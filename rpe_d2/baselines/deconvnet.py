@@ -24,14 +24,14 @@ class DeconvNetHead(SemSegHead):
     """The decoder of DeconvNet (Noh, Hong & Han, ICCV 2015, section 3) for VGG-16.
 
     A 7x7 deconvolution mirrors fc6. Then each pooling of the backbone, from the last to the first,
-    is mirrored by an unpooling, which moves every value to the position of the maximum, and by as
-    many 3x3 deconvolutions as the block has convolutions. There is one prediction per pixel.
+    is mirrored by an unpooling, which moves every value to the position of the maximum, and by the
+    same number of 3x3 deconvolutions as there are convolutions in the block. There is one
+    prediction per pixel.
 
-    The network sees whole images: fc6 and its mirror keep the size of the map, where the crops of
-    the authors become a single cell, and there is no second stage on object proposals. There is no
-    ReLU between the last deconvolution and the logits: narrow networks have few channels there, and
-    the values that a ReLU cuts off are those that distinguish rare classes, which would never be
-    learned.
+    The network is applied to whole images: fc6 and its mirror keep the size of the map, whereas the
+    authors' crops become a single cell. There is no second stage on object proposals. There is no
+    ReLU between the last deconvolution and the logits. Narrow networks have few channels there, and
+    a ReLU would cut off the values that distinguish rare classes, which would never be learned.
     """
 
     @configurable

@@ -99,7 +99,7 @@ class FCISROIHeads(RegionROIHeads):
     ResNet-101 whose last stage is dilated to stride 16 (``MODEL.RESNETS.RES5_DILATION: 2``), with
     proposals from res4 and regions from res5. For small images, a finer level of an FPN works
     better. At inference the regressed boxes join the proposals and are scored too. The box
-    regression is class-agnostic, whatever ``MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG`` says.
+    regression is class-agnostic, regardless of ``MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG``.
     """
 
     @configurable

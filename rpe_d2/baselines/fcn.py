@@ -19,8 +19,8 @@ class FCNHead(SemSegHead):
 
     A 1x1 convolution scores each of ``MODEL.SEM_SEG_HEAD.IN_FEATURES``. The logits are enlarged
     bilinearly and added to the next finer ones, and finally enlarged to the size of the image. The
-    feature maps decide which network it is: on VGG-16, fc7 alone makes FCN-32s, with pool4 it is
-    FCN-16s, and with pool3 FCN-8s. On a ResNet, res5, res4 and res3 take their places.
+    feature maps determine the network: on VGG-16, fc7 alone makes it FCN-32s, adding pool4 makes it
+    FCN-16s, and adding pool3 makes it FCN-8s. On a ResNet, use res5, res4 and res3 instead.
     """
 
     @configurable

@@ -30,9 +30,9 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
     each interpolated to the resolution of the masks (Hariharan et al., CVPR 2015). A linear
     classifier of a hypercolumn is the sum of one classifier per layer. Each of these is a 1x1
     convolution on the feature map of the layer, and only its logits are interpolated (section 4).
-    Only the classes that occur in the batch are computed. Of each region, only the mask of its own
-    class is read; in training that is the true class. A grid of classifiers, which are interpolated
-    bilinearly, makes the same features mean different things in different parts of the box.
+    Only the classes that occur in the batch are computed. For each region, only the mask of its own
+    class is used, which in training is the true class. A grid of classifiers is interpolated
+    bilinearly, so that features can have different meanings in different parts of the box.
 
     The head takes feature maps of any channels and strides, in any Mask R-CNN:
 

@@ -103,8 +103,8 @@ class RecurrentConvSemSegHead(SemSegHead):
         """Computes the predictions of every pass, on grids of 2 / scale pixels.
 
         The maps are padded with zeros to the same size in pixels, a multiple of all grids, so cells
-        keep their position in the image whatever its size is. The results are cropped to the cells
-        of the image.
+        keep their position in the image regardless of its size. The results are cropped to the
+        cells of the image.
         """
         finest = min(self.strides, key=self.strides.get)
         pixels = [side * self.strides[finest] for side in features[finest].shape[-2:]]

@@ -224,7 +224,7 @@ class RegionROIHeads(ROIHeads, ABC):
     ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
         """
         Args:
-            images: the batch, of which only the image sizes are used.
+            images: the batch; only the image sizes are used.
             features: feature maps of the backbone.
             proposals: proposals of each image with ``proposal_boxes``.
             targets: in training, ground truth with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.

@@ -173,7 +173,7 @@ class WindowProposalGenerator(nn.Module, ABC):
     ) -> Tuple[List[Instances], Dict[str, torch.Tensor]]:
         """
         Args:
-            images: padded batch, of which only the image sizes are used.
+            images: padded batch; only the image sizes are used.
             features: feature maps of the backbone.
             gt_instances: in training, the ground truth of each image.
 

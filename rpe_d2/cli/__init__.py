@@ -1,1 +1,1 @@
-"""Command lines. Each module parses its arguments, calls the packages below it and prints."""
+"""Command lines. Each module parses arguments, calls the other packages and prints results."""

@@ -52,7 +52,7 @@ from .arguments import command_line, positive
 _VERSION = 1
 _ROWS = "rows"
 _PICTURE_SIDE = 420
-# The most images with pictures in a row. Rows are reused, so it does not depend on --pictures.
+# Number of images with drawings in a row. Rows are reused, so it does not depend on --pictures.
 _MOST_PICTURES = 24
 _UNMATCHED_GRAY = 0.6
 _TIMED_IMAGES = 50
@@ -67,8 +67,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     continues. "command" in compare.json is the most recent call.
 
     Returns:
-        Exit status: 0, 1 if a model failed, or 2 where an argument is wrong, which one line
-            reports.
+        Exit status: 0, 1 if a model failed, or 2 with a one-line error if an argument is wrong.
     """
     args = _parse(argv)
     args.command = command_line("tools/compare.py", argv)
@@ -142,8 +141,8 @@ def _first_dataset(configs: List[Tuple[Optional[CfgNode], Optional[str]]]) -> st
 def _names(models: List[str]) -> List[str]:
     """Returns the names of the rows.
 
-    A name is the shortest unique part of the path of the configuration, followed by that of the
-    weights where a configuration has several.
+    A name is the shortest unique part of the path of the configuration. If a configuration has
+    several weights, the shortest unique part of their path follows.
     """
     configs, weights = zip(
         *(model.split("=", 1) if "=" in model else (model, "") for model in models)
@@ -216,7 +215,7 @@ def _row(
             print(f"{name}: from {path}", file=sys.stderr)
             return {**parse_json(path.read_text(), path), "name": name}
         row = _measure(name, cfg, data)
-    except Exception as failure:  # of any kind, because the other models do not depend on it
+    except Exception as failure:  # any error, because the other models do not depend on it
         return {"name": name, "error": one_line(failure)}
     with replacing_file(path) as file:
         file.write(json.dumps(row).encode())
@@ -303,7 +302,7 @@ def _gflops(name: str, model: nn.Module, item: Dict[str, Any]) -> Optional[float
     """Returns the GFLOPs of an inference, or None if the model cannot be traced."""
     try:
         return inference_flops(model, [item]) / 1e9
-    except Exception as failure:  # tracing may raise anything, and the other results are valid
+    except Exception as failure:  # tracing may raise any error, and the other results are valid
         print(f"{name}: GFLOPs could not be counted: {one_line(failure)}", file=sys.stderr)
         return None
 
@@ -323,7 +322,7 @@ def _finite(scores: Dict[str, Any]) -> Dict[str, Any]:
     return {**plain, **{k: v for k, v in scores.items() if isinstance(v, list)}}
 
 
-# ---- Pictures
+# ---- Drawings of images
 
 
 def _reader(configs: List[Tuple[Optional[CfgNode], Optional[str]]]) -> ImageReader:

@@ -51,12 +51,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     recorded it, and otherwise the index of the class.
 
     Nothing is overwritten; a new file is called ``NAME-2.png`` and so on. Files that cannot be read
-    are reported and skipped. If an error ends the run, the results of the images before are
+    are reported and skipped. If an error ends the run, the results of the previous images are
     written.
 
     Returns:
-        Exit status: 0, 1 if no file could be read, or 2 where a key or a file is wrong, which one
-        line reports.
+        Exit status: 0, 1 if no file could be read, or 2 with a one-line error if a key or a file is
+        wrong.
     """
     args = _parse(argv)
     with one_line_errors():
@@ -93,7 +93,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Runs a model on images or a video. Needs no display."
+        description="Runs a model on images or a video. No display is needed."
     )
     add_predictor_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -208,7 +208,7 @@ class _Painter:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the instances of the last frame, so that the next image starts a new sequence."""
+        """Forgets the instances of the previous frame, so that a new sequence starts."""
         self._last_masks: Optional[np.ndarray] = None
         self._last_numbers = np.zeros(0, int)
         self._next_number = 0

@@ -44,7 +44,7 @@ from .arguments import command_line, positive
 
 BENCHMARK = "bsds_boundaries"
 _INTERRUPTED = 130
-# The most names that a line lists.
+# The largest number of names that a line lists.
 _MOST_NAMES = 5
 _NO_MAP = "no boundary map"
 
@@ -77,8 +77,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     each annotator are taken as a prediction and matched with those of all others.
 
     Returns:
-        Exit status: 0, 1 if no image could be used, 2 where an argument is wrong, which one line
-        reports, or 130 after Ctrl-C.
+        Exit status: 0, 1 if no image could be used, 2 with a one-line error if an argument is
+        wrong, or 130 after Ctrl-C.
     """
     args = _parse(argv)
     start = time.monotonic()
@@ -246,7 +246,7 @@ def _count(
         else:
             missing.append(image)
     if counts:
-        print(f"{len(counts)} of {len(images)} images are counted already: {store.folder}")
+        print(f"{len(counts)} of {len(images)} images are already counted: {store.folder}")
     # Closing the generator ends its processes, also after an interruption.
     with closing(count_images(missing, args.thresholds, args.workers)) as results:
         bar = tqdm(results, total=len(missing), desc="images", unit="image", disable=not missing)

@@ -1,6 +1,6 @@
-"""The ``rpe-d2`` program: one command for each tool.
+"""The ``rpe-d2`` program, which has one command for each tool.
 
-The module of a command is imported when it is called.
+The module of a command is imported when the command is called.
 """
 
 import difflib
@@ -40,10 +40,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Runs one command with the arguments after its name.
 
     Args:
-        argv: command and arguments; default: those of the process.
+        argv: command and arguments. If None, those of the process.
 
     Returns:
-        The exit status of the command, or 2 where there is no such command.
+        The exit status of the command, or 2 if there is no such command.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if name in ("", "-h", "--help"):

@@ -1,4 +1,4 @@
-"""A mask refiner for images on disk, and what an interrupted run of it was made from."""
+"""A mask refiner for images on disk, and the header that identifies an interrupted run."""
 
 import argparse
 import hashlib

@@ -22,8 +22,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     decoded.
 
     Returns:
-        Exit status: 0 if at least one data set is complete, 2 if there is none or if an argument is
-        wrong, which one line reports.
+        Exit status: 0 if at least one data set is complete, or 2 with a one-line error if there is
+        none or if an argument is wrong.
     """
     parser = argparse.ArgumentParser(
         description="Reports which files of PASCAL VOC 2012 and SBD are present and which are "
@@ -121,7 +121,7 @@ def _summary(name: str, split: Dict[str, Any]) -> str:
 
 
 def _missing(split: Dict[str, Any]) -> List[str]:
-    """Returns a line for each kind of file of which some are missing."""
+    """Returns a line for each kind of file with missing files."""
     if split["list"]:
         return [split["list"]]
     return [

@@ -18,15 +18,15 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Refines COCO results (a JSON file) or label maps (a folder) with a trained refiner.
 
     The output has the format of the input. COCO results keep their entries and their order, and
-    only masks and boxes change. Label maps, PNG, TIFF or NPY, keep their names, and no map gets a
-    label that it did not have. Pixels of label 255, or 65535 in maps of 16 bits, are unlabeled and
-    stay so; with ``--sparse`` they take the label that propagates to them.
+    only masks and boxes change. Label maps (PNG, TIFF or NPY) keep their names, and no map gets a
+    label that it did not have. Pixels with the label 255, or 65535 in 16-bit maps, are unlabeled
+    and stay unlabeled; with ``--sparse`` they get the label that propagates to them.
 
     An interrupted run continues when it is started again with the same input, configuration and
     weights. Nothing is overwritten.
 
     Returns:
-        Exit status: 0, or 2 where a key or a file is wrong, which one line reports.
+        Exit status: 0, or 2 with a one-line error if a key or a file is wrong.
     """
     args = _parse(argv)
     with one_line_errors():

@@ -20,7 +20,7 @@ from rpe_d2.visualization import draw_instances, image_panel, instance_colors
 from .mask_refiner import MaskRefiner, check_header, write_panels
 from .stored_predictions import UnusableMask, decode_mask
 
-_PARTIAL = ".partial"  # suffix of the file with the images that are finished
+_PARTIAL = ".partial"  # suffix of the file with the finished images
 
 
 class Results:
@@ -192,7 +192,7 @@ def _image_files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dic
 
 
 def _find_image(root: Path, name: str) -> Path:
-    """Returns the file of a name, which may start with the path of the folder, as the demo's do."""
+    """Returns the file of a name, which may start with the path of the folder, as in the demo."""
     parts = Path(name).parts
     paths = [root.joinpath(*parts[start:]) for start in range(len(parts))]
     return next((path for path in paths if image_exists(str(path))), root / name)

@@ -11,7 +11,7 @@ from rpe_d2.utils.errors import one_line_errors
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Splits the images of a COCO-format file at random, or selects the first of them.
+    """Splits the images of a COCO-format file at random, or selects the first images.
 
     Writes ``NAME_fit.json`` and ``NAME_held_out.json``. With ``--first N``, writes
     ``NAME_first_N.json`` with the images of the N lowest ids instead; proposals are usually
@@ -19,7 +19,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     gives the same split. Nothing is overwritten.
 
     Returns:
-        Exit status: 0, or 2 where an argument or a file is wrong, which one line reports.
+        Exit status: 0, or 2 with a one-line error if an argument or a file is wrong.
     """
     parser = argparse.ArgumentParser(
         description="Splits a COCO-format file by images, for example to choose settings on the "

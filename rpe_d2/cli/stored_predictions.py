@@ -35,15 +35,17 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
     """
     problem = mask_problem(segmentation, *size)
     if problem:
-        raise UnusableMask(f"its mask does not decode: {problem.found}; allowed: {problem.allowed}")
+        raise UnusableMask(
+            f"its mask cannot be decoded: {problem.found}; allowed: {problem.allowed}"
+        )
     try:
         if isinstance(segmentation, list):
             segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
         elif isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
         return mask_util.decode(segmentation).astype(bool)
-    except Exception as error:  # pycocotools may raise anything for malformed input
-        raise UnusableMask(f"its mask does not decode ({one_line(error)})") from error
+    except Exception as error:  # pycocotools may raise any error for malformed input
+        raise UnusableMask(f"its mask cannot be decoded ({one_line(error)})") from error
 
 
 class StoredPredictions:

@@ -35,7 +35,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     inside it, ``evaluation``, ``evaluation-2`` …
 
     Returns:
-        Exit status: 0, or 2 where a key or a file is wrong, which one line reports.
+        Exit status: 0, or 2 with a one-line error if a key or a file is wrong.
     """
     args = default_argument_parser().parse_args(argv)
     args.command = command_line("tools/train_net.py", argv)
@@ -62,7 +62,7 @@ def _device(args: argparse.Namespace) -> str:
     """Returns the device to train on.
 
     Raises:
-        ValueError: If there are fewer GPUs than processes, or fewer cores with MODEL.DEVICE cpu.
+        ValueError: There are fewer GPUs than processes, or fewer cores with MODEL.DEVICE cpu.
     """
     device = read_config(args.config_file, args.opts).MODEL.DEVICE
     gpus, cores = torch.cuda.device_count(), max(2, os.cpu_count() or 1)
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace) -> Optional[dict]:
                     print(stop, file=sys.stderr)
                 if stop.signal_number:
                     sys.exit(128 + stop.signal_number)
-            # Detectron2 returns the last evaluation only where TEST.EXPECTED_RESULTS is set.
+            # Detectron2 returns the last evaluation only if TEST.EXPECTED_RESULTS is set.
             metrics = getattr(trainer, "_last_eval_results", None)
     if comm.is_main_process() and metrics:
         iterations, resumed_from = 0, 0

@@ -50,8 +50,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     read are reported and skipped.
 
     Returns:
-        Exit status: 0, 1 if no image could be read, or 2 where a key or a file is wrong, which one
-        line reports.
+        Exit status: 0, 1 if no image could be read, or 2 with a one-line error if a key or a file
+        is wrong.
     """
     args = _parse(argv)
     with one_line_errors():
@@ -68,7 +68,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         stored = _stored_predictions(cfg, args, items)
         draw = _drawer(cfg, args, stored)
         augmentations = {} if args.source == "dataloader" else {"augmentations": []}
-        # The mapper of training returns masks for every format of annotations. Without
+        # The training mapper returns masks for every format of annotations. Without
         # augmentations it keeps the size of the image.
         kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
         mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
@@ -156,7 +156,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 
 def _config(args: argparse.Namespace) -> CfgNode:
     cfg = predictor_config(args, args.dataset)
-    # Only the data set that is drawn has to exist.
+    # Only the data set that is drawn must exist.
     if args.dataset:
         if args.dataset not in DatasetCatalog:
             raise ValueError(

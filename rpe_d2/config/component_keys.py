@@ -202,9 +202,9 @@ def _boundary_keys() -> Keys:
         "CONSENSUS": Key(
             "weighted",
             "How annotators are combined. `weighted`: a pixel is a contour with the fraction of "
-            "the annotators who marked it as weight, and no contour with the rest. `any`: it is a "
-            "contour where anyone marked it. `minimum`: where MIN_ANNOTATORS (or all, if there "
-            "are fewer) marked it, and ignored where fewer did.",
+            "the annotators who marked it as weight, and not a contour with the rest. `any`: it "
+            "is a contour if anyone marked it. `minimum`: it is a contour if MIN_ANNOTATORS (or "
+            "all, if there are fewer) marked it, and ignored if fewer did.",
             choices=("weighted", "any", "minimum"),
         ),
         "MIN_ANNOTATORS": Key(3, "See CONSENSUS.", low=1, unit="annotators"),

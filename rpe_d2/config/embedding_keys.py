@@ -116,7 +116,7 @@ def _loss_keys() -> Keys:
         "BACKGROUND": Key(
             "exclude",
             "`exclude`: the pair loss ignores background. `group`: background is one more group "
-            "of the loss, and with FOREGROUND `vote` of the grouping.",
+            "in the loss and, with FOREGROUND `vote`, in the grouping.",
             choices=("exclude", "group"),
         ),
         "PAIR_LOSS_WEIGHT": Key(
@@ -125,7 +125,8 @@ def _loss_keys() -> Keys:
         "VOTE_LOSS_WEIGHT": Key(
             0.1,
             "Weight of the smooth L1 loss of the votes, in units of the spatial bandwidth and "
-            "averaged over the same loops, and of that of the logarithm of the predicted sizes.",
+            "averaged over the same loops. It is also the weight of the smooth L1 loss of the "
+            "logarithm of the predicted sizes.",
             low=0,
         ),
         "SEM_SEG_LOSS_WEIGHT": Key(1.0, "Weight of the cross-entropy of the class scores.", low=0),
@@ -157,17 +158,17 @@ def _instance_keys() -> Keys:
     return {
         "GROUPING": Key(
             "mean_shift",
-            "How pixels become instances. Two are for comparison: `components` uses connected "
-            "components of the class map without embeddings, and `kmeans` is told the true number "
-            "of instances, in evaluations of annotated data.",
+            "How pixels are grouped into instances. Two values are for comparison: `components` "
+            "uses connected components of the class map without embeddings, and `kmeans` knows "
+            "the true number of instances, in evaluations of annotated data.",
             choices=("mean_shift", "components", "kmeans"),
         ),
         "FOREGROUND": Key(
             "classifier",
-            "`classifier`: pixels that the class scores call foreground are grouped, and masks are "
-            "multiplied by the foreground probability. `vote`: all pixels are grouped, as in the "
-            "paper, and the mean class scores of a group tell whether it is background; it needs "
-            "BACKGROUND `group`.",
+            "`classifier`: pixels that the class scores classify as foreground are grouped, and "
+            "masks are multiplied by the foreground probability. `vote`: all pixels are grouped, "
+            "as in the paper, and the mean class scores of a group decide whether it is "
+            "background; it needs BACKGROUND `group`.",
             choices=("classifier", "vote"),
         ),
         "FOREGROUND_THRESHOLD": Key(
@@ -262,8 +263,8 @@ def _mean_shift_keys() -> Keys:
             0,
             "0: the pixels sampled for the loss are shifted among themselves. Above 0: all cells "
             "of an image are shifted by the density of at most this many of them, sampled with "
-            "equal probability, and the loss reads the shifted map; large instances then pull as "
-            "strongly as they do at inference.",
+            "equal probability, and the loss uses the shifted map; large instances then attract "
+            "as strongly as they do at inference.",
             low=0,
             unit="cells",
         ),

@@ -245,7 +245,7 @@ def _test_keys() -> Keys:
         "PROPOSALS": Key(
             False,
             "Also evaluate class-agnostic proposals with `MaskProposalEvaluator`: average recall "
-            "at 1, 10, 100 and 1,000. A `ProposalNetwork` is always evaluated so.",
+            "at 1, 10, 100 and 1,000. This is always done for a `ProposalNetwork`.",
         ),
         "BOUNDARIES": Key(
             False,
@@ -256,12 +256,12 @@ def _test_keys() -> Keys:
         "VOC_AP": Key(
             False,
             "Also evaluate AP^r, the average precision of PASCAL VOC with the IoU of masks, with "
-            "`VOCInstanceEvaluator`. The data sets of `DATASETS.VOC` are always evaluated so.",
+            "`VOCInstanceEvaluator`. This is always done for the data sets of `DATASETS.VOC`.",
         ),
         "TOUCHING_INSTANCES": Key(
             False,
-            "Also evaluate separately the instances whose mask, dilated by 2 pixels, meets "
-            "another one (`segm_touching`).",
+            "Also evaluate separately the instances whose mask, dilated by 2 pixels, overlaps "
+            "another mask (`segm_touching`).",
         ),
         "BOUNDARY_THRESHOLDS": Key(
             99,

@@ -27,7 +27,7 @@ class PixelLabelMapper(ImageMapper):
     In training, an image with "annotations" gets:
 
     * ``instances``: ``gt_boxes``, ``gt_classes`` (N,) int64 and ``gt_masks``, a ``BitMasks`` of
-      (N, H, W) bool, whatever ``MODEL.MASK_ON`` and ``INPUT.MASK_FORMAT`` are. An image without
+      (N, H, W) bool, regardless of ``MODEL.MASK_ON`` and ``INPUT.MASK_FORMAT``. An image without
       objects has all three with N = 0. After a crop, boxes are recomputed from the masks. If an
       annotation has no mask, its mask is the filled box.
     * ``ignore_mask``: (H, W) bool tensor, True on crowd regions (``iscrowd: 1``) and on "ignore" of

@@ -305,7 +305,10 @@ class StopOnSignal(HookBase):
         if self._evaluating and comm.get_world_size() == 1:
             raise TrainingStopped(f"{name} during an evaluation", number)
         what = "evaluation" if self._evaluating else "iteration"
-        print(f"{name}: ending after this {what}; a second one ends at once", file=sys.stderr)
+        print(
+            f"{name}: ending after this {what}; a second signal ends the run at once",
+            file=sys.stderr,
+        )
 
     def evaluate(self, evaluation: Callable[[], Any]) -> Any:
         """Calls a function that a signal may interrupt, and returns its result."""

@@ -46,7 +46,7 @@ logger = logging.getLogger("rpe_d2")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Builds and checks the configuration of a run, registers its data, and sets up logging.
+    """Sets up a run: builds and checks its configuration, registers its data, seed and logging.
 
     Args:
         args: the arguments that Detectron2's ``default_argument_parser`` returns.

@@ -30,7 +30,7 @@ class TooManyUnreadable(UnreadableImage):
 
 
 class NonFiniteStatistics(NonFinite):
-    """Running statistics of the model are infinite or NaN, so that it must not be saved."""
+    """Running statistics of the model are infinite or NaN, so it must not be saved."""
 
 
 class TrainStep(SimpleTrainer):
@@ -147,7 +147,7 @@ class TrainStep(SimpleTrainer):
             for file_name, reason in part.items():
                 if file_name not in unreadable:
                     unreadable[file_name] = reason
-                    logger.warning("skipped, unreadable image %d: %s", len(unreadable), reason)
+                    logger.warning("skipped unreadable image %d: %s", len(unreadable), reason)
         if failures:
             raise TooManyUnreadable(failures[0])
         if len(unreadable) > self.max_unreadable:
@@ -186,7 +186,9 @@ class TrainStep(SimpleTrainer):
         if self.grad_scaler.is_enabled():
             self.grad_scaler.update()
         if is_normal:
-            logger.info("skipped, loss scale is now %g: %s", self.grad_scaler.get_scale(), message)
+            logger.info(
+                "skipped step, loss scale is now %g: %s", self.grad_scaler.get_scale(), message
+            )
             return
         nonfinite = [n for n, b in self.model.named_buffers() if not b.isfinite().all()]
         nonfinite = sum(comm.all_gather(nonfinite), [])

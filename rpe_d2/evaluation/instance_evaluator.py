@@ -14,7 +14,7 @@ from .touching import subset_metrics, touching_annotations
 
 
 class InstanceSegmentationEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator with average recall, which Detectron2 computes and drops.
+    """Detectron2's COCO evaluator with average recall, which Detectron2 computes but discards.
 
     For every task ("bbox", "segm") the results also have, in percent, "AR1" and "AR10" (at most
     that many detections per image), "AR" (all evaluated detections), and "ARs", "ARm" and "ARl" by

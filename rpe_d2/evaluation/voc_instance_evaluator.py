@@ -29,8 +29,8 @@ class VOCInstanceEvaluator(DatasetEvaluator):
     to the ground truth of their class and image with the largest mask IoU. A detection is correct
     if that IoU is at least the threshold and no earlier detection was assigned to the same
     instance. Later ones are false positives. Difficult instances are ignored, as in VOC's
-    development kit. So are crowds of datasets in COCO's format, where a detection is ignored if at
-    least the threshold's fraction of it is in a crowd. The number of detections is not limited.
+    development kit. Crowds of datasets in COCO's format are also ignored: a detection is ignored if
+    at least the threshold's fraction of it is in a crowd. The number of detections is not limited.
 
     Void pixels of VOC's maps are background, so they count in the area of a mask that covers them.
     The released evaluations of SDS and MNC use SBD's maps, which have no void pixels, and count

@@ -1,1 +1,1 @@
-"""Inference on images that belong to no data set."""
+"""Inference on images that are not part of a data set."""

@@ -1,4 +1,4 @@
-"""Finding images and loading a trained model, for the tools that run a model on images."""
+"""Image search and model loading for the tools that run a model on images."""
 
 import argparse
 import glob
@@ -51,7 +51,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
             :func:`rpe_d2.utils.image_files.list_images` finds. Subfolders are not searched.
 
     Returns:
-        The paths, each once, in the order of the patterns.
+        The paths without duplicates, in the order of the patterns.
 
     Raises:
         ValueError: A pattern matches nothing.
@@ -66,7 +66,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
             paths = sorted(glob.glob(pattern, recursive=True))
             matches = [path for path in paths if os.path.isfile(path)]
         if not matches:
-            raise ValueError(f"--input {pattern}: no image there")
+            raise ValueError(f"--input {pattern}: no image found")
         files.extend(matches)
     return list(dict.fromkeys(files))
 
@@ -87,7 +87,7 @@ def planes_of(reader: ImageReader, files: Sequence[str]) -> List[str]:
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that demo and visualize share, and the overrides that follow all flags."""
+    """Adds the flags that demo and visualize share, and the overrides after all flags."""
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS")
     parser.add_argument("--output", required=True, metavar="DIR")
@@ -95,7 +95,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
-        help="leave out instances below this score; default: the model's own, for most models 0.5",
+        help="omit instances below this score; default: the model's own, for most models 0.5",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
@@ -105,7 +105,7 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
 def separate_overrides(args: argparse.Namespace) -> None:
     """Moves KEY VALUE overrides from ``args.input`` to ``args.opts``.
 
-    ``--input`` takes any number of paths, so that argparse adds the overrides after them.
+    ``--input`` takes any number of paths, so argparse takes the overrides for further paths.
     """
     cfg = get_cfg()
     add_rpe_config(cfg)
@@ -121,8 +121,8 @@ def predictor_config(args: argparse.Namespace, dataset: Optional[str] = None) ->
     """Builds the configuration from the shared flags.
 
     Args:
-        args: the parsed flags. A missing ``args.confidence_threshold`` is filled in.
-        dataset: the name of the only data set that must be present.
+        args: the parsed flags. If ``args.confidence_threshold`` is missing, it is filled in.
+        dataset: the name of the only data set that must be available.
     """
     cfg = read_config(args.config_file, args.opts)
     use_available_device(cfg)
@@ -150,10 +150,10 @@ def check_needs_only_pictures(cfg: CfgNode) -> None:
 
 
 def with_instances(output: Dict[str, Any]) -> Dict[str, Any]:
-    """Adds "instances" to a model's output for one image where it has proposals alone.
+    """Adds "instances" to a model's output for one image if it only has proposals.
 
-    They are proposals as instances of the first class. Their scores are the sigmoid of the
-    objectness logits; soft masks, where the proposals have them, are pasted into the image.
+    The proposals become instances of the first class. Their scores are the sigmoid of the
+    objectness logits. If the proposals have soft masks, these are pasted into the image.
 
     Args:
         output: a model's output for one image.

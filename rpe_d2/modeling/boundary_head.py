@@ -158,7 +158,7 @@ def _unit(maps: torch.Tensor) -> torch.Tensor:
 class GroupCenters(nn.Module):
     """Running means of the embeddings of boundary and other pixels at every level.
 
-    They score pixels where the logistic stage is not trained, with the pair loss alone.
+    They are used to score pixels if only the pair loss is trained, without the logistic stage.
     """
 
     def __init__(self, num_levels: int, dim: int):

@@ -10,7 +10,7 @@ def embedding_to_rgb(x: torch.Tensor, method: str = "random", seed: int = 0) -> 
 
     ``random`` projects onto three fixed random directions, as in the figures of Kong & Fowlkes,
     CVPR 2018. ``pca`` projects onto the three directions of largest variance in this image. To
-    compare several images, concatenate them into one ``x``, so that all are stretched alike.
+    compare several images, concatenate them into one ``x``, so that all are stretched equally.
 
     Args:
         x: (D, H, W) floating point.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
 from rpe_d2.utils.image_files import printable
 
-# Written to the metadata of PNG files, by which a tool recognizes its own output.
+# Written to the metadata of PNG files, so that a tool recognizes its own output.
 SOFTWARE = "rpe_d2 precision-recall plot"
 _ISO_F = np.arange(0.1, 0.95, 0.1)
 _HUMAN_COLOR = "#1b7837"
@@ -23,7 +23,7 @@ def precision_recall_plot(
 ) -> bytes:
     """Plots the curve of a dataset with its best point, the human point and iso-F lines.
 
-    Needs no display.
+    No display is needed.
 
     Args:
         scores: scores of the dataset.
@@ -78,7 +78,7 @@ def precision_recall_plot(
     axes.set_title(f"boundaries, {num_images} image{'' if num_images == 1 else 's'}")
     legend = axes.legend(loc="lower left", fontsize=8, framealpha=0.95)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a dollar sign in the name is no formula
+        text.set_parse_math(False)  # a dollar sign in the name does not start a formula
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": SOFTWARE})
     return buffer.getvalue()

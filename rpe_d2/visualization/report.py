@@ -61,8 +61,8 @@ td.failed { text-align: left; color: #a4262c; white-space: normal; }
 def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
     """Formats rows as a Markdown table with one line per model.
 
-    A missing number is "-", and a failed model has its reason. Columns without numbers are left
-    out.
+    A missing number is "-", and the row of a failed model has the reason. Columns without numbers
+    are omitted.
     """
     columns = _columns(rows)
     lines = [
@@ -81,7 +81,7 @@ def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
 def comparison_page(
     dataset: str, num_images: int, rows: Sequence[Dict[str, Any]], truth: Sequence[str]
 ) -> str:
-    """Creates an HTML page with a table, curves and images that loads nothing from elsewhere.
+    """Creates a self-contained HTML page with a table, curves and images.
 
     Args:
         dataset: name of the dataset.

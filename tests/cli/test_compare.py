@@ -83,7 +83,7 @@ def test_finished_rows_are_reused(compared, weights, capsys):
     assert len(rows) == 2
     stamp = [row.stat().st_mtime_ns for row in rows]
     assert main([*models[:2], *COMMON, "--output", str(output), *OPTS]) == 0
-    assert capsys.readouterr().err.count(": from ") == 2
+    assert capsys.readouterr().err.count(": read from ") == 2
     assert [row.stat().st_mtime_ns for row in rows] == stamp
     # Other weights are another row.
     state = torch.load(weights[0], weights_only=True)
@@ -91,7 +91,7 @@ def test_finished_rows_are_reused(compared, weights, capsys):
     first = next(iter(state["model"]))
     torch.save({"model": {**state["model"], first: state["model"][first] + 1}}, changed)
     assert main([f"{CONFIG}={changed}", *COMMON, "--output", str(output), *OPTS]) == 0
-    assert ": from " not in capsys.readouterr().err
+    assert ": read from " not in capsys.readouterr().err
     assert len(list((output / "rows").iterdir())) == 3
 
 

@@ -142,7 +142,7 @@ def test_counts_are_reused_only_for_the_same_files_and_thresholds(small, capsys)
     assert run(small, "--plot", small / "a.png") == 0 and run(small, "--plot", small / "a.png") == 0
     again = record_of(small)
     assert again["images_counted_in_these_seconds"] == 0
-    assert "4 of 4 images are counted already" in capsys.readouterr().out
+    assert "4 of 4 images are already counted" in capsys.readouterr().out
     for key in ("results", "per_image", "per_threshold"):
         assert again[key] == first[key]
 
@@ -270,7 +270,7 @@ def test_continues_after_an_interruption(workers, how, bench, tmp_path, capsys):
         time.sleep(0.05)
 
     assert main([*map(str, arguments[:-1]), "1"]) == 0
-    assert f"{len(done)} of 5 images are counted already" in capsys.readouterr().out
+    assert f"{len(done)} of 5 images are already counted" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list(counts.glob("*.json"))) == 5
     record = record_of(tmp_path)

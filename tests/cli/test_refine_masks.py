@@ -319,9 +319,9 @@ def _broken(folder, change):
         (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1 has RLE runs"),
         (
             lambda r: r[1].update(segmentation={"size": [64, 64], "counts": [4096]}),
-            "entry 1: its mask does not decode: an RLE mask of size [64, 64]",
+            "entry 1: its mask cannot be decoded: an RLE mask of size [64, 64]",
         ),
-        (lambda r: r[0].update(segmentation=[[1.0, 2.0]]), "entry 0: its mask does not decode"),
+        (lambda r: r[0].update(segmentation=[[1.0, 2.0]]), "entry 0: its mask cannot be decoded"),
         (lambda r: r[0].pop("segmentation"), "entry 0 has no image_id or no segmentation"),
         (lambda r: r[0].pop("file_name"), "no file_name; give --annotations"),
         (lambda r: r[0].update(file_name="none.png"), "none.png"),

@@ -223,14 +223,14 @@ def test_stored_predictions_the_worst_first(tmp_path: Path, capsys) -> None:
             [{**found[0], "score": 0.9, "category_id": 9}],
             "has category_id 9, which the data set does not have",
         ),
-        ([{**first, "segmentation": other_size}], "0.png: its mask does not decode: an RLE mask"),
+        ([{**first, "segmentation": other_size}], "0.png: its mask cannot be decoded: an RLE mask"),
         (
             [{**found[0], "score": 0.9, "segmentation": {"size": [128, 128], "counts": [9, 7]}}],
             "results.json: 1 of 1 masks or boxes cannot be used: entry 0 has RLE runs that sum to "
             "16 in 128 x 128 = 16384 pixels",
         ),
         ([{**first, "segmentation": [[1, 1, 9, 1, 9, 1e8]]}], "the coordinate 1e+08 in an image"),
-        ([{**first, "segmentation": "text"}], "0.png: its mask does not decode"),
+        ([{**first, "segmentation": "text"}], "0.png: its mask cannot be decoded"),
     ):
         path.write_text(json.dumps(stored))
         for worst in ([], ["--worst"]):

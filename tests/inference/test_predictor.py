@@ -41,7 +41,7 @@ def test_images_are_found_in_folders_by_name_and_by_glob(folder):
 @pytest.mark.parametrize("pattern", ["none.png", "*.bmp", "empty"])
 def test_a_pattern_without_images_is_named(pattern, folder):
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"^--input .*: no image there$") as error:
+    with pytest.raises(ValueError, match=r"^--input .*: no image found$") as error:
         find_images([str(folder), str(folder / pattern)])
     assert str(folder / pattern) in str(error.value)
 

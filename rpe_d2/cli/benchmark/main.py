@@ -75,7 +75,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Runs one benchmark and prints its table; with ``--json``, also writes it to a new file.
 
     Returns:
-        Exit status: 0, or 2 where an argument or a file is wrong, which one line reports.
+        Exit status: 0, or 2 with a one-line error if an argument or a file is wrong.
     """
     args = _parse(argv)
     with one_line_errors():
@@ -114,7 +114,7 @@ def _check_record(path: Path) -> None:
     """Checks before the measurement that its record can be written.
 
     Raises:
-        ValueError: If the file exists, or its folder cannot be written.
+        ValueError: The file exists, or its folder cannot be written.
     """
     if path.exists():
         raise ValueError(f"{path} exists already; it is not overwritten")

@@ -14,13 +14,13 @@ from detectron2.structures import BitMasks, Instances
 
 
 def synchronize(device: str) -> None:
-    """Waits until everything that was queued on a GPU is done; does nothing on a CPU."""
+    """Waits until all work queued on a GPU is done; does nothing on a CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def timed(run: Callable[[], object], device: str) -> float:
-    """Runs something and returns its seconds, including the work that it queues on a GPU."""
+    """Calls a function and returns its seconds, including the work that it queues on a GPU."""
     start = time.perf_counter()
     run()
     synchronize(device)
@@ -28,14 +28,14 @@ def timed(run: Callable[[], object], device: str) -> float:
 
 
 def peak_memory_mb(run: Callable[[], object], device: str) -> float:
-    """Runs something and returns how far the memory in use rises at its peak, in MB.
+    """Calls a function and returns the increase of memory in use at its peak, in MB.
 
     On CUDA this is the allocator's count. On a CPU it is the resident memory of the process, which
     is exact only in a process that has not freed much before.
 
     Returns:
-        The peak above what was in use before, or NaN where the system does not report it (any
-        system other than Linux).
+        The peak above the memory that was in use before, or NaN if the system does not report it
+        (any system other than Linux).
     """
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -55,7 +55,7 @@ def peak_memory_mb(run: Callable[[], object], device: str) -> float:
 
 
 def measure_in_new_process(measure: Callable[..., float], *args: object, device: str) -> float:
-    """Calls ``measure(*args)`` in a process that has computed nothing before.
+    """Calls ``measure(*args)`` in a new process that has computed nothing before.
 
     Returns:
         What ``measure`` returns, or NaN if the process ran out of memory.

@@ -48,7 +48,7 @@ class _Run(NamedTuple):
 
     Attributes:
         training_step: runs a training step.
-        inference: runs the inference on one image.
+        inference: runs inference on one image.
         flops: counts the multiply-adds of an inference.
         parameters: the number of parameters.
     """
@@ -60,7 +60,7 @@ class _Run(NamedTuple):
 
 
 def run_model_benchmark(args: argparse.Namespace) -> dict:
-    """Times a training step and the inference on one image, for all configurations in turns.
+    """Times a training step and inference on one image, for all configurations in turn.
 
     The images are noise with brighter ellipses. The cost of inference depends on the number of
     instances that are predicted, and an untrained model may predict more or fewer than a trained

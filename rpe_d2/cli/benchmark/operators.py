@@ -236,8 +236,7 @@ def run_operator_benchmark(args: argparse.Namespace) -> dict:
 
     Returns:
         By case: for each form the median, fastest and slowest milliseconds and the peak memory in
-            MB;
-        the ratios of the dense form to the operator; the difference between their results.
+        MB; the ratios of the dense form to the operator; the difference between their results.
     """
     results = {}
     for name, case in _CASES[args.benchmark](args).items():
@@ -261,7 +260,7 @@ def run_operator_benchmark(args: argparse.Namespace) -> dict:
 def _interleaved_times(
     case: Case, args: argparse.Namespace
 ) -> Tuple[Dict[str, List[float]], Optional[float]]:
-    """Times the forms in turns.
+    """Times the forms in turn.
 
     Returns:
         The seconds of every repetition by form, and the difference between the results of the

@@ -45,8 +45,7 @@ def run_process_benchmark(args: argparse.Namespace) -> dict:
 
     Returns:
         By number of processes: median seconds of a training step, of its computation alone, and of
-            an
-        all-reduce of as many bytes as the gradients have. The entry "model" has the arguments of
+        an all-reduce of as many bytes as the gradients have. The entry "model" has the arguments of
         :func:`predicted_seconds` and its predictions.
     """
     results: Dict[str, Any] = {}
@@ -65,7 +64,7 @@ def run_process_benchmark(args: argparse.Namespace) -> dict:
 
 
 def predicted_seconds(processes: int, model: Dict[str, float]) -> float:
-    """Predicts the seconds of a training step on processes that each have their own machine or GPU.
+    """Predicts the seconds of a training step on processes that each have a machine or GPU.
 
     A ring all-reduce sends and receives 2 (n - 1) / n of the gradients' bytes in each process
     (Patarasuk & Yuan, 2009). The time that a measured step takes beyond its computation is assumed

@@ -32,15 +32,14 @@ def add_proposal_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_proposal_benchmark(args: argparse.Namespace) -> dict:
-    """Times the proposal generators of configurations with random weights, in turns.
+    """Times the proposal generators of configurations with random weights, in turn.
 
     The cost of grouping pixels depends on the amount of foreground. A generator with an embedding
     head is measured twice: with its initial weights, and with every cell foreground, which is the
-    most work that it can have.
+    most expensive case.
 
     Returns:
-        By configuration: median seconds of the inference after the backbone, of the generator's
-            forward
+        By configuration: median seconds of inference after the backbone, of the generator's forward
         and backward pass in training, and of the whole training step; the generator's share of the
         step; the number of proposals; the inference time relative to that of the first
         configuration.

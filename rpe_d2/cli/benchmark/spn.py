@@ -45,11 +45,11 @@ def add_spn_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_spn_benchmark(args: argparse.Namespace) -> dict:
-    """Times propagation in all four directions, in turns with the naive forms, and prints a table.
+    """Times propagation in all four directions, in turn with naive forms, and prints a table.
 
     The forms are "op", the operator; "torch", the same without C++ (on a CPU); "unbind", autograd
     through a Python loop over ``x.unbind()``; "index", the same over ``x[t]``; and on request
-    "compile", "unbind" compiled.
+    "compile", the compiled form of "unbind".
 
     The limit is a lower bound of the time. It is the time for reading and writing every value as
     often as the computation has to, at the bandwidth of a copy. On a GPU it is the largest of that
@@ -58,8 +58,7 @@ def run_spn_benchmark(args: argparse.Namespace) -> dict:
 
     Returns:
         By shape and pass: median milliseconds of each form, the ratios to "op", and the limit. The
-            entry
-        "dense_crf" has the times of the dense CRF.
+        entry "dense_crf" has the times of the dense CRF.
     """
     results = {}
     bandwidth, launch = _copy_bandwidth(args), 0.0
@@ -193,7 +192,7 @@ def _run_shape(
 
     outputs = {name: run(form) for name, form in forms.items()}  # also the warm-up
     # Relative to the norm of all values: where two directions are nearly equal, rounding decides
-    # which one is the larger, and the gradient of that pixel takes another way.
+    # which one is larger, and the gradient of that pixel flows to another direction.
     difference = max(
         float((one - other).norm() / other.norm())
         for output in outputs.values()
@@ -301,7 +300,7 @@ def _run_crf(args: argparse.Namespace) -> Optional[dict]:
     try:
         refine = DenseCRF(args.crf_iterations)
     except ValueError as error:
-        print(f"left out: {error}")
+        print(f"skipped: {error}")
         return None
     generator = np.random.default_rng(0)
     picture = generator.integers(0, 256, (_CRF_SIZE, _CRF_SIZE, 3), dtype=np.uint8)

@@ -74,7 +74,7 @@ def _load(json_file: str, image_root: str) -> List[Dict[str, Any]]:
 
 
 def _quoted(image_id: Any) -> str:
-    """Writes an id, which may be any text, so that it can end a path."""
+    """Quotes an id, which may be any text, so that it can be the end of a path."""
     return quote(str(image_id), safe="")
 
 

@@ -54,8 +54,8 @@ class GuidedBackbone(Backbone):
 
         Raises:
             ValueError: The backbone has parameters or buffers outside its submodules, or an output
-                "image" or, with ``stem``, "stem"; ``stem`` is True and the backbone is no ResNet;
-                or ``scales`` or ``pyramid`` is not allowed.
+                "image" or, with ``stem``, "stem"; ``stem`` is True and the backbone is not a
+                ResNet; or ``scales`` or ``pyramid`` is not allowed.
         """
         super().__init__()
         self.frozen = frozen

@@ -50,7 +50,7 @@ class PixelGroups:
         """
         Args:
             masks: R soft masks, the membership in the group times the foreground probability, or
-                the membership alone where background is a group.
+                the membership alone if background is a group.
             agreement: (R,) mean membership of the group's pixels.
             probability: (K + 1, h, w) class probabilities, background last.
         """

@@ -41,7 +41,7 @@ class QualityHead(nn.Module):
         """Predicts the IoU of each soft mask.
 
         Args:
-            maps: predictions for one image, of which the features are used.
+            maps: predictions for one image; only the features are used.
             groups: R groups of its pixels.
 
         Returns:

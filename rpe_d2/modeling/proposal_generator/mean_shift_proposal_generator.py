@@ -212,7 +212,7 @@ class MeanShiftProposalGenerator(nn.Module):
         """Makes proposals and, in training, computes the losses.
 
         Args:
-            images: padded batch, of which only the images' sizes are used.
+            images: padded batch; only the image sizes are used.
             features: outputs of the backbone.
             gt_instances: ground truth of each image, in training.
 
