@@ -297,7 +297,7 @@ def test_checkpoints_load_both_ways():
         ),
         ("{MIN_ANNOTATORS: 0}", "MODEL.BOUNDARY.MIN_ANNOTATORS is 0; allowed: 1 or more"),
         ("{MARGIN: 1.5}", "MODEL.BOUNDARY.MARGIN is 1.5; allowed: 0 to 1"),
-        ("{EMBEDDING_DIM: 0}", "EMBEDDING_DIM is 0; allowed: 1 or more"),
+        ("{EMBEDDING_DIM: 0}", "EMBEDDING_DIM is 0; allowed: 1 to 4096"),
         ("{TRAIN_POINTS: 1}", "TRAIN_POINTS is 1; allowed: 2 or more"),
         (
             "{TEST_SCALES: []}",
