@@ -74,6 +74,8 @@ def count_boundary_matches(
         (T, 4) int64 with the columns :data:`COUNTS`.
     """
     thresholds = boundary_thresholds(num_thresholds)
+    # NumPy before 2 rounds the thresholds to the type of the map.
+    boundaries = np.asarray(boundaries, dtype=np.float64)
     above = [int((boundaries >= threshold).sum()) for threshold in thresholds]
     counts = np.zeros((num_thresholds, 4), dtype=np.int64)
     for index, threshold in enumerate(thresholds):
