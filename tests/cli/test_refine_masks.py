@@ -315,7 +315,7 @@ def _broken(folder, change):
         (lambda r: r[1]["segmentation"].update(counts="~~nonsense"), "entry 1 has an RLE mask"),
         (lambda r: r[1]["segmentation"].update(counts=[9, 7]), "entry 1 has RLE runs that sum to"),
         (lambda r: r[1]["segmentation"].update(counts="97"), "sum to 16 in 128 x 128 = 16384"),
-        (lambda r: r[1].update(segmentation=[[1, 1, 9, 1, 9, 1e8]]), "entry 1: its mask does not"),
+        (lambda r: r[1].update(segmentation=[[1, 1, 9, 1, 9, 1e8]]), "entry 1: its mask cannot be"),
         (lambda r: r[1]["segmentation"].update(size=[64, 64]), "entry 1 has RLE runs"),
         (
             lambda r: r[1].update(segmentation={"size": [64, 64], "counts": [4096]}),
