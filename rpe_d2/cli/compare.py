@@ -212,7 +212,7 @@ def _row(
         key = _key(cfg, data)
         path = output / _ROWS / f"{key}.json"
         if path.exists():
-            print(f"{name}: from {path}", file=sys.stderr)
+            print(f"{name}: read from {path}", file=sys.stderr)
             return {**parse_json(path.read_text(), path), "name": name}
         row = _measure(name, cfg, data)
     except Exception as failure:  # any error, because the other models do not depend on it

@@ -170,7 +170,7 @@ def test_lower_bounds_of_propagation() -> None:
     assert limits.seconds(small, 4, False) == pytest.approx(5e-6)
     on_cpu = _Limits(bandwidth=1e10, launch=0.0, step=0.0)
     assert on_cpu.seconds(small, 4, False) == pytest.approx(23 * 4 * 78400 / 1e10)
-    args = argparse.Namespace(device="cpu", repeat=1)
+    args = argparse.Namespace(device="cpu", repeat=5)
     assert 0 < _launch_seconds(args) < 1e-3
     assert _step_seconds(1, args) == 0 and 0 < _step_seconds(100, args) < 0.1
 

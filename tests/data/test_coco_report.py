@@ -122,7 +122,7 @@ def test_settings_with_which_objects_cannot_be_found_are_named_once(coco_folder,
     assert len(texts) == 3
     assert "TEST.DETECTIONS_PER_IMAGE is 100, but" in texts[0] and "at least 150 can" in texts[0]
     assert "MODEL.RPE.MIN_AREA is 16, above the area of 150 of 150 objects of many" in texts[1]
-    assert "at most 9 can find them" in texts[1]
+    assert "set it to 9 or less to keep them" in texts[1]
     assert "INPUT.MIN_SIZE_TEST is 600, at which 150 of 150 objects of many" in texts[2]
     assert "MODEL.RPE.STRIDE 1, or INPUT.MIN_SIZE_TEST 1600 with MAX_SIZE_TEST 3555" in texts[2]
     # With the values that the messages name there is no warning.

@@ -306,7 +306,7 @@ def test_training_pictures_reach_the_event_storage():
         ("RPE", "TRAIN_POINTS", "0", "1 or more"),
         ("RPE", "SEM_SEG_LOSS_STRIDE", "3", "1, 2, 4"),
         ("MEAN_SHIFT", "MAX_KEYS", "0", "1 or more"),
-        ("MEAN_SHIFT", "TEST_LOOPS", "-1", "0 or more"),
+        ("MEAN_SHIFT", "TEST_LOOPS", "-1", "0 to 1000"),
         ("MEAN_SHIFT", "TEST_SCALES", "[1.0, 0.0]", "factors above 0"),
     ],
 )
