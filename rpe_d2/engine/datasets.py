@@ -119,7 +119,7 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def _report(key: str, name: str) -> None:
-    """Logs a report about a dataset of ``DATASETS.COCO_JSONS`` once.
+    """Stores the report of a dataset of ``DATASETS.COCO_JSONS`` in its metadata.
 
     Raises:
         ValueError: The dataset is used for training and has no instances.
@@ -131,9 +131,6 @@ def _report(key: str, name: str) -> None:
     if report is None:
         report = coco_report(name)
         metadata.report = report
-        logger.info(report.summary)
-        for warning in report.warnings:
-            logger.warning(warning)
     if key == "TRAIN" and not report.num_instances:
         raise ValueError(
             f"DATASETS.TRAIN: {report.warnings[0]}; allowed: data with at least one instance"
@@ -191,6 +188,14 @@ def reports_of(cfg: CfgNode) -> Dict[str, CocoReport]:
         if report is not None:
             reports[name] = report
     return reports
+
+
+def log_reports(cfg: CfgNode) -> None:
+    """Logs the reports of the data sets of a configuration, with their warnings."""
+    for report in reports_of(cfg).values():
+        logger.info(report.summary)
+        for warning in report.warnings:
+            logger.warning(warning)
 
 
 def warn_of_unreachable_objects(cfg: CfgNode) -> None:

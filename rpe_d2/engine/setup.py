@@ -30,6 +30,7 @@ from rpe_d2.utils.safe_loading import load_arrays
 
 from .datasets import (
     check_datasets,
+    log_reports,
     register_datasets,
     warn_of_unreachable_objects,
     write_data_report,
@@ -86,6 +87,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         check_training_data(cfg)
     if comm.is_main_process():
+        log_reports(cfg)
         warn_of_unreachable_objects(cfg)
         write_data_report(cfg)
     return cfg

@@ -31,8 +31,8 @@ def check_object_areas(
     if name:
         fitting = math.floor(np.quantile(areas[name], _TOLERATED, method="lower"))
         logger.warning(
-            "MODEL.RPE.MIN_AREA is %g, above the area of %s in the network's input; set it to %d or "
-            "less to keep them",
+            "MODEL.RPE.MIN_AREA is %g, above the area of %s in the network's input; set it to %d "
+            "or less to keep them",
             min_area,
             _counted(name, areas[name], min_area),
             fitting,
