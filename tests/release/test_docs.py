@@ -88,7 +88,7 @@ def test_commands_of_the_documentation_name_configurations_that_exist():
     names = []
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         text = page.read_text()
-        written = re.findall(r"configuration is `([\w/]+\.yaml)`", text)  # by the reader
+        written = re.findall(r"configuration(?: is|,) `([\w/]+\.yaml)`", text)  # by the reader
         for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
             found = re.findall(r"(?<!\S)([\w/]+\.yaml)", block)
             names += [name for name in found if name not in written]
