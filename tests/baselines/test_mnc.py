@@ -200,8 +200,8 @@ def test_a_loss_scaler_is_refused_if_gradients_are_clipped(generator, stages, re
     [
         ("NUM_STAGES", 4, "3 or 5"),
         ("RESOLUTION", 7, "even numbers"),
-        ("MASK_DIM", 0, "1 or more"),
-        ("FC_DIM", 0, "1 or more"),
+        ("MASK_DIM", 0, "1 to 65536"),
+        ("FC_DIM", 0, "1 to 65536"),
     ],
 )
 def test_a_wrong_key_is_refused_in_one_line(key, value, allowed):

@@ -121,7 +121,7 @@ def test_weights_with_batch_normalization_load(tmp_path):
         ("OUT_FEATURES: [pool6]", "MODEL.VGG.OUT_FEATURES is .*; allowed: one or more of conv1_1"),
         ("NORM: GN", "MODEL.VGG.NORM is 'GN'; allowed: '', 'BN', 'FrozenBN'"),
         ("WIDTH: 0.0", "MODEL.VGG.WIDTH is 0.0; allowed: above 0"),
-        ("FC_DIM: 0", "MODEL.VGG.FC_DIM is 0; allowed: 1 or more"),
+        ("FC_DIM: 0", "MODEL.VGG.FC_DIM is 0; allowed: 1 to 65536"),
         ("DROPOUT: 1.0", "MODEL.VGG.DROPOUT is 1.0; allowed: 0 to below 1"),
         ("WEIGHTS: none.pth", "MODEL.VGG.WEIGHTS is none.pth; there is no such file"),
         ("NORM: BN, WEIGHTS: '{path}'", "which has no features.1"),

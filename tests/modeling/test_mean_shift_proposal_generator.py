@@ -183,7 +183,7 @@ def test_boxes_stand_in_for_missing_masks():
     [
         ("STRIDE", 3, "1, 2, 4, 8"),
         ("NMS_THRESH", 1.5, "0 to 1"),
-        ("NUM_LEVELS", 0, "1 or more"),
+        ("NUM_LEVELS", 0, "1 to 10"),
         ("MAX_KEYS", 0, "1 or more"),
         ("SCALES", [], "factors above 0"),
         ("POST_NMS_TOPK_TEST", 0, "1 or more"),

@@ -371,7 +371,7 @@ def head_options(options):
         ),
         (
             [RECURRENT, head_options("{NUM_CONVS: -1}")],
-            "MODEL.SEM_SEG_HEAD.NUM_CONVS is -1; allowed: 0 or more",
+            "MODEL.SEM_SEG_HEAD.NUM_CONVS is -1; allowed: 0 to 100",
         ),
     ],
 )

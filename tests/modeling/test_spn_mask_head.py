@@ -177,7 +177,7 @@ MODEL:
         ),
         (
             [SPN, "MODEL: {SPN: {RESOLUTION: -28}}"],
-            "MODEL.SPN.RESOLUTION is -28; allowed: 0 or more",
+            "MODEL.SPN.RESOLUTION is -28; allowed: 0 to 4096",
         ),
         (
             [SPN, "MODEL: {SPN: {LOSS_WEIGHT: -1.0}}"],
@@ -185,7 +185,7 @@ MODEL:
         ),
         (
             [SPN, "MODEL: {SPN: {NUM_UNITS: -1}}"],
-            "MODEL.SPN.NUM_UNITS is -1; allowed: 0 or more",
+            "MODEL.SPN.NUM_UNITS is -1; allowed: 0 to 100",
         ),
         (
             [GUIDED, "MODEL: {ROI_MASK_HEAD: {POOLER_TYPE: ROIAlignV2}}"],

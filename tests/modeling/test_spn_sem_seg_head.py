@@ -155,7 +155,7 @@ def test_a_frozen_head_needs_weights():
     [
         (
             [SEM_SEG, "MODEL: {SPN: {CONV_DIM: 0}}"],
-            "MODEL.SPN.CONV_DIM is 0; allowed: 1 or more",
+            "MODEL.SPN.CONV_DIM is 0; allowed: 1 to 65536",
         ),
         (
             [SEM_SEG, "MODEL: {SPN: {SEM_SEG_HEAD: SPNSemSegHead}}"],
