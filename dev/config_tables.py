@@ -3,7 +3,7 @@
 import inspect
 
 from rpe_d2.config import all_keys
-from rpe_d2.config.config import NODES
+from rpe_d2.config.key_table import NODES
 from rpe_d2.config.key import Key
 
 

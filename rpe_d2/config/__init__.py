@@ -1,8 +1,9 @@
 """The configuration keys that rpe_d2 adds to Detectron2's, and the configuration files."""
 
-from .config import add_rpe_config, all_keys, check_config
+from .config import add_rpe_config, check_config
 from .config_files import find_config_file, get_cfg, get_config_file
 from .file_checks import check_config_file
+from .key_table import all_keys
 from .registered_names import check_registered_names
 
 __all__ = [

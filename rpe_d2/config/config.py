@@ -4,33 +4,15 @@ Each key is defined once, in the modules ``*_keys``, with its default, its meani
 values. The defaults, the checks and docs/configuration.md are generated from these definitions.
 """
 
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import getitem
-from typing import Callable, Dict, List
+from typing import List
 
 from detectron2.config import CfgNode
 
-from .baseline_keys import BASELINE_NODES
-from .component_keys import COMPONENT_NODES
-from .embedding_keys import EMBEDDING_NODES
-from .key import Keys
-from .run_keys import RUN_NODES
+from .key import GN_GROUPS
+from .key_table import all_keys
 from .saved import accept_saved_configs
-
-# For the full name of each node, a function that returns its keys. "" is the top level.
-NODES: Dict[str, Callable[[], Keys]] = {
-    **RUN_NODES,
-    **EMBEDDING_NODES,
-    **COMPONENT_NODES,
-    **BASELINE_NODES,
-}
-
-
-@lru_cache(maxsize=None)
-def all_keys() -> Dict[str, Keys]:
-    """Returns the keys by the full name of their node; ``""`` is the top level."""
-    return {name: keys() for name, keys in NODES.items()}
-
 
 def add_rpe_config(cfg: CfgNode) -> None:
     """Adds the keys of rpe_d2, with their defaults, to a Detectron2 configuration.
@@ -68,6 +50,11 @@ def check_config(cfg: CfgNode, *nodes: str) -> None:
         values = reduce(getitem, _parts(node_name), cfg)
         for name, key in keys.items():
             key.check(f"{node_name}.{name}".lstrip("."), values[name])
+        if values.get("NORM") == "GN" and values.get("CONV_DIM", 0) % GN_GROUPS:
+            raise ValueError(
+                f"{node_name}.CONV_DIM is {values.CONV_DIM}; allowed with {node_name}.NORM GN: "
+                f"multiples of {GN_GROUPS}"
+            )
         if node_name == "MODEL.MEAN_SHIFT":
             _check_bandwidths(cfg)
 

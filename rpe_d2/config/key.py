@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 NORMS = (
     "", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN",
 )  # fmt: skip
+GN_GROUPS = 32  # of the normalization "GN" of get_norm
 _LARGEST = {bool: 1, int: 2**63 - 1, float: sys.float_info.max}
 
 

@@ -3,10 +3,12 @@
 import functools
 import math
 import re
+from operator import getitem
 from typing import Any, Dict, Iterator, List
 
 from detectron2.config import CfgNode
 
+from .key_table import all_keys
 from .nearest import nearest
 
 # Keys that became constructor arguments, with the defaults that they had.
@@ -47,6 +49,11 @@ REMOVED_KEYS: Dict[str, Any] = {
 }
 
 
+# yacs' message about a value of a wrong type, with both values and the key.
+_MISMATCH = re.compile(r"Type mismatch .*? with values \((.*)\) for config key: (\S+)", re.DOTALL)
+# What Detectron2's keys allow, by the type of the default.
+_TYPES = {bool: "True or False", int: "an integer", float: "a number", list: "a list", tuple: "a list"}
+
 # Keys whose values are texts that look like numbers or lists, as "0,1,2".
 TEXT_KEYS = ("INPUT.CHANNELS", "INPUT.INTENSITY")
 
@@ -60,6 +67,8 @@ class RPECfgNode(CfgNode):
        rejected otherwise. yacs would ignore the value of a deprecated key.
     2. The error about an unknown key lists the nearest known ones.
     3. A value such as ``0,1,2`` of a key in ``TEXT_KEYS`` stays a text without quotes around it.
+    4. An integer is accepted where a float is expected.
+    5. The error about a value of a wrong type says what is allowed.
 
     The nodes below it are Detectron2's own, so other projects can add theirs.
     """
@@ -87,10 +96,13 @@ class RPECfgNode(CfgNode):
             node = functools.reduce(lambda node, part: node.get(part, {}), path, cfg_other)
             if name in node:
                 node[name] = _quoted(node[name])
+        _make_floats(cfg_other, self)
         try:
             super().merge_from_other_cfg(cfg_other)
         except KeyError as error:
             raise KeyError(self._with_nearest(str(error.args[0]))) from error
+        except ValueError as error:
+            raise ValueError(self._with_allowed(str(error))) from error
 
     def merge_from_list(self, cfg_list: List[str]) -> None:
         """Merges a list of keys and values in turn, as from the command line.
@@ -110,13 +122,17 @@ class RPECfgNode(CfgNode):
                 _check_removed(pair[0], self._decode_cfg_value(pair[1]))
             else:
                 kept += pair
-        for key, value in zip(kept[::2], kept[1::2]):
-            self._check_override(key, value)
-        super().merge_from_list(kept)
+        for position in range(1, len(kept), 2):
+            kept[position] = self._checked_override(*kept[position - 1 : position + 1])
+        try:
+            super().merge_from_list(kept)
+        except ValueError as error:
+            raise ValueError(self._with_allowed(str(error))) from error
 
-    def _check_override(self, key: str, value: Any) -> None:
+    def _checked_override(self, key: str, value: Any) -> Any:
+        """Returns the value of an override, an integer as a float where the key is one."""
         if self.key_is_renamed(key) or self.key_is_deprecated(key):
-            return
+            return value
         node = self
         for part in key.split("."):
             if not isinstance(node, CfgNode) or part not in node:
@@ -125,6 +141,8 @@ class RPECfgNode(CfgNode):
         if isinstance(node, CfgNode):
             first = next(iter(node), "")
             raise ValueError(f"{key} is {value}; allowed: values of its keys, {key}.{first} …")
+        decoded = self._decode_cfg_value(value)
+        return _as_float(decoded) if type(node) is float and type(decoded) is int else value
 
     def _with_nearest(self, message: str) -> str:
         """Adds the nearest known keys to yacs' message about an unknown one."""
@@ -133,12 +151,42 @@ class RPECfgNode(CfgNode):
             return message
         return f"{message}; the nearest known keys: {nearest(unknown[1], key_names(self))}"
 
+    def _with_allowed(self, message: str) -> str:
+        """Rewrites yacs' message about a value of a wrong type."""
+        mismatch = _MISMATCH.fullmatch(message)
+        if not mismatch:
+            return message
+        values, key = mismatch.groups()
+        node, _, name = key.rpartition(".")
+        default = functools.reduce(getitem, key.split("."), self)
+        value = values[len(f"{default} vs. ") :]
+        known = all_keys().get(node, {})
+        allowed = known[name].allowed if name in known else _TYPES.get(type(default), "text")
+        return f"{key} is {value}; allowed: {allowed}"
+
 
 def accept_saved_configs(cfg: CfgNode) -> None:
     """Makes a configuration accept, in place, what earlier versions of rpe_d2 saved."""
     # Not an attribute, because attributes of a CfgNode are its keys. Other classes are kept.
     if type(cfg) is CfgNode:
         object.__setattr__(cfg, "__class__", RPECfgNode)
+
+
+def _make_floats(cfg: CfgNode, like: CfgNode) -> None:
+    """Replaces integers, in place, by floats where the other configuration has floats."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode) and isinstance(like.get(name), CfgNode):
+            _make_floats(value, like[name])
+        elif type(value) is int and type(like.get(name)) is float:
+            cfg[name] = _as_float(value)
+
+
+def _as_float(value: int) -> Any:
+    """Returns an integer as a float, or unchanged if it is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return value
 
 
 def _quoted(value: Any) -> str:

@@ -8,6 +8,8 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config.key import GN_GROUPS
+
 from .large_maps import BandedConv2d, InPlaceGroupNorm
 
 
@@ -37,7 +39,15 @@ def normalized_conv(
 
     Args:
         norm: any normalization of Detectron2's ``get_norm``; "" for none.
+
+    Raises:
+        ValueError: The channels do not form the groups of GN.
     """
+    if norm == "GN" and out_channels % GN_GROUPS:
+        raise ValueError(
+            f"the number of channels is {out_channels}; allowed with the normalization GN: "
+            f"multiples of {GN_GROUPS}"
+        )
     layer = get_norm(norm, out_channels)
     if isinstance(layer, nn.GroupNorm):  # the output of the convolution is not used elsewhere
         layer = InPlaceGroupNorm(layer.num_groups, out_channels)

@@ -1,6 +1,7 @@
 """The keys as data, and the checks of their values."""
 
 import math
+import re
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from rpe_d2.modeling.backbone import guided_backbone
 from rpe_d2.modeling.embedding import grouping, head, mean_shift_layer
 from rpe_d2.modeling.meta_arch import pixel_embedding_net
 from rpe_d2.ops import pair_loss, propagation
-from tests.helpers.keys import flat, new_cfg, set_key
+from tests.helpers.keys import as_yaml, flat, new_cfg, set_key
 
 KEYS = {
     f"{node}.{name}".lstrip("."): key
@@ -166,3 +167,43 @@ def test_keys_that_exclude_each_other_are_one_line(text, message):
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
     with pytest.raises(ValueError, match=message):
         check_config(cfg, "MODEL.MEAN_SHIFT")
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("MODEL.RPE.GROUPING", "[]", "mean_shift, components, kmeans"),
+        ("MODEL.RPE.VOTES", "3", "True or False"),
+        ("MODEL.RPE.MARGIN", "1" + 400 * "0", "0 to 1"),
+        ("SOLVER.MAX_ITER", "many", "an integer"),
+        ("SOLVER.BASE_LR", "fast", "a number"),
+        ("DATASETS.TRAIN", "mine", "a list"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_answered_with_what_is_allowed(key, value, allowed, tmp_path):
+    message = f"^{re.escape(key)} is {re.escape(value)}; allowed: {allowed}$"
+    with pytest.raises(ValueError, match=message):
+        new_cfg().merge_from_list([key, value])
+    (tmp_path / "config.yaml").write_text(as_yaml({key: yaml.safe_load(value)}))
+    with pytest.raises(ValueError, match=message):
+        new_cfg().merge_from_file(str(tmp_path / "config.yaml"))
+
+
+def test_integers_are_floats_where_a_float_is_expected(tmp_path):
+    cfg = new_cfg()
+    cfg.merge_from_list(["MODEL.RPE.MARGIN", "1", "SOLVER.BASE_LR", "2"])
+    (tmp_path / "config.yaml").write_text("MODEL: {MEAN_SHIFT: {BANDWIDTH: 1}}")
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    values = cfg.MODEL.RPE.MARGIN, cfg.SOLVER.BASE_LR, cfg.MODEL.MEAN_SHIFT.BANDWIDTH
+    assert values == (1, 2, 1) and all(type(value) is float for value in values)
+
+
+@pytest.mark.parametrize("node", ["MODEL.RPE", "MODEL.SPN", "MODEL.BOUNDARY"])
+def test_channels_that_do_not_form_the_groups_of_gn_are_refused(node):
+    cfg = new_cfg()
+    cfg.merge_from_list([f"{node}.CONV_DIM", 40])
+    message = f"{node}.CONV_DIM is 40; allowed with {node}.NORM GN: multiples of 32"
+    with pytest.raises(ValueError, match=message):
+        check_config(cfg)
+    cfg.merge_from_list([f"{node}.NORM", "BN"])
+    check_config(cfg)

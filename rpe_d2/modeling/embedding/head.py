@@ -191,12 +191,13 @@ class EmbeddingHead(nn.Module):
             }
         )
         # Fine maps have many pixels, so their first convolution has few channels and no norm.
+        fine_dim = max(1, conv_dim // 4)
         self.fine = nn.ModuleDict(
             {
                 name: nn.Sequential(
-                    normalized_conv(input_shape[name].channels, conv_dim // 4, 3, ""),
+                    normalized_conv(input_shape[name].channels, fine_dim, 3, ""),
                     normalized_conv(
-                        conv_dim // 4, conv_dim, 3, norm, max(1, stride // input_shape[name].stride)
+                        fine_dim, conv_dim, 3, norm, max(1, stride // input_shape[name].stride)
                     ),
                 )
                 for name in self.fine_features
