@@ -24,6 +24,7 @@ from rpe_d2.ops.mean_shift import mean_shift  # noqa: E402
 from rpe_d2.ops.pair_loss import spherical_pair_loss  # noqa: E402
 from rpe_d2.ops.propagation import spatial_propagation  # noqa: E402
 from rpe_d2.ops.sphere import min_margin  # noqa: E402
+from tests.helpers.embeddings import loop_gradients  # noqa: E402
 
 # Colors that color-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
@@ -33,7 +34,14 @@ SIZE = 48
 
 def main() -> None:
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    for draw in (draw_pair_loss, draw_margin, draw_mean_shift, draw_connections, draw_propagation):
+    for draw in (
+        draw_pair_loss,
+        draw_margin,
+        draw_mean_shift,
+        draw_gradients,
+        draw_connections,
+        draw_propagation,
+    ):
         name = draw.__name__.removeprefix("draw_")
         draw().savefig(ROOT / "docs" / f"concepts_{name}.png", dpi=110, bbox_inches="tight")
         plt.close("all")
@@ -109,6 +117,23 @@ def draw_mean_shift() -> plt.Figure:
         _draw_pixels(axes[1, column], inside, colors)
     _draw_circle(axes[0, 4], trajectory[-1][::4], COLORS[clusters[::4] % 4], "clusters")
     _draw_pixels(axes[1, 4], inside, COLORS[clusters % 4])
+    figure.tight_layout()
+    return figure
+
+
+def draw_gradients() -> plt.Figure:
+    """Draws the gradient of the loss after up to 100 loops, and the loss, by bandwidth."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.2))
+    loops = [0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 80, 100]
+    for bandwidth, color in ((0.2, BLUE), (0.3, ORANGE), (0.5, RED)):
+        gradients, losses = loop_gradients(loops, bandwidth)
+        left.plot(loops, gradients, color=color, marker=".", label=f"bandwidth {bandwidth}")
+        right.plot(loops, losses, color=color, marker=".")
+    left.set(xlabel="loops", ylabel="norm of the gradient", yscale="log")
+    left.legend(frameon=False, fontsize=9)
+    right.axhline(0.4, color="gray", linestyle=":")
+    right.text(100, 0.39, "all in one mode", ha="right", va="top", fontsize=9, color="gray")
+    right.set(xlabel="loops", ylabel="pair loss after the last loop", ylim=(0, 0.43))
     figure.tight_layout()
     return figure
 

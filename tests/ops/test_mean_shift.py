@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from rpe_d2.ops.mean_shift import margin_bandwidth, mean_shift
-from tests.helpers.embeddings import OPTIONS, grid_positions, unit_vectors
+from tests.helpers.embeddings import OPTIONS, grid_positions, loop_gradients, unit_vectors
 from tests.reference.mean_shift import dense_mean_shift
 
 
@@ -337,3 +337,14 @@ def test_points_go_where_their_neighbors_went():
 def test_targets_that_do_not_fit_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         mean_shift(torch.zeros(6, 3), 0.4, 1, **change)
+
+
+@pytest.mark.parametrize("dim", [3, 8])
+def test_gradients_through_loops_vanish_only_where_all_modes_have_merged(dim):
+    """Slides 49 and 51 say that they neither vanish nor explode."""
+    loops = (0, 5, 20, 50)
+    gradients, _ = loop_gradients(loops, 0.2, dim)
+    assert (gradients[1:] > gradients[0]).all() and (gradients < 500 * gradients[0]).all()
+    gradients, losses = loop_gradients(loops, 0.5, dim)
+    # One mode for all five groups: no positive pair costs anything, all others cost 0.5.
+    assert abs(losses[-1] - 0.5 * 4 / 5) < 1e-9 and gradients[-1] < 1e-12
