@@ -1,6 +1,7 @@
 """One-line messages, without a traceback, for errors that a user can fix."""
 
 import io
+import re
 import sys
 import traceback
 from contextlib import contextmanager
@@ -14,6 +15,15 @@ from .second_signal import second_signal_kills
 
 # What a wrong key, value or file raises while a run is set up.
 USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
+
+# What torch on a CPU or a GPU, NumPy and OpenCV say where memory is short. Few raise a MemoryError.
+_OUT_OF_MEMORY = re.compile(
+    "can't allocate memory|out of memory|not enough memory|Unable to allocate|Insufficient memory"
+)
+_MEMORY_ADVICE = (
+    "what helps: a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN or INPUT.MIN_SIZE_TEST, or "
+    "fewer channels"
+)
 
 
 def one_line(error: Exception) -> str:
@@ -44,7 +54,8 @@ def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterato
     names that the terminal cannot show are printed with escapes.
 
     Args:
-        kinds: the errors that a user can fix. Any other error is a bug and keeps its traceback.
+        kinds: the errors that a user can fix, besides a lack of memory. Any other error is a bug
+            and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # names of files may have bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
@@ -52,7 +63,14 @@ def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterato
     try:
         with second_signal_kills():
             yield
-    except kinds as error:
-        text = unreadable_reason(error) if isinstance(error, UnreadableImage) else one_line(error)
+    except Exception as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            text = f"out of memory: {one_line(error)[:200]}; {_MEMORY_ADVICE}"
+        elif not isinstance(error, kinds):
+            raise
+        elif isinstance(error, UnreadableImage):
+            text = unreadable_reason(error)
+        else:
+            text = one_line(error)
         print("error:", text, file=sys.stderr)
         sys.exit(2)
