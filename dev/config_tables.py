@@ -3,8 +3,8 @@
 import inspect
 
 from rpe_d2.config import all_keys
-from rpe_d2.config.key_table import NODES
 from rpe_d2.config.key import Key
+from rpe_d2.config.key_table import NODES
 
 
 def config_table() -> str:

@@ -6,8 +6,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.config import check_config
-from rpe_d2.config import all_keys
+from rpe_d2.config import all_keys, check_config
 
 NONSENSE = (
     None, True, -7, 10**12, 10**400, 0.5, math.nan, math.inf, -math.inf, "", "nonsense", "\n",

@@ -13,6 +13,7 @@ from rpe_d2.engine.run_classes import class_names
 from rpe_d2.inference.predictor import Predictor, with_instances
 from rpe_d2.visualization import (
     BOUNDARY_LEGEND,
+    EMBEDDING_LEGEND,
     INSTANCE_LEGEND,
     LOOP_LEGEND,
     InstanceMasks,
@@ -22,9 +23,11 @@ from rpe_d2.visualization import (
     boundary_panel,
     draw_classes,
     draw_figure,
+    embedding_panels,
     image_panel,
     instance_panels,
     label_map,
+    labels_of_cells,
     level_panels,
     loop_panels,
     panoptic_quality,
@@ -187,7 +190,12 @@ def _with_embeddings(
         maps.image_size,
     )
     rows = [rows[0] + spheres]
-    return rows + [colors[i : i + _LOOPS_PER_ROW] for i in range(0, len(colors), _LOOPS_PER_ROW)]
+    rows += [colors[i : i + _LOOPS_PER_ROW] for i in range(0, len(colors), _LOOPS_PER_ROW)]
+    if len(loops) > 1 and len(loops[0]) > 1:
+        labels = labels_of_cells(label_map(labeled.masks), maps.stride, maps.image_size)
+        encoded = embedding_panels(*loops[:2], labels, float(model.mean_shift.bandwidth))
+        rows += [[*encoded, text_panel("how to read this", EMBEDDING_LEGEND)]] if encoded else []
+    return rows
 
 
 def _truth_panels(

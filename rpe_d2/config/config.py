@@ -14,6 +14,7 @@ from .key import GN_GROUPS
 from .key_table import all_keys
 from .saved import accept_saved_configs
 
+
 def add_rpe_config(cfg: CfgNode) -> None:
     """Adds the keys of rpe_d2, with their defaults, to a Detectron2 configuration.
 

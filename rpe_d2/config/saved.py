@@ -52,7 +52,13 @@ REMOVED_KEYS: Dict[str, Any] = {
 # yacs' message about a value of a wrong type, with both values and the key.
 _MISMATCH = re.compile(r"Type mismatch .*? with values \((.*)\) for config key: (\S+)", re.DOTALL)
 # What Detectron2's keys allow, by the type of the default.
-_TYPES = {bool: "True or False", int: "an integer", float: "a number", list: "a list", tuple: "a list"}
+_TYPES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    list: "a list",
+    tuple: "a list",
+}
 
 # Keys whose values are texts that look like numbers or lists, as "0,1,2".
 TEXT_KEYS = ("INPUT.CHANNELS", "INPUT.INTENSITY")

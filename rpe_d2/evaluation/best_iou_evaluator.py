@@ -10,14 +10,18 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from .coco_scores import instance_scores
 from .ground_truth import coco_ground_truth, instance_results
+
+# Of an image, in AP.
+_MAX_PREDICTIONS = 100
 
 
 class BestIoUEvaluator(DatasetEvaluator):
     """Evaluates how well the best predicted mask of every object covers it.
 
     The metric does not penalize superfluous predictions, so the number of predictions is reported
-    as well. Classes and scores are not used. Results for "best_iou" are:
+    as well. Classes are not used, and scores only by AP. Results for "best_iou" are:
 
     * ``mean``: mean over all objects of the largest IoU with a predicted mask of their image, in
       percent.
@@ -25,6 +29,8 @@ class BestIoUEvaluator(DatasetEvaluator):
     * ``objects``, ``predictions``: their numbers over all images.
     * ``predictions_in_empty``: number of predictions in images without objects.
     * ``overlapping``: number of pixels that more than one prediction of an image covers.
+    * ``AP``: COCO's mask AP in percent, with all objects in one class, of at most 100 predictions
+      an image.
 
     Crowds are ignored.
     """
@@ -95,5 +101,8 @@ class BestIoUEvaluator(DatasetEvaluator):
             "predictions": len(results),
             "predictions_in_empty": in_empty,
             "overlapping": overlapping,
+            "AP": instance_scores(truth, results, _MAX_PREDICTIONS, "segm", use_classes=False)[
+                "AP"
+            ],
         }
         return OrderedDict(best_iou=metrics)

@@ -16,7 +16,11 @@ _RECALL_CURVE_AT = 100
 
 
 def instance_scores(
-    truth: COCO, results: Sequence[Dict[str, Any]], detections_per_image: int, iou_type: str
+    truth: COCO,
+    results: Sequence[Dict[str, Any]],
+    detections_per_image: int,
+    iou_type: str,
+    use_classes: bool = True,
 ) -> Dict[str, Any]:
     """Computes COCO's AP and AR in percent, and precision-recall curves.
 
@@ -25,6 +29,7 @@ def instance_scores(
         results: detections with classes in COCO's results format.
         detections_per_image: largest number of detections evaluated in an image.
         iou_type: "segm" or "bbox".
+        use_classes: whether classes have to agree. Otherwise all objects are of one class.
 
     Returns:
         ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and ``AR``, NaN without ground truth.
@@ -34,6 +39,7 @@ def instance_scores(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, load_results(truth, results, iou_type), iou_type)
         evaluation.params.maxDets = [1, 10, detections_per_image]
+        evaluation.params.useCats = int(use_classes)
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][..., -1]  # (10 IoUs, 101 recalls, K classes, 4 sizes)

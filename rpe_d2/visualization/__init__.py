@@ -1,6 +1,7 @@
 """Drawing of images and reports, from arrays to the contents of image files."""
 
 from .contours import BOUNDARY_LEGEND, annotator_panels, boundary_panel, level_panels
+from .embeddings import EMBEDDING_LEGEND, embedding_panels
 from .figure import Panel, draw_figure, image_panel, text_panel
 from .instances import (
     INSTANCE_LEGEND,
@@ -11,12 +12,13 @@ from .instances import (
     label_map,
     panoptic_quality,
 )
-from .loops import LOOP_LEGEND, loop_panels
+from .loops import LOOP_LEGEND, labels_of_cells, loop_panels
 from .precision_recall import precision_recall_plot
 from .semantic import Visualizer, class_colors, draw_classes
 
 __all__ = [
     "BOUNDARY_LEGEND",
+    "EMBEDDING_LEGEND",
     "INSTANCE_LEGEND",
     "InstanceMasks",
     "LOOP_LEGEND",
@@ -28,10 +30,12 @@ __all__ = [
     "draw_classes",
     "draw_figure",
     "draw_instances",
+    "embedding_panels",
     "image_panel",
     "instance_colors",
     "instance_panels",
     "label_map",
+    "labels_of_cells",
     "level_panels",
     "loop_panels",
     "panoptic_quality",

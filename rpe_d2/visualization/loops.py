@@ -108,6 +108,21 @@ def principal_axes(points: np.ndarray) -> np.ndarray:
     return axes
 
 
+def labels_of_cells(labels: np.ndarray, stride: int, network_size: Sequence[int]) -> np.ndarray:
+    """Reads the label of every cell of a network's maps at the center of the cell.
+
+    Args:
+        labels: (H, W) int labels of the image.
+        stride: side of a cell in pixels of the network's input.
+        network_size: (H, W) of the network's input without padding.
+
+    Returns:
+        (h, w) int.
+    """
+    grid = [-(-side // stride) for side in network_size]
+    return labels[_pixel_of_cell(labels.shape, grid, stride, network_size)]
+
+
 def _cell_of_pixel(
     size: Sequence[int], grid: Sequence[int], stride: int, network_size: Sequence[int]
 ):

@@ -81,6 +81,11 @@ def small_datasets():
         MetadataCatalog.pop(name)
 
 
+@pytest.fixture(scope="module")
+def boundary_tree(tmp_path_factory) -> str:
+    return make_tree(tmp_path_factory.mktemp("boundaries"))
+
+
 @contextmanager
 def time_limit() -> Iterator[None]:
     def stop(*_):
@@ -106,13 +111,13 @@ def values_of(node: str, name: str) -> List[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node, name", KEYS, ids=[f"{n}.{k}" for n, k in KEYS])
-def test_a_run_works_or_ends_with_one_line(node, name, tmp_path, capfd):
+def test_a_run_works_or_ends_with_one_line(node, name, boundary_tree, tmp_path, capfd):
     user = node
     while user not in USERS:
         user = user.rpartition(".")[0]
     config, *options = USERS[user]
     if user == "MODEL.BOUNDARY":
-        options += ["DATASETS.BSDS", make_tree(tmp_path / "bsds")]
+        options += ["DATASETS.BSDS", boundary_tree]
     full_name = f"{node}.{name}".lstrip(".")
     for number, value in enumerate(values_of(node, name)):
         arguments = [

@@ -59,7 +59,7 @@ def dataset(request):
             }
         )
     DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).set(thing_classes=["thing"])
+    MetadataCatalog.get(name).set(thing_classes=["thing", "other"])
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
@@ -70,7 +70,7 @@ def predictions(masks):
     instances.pred_masks = torch.tensor(np.array(masks).reshape(-1, *SIZE)).bool()
     instances.pred_boxes = Boxes(torch.zeros(len(masks), 4))
     instances.scores = torch.ones(len(masks))
-    instances.pred_classes = torch.zeros(len(masks), dtype=torch.long)
+    instances.pred_classes = torch.ones(len(masks), dtype=torch.long)  # a wrong class
     return {"instances": instances}
 
 
@@ -91,6 +91,9 @@ def test_by_hand(dataset):
     assert metrics["predictions"] == 4
     assert metrics["predictions_in_empty"] == 1
     assert metrics["overlapping"] == 4  # the first and the third prediction share 2 x 2 pixels
+    # At an IoU of .5 two of three objects are found first, which covers the recalls 0 to .66. From
+    # .55 to .8 the second prediction of four is the only good one, and covers 0 to .33.
+    assert metrics["AP"] == pytest.approx((67 + 6 * 34 / 2) / 101 * 10)
 
 
 def test_without_predictions_and_without_masks(dataset):
