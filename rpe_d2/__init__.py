@@ -3,6 +3,7 @@
 Importing this package registers its components and data sets. It has no other side effects.
 """
 
+import warnings as _warnings
 from importlib.util import find_spec as _find_spec
 
 if _find_spec("cv2") is None:  # undeclared: OpenCV packages overwrite each other
@@ -11,9 +12,11 @@ if _find_spec("cv2") is None:  # undeclared: OpenCV packages overwrite each othe
         "the module cv2"
     )
 
-# isort: split
-from . import baselines, data, modeling  # noqa: F401  registration
-from .config import add_rpe_config, get_cfg, get_config_file
+with _warnings.catch_warnings():
+    # Detectron2 compiles functions with a part of torch that is deprecated.
+    _warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    from . import baselines, data, modeling  # noqa: F401  registration
+    from .config import add_rpe_config, get_cfg, get_config_file
 
 __version__ = "0.1.0"
 __all__ = ["add_rpe_config", "get_cfg", "get_config_file"]

@@ -45,8 +45,8 @@ _TRACKING_IOU = 0.3
 def main(argv: Optional[List[str]] = None) -> int:
     """Runs the model of any Detectron2 configuration on images or a video.
 
-    Writes one PNG per image, or one MP4, and ``coco_instances_results.json`` in COCO's results
-    format to ``--output``. In it, image_id counts the files or frames from 1, and every entry also
+    Writes one PNG per image, or one MP4, to ``--output``, and for a model that predicts instances
+    ``coco_instances_results.json`` in COCO's results format. In it, image_id counts the files or frames from 1, and every entry also
     has their file_name. category_id is that of the training data if the run of the configuration
     recorded it, and otherwise the index of the class.
 
@@ -75,19 +75,27 @@ def main(argv: Optional[List[str]] = None) -> int:
         pictures = _run_images(predictor, painter, files, output)
     written: Dict[Path, None] = {}  # an ordered set, because all frames share one file
     results: List[Dict[str, Any]] = []
+    predicts_instances = False
     with one_line_errors((OSError,)):
         try:
             for path, entries in pictures:
                 written[path] = None
-                results += entries
+                results += entries or []
+                predicts_instances |= entries is not None
         finally:
             for path in written:
                 print(path)
-            if written:
+            if predicts_instances:
                 print(write_new_file(output / RESULTS, json.dumps(results).encode()))
     if not written:
         print(f"error: none of {len(files)} images could be read", file=sys.stderr)
         return 1
+    if predicts_instances and not results:
+        print(
+            f"no instance has a score of {args.confidence_threshold} or more; a lower "
+            "--confidence-threshold shows more",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -108,8 +116,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     return args
 
 
-# The file of a drawn image and its entries in the results.
-Drawn = Tuple[Path, List[Dict[str, Any]]]
+# The file of a drawn image and its entries in the results; None if the model predicts no instances.
+Drawn = Tuple[Path, Optional[List[Dict[str, Any]]]]
 
 
 def _run_images(
@@ -249,10 +257,10 @@ class _Painter:
 
     def results(
         self, instances: Optional[Instances], image_id: int, file_name: str
-    ) -> List[Dict[str, Any]]:
-        """Returns the COCO results of one image, each with its file name."""
+    ) -> Optional[List[Dict[str, Any]]]:
+        """Returns the COCO results of one image, each with its file name, or None for None."""
         if instances is None:
-            return []
+            return None
         results = instances_to_coco_json(instances, image_id)
         for result in results:
             index = result["category_id"]

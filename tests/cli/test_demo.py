@@ -179,6 +179,13 @@ def test_proposals_are_shown_and_stored(name, with_masks, pictures, tmp_path):
     assert all(("segmentation" in result) == with_masks for result in results)
 
 
+def test_no_instance_above_the_threshold_is_said(weights, pictures, tmp_path, capsys):
+    arguments = ["--weights", weights, "--input", str(pictures), "--confidence-threshold", "1"]
+    assert run(tmp_path / "out", *arguments) == 0
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("no instance has a score of 1.0 or more; a lower --confidence-threshold")
+
+
 def test_an_oversized_picture_is_skipped(weights, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 128)  # Pillow refuses twice as many
     Image.new("RGB", (400, 400)).save(pictures / "00.png")
