@@ -283,7 +283,8 @@ def _check(
             )
     elif spatial_bandwidth is not None and not spatial_bandwidth >= _SMALLEST_BANDWIDTH:
         raise ValueError(
-            f"spatial_bandwidth is {spatial_bandwidth}; allowed: None, {_SMALLEST_BANDWIDTH} or more"
+            f"spatial_bandwidth is {spatial_bandwidth}; "
+            f"allowed: {_SMALLEST_BANDWIDTH} or more, or None"
         )
     if (spatial_bandwidth is not None or shift_positions) and positions is None:
         raise ValueError("spatial_bandwidth and shift_positions need positions")
