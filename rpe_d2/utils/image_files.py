@@ -138,7 +138,7 @@ def split_plane(file_name: str) -> Tuple[str, Optional[int]]:
     A file whose own name ends like that is taken as it is; without a plane, the second is None.
     """
     match = _PLANE.fullmatch(file_name)
-    if match and not PathManager.exists(file_name):
+    if match and ("://" in file_name or not PathManager.exists(file_name)):
         return match[1], int(match[2])
     return file_name, None
 
@@ -159,7 +159,10 @@ def plane_names(file_name: str) -> List[str]:
 
 def image_exists(file_name: str) -> bool:
     """Returns whether there is a file of this name, which may name a plane."""
-    return PathManager.isfile(split_plane(file_name)[0])
+    try:
+        return PathManager.isfile(split_plane(file_name)[0])
+    except NotImplementedError:  # a web address
+        return False
 
 
 def image_stem(file_name: str) -> str:
