@@ -228,9 +228,9 @@ def usable_segmentation(
         annotation: in COCO's format, with ``bbox`` in XYWH.
 
     Returns:
-        RLE without empty runs; polygons without the invalid ones; the filled box of an annotation that has
-        no ``segmentation``. None where no polygon is valid: Detectron2 drops such an annotation
-        when it loads the data.
+        RLE without empty runs; polygons without the invalid ones; the filled box of an annotation
+        that has no ``segmentation``. None where no polygon is valid: Detectron2 drops such an
+        annotation when it loads the data.
     """
     segmentation = annotation.get("segmentation")
     if not segmentation:
