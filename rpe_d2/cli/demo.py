@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from rpe_d2.engine.run_classes import drawing_metadata
+from rpe_d2.engine.run_errors import TooFewValues
 from rpe_d2.inference.predictor import (
     Predictor,
     add_predictor_arguments,
@@ -27,7 +28,7 @@ from rpe_d2.inference.predictor import (
 )
 from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.files import free_path, make_writable_folder, write_new_file
-from rpe_d2.utils.image_files import check_is_file, image_stem
+from rpe_d2.utils.image_files import check_is_file, image_stem, printable
 from rpe_d2.utils.images import to_rgb
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.visualization import Visualizer, draw_classes, draw_instances, instance_colors
@@ -76,7 +77,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     written: Dict[Path, None] = {}  # an ordered set, because all frames share one file
     results: List[Dict[str, Any]] = []
     predicts_instances = False
-    with one_line_errors((OSError,)):
+    with one_line_errors((OSError, TooFewValues)):
         try:
             for path, entries in pictures:
                 written[path] = None
@@ -123,19 +124,31 @@ Drawn = Tuple[Path, Optional[List[Dict[str, Any]]]]
 def _run_images(
     predictor: Predictor, painter: "_Painter", files: List[str], output: Path
 ) -> Iterator[Drawn]:
-    reader = predictor.reader
-    names = planes_of(reader, files)
+    names = planes_of(predictor.reader, files)
     for image_id, name in enumerate(tqdm(names, desc="images", unit="image"), start=1):
         try:
-            image = reader.read(name)
+            image, result = _predict(predictor, name)
         except UnreadableImage as error:
             tqdm.write(f"skipped {error}", file=sys.stderr)
             continue
-        picture, instances = painter.paint(to_rgb(image), predictor(reader.convert(image)))
+        picture, instances = painter.paint(image, result)
         painter.reset()
         content = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
         path = write_new_file(output / f"{image_stem(name)}.png", content)
         yield path, painter.results(instances, image_id, name)
+
+
+def _predict(predictor: Predictor, name: str) -> Tuple[np.ndarray, Dict[str, Any]]:
+    """Reads an image (H, W, 3) RGB and runs the model on it.
+
+    Raises:
+        UnreadableImage: The image cannot be read or is too small for the model.
+    """
+    image = predictor.reader.read(name)
+    try:
+        return to_rgb(image), predictor(predictor.reader.convert(image))
+    except TooFewValues as error:
+        raise UnreadableImage(f"{printable(name)}: {error}") from error
 
 
 def _open_video(file: str) -> cv2.VideoCapture:

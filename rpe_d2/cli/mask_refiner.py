@@ -10,11 +10,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
+from rpe_d2.engine.run_errors import TooFewValues
 from rpe_d2.inference.predictor import Predictor
 from rpe_d2.utils.files import write_new_file
 from rpe_d2.utils.image_files import image_stem
 from rpe_d2.utils.images import to_rgb
 from rpe_d2.utils.json_text import parse_json
+from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.visualization.figure import Panel, draw_figure
 
 _START_OVER = "delete it, or choose another --output, to start over"
@@ -43,9 +45,13 @@ class MaskRefiner:
             file.
 
         Raises:
-            UnreadableImage: If the file cannot be read.
+            UnreadableImage: If the file cannot be read or is too small for the model.
         """
-        return self._predictor.network_input(self._predictor.reader(str(file)))
+        image = self._predictor.reader(str(file))
+        try:
+            return self._predictor.network_input(image)
+        except TooFewValues as error:
+            raise UnreadableImage(f"{file}: {error}") from error
 
     def drawable(self, file: Path) -> np.ndarray:
         """Reads an image (H, W, 3) uint8 RGB as the model sees it, for a figure."""

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.files import make_writable_folder, replacing_file
 from rpe_d2.utils.image_files import list_images
 from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
 from rpe_d2.visualization import image_panel, instance_colors
@@ -114,7 +114,7 @@ class LabelMaps:
                 f"--output {self.output} has {existing[0].name} and no {_HEADER}, which describes "
                 "its origin; allowed: a new folder, or that of an interrupted run"
             )
-        self.output.mkdir(parents=True, exist_ok=True)
+        make_writable_folder("--output", self.output)
         with replacing_file(path) as file:
             file.write(json.dumps(header).encode())
 

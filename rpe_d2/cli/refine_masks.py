@@ -8,6 +8,7 @@ from rpe_d2.engine.host_models import inference_inputs
 from rpe_d2.engine.setup import read_config, use_available_device
 from rpe_d2.inference.predictor import Predictor
 from rpe_d2.utils.errors import one_line_errors
+from rpe_d2.utils.files import make_writable_folder
 
 from .mask_refiner import MaskRefiner, run_header
 from .refine_maps import LabelMaps
@@ -46,6 +47,8 @@ def main(argv: Optional[List[str]] = None) -> int:
                 "refine masks, as in configs/spn/refiner_shapes.yaml"
             )
         refiner = MaskRefiner(Predictor(cfg), args.sparse)
+        if args.pictures:
+            make_writable_folder("--pictures", Path(args.pictures))
         work.refine(refiner, run_header(cfg, args, work.digest), args.pictures)
     return 0
 

@@ -11,8 +11,7 @@ import pycocotools.mask as mask_util
 from tqdm import tqdm
 
 from rpe_d2.utils.coco_annotations import check_stored_rles
-from rpe_d2.utils.errors import one_line
-from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.files import make_writable_folder, replacing_file
 from rpe_d2.utils.image_files import check_is_file, image_exists
 from rpe_d2.utils.json_text import parse_json
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
@@ -56,7 +55,7 @@ class Results:
             pictures: folder for figures, or None.
         """
         finished = self._finished(header)
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        make_writable_folder("--output", self.output.parent)
         indices: Dict[Any, List[int]] = {}
         for index, result in enumerate(self.results):
             indices.setdefault(result["image_id"], []).append(index)
@@ -130,10 +129,7 @@ def _append(file: TextIO, content: Any) -> None:
 
 
 def _parse_results(path: Path, content: bytes) -> List[Dict[str, Any]]:
-    try:
-        results = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--input {path} is not JSON: {one_line(error)}") from error
+    results = parse_json(content, f"--input {path}")
     if not isinstance(results, list):
         raise ValueError(f"--input {path} is not a list; allowed: COCO results")
     for place, result in enumerate(results):
@@ -157,12 +153,13 @@ def _image_files(results: List[Dict[str, Any]], args: argparse.Namespace) -> Dic
     annotated = {}
     if args.annotations:
         check_is_file(args.annotations)
+        where = f"--annotations {args.annotations}"
+        content = parse_json(Path(args.annotations).read_bytes(), where)
         try:
-            images = json.loads(Path(args.annotations).read_bytes())["images"]
-            annotated = {image["id"]: image["file_name"] for image in images}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            annotated = {image["id"]: image["file_name"] for image in content["images"]}
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"--annotations {args.annotations} has no file names: {one_line(error)}"
+                f"{where} has no list 'images' with id and file_name; allowed: a COCO-format JSON"
             ) from error
     names: Dict[Any, str] = {}
     for place, result in enumerate(results):

@@ -1,5 +1,6 @@
 """Predictions with masks, read from files in COCO's results format."""
 
+import reprlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Collection, Dict, Tuple
@@ -9,7 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import Metadata
 
 from rpe_d2.engine.run_classes import class_names
-from rpe_d2.utils.coco_annotations import check_stored_rles, mask_problem
+from rpe_d2.utils.coco_annotations import Problem, check_stored_rles, is_polygon, mask_problem
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.utils.json_text import parse_json
@@ -34,6 +35,13 @@ def decode_mask(segmentation: Any, size: Tuple[int, int]) -> np.ndarray:
         UnusableMask: If it is in another format or has another size.
     """
     problem = mask_problem(segmentation, *size)
+    if not problem and isinstance(segmentation, list):
+        # pycocotools takes polygons of two corners for boxes.
+        polygons = [polygon for polygon in segmentation if is_polygon(polygon)]
+        if not polygons:
+            found = f"the segmentation {reprlib.repr(segmentation)}"
+            problem = Problem(found, "polygons of 3 or more corners")
+        segmentation = polygons
     if problem:
         raise UnusableMask(
             f"its mask cannot be decoded: {problem.found}; allowed: {problem.allowed}"

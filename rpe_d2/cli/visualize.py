@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from rpe_d2.data import BoundaryMapper, NameUnreadable, PixelLabelMapper, UnreadableImage
 from rpe_d2.engine.run_classes import drawing_metadata
+from rpe_d2.engine.run_errors import TooFewValues
 from rpe_d2.engine.setup import check_datasets
 from rpe_d2.inference.predictor import (
     Predictor,
@@ -82,12 +83,15 @@ def main(argv: Optional[List[str]] = None) -> int:
         paths = []
         for item in tqdm(items, desc="images", unit="image"):
             try:
-                mapped = mapper(item)
+                picture = draw(item, mapper(item))
             except UnreadableImage as error:
                 tqdm.write(f"skipped {error}", file=sys.stderr)
                 continue
+            except TooFewValues as error:
+                tqdm.write(f"skipped {item['file_name']}: {error}", file=sys.stderr)
+                continue
             name = f"{image_stem(item['file_name'])}.png"
-            paths.append(write_new_file(output / name, draw(item, mapped)))
+            paths.append(write_new_file(output / name, picture))
     for path in paths:
         print(path)
     if not paths:

@@ -11,6 +11,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.utils.logger import log_first_n
 
+from rpe_d2.utils.image_files import printable
 from rpe_d2.utils.images import ImageReader, check_size, reader_arguments
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
@@ -75,7 +76,13 @@ class ImageMapper(DatasetMapper):
         sem_seg = None if sem_seg_file is None else _read_labels(sem_seg_file, dataset_dict)
 
         aug_input = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(aug_input)
+        try:
+            transforms = self.augmentations(aug_input)
+        except ValueError as error:  # no pixels are left of a long and narrow image
+            raise UnreadableImage(
+                f"{printable(dataset_dict['file_name'])} is {image.shape[1]} x {image.shape[0]} "
+                f"pixels, which cannot be resized to the sizes of INPUT ({error})"
+            ) from error
         image = aug_input.image  # (H, W, C), resized
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if sem_seg is not None:

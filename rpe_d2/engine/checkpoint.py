@@ -5,16 +5,21 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, Optional
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.utils.files import TEMPORARY, replacing_file
+from rpe_d2.utils.image_files import check_is_file
+from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.utils.safe_loading import load_arrays
 
 __all__ = ["ModelCheckpointer", "UnreadableCheckpoint"]
 
+# Larger weights are those of a damaged file or a diverged training. Their results would be NaN.
+_LARGEST_WEIGHT = 1e15
 AVERAGED = "ema"  # the key of the averaged weights in a checkpoint
 
 
@@ -192,15 +197,13 @@ class ModelCheckpointer(DetectionCheckpointer):
         return torch.load(filename, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: Any):
-        if not isinstance(checkpoint.get("model"), dict) or not checkpoint["model"]:
-            raise UnreadableCheckpoint(
-                f"weights {self._path}: not a checkpoint (no tensors under 'model')"
-            )
+        self._check_tensors("model", checkpoint.get("model") or None)
         averaged = checkpoint.get(AVERAGED)
         if averaged and not self._resuming:
+            self._check_tensors(AVERAGED, averaged)
             self.logger.info("Loading the averaged weights of %s", self._path)
             checkpoint["model"] = averaged_model(averaged)
-        self._check_finite(checkpoint["model"])
+        self._check_numbers(checkpoint["model"])
         # Older files lack these counters, which torch does not need.
         names = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
@@ -221,22 +224,52 @@ class ModelCheckpointer(DetectionCheckpointer):
             )
         return incompatible
 
-    def _check_finite(self, weights: Dict[str, Any]) -> None:
+    def _check_tensors(self, key: str, weights: Any) -> None:
         """
         Raises:
-            ValueError: A weight of the model is infinite or NaN.
+            UnreadableCheckpoint: The weights are anything other than arrays of numbers by name.
+        """
+        if not isinstance(weights, dict):
+            raise UnreadableCheckpoint(
+                f"weights {self._path}: not a checkpoint (no tensors under {key!r})"
+            )
+        for name, value in weights.items():
+            if isinstance(name, str) and _is_plain(value):
+                continue
+            raise UnreadableCheckpoint(
+                f"weights {self._path}: not a checkpoint ({name!r} under {key!r} is of type "
+                f"{type(value).__name__}; allowed: dense tensors, by name)"
+            )
+
+    def _check_numbers(self, weights: Dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: A weight of the model is infinite, NaN, far too large or an integer.
         """
         own = self.model.state_dict()
         for name, value in weights.items():
             if name not in own:
                 continue
             value = torch.as_tensor(value)
-            if value.is_floating_point() and not value.isfinite().all():
-                count = int((~value.isfinite()).sum())
+            if own[name].is_floating_point() and not value.is_floating_point():
+                raise ValueError(
+                    f"weights {self._path}: {name} is of {value.dtype}; allowed: floating point"
+                )
+            if not value.is_floating_point():
+                continue
+            count = int((~(value.abs() <= _LARGEST_WEIGHT)).sum())  # NaN is not below it
+            if count:
                 raise ValueError(
                     f"weights {self._path}: {count} of the {value.numel()} numbers of {name} are "
-                    "infinite or NaN; allowed: finite numbers"
+                    f"infinite, NaN or above {_LARGEST_WEIGHT:g}; allowed: finite numbers"
                 )
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether a value is an array of numbers, or a dense tensor that has values."""
+    if isinstance(value, torch.Tensor):
+        return value.layout == torch.strided and not value.is_meta
+    return isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf"
 
 
 class _HashingFile:
@@ -269,8 +302,9 @@ def check_checksum(path: Path) -> None:
         UnreadableCheckpoint: The content has changed since the checkpoint was written.
     """
     try:
+        check_is_file(str(checksum_path(path)))
         target = checksum_path(path).read_text(errors="replace").split()
-    except OSError:
+    except (OSError, UnreadableImage):
         return  # other people's weights have none
     if not target or not re.fullmatch("[0-9a-f]{64}", target[0]):
         return  # no checksum, because the write was interrupted

@@ -17,7 +17,7 @@ _ONE_VALUE = r"Expected more than 1 value per channel when training, got input s
 
 
 class TooFewValues(ValueError):
-    """A normalization layer gets a single value. The message is one line."""
+    """An image is too small for the network. The message is one line."""
 
 
 @contextmanager

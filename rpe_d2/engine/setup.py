@@ -289,12 +289,18 @@ def check_output_dir(folder: str, is_new_training: bool) -> None:
     Raises:
         ValueError: The folder cannot be written, or a new training would overwrite its checkpoints.
     """
-    make_writable_folder("OUTPUT_DIR", Path(folder))
+    _make_output_dir(folder)
     if is_new_training and os.path.exists(os.path.join(folder, "last_checkpoint")):
         raise ValueError(
             f"OUTPUT_DIR {folder} holds the checkpoints of another training; "
             "continue it with --resume or choose another folder"
         )
+
+
+def _make_output_dir(folder: str) -> None:
+    if not folder:
+        raise ValueError("OUTPUT_DIR is empty; allowed: the path of a folder")
+    make_writable_folder("OUTPUT_DIR", Path(folder))
 
 
 @contextmanager
@@ -310,7 +316,7 @@ def locked_output_dir(folder: str) -> Iterator[None]:
         problem = ""
         if comm.is_main_process():
             try:
-                make_writable_folder("OUTPUT_DIR", Path(folder))
+                _make_output_dir(folder)
                 stack.enter_context(locked_folder(Path(folder)))
             except BlockingIOError:
                 problem = (

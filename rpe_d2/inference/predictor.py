@@ -19,6 +19,7 @@ from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold, inference_inputs
 from rpe_d2.engine.run_classes import read_classes
+from rpe_d2.engine.run_errors import TooFewValues, named_run_errors
 from rpe_d2.engine.setup import read_config, use_available_device
 from rpe_d2.utils.image_files import image_exists, list_images
 from rpe_d2.utils.images import ImageReader
@@ -213,9 +214,18 @@ class Predictor:
         Returns:
             A dict with ``image`` (C, H', W') float32, resized, and ``height`` and ``width`` of the
             given one.
+
+        Raises:
+            TooFewValues: The image is so narrow that it has no pixels after resizing.
         """
         image = np.ascontiguousarray(image)
-        resized = self._resize.get_transform(image).apply_image(image)
+        transform = self._resize.get_transform(image)
+        if min(getattr(transform, name, 1) for name in ("new_h", "new_w")) < 1:
+            raise TooFewValues(
+                f"an image of {image.shape[1]} x {image.shape[0]} pixels has no pixels left after "
+                "resizing; allowed: a larger INPUT.MAX_SIZE_TEST"
+            )
+        resized = transform.apply_image(image)
         if resized.ndim == 2:
             resized = resized[:, :, None]
         return {
@@ -233,5 +243,9 @@ class Predictor:
 
         Returns:
             The model's output for the image.
+
+        Raises:
+            TooFewValues: The image is too small for the network. The message is one line.
         """
-        return self.model([self.network_input(image)])[0]
+        with named_run_errors():
+            return self.model([self.network_input(image)])[0]

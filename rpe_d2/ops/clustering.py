@@ -10,6 +10,8 @@ from torch.nn import functional as F
 _MAX_SEEDS = 2048
 # Elements of one block of the similarity matrix (64 MB in float32).
 _BLOCK_ELEMENTS = 1 << 24
+# Stands for an infinite distance in pixels. Its square is finite in float32.
+_LARGEST_DISTANCE = 1e15
 
 
 def cluster_embeddings(
@@ -28,7 +30,7 @@ def cluster_embeddings(
     center, and the result does not depend on the order of the points.
 
     Vectors that are zero, NaN or infinite have no direction. They form a cluster of their own,
-    together with the points whose position is NaN or infinite.
+    together with the points whose position is NaN or infinite or whose distance is NaN.
 
     Modes are searched among at most 2,048 points at a time, so that K clusters of N points take
     O(N K) time and O(N) memory.
@@ -37,8 +39,8 @@ def cluster_embeddings(
         x: (N, D) floating-point unit vectors, usually the output of mean shift.
         threshold: cosine in -1 to 1, not calibrated to 0 to 1.
         positions: (N, 2) in pixels, required with ``max_distance``.
-        max_distance: largest distance of neighbors in pixels, > 0. A tensor (N,) gives each point
-            its own, and the smaller one of the two points applies.
+        max_distance: largest distance of neighbors in pixels, > 0. Infinity sets no limit. A tensor
+            (N,) gives each point its own, and the smaller one of the two points applies.
 
     Returns:
         (N,) int64 labels 0 to K - 1 in descending order of cluster size. Permuting the points
@@ -55,6 +57,9 @@ def cluster_embeddings(
     else:
         where = positions.detach().to(x.dtype)
         radius = torch.as_tensor(max_distance, device=x.device).detach().to(x.dtype).expand(len(x))
+        if bool((radius <= 0).any()):
+            raise ValueError(f"max_distance has the value {float(radius.min()):g}; allowed: > 0")
+        radius = radius.clamp(max=_LARGEST_DISTANCE)
     usable = _has_direction(x) & where.isfinite().all(dim=1) & radius.isfinite()
     x, where, radius = x[usable], where[usable], radius[usable]
     if len(x):
@@ -125,6 +130,8 @@ def _sorting_key(x: torch.Tensor, where: torch.Tensor, radius: torch.Tensor) -> 
 
     In float32, keys of several thousand points collide.
     """
+    # An infinite one would hide the differences in the other columns.
+    radius = radius.masked_fill(radius == _LARGEST_DISTANCE, 0)
     columns = torch.cat([x, where, radius[:, None]], dim=1).double()
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(columns.shape[1], generator=generator, dtype=torch.float64)

@@ -20,6 +20,8 @@ _LARGEST_COORDINATE = 2.0
 _LARGEST_POSITION = 1e6  # pixels
 # The fused attention kernels need query, key and value of one width that is a multiple of this.
 _WIDTH_MULTIPLE = 8
+# The square of the inverse of a smaller one is infinite in float32, and the result NaN.
+_SMALLEST_BANDWIDTH = 1e-12
 
 
 def mean_shift(
@@ -49,8 +51,8 @@ def mean_shift(
 
     Args:
         x: (N, D) or (B, N, D) floating-point unit vectors.
-        bandwidth: standard deviation of the kernel in embedding space (delta in the paper), > 0. A
-            0-d tensor may require a gradient.
+        bandwidth: standard deviation of the kernel in embedding space (delta in the paper), 1e-12
+            or more. A 0-d tensor may require a gradient.
         num_loops: number of loops, >= 0.
         tolerance: stops after a loop in which no coordinate of a valid point changes by more than
             this. Shifted positions count in units of ``spatial_bandwidth``. 0 runs all loops.
@@ -271,16 +273,19 @@ def _check(
     if num_loops < 0:
         raise ValueError(f"num_loops is {num_loops}; allowed: 0 or more")
     # A bandwidth tensor is not read here, because that would synchronize the host with the device.
-    if not isinstance(bandwidth, torch.Tensor) and not bandwidth > 0:
-        raise ValueError(f"bandwidth is {bandwidth}; allowed: > 0")
+    if not isinstance(bandwidth, torch.Tensor) and not bandwidth >= _SMALLEST_BANDWIDTH:
+        raise ValueError(f"bandwidth is {bandwidth}; allowed: {_SMALLEST_BANDWIDTH} or more")
     if isinstance(spatial_bandwidth, torch.Tensor):
         if spatial_bandwidth.shape != x.shape[:-1]:
             raise ValueError(
                 f"spatial_bandwidth has shape {tuple(spatial_bandwidth.shape)}; allowed: a number "
                 f"or one for each of the points, {tuple(x.shape[:-1])}"
             )
-    elif spatial_bandwidth is not None and not spatial_bandwidth > 0:
-        raise ValueError(f"spatial_bandwidth is {spatial_bandwidth}; allowed: > 0 or None")
+    elif spatial_bandwidth is not None and not spatial_bandwidth >= _SMALLEST_BANDWIDTH:
+        raise ValueError(
+            f"spatial_bandwidth is {spatial_bandwidth}; "
+            f"allowed: {_SMALLEST_BANDWIDTH} or more, or None"
+        )
     if (spatial_bandwidth is not None or shift_positions) and positions is None:
         raise ValueError("spatial_bandwidth and shift_positions need positions")
     if keys is not None and positions is not None and key_positions is None:

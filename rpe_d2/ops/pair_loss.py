@@ -90,7 +90,10 @@ def spherical_pair_loss(
             # Small coordinates, shifted by an integer so that a pixel grid stays integer: squared
             # distances are then exact, and rounding cannot affect pairs at exactly the radius.
             where = _centered(positions[kept].to(unit.dtype))
-            if float(where.abs().amax()) > _EXACT_SIDE:
+            extent = float(where.abs().amax())
+            if not extent < float("inf"):
+                raise ValueError("positions contain NaN or infinity; allowed: finite numbers")
+            if extent > _EXACT_SIDE:
                 where = _centered(positions[kept].double())
 
         positive, negative, negative_sum = _PairSums.apply(
@@ -259,5 +262,5 @@ def _check(embeddings, labels, margin, form, normalization, positions, negative_
 
 def _check_weights(**weights: float) -> None:
     for name, weight in weights.items():
-        if not weight >= 0:
-            raise ValueError(f"{name} is {weight}; allowed: >= 0")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{name} is {weight}; allowed: >= 0, finite")

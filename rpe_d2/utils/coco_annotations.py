@@ -228,9 +228,9 @@ def usable_segmentation(
         annotation: in COCO's format, with ``bbox`` in XYWH.
 
     Returns:
-        RLE unchanged; polygons without the invalid ones; the filled box of an annotation that has
-        no ``segmentation``. None where no polygon is valid: Detectron2 drops such an annotation
-        when it loads the data.
+        RLE without empty runs; polygons without the invalid ones; the filled box of an annotation
+        that has no ``segmentation``. None where no polygon is valid: Detectron2 drops such an
+        annotation when it loads the data.
     """
     segmentation = annotation.get("segmentation")
     if not segmentation:
@@ -238,8 +238,22 @@ def usable_segmentation(
         right, bottom = x + width, y + height
         return [[x, y, right, y, right, bottom, x, bottom]]
     if isinstance(segmentation, dict):
-        return segmentation
+        return _without_empty_runs(segmentation)
     return [polygon for polygon in segmentation if is_polygon(polygon)] or None
+
+
+def _without_empty_runs(rle: Dict[str, Any]) -> Dict[str, Any]:
+    """Encodes an RLE again if it has empty runs after the first one.
+
+    pycocotools computes a wrong box of such a mask without area, and wrong IoUs between two of
+    them.
+    """
+    runs = rle_runs(rle)
+    if runs is None or 0 not in runs[1:]:
+        return rle
+    if isinstance(rle["counts"], list):
+        rle = mask_util.frPyObjects(rle, *rle["size"])
+    return mask_util.encode(mask_util.decode(rle))
 
 
 def replacement_box(

@@ -91,7 +91,8 @@ def locked_folder(path: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(path / LOCK, "ab") as file:
+    # For reading, too: a pipe of this name would be waited for.
+    with open(os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666), "rb") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from .bit_depth import DEEP_MODES, is_reduced
 from .readable import UnreadableImage
 from .tiff_files import TiffPlanes, is_tiff
 
@@ -32,6 +33,7 @@ __all__ = [
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", ".npy")
 
 _ORIENTATION = 0x0112  # EXIF tag
+_PHOTOMETRIC = 262  # TIFF tag
 _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap the sides
 _TURNS = {
     2: np.fliplr,
@@ -50,7 +52,6 @@ _MOST_NPY_CHANNELS = 16
 _WITHOUT_PLANES = ("MPO", "PSD")
 # The mode in which Pillow's images are returned. Others become RGB.
 _KEPT_MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA"}
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # Modes with one index per pixel.
 _INDEX_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
 
@@ -137,7 +138,7 @@ def split_plane(file_name: str) -> Tuple[str, Optional[int]]:
     A file whose own name ends like that is taken as it is; without a plane, the second is None.
     """
     match = _PLANE.fullmatch(file_name)
-    if match and not PathManager.exists(file_name):
+    if match and ("://" in file_name or not PathManager.exists(file_name)):
         return match[1], int(match[2])
     return file_name, None
 
@@ -158,7 +159,10 @@ def plane_names(file_name: str) -> List[str]:
 
 def image_exists(file_name: str) -> bool:
     """Returns whether there is a file of this name, which may name a plane."""
-    return PathManager.isfile(split_plane(file_name)[0])
+    try:
+        return PathManager.isfile(split_plane(file_name)[0])
+    except NotImplementedError:  # a web address
+        return False
 
 
 def image_stem(file_name: str) -> str:
@@ -256,6 +260,8 @@ class _PillowImage(StoredImage):
     def __init__(self, file: BinaryIO):
         self._file = file
         self._image = Image.open(file)
+        if self._image.format == "EPS":
+            raise ValueError("the file is a program in PostScript, which is not run")
         if self._image.format not in _WITHOUT_PLANES:
             self.num_planes = getattr(self._image, "n_frames", 1)
         if self._image.format == "TIFF" and self.orientation(0) != 1:
@@ -275,12 +281,12 @@ class _PillowImage(StoredImage):
 
     def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         self._image.seek(plane)
-        if self._is_reduced():
+        if is_reduced(self._image):
             return self._read_with_opencv(plane)
         image, mode = self._image, _KEPT_MODES.get(self._image.mode, "RGB")
         if as_gray and mode.startswith("RGB"):
             mode = "L"
-        if image.mode in _DEEP_MODES:
+        if image.mode in DEEP_MODES:
             array = _native(np.asarray(image))
         else:
             array = np.asarray(image if image.mode == mode else image.convert(mode))
@@ -293,26 +299,20 @@ class _PillowImage(StoredImage):
         self._image.seek(plane)
         if self._image.mode not in _INDEX_MODES:
             return f"the mode {self._image.mode}"
-        return upright(_native(np.asarray(self._image)), self.orientation(plane))
+        labels = _native(np.asarray(self._image))
+        if labels.dtype == np.uint8 and self._is_white_at_0():
+            labels = 255 - labels  # the stored numbers, which Pillow has inverted
+        return upright(labels, self.orientation(plane))
 
-    def _is_reduced(self) -> bool:
-        """Returns whether Pillow would cut the channels of 16 bits to 8 bits."""
-        if self._image.mode in _DEEP_MODES:
-            return False
-        for _, _, _, arguments in getattr(self._image, "tile", ()):
-            parts = arguments if isinstance(arguments, tuple) else (arguments,)
-            if any(isinstance(part, str) and ";16" in part for part in parts):
-                return True
-            if self._image.format == "PPM" and isinstance(parts[-1], int) and parts[-1] > 255:
-                return True
-        return False
+    def _is_white_at_0(self) -> bool:
+        return self._image.format == "TIFF" and self._image.tag_v2.get(_PHOTOMETRIC) == 0
 
     def _read_with_opencv(self, plane: int) -> Pixels:
         self._file.seek(0)
         content = np.frombuffer(self._file.read(), np.uint8)
         array = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
         if array is None or array.shape[:2] != self.size(plane):
-            raise ValueError("the 16-bit image is damaged")
+            raise ValueError("the 16-bit image is damaged, or its format is read with 8 bits only")
         array = array[:, :, None] if array.ndim == 2 else array
         channels = array.shape[2]
         array = upright(array, self.orientation(plane))

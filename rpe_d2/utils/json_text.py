@@ -21,3 +21,5 @@ def parse_json(text: Union[str, bytes], source: object) -> Any:
         raise ValueError(
             f"{source}: its JSON is nested too deeply; allowed: hundreds of levels"
         ) from error
+    except ValueError as error:  # also a number of thousands of digits, which names no place
+        raise ValueError(f"{source} is not JSON ({error})") from error

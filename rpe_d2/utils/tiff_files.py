@@ -1,5 +1,7 @@
 """Reading TIFF files of any number type, with any number of channels and planes."""
 
+import logging
+import re
 from typing import Any, BinaryIO, List, NamedTuple, Optional, Tuple
 
 import cv2
@@ -8,11 +10,16 @@ import tifffile
 
 __all__ = ["TiffPlanes", "is_tiff"]
 
+# It reports damage in lines of its own. What matters here is raised.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CHANNEL_AXES = "CS"  # channels of a hyperstack, samples of a pixel
 _ORIENTATION = 274
 # By the number of samples of a pixel, what Pillow knows: gray and palettes, RGB, YCbCr, Lab, CMYK.
 _PLAIN = {1: (0, 1, 3), 3: (2, 6, 8), 4: (2, 5)}
+_SIZES = re.compile(r'\bSize[ZCT]\s*=\s*["\'](\d+)')  # in the metadata of OME-TIFF
+_MOST_PLANES = 1_000_000
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
 
@@ -36,9 +43,13 @@ class TiffPlanes:
         """
         Args:
             file: the open file, which must stay open.
+
+        Raises:
+            ValueError: The list of its pages is cut, so that planes are missing.
         """
         self._file = file
         self._tiff = tifffile.TiffFile(file)
+        _check_list_of_pages(self._tiff)
         series = [one for one in self._tiff.series if one.keyframe is not None]
         full = [one for one in series if not one.keyframe.is_reduced]
         self._series = full or series
@@ -58,6 +69,8 @@ class TiffPlanes:
     def size(self, plane: int) -> Tuple[int, int]:
         """Returns the height and width of a plane as they are stored."""
         series = self._of(plane)
+        if not {"Y", "X"} <= set(series.axes):
+            raise ValueError(f"a plane has the axes {series.axes}; allowed: height Y and width X")
         return tuple(series.shape[series.axes.index(axis)] for axis in "YX")
 
     def orientation(self, plane: int) -> int:
@@ -99,21 +112,15 @@ class TiffPlanes:
             (H, W, C) of the file's own number type.
         """
         series, (_, index) = self._of(plane), self._planes[plane]
-        count = _number_of_planes(series)
-        try:
-            if len(series.pages) == count and series.pages[index] is not None:
-                page = series.pages[index]
+        pages = _pages_of(series, index)
+        if pages is None:
+            for page in series.pages:
                 _check_complete(page)
-                axes, pixels = page.axes, page.asarray()
-            else:
-                for page in series.pages:
-                    _check_complete(page)
-                axes, pixels = _plane_of(series, index)
-        except ValueError as error:
-            if "imagecodecs" not in str(error) or len(series.pages) != count:
-                raise
-            return self._read_with_opencv(series, index, str(error))
-        return _channels_last(pixels, axes)
+            return _channels_last(*_plane_of(series, index))
+        for page in pages:
+            _check_complete(page)
+        pixels = [_channels_last(page.axes, self._read_page(page)) for page in pages]
+        return pixels[0] if len(pixels) == 1 else np.concatenate(pixels, axis=2)
 
     def has_inverted_intensities(self, plane: int) -> bool:
         """Returns whether 0 is white."""
@@ -122,25 +129,30 @@ class TiffPlanes:
     def _of(self, plane: int) -> Any:
         return self._series[self._planes[plane].series]
 
-    def _read_with_opencv(self, series: Any, index: int, reason: str) -> np.ndarray:
+    def _read_page(self, page: Any) -> np.ndarray:
+        try:
+            return page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            return self._read_with_opencv(page, str(error))
+
+    def _read_with_opencv(self, page: Any, reason: str) -> np.ndarray:
         """Reads a compression that tifffile needs the large package imagecodecs for, such as LZW.
 
         Raises:
             ValueError: OpenCV cannot read it either.
         """
-        page = series.pages[index].index
         self._file.seek(0)
         content = np.frombuffer(self._file.read(), np.uint8)
-        read, mats = cv2.imdecodemulti(content, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
-        wrong = ValueError(f"{reason}; install it, or save the file without this compression")
-        if not read or not len(mats) or mats[0].shape[:2] != series.keyframe.shape[:2]:
-            raise wrong
-        pixels = mats[0] if mats[0].ndim == 3 else mats[0][:, :, None]
-        channels = pixels.shape[2]
-        if pixels.dtype != series.dtype or channels != series.keyframe.samplesperpixel:
-            raise wrong
-        order = [2, 1, 0, 3][:channels] if channels in (3, 4) else list(range(channels))
-        return np.ascontiguousarray(pixels[:, :, order])
+        place = page.index, page.index + 1
+        read, mats = cv2.imdecodemulti(content, cv2.IMREAD_UNCHANGED, range=place)
+        if read and len(mats):
+            pixels, shape = mats[0], page.shape
+            if pixels.dtype == page.dtype and pixels.shape == shape and page.axes in ("YX", "YXS"):
+                channels = shape[2] if len(shape) == 3 else 1
+                return pixels if channels < 3 else pixels[:, :, [2, 1, 0, 3][:channels]]
+        raise ValueError(f"{reason}; install it, or save the file without this compression")
 
 
 def _number_of_planes(series: Any) -> int:
@@ -153,8 +165,28 @@ def _number_of_channels(series: Any) -> int:
     return int(np.prod(sides, dtype=np.int64))
 
 
+def _pages_of(series: Any, index: int) -> Optional[List[Any]]:
+    """Returns the pages of one plane, one for each channel where channels are pages.
+
+    Returns:
+        The pages, or None where a page is not one plane or one channel of it.
+    """
+    leading = len(series.shape) - len(series.keyframe.shape)
+    axes, shape = series.axes[:leading], series.shape[:leading]
+    is_split = series.keyframe.axes != series.axes[leading:]
+    if leading < 0 or is_split or set(series.keyframe.axes) - set(_CHANNEL_AXES + "YX"):
+        return None
+    if len(series.pages) != int(np.prod(shape, dtype=np.int64)):
+        return None
+    numbers = np.arange(len(series.pages)).reshape(shape)
+    order = [i for i, axis in enumerate(axes) if axis not in _CHANNEL_AXES]
+    order += [i for i in range(leading) if i not in order]
+    numbers = numbers.transpose(order).reshape(_number_of_planes(series), -1)
+    return [series.pages[number] for number in numbers[index].tolist()]
+
+
 def _plane_of(series: Any, index: int) -> Tuple[str, np.ndarray]:
-    """Reads one plane of a series whose channels are pages, or whose pages are one block."""
+    """Reads one plane of a series whose pages are blocks of planes."""
     pixels = series.asarray()
     others = [i for i, axis in enumerate(series.axes) if axis not in _CHANNEL_AXES + "YX"]
     position = np.unravel_index(index, [series.shape[i] for i in others]) if others else ()
@@ -165,7 +197,7 @@ def _plane_of(series: Any, index: int) -> Tuple[str, np.ndarray]:
     return axes, pixels[tuple(place)]
 
 
-def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
+def _channels_last(axes: str, pixels: np.ndarray) -> np.ndarray:
     """Reorders a plane to (H, W, C). Axes of length 1 besides those are dropped."""
     keep = [i for i, axis in enumerate(axes) if axis in _CHANNEL_AXES + "YX"]
     pixels = pixels.reshape([pixels.shape[i] for i in keep])
@@ -176,14 +208,33 @@ def _channels_last(pixels: np.ndarray, axes: str) -> np.ndarray:
     return pixels.transpose(order).reshape(height, width, -1)
 
 
-def _check_complete(page: Any) -> None:
-    """Raises where a page is cut: tifffile fills missing strips and tiles with zeros.
+def _check_list_of_pages(tiff: tifffile.TiffFile) -> None:
+    """Raises where tifffile would read fewer or more planes than the file has.
 
     Raises:
-        ValueError: Bytes of the page lie behind the end of the file.
+        ValueError: The list of pages is cut, or the metadata describe too many.
+    """
+    count = len(tiff.pages)  # reads the whole list
+    start = tiff.pages.next_page_offset
+    if start is not None:
+        tiff.filehandle.seek(start)
+        offset = tiff.filehandle.read(tiff.tiff.offsetsize)
+        if any(offset) or len(offset) < tiff.tiff.offsetsize:
+            raise ValueError(f"the file is truncated or damaged after {count} of its pages")
+    sizes = map(int, _SIZES.findall(tiff.ome_metadata or ""))
+    if np.prod([float(size) for size in sizes]) > _MOST_PLANES:
+        raise ValueError(f"its OME metadata describe more than {_MOST_PLANES} planes")
+
+
+def _check_complete(page: Any) -> None:
+    """Raises where a page is cut: tifffile fills missing strips, tiles and pages with zeros.
+
+    Raises:
+        ValueError: Bytes of the page lie behind the end of the file, or in another file that
+            does not exist.
     """
     if page is None:
-        return
+        raise ValueError("its metadata describe planes that are missing from the file")
     page = page.aspage()
     size = page.parent.filehandle.size
     ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts)]

@@ -196,6 +196,30 @@ def test_an_oversized_picture_is_skipped(weights, pictures, tmp_path, capsys, mo
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", RESULTS]
 
 
+def test_pictures_that_are_too_small_are_skipped(pictures, tmp_path, capsys):
+    """The model has one channel in each group of its norms, which need more than one value."""
+    Image.new("RGB", (3000, 1)).save(pictures / "00.png")
+    weights = save_random(INSTANT, ["MODEL.DEVICE", "cpu"], tmp_path / "weights.pth")
+    for side, written in (("128", 3), ("32", 0)):
+        opts = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", "256"]
+        arguments = ["--weights", weights, "--input", str(pictures)]
+        status = run(tmp_path / side, *arguments, config=INSTANT, opts=opts)
+        assert status == (0 if written else 1)
+        assert len(list((tmp_path / side).iterdir())) == written
+        lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+        thin = [line for line in lines if "an image of 3000 x 1 pixels has no pixels left" in line]
+        assert len(thin) == 1 and "00.png: " in thin[0]
+        others = [line for line in lines if line not in thin]
+        assert len(others) == (0 if written else 2)
+        assert all("a single value" in line for line in others)
+
+
+def test_a_web_address_is_no_image(weights, tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out", "--weights", weights, "--input", "http://localhost:1/a.png[0]")
+    assert "--input http://localhost:1/a.png[0]: no image found" in capfd.readouterr().err
+
+
 def test_results_before_an_unexpected_error_are_kept(
     weights, pictures, tmp_path, monkeypatch, capsys
 ):

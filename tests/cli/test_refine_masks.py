@@ -19,6 +19,7 @@ from PIL import Image
 
 from rpe_d2.cli.refine_masks import main
 from rpe_d2.cli.refine_results import _image_files
+from rpe_d2.cli.stored_predictions import UnusableMask, decode_mask
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.data.datasets.shapes import _sem_seg
 from tests.conftest import ROOT
@@ -391,3 +392,33 @@ def test_accuracy_on_held_out_labels(data, weights, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(arguments(data, weights, tmp_path / "x", "maps", more=["--keep", "5"]))
     assert "--keep is 5; allowed: 1 or more, with --sparse" in capsys.readouterr().err
+
+
+def test_polygons_of_two_corners_are_no_boxes():
+    corners = [[5, 5, 25, 5, 25, 25, 5, 25]]
+    expected = decode_mask(corners, (40, 60))
+    assert (decode_mask([[1, 2, 30, 20], *corners, []], (40, 60)) == expected).all()
+    for polygons in ([], [[]], [[1, 2, 30, 20]], [[1, 2]]):
+        with pytest.raises(UnusableMask, match="allowed: polygons of 3 or more corners"):
+            decode_mask(polygons, (40, 60))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"images": 5}', '{"images": [{"id": [1]}]}'])
+def test_annotations_without_file_names(content, data, weights, tmp_path, capfd):
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(content)
+    call = arguments(data, weights, tmp_path / "a.json", more=["--annotations", str(annotations)])
+    with pytest.raises(SystemExit):
+        main(call)
+    assert f"{annotations} has no list 'images' with id and file_name" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--output", "--pictures"])
+def test_folders_that_cannot_be_made(flag, data, weights, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    paths = {"--output": tmp_path / "a.json", "--pictures": tmp_path / "b"}
+    paths[flag] = tmp_path / "file" / "c"
+    more = ["--pictures", str(paths["--pictures"])]
+    with pytest.raises(SystemExit):
+        main(arguments(data, weights, paths["--output"], more=more))
+    assert capfd.readouterr().err.startswith(f"error: {flag} {tmp_path / 'file'}")

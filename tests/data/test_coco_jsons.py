@@ -76,6 +76,7 @@ def test_malformed_entry(wrong):
 
 def test_missing_file_and_folder(coco_folder):
     error_of([f"mine={coco_folder / 'none.json'}:{coco_folder}"], FileNotFoundError)
+    error_of([f"mine=http://localhost:1/a.json:{coco_folder}"], FileNotFoundError)
     wrong = entry(coco_folder, make_content()) + "_none"
     assert "images_none" in error_of([wrong], FileNotFoundError)
 

@@ -266,3 +266,12 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
         UnreadableImage, match="labels.png is 127 x 128 pixels; its image .* is 128 x 128"
     ):
         ImageMapper(make_cfg(), is_train=True)(record)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_that_cannot_be_resized_is_named(is_train, tmp_path):
+    Image.new("RGB", (3000, 1)).save(tmp_path / "thin.png")
+    opts = ["INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 100, "INPUT.MAX_SIZE_TEST", 100]
+    mapper = PixelLabelMapper(make_cfg(*opts), is_train=is_train)
+    with pytest.raises(UnreadableImage, match="thin.png is 3000 x 1 pixels, which cannot be resi"):
+        mapper({"file_name": str(tmp_path / "thin.png")})

@@ -78,13 +78,44 @@ def test_a_checksum_is_that_of_sha256sum_and_may_be_missing(tmp_path):
     assert resumed(tmp_path) == (1.0, 0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
 def test_weights_that_are_not_finite_are_refused(value, tmp_path):
     state = model(1.0).state_dict()
     state["weight"][1, 2] = value
     torch.save({"model": state}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="weights.pth: 1 of the 12 numbers of weight are infinite"):
         ModelCheckpointer(model(), complete=True).load(str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    "weights, words",
+    [
+        ([1], "no tensors under 'model'"),
+        ({}, "no tensors under 'model'"),
+        ({"weight": "text"}, "'weight' under 'model' is of type str; allowed: dense tensors"),
+        ({"weight": torch.zeros(3, 4, device="meta")}, "allowed: dense tensors"),
+        ({"weight": torch.zeros(3, 4).to_sparse()}, "allowed: dense tensors"),
+        ({1: torch.zeros(1)}, "1 under 'model' is of type Tensor; allowed: dense tensors, by name"),
+        ({"weight": torch.ones(3, 4).long()}, "weight is of torch.int64; allowed: floating point"),
+    ],
+)
+def test_weights_that_are_no_tensors_by_name_are_refused(weights, words, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": weights}, path)
+    with pytest.raises(ValueError, match=f"weights {path}: .*{re.escape(words)}"):
+        ModelCheckpointer(model(), complete=True).load(str(path))
+
+
+def test_averaged_weights_that_are_no_tensors_are_refused(tmp_path):
+    torch.save({"model": model().state_dict(), "ema": 5}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="no tensors under 'ema'"):
+        ModelCheckpointer(model(), complete=True).load(str(tmp_path / "weights.pth"))
+
+
+def test_a_checksum_that_is_a_pipe_is_not_waited_for(tmp_path):
+    torch.save({"model": model(1.0).state_dict()}, tmp_path / "weights.pth")
+    os.mkfifo(tmp_path / "weights.pth.sha256")
+    ModelCheckpointer(model(), complete=True).load(str(tmp_path / "weights.pth"))
 
 
 def test_every_truncation_is_noticed(tmp_path):

@@ -16,6 +16,7 @@ from rpe_d2.engine.host_models import check_training_data
 from rpe_d2.engine.setup import (
     check_solver,
     load_config,
+    locked_output_dir,
     read_config,
     reject_swallowed_flags,
 )
@@ -208,3 +209,9 @@ def test_a_metric_that_no_evaluator_has_is_refused(metric):
 )
 def test_metrics_of_evaluators_are_accepted(metric):
     check_solver(small_cfg("TEST.BEST_METRIC", metric))
+
+
+def test_an_empty_output_dir_is_named():
+    with pytest.raises(ValueError, match="OUTPUT_DIR is empty; allowed: the path of a folder"):
+        with locked_output_dir(""):
+            pass

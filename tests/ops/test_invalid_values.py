@@ -1,5 +1,6 @@
 """Operators on values that no network should produce: NaN, zeros, padding, positions far apart."""
 
+import math
 import time
 
 import pytest
@@ -48,6 +49,18 @@ class TestClustering:
         assert cluster_embeddings(torch.zeros(65536, 8), 0.9).eq(0).all()
         assert time.perf_counter() - start < 5  # one point a round took hours
 
+    def test_an_infinite_distance_sets_no_limit(self):
+        groups = torch.arange(8).repeat_interleave(torch.arange(40, 32, -1))
+        x, positions = torch.eye(8)[groups], torch.rand(len(groups), 2) * 900
+        for distance in (math.inf, torch.tensor(math.inf), torch.full((len(x),), math.inf)):
+            assert torch.equal(cluster_embeddings(x, 0.5, positions, distance), groups)
+
+    @pytest.mark.parametrize("value", [0.0, -1.0])
+    def test_distances_that_are_not_positive_are_refused(self, value):
+        x = F.normalize(torch.randn(5, 8), dim=1)
+        with pytest.raises(ValueError, match=f"max_distance has the value {value:g}; allowed: > 0"):
+            cluster_embeddings(x, 0.5, torch.zeros(5, 2), torch.full((5,), value))
+
     def test_no_points_and_none_with_a_direction(self):
         assert cluster_embeddings(torch.zeros(0, 4), 0.9).shape == (0,)
         assert cluster_embeddings(torch.full((3, 4), float("nan")), 0.9).tolist() == [0, 0, 0]
@@ -79,8 +92,24 @@ class TestMeanShift:
         for value, expected in zip(*results):
             assert torch.equal(value, expected)
 
+    @pytest.mark.parametrize("key", ["bandwidth", "spatial_bandwidth"])
+    def test_bandwidths_that_give_nan_are_refused(self, key):
+        options = {"bandwidth": 0.5, "positions": torch.zeros(5, 2)}
+        for value in (0.0, 1e-30, math.nan):
+            with pytest.raises(ValueError, match=f"{key} is {value}; allowed"):
+                mean_shift(torch.eye(5), num_loops=1, **{**options, key: value})
+        assert mean_shift(torch.eye(5), num_loops=1, **{**options, key: 1e-9}).isfinite().all()
+
 
 class TestPairLoss:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_broken_positions_do_not_end_the_repulsion(self, value):
+        positions = torch.tensor([[0.0, 0.0], [1.0, value]])
+        with pytest.raises(ValueError, match="positions contain NaN or infinity"):
+            spherical_pair_loss(
+                torch.eye(2), torch.arange(2), positions=positions, negative_radius=5.0
+            )
+
     @pytest.mark.parametrize("side", [100, 8192, 100_000])
     def test_pairs_at_exactly_the_radius_repel_however_far_others_are(self, side):
         """Two pixels 5 px apart, and a third that moves the center away from them."""

@@ -10,6 +10,7 @@ from rpe_d2.utils.coco_annotations import (
     compressed_runs,
     mask_problem,
     replacement_box,
+    usable_segmentation,
 )
 
 
@@ -103,3 +104,23 @@ def test_the_replacement_is_the_box_of_the_pixels():
     assert replacement_box({**annotation, "segmentation": drawn}, 60, 60) == tuple(
         mask_util.toBbox(drawn)
     )
+
+
+@pytest.mark.parametrize("counts", [[1200, 0, 1200], [0, 0, 400, 2000], [40, 0, 0, 40, 2320]])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_empty_runs_do_not_change_boxes_or_ious(counts, compressed):
+    """pycocotools says that such a mask has an IoU of 0 with itself."""
+    rle = {"size": [40, 60], "counts": counts}
+    expected = mask_util.decode(mask_util.frPyObjects(rle, 40, 60))
+    rle = mask_util.frPyObjects(rle, 40, 60) if compressed else rle
+    annotation = {"bbox": [0, 0, 1, 1], "segmentation": rle}
+    usable = usable_segmentation(annotation)
+    np.testing.assert_array_equal(mask_util.decode(usable), expected)
+    rows, columns = expected.nonzero()
+    if len(rows) == 0:
+        assert replacement_box(annotation, 40, 60) is None
+        return
+    assert mask_util.iou([usable], [usable], [0]) == 1
+    corner = columns.min(), rows.min()
+    size = columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()
+    assert replacement_box(annotation, 40, 60) == (*corner, *size)

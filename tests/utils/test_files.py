@@ -1,8 +1,9 @@
 """Writing files under unused names."""
 
+import os
 from pathlib import Path
 
-from rpe_d2.utils.files import make_new_folder, write_new_file
+from rpe_d2.utils.files import LOCK, locked_folder, make_new_folder, write_new_file
 
 
 def test_existing_files_stay_and_new_ones_are_numbered(tmp_path: Path) -> None:
@@ -18,3 +19,9 @@ def test_the_name_of_a_dangling_link_is_taken(tmp_path: Path) -> None:
     assert write_new_file(tmp_path / "a.png", b"0").name == "a-2.png"
     assert make_new_folder(tmp_path / "folder").name == "folder-2"
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_pipe_with_the_name_of_the_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / LOCK)
+    with locked_folder(tmp_path):
+        pass

@@ -111,6 +111,16 @@ def test_colors_of_16_bits_are_scaled_together(tmp_path):
         assert (read(path, "BGR") == read(path)[:, :, ::-1]).all()
 
 
+@pytest.mark.skipif(not cv2.haveImageWriter("a.jp2"), reason="OpenCV without JPEG 2000")
+def test_colors_of_16_bits_in_jpeg_2000(tmp_path):
+    deep = np.tile(DEEP, (3, 2, 1))
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    cv2.imwrite(str(tmp_path / "a.jp2"), deep[:, :, ::-1], lossless)
+    assert abs(read(tmp_path / "a.jp2") - percentiles(deep)).max() <= 1
+    Image.fromarray(RGB).resize((64, 64)).save(tmp_path / "b.jp2")  # 8 bits stay as they are
+    assert (read(tmp_path / "b.jp2") == read_image(str(tmp_path / "b.jp2"), "RGB")).all()
+
+
 @pytest.mark.parametrize(
     "intensity, values, expected",
     [
@@ -283,6 +293,11 @@ def _with_exif(orientation: int) -> Image.Image:
     image = Image.fromarray(RGB)
     image.getexif()[0x0112] = orientation
     return image
+
+
+def test_postscript_is_not_run(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.eps")
+    assert "PostScript" in error_of((tmp_path / "a.eps").rename(tmp_path / "a.png"))
 
 
 def test_damaged_files_are_named_in_one_line(tmp_path):

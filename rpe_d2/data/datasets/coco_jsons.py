@@ -6,7 +6,7 @@ import logging
 import os
 import reprlib
 from operator import mul
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -148,12 +148,12 @@ def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
         ValueError: The content of the file is wrong.
         FileNotFoundError: The file does not exist.
     """
-    if not PathManager.isfile(json_file):
+    if not _is_there(PathManager.isfile, json_file):
         raise FileNotFoundError(f"{where}: no such file {json_file}; allowed: a COCO-format JSON")
     try:
         with PathManager.open(json_file) as f:
             content = json.load(f)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # also a number of thousands of digits
         raise ValueError(f"{where}: {json_file} is not JSON ({e})") from e
     _check_content(where, content)
     _check_masks(where, content)
@@ -207,9 +207,16 @@ def _check_content(where: str, content: Any) -> None:
             )
 
 
+def _is_there(check: Callable[[str], bool], path: str) -> bool:
+    try:
+        return check(path)
+    except NotImplementedError:  # a web address
+        return False
+
+
 def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> None:
     """Checks that the first images exist. Checking all takes minutes on a network drive."""
-    if not PathManager.isdir(image_root):
+    if not _is_there(PathManager.isdir, image_root):
         raise FileNotFoundError(f"{where}: no such folder {image_root} (image_root)")
     paths = [os.path.join(image_root, i["file_name"]) for i in images[:_NUM_CHECKED_IMAGES]]
     missing = [path for path in paths if not image_exists(path)]
