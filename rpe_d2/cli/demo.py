@@ -47,9 +47,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Runs the model of any Detectron2 configuration on images or a video.
 
     Writes one PNG per image, or one MP4, to ``--output``, and for a model that predicts instances
-    ``coco_instances_results.json`` in COCO's results format. In it, image_id counts the files or frames from 1, and every entry also
-    has their file_name. category_id is that of the training data if the run of the configuration
-    recorded it, and otherwise the index of the class.
+    ``coco_instances_results.json`` in COCO's results format. In it, image_id counts the files or
+    frames from 1, and every entry also has their file_name. category_id is that of the training
+    data if the run of the configuration recorded it, and otherwise the index of the class.
 
     Nothing is overwritten; a new file is called ``NAME-2.png`` and so on. Files that cannot be read
     are reported and skipped. If an error ends the run, the results of the previous images are
@@ -117,7 +117,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     return args
 
 
-# The file of a drawn image and its entries in the results; None if the model predicts no instances.
+# The file of a drawn image and its entries in the results, None for a model without instances.
 Drawn = Tuple[Path, Optional[List[Dict[str, Any]]]]
 
 

@@ -197,7 +197,7 @@ def _instance_fcn_keys() -> Keys:
 
 def _hypercolumn_keys() -> Keys:
     """Hypercolumns (`HypercolumnMaskHead`). More keys: `MODEL.ROI_MASK_HEAD`."""
-    return {"RESOLUTION": Key(50, "Side of the masks.", low=1, unit="cells")}
+    return {"RESOLUTION": Key(50, "Side of the masks.", low=1, high=512, unit="cells")}
 
 
 BASELINE_NODES = {

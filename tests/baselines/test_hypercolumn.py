@@ -142,7 +142,7 @@ def test_a_training_step_and_detections(texts):
         ),
         (
             "MODEL: {HYPERCOLUMN: {RESOLUTION: 0}}",
-            "MODEL.HYPERCOLUMN.RESOLUTION is 0; allowed: 1 or more",
+            "MODEL.HYPERCOLUMN.RESOLUTION is 0; allowed: 1 to 512",
         ),
     ],
 )
