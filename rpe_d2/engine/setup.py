@@ -36,6 +36,7 @@ from .datasets import (
     write_data_report,
 )
 from .host_models import check_run, check_training_data
+from .run_errors import check_open_files
 
 # The names of scores: those of this package's evaluators and Detectron2's, by task.
 _METRIC = re.compile(
@@ -68,6 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_batch_size(cfg)
         check_at_least_one("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
     check_at_least_one("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+    check_open_files(cfg)
     check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
         if not cfg.DATASETS[key]:
