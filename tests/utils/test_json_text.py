@@ -1,9 +1,11 @@
-"""JSON that is nested too deeply."""
+"""JSON that is nested too deeply, and files that are no text."""
+
+import os
 
 import pytest
 
 from rpe_d2.cli.mask_refiner import check_header
-from rpe_d2.utils.json_text import parse_json
+from rpe_d2.utils.json_text import parse_json, read_text
 
 DEEP = "[" * 100_000
 
@@ -14,3 +16,14 @@ def test_deep_json_is_refused_in_one_line(tmp_path):
         parse_json(DEEP, "x.json")
     with pytest.raises(ValueError, match="was not written by an interrupted run"):
         check_header(tmp_path / "x", DEEP, {})
+
+
+def test_files_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("名前", encoding="utf-8")
+    assert read_text(tmp_path / "a.txt") == "名前"
+    (tmp_path / "b.txt").write_bytes("à".encode("latin-1"))
+    with pytest.raises(ValueError, match="^DATASETS.VOC: .*b.txt is not text in UTF-8"):
+        read_text(tmp_path / "b.txt", "DATASETS.VOC")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is a pipe or a device; allowed: a file"):
+        read_text(tmp_path / "pipe")
