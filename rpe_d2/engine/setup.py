@@ -130,7 +130,26 @@ def read_config(config_file: str, opts: List[str]) -> CfgNode:
     # Unsafe YAML can build any Python object.
     cfg.merge_from_file(config_file, allow_unsafe=False)
     cfg.merge_from_list(opts)
+    check_sizes(cfg)
     return cfg
+
+
+def check_sizes(cfg: CfgNode) -> None:
+    """Checks the sizes to which Detectron2 resizes images.
+
+    Raises:
+        ValueError: A size is impossible.
+    """
+    for key, least in (
+        ("MIN_SIZE_TRAIN", 1),
+        ("MAX_SIZE_TRAIN", 1),
+        ("MIN_SIZE_TEST", 0),
+        ("MAX_SIZE_TEST", 1),
+    ):
+        value = cfg.INPUT[key]
+        sizes = value if isinstance(value, (list, tuple)) else (value,)
+        if not sizes or min(sizes) < least:
+            raise ValueError(f"INPUT.{key} is {value}; allowed: {least} or more pixels")
 
 
 def reject_swallowed_flags(opts: List[str]) -> None:

@@ -190,16 +190,13 @@ class Predictor:
 
         Raises:
             ValueError: ``MODEL.WEIGHTS`` is empty, does not exist or holds weights of another
-                model, or images cannot have the size of ``INPUT``.
+                model.
         """
         weights = cfg.MODEL.WEIGHTS
         if not weights:
             raise ValueError("no weights: give --weights or MODEL.WEIGHTS")
         if "://" not in weights and not PathManager.isfile(weights):
             raise ValueError(f"weights {weights}: no such file")
-        for key, least in (("MIN_SIZE_TEST", 0), ("MAX_SIZE_TEST", 1)):
-            if cfg.INPUT[key] < least:
-                raise ValueError(f"INPUT.{key} is {cfg.INPUT[key]}; allowed: {least} or more")
         self.reader = ImageReader.from_config(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.model = build_model(cfg.clone()).eval()

@@ -1,6 +1,6 @@
 """Layers and helpers that several components share."""
 
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.layers import ShapeSpec, get_norm
@@ -8,6 +8,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
+from rpe_d2.config.key import NORMS
+
+from .argument_checks import check_choice
 from .large_maps import BandedConv2d, InPlaceGroupNorm
 
 
@@ -30,6 +33,17 @@ def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, Shape
     return list(names) or list(input_shape)
 
 
+def checked_norm(norm: str, channels: int) -> Optional[nn.Module]:
+    """Builds a normalization layer of Detectron2's ``get_norm``; None for "".
+
+    Raises:
+        ValueError: Detectron2 does not know the name.
+    """
+    if isinstance(norm, str):
+        check_choice("norm", norm, NORMS)
+    return get_norm(norm, channels)
+
+
 def normalized_conv(
     in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
 ) -> nn.Module:
@@ -38,7 +52,7 @@ def normalized_conv(
     Args:
         norm: any normalization of Detectron2's ``get_norm``; "" for none.
     """
-    layer = get_norm(norm, out_channels)
+    layer = checked_norm(norm, out_channels)
     if isinstance(layer, nn.GroupNorm):  # the output of the convolution is not used elsewhere
         layer = InPlaceGroupNorm(layer.num_groups, out_channels)
     conv = BandedConv2d(
