@@ -4,13 +4,13 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
 from rpe_d2.modeling.argument_checks import check_range
-from rpe_d2.modeling.layers import chosen_features
+from rpe_d2.modeling.layers import checked_norm, chosen_features
 from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
 
 from .vgg16 import VGG16_CONVOLUTIONS
@@ -139,7 +139,7 @@ def _deconvolution(
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity=nonlinearity)
     parts = [layer]
     if norm:
-        parts.append(get_norm(norm, out_channels))
+        parts.append(checked_norm(norm, out_channels))
     else:
         nn.init.zeros_(layer.bias)
     if rectified:

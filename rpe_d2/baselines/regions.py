@@ -138,6 +138,11 @@ class RegionROIHeads(ROIHeads, ABC):
         check_range("num_classes", num_classes, 1)
         check_range("mask_loss_weight", mask_loss_weight, 0)
         check_range("vote_iou", vote_iou, 0, 1)
+        check_range("batch_size_per_image", batch_size_per_image, 1)
+        check_range("positive_fraction", positive_fraction, 0, 1)
+        check_range("score_threshold", score_threshold, 0, 1)
+        check_range("nms_threshold", nms_threshold, 0, 1)
+        check_range("detections_per_image", detections_per_image, 1)
         if not 0 < mask_threshold < 1:
             raise ValueError(f"mask_threshold is {mask_threshold}; allowed: between 0 and 1")
         super().__init__(

@@ -92,6 +92,7 @@ class WindowProposalGenerator(nn.Module, ABC):
         check_range("nms_threshold", nms_threshold, 0, 1)
         check_range("mask_threshold", mask_threshold, 0.01, 0.99)
         check_range("proposal_mask_size", proposal_mask_size, 1)
+        check_range("min_box_size", min_box_size, 0)
         self.in_features = list(in_features)
         self.in_channels = _common_channels("in_features", in_features, input_shape)
         self.strides = [input_shape[name].stride for name in in_features]

@@ -2,7 +2,6 @@
 
 import reprlib
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, Collection, Dict, Tuple
 
 import numpy as np
@@ -12,8 +11,7 @@ from detectron2.data import Metadata
 from rpe_d2.engine.run_classes import class_names
 from rpe_d2.utils.coco_annotations import Problem, check_stored_rles, is_polygon, mask_problem
 from rpe_d2.utils.errors import one_line
-from rpe_d2.utils.image_files import check_is_file
-from rpe_d2.utils.json_text import parse_json
+from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.visualization import InstanceMasks
 
 
@@ -72,10 +70,9 @@ class StoredPredictions:
                 or categories than the data set.
             OSError: If the file cannot be read.
         """
-        check_is_file(path)
         self._path = path
         try:
-            results = parse_json(Path(path).read_text(), path)
+            results = parse_json(read_text(path), path)
             self._of_image = defaultdict(list)
             for result in results:
                 hash(result["category_id"])  # a number or text, as the data set has it

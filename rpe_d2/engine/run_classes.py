@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
 from rpe_d2.utils.files import replacing_file
-from rpe_d2.utils.json_text import parse_json
+from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.visualization import class_colors
 
 from .datasets import number_of_classes
@@ -55,7 +55,7 @@ def read_classes(config_file: str) -> Optional[Dict[str, Any]]:
     if not path.exists():
         return None
     try:
-        known = parse_json(path.read_text(), path)
+        known = parse_json(read_text(path), path)
         if not all(isinstance(known.get(key, []), list) for key in _LISTS):
             raise TypeError("not lists")
     except (ValueError, TypeError, AttributeError) as error:

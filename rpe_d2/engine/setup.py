@@ -36,6 +36,7 @@ from .datasets import (
     write_data_report,
 )
 from .host_models import check_run, check_training_data
+from .run_errors import check_open_files
 
 # The names of scores: those of this package's evaluators and Detectron2's, by task.
 _METRIC = re.compile(
@@ -68,6 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_batch_size(cfg)
         check_at_least_one("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
     check_at_least_one("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+    check_open_files(cfg)
     check_proposal_files(cfg)
     for key in ("TEST",) if args.eval_only else ("TRAIN",):
         if not cfg.DATASETS[key]:
@@ -128,7 +130,26 @@ def read_config(config_file: str, opts: List[str]) -> CfgNode:
     # Unsafe YAML can build any Python object.
     cfg.merge_from_file(config_file, allow_unsafe=False)
     cfg.merge_from_list(opts)
+    check_sizes(cfg)
     return cfg
+
+
+def check_sizes(cfg: CfgNode) -> None:
+    """Checks the sizes to which Detectron2 resizes images.
+
+    Raises:
+        ValueError: A size is impossible.
+    """
+    for key, least in (
+        ("MIN_SIZE_TRAIN", 1),
+        ("MAX_SIZE_TRAIN", 1),
+        ("MIN_SIZE_TEST", 0),
+        ("MAX_SIZE_TEST", 1),
+    ):
+        value = cfg.INPUT[key]
+        sizes = value if isinstance(value, (list, tuple)) else (value,)
+        if not sizes or min(sizes) < least:
+            raise ValueError(f"INPUT.{key} is {value}; allowed: {least} or more pixels")
 
 
 def reject_swallowed_flags(opts: List[str]) -> None:

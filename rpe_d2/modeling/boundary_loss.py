@@ -94,6 +94,8 @@ class BoundaryLoss(nn.Module):
         check_range("pair_loss_weight", pair_loss_weight, 0)
         check_range("logistic_loss_weight", logistic_loss_weight, 0)
         check_range("margin", margin, 0, 1)
+        check_range("positive_weight", positive_weight, 0)
+        check_range("negative_weight", negative_weight, 0)
         if not pair_loss_weight and not logistic_loss_weight:
             raise ValueError(
                 "pair_loss_weight and logistic_loss_weight are 0; allowed: at least one above 0"

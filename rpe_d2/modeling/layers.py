@@ -1,6 +1,6 @@
 """Layers and helpers that several components share."""
 
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.layers import ShapeSpec, get_norm
@@ -8,8 +8,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 from torch.nn import functional as F
 
-from rpe_d2.config.key import GN_GROUPS
+from rpe_d2.config.key import GN_GROUPS, NORMS
 
+from .argument_checks import check_choice
 from .large_maps import BandedConv2d, InPlaceGroupNorm
 
 
@@ -32,6 +33,22 @@ def chosen_features(key: str, names: Sequence[str], input_shape: Dict[str, Shape
     return list(names) or list(input_shape)
 
 
+def checked_norm(norm: str, channels: int) -> Optional[nn.Module]:
+    """Builds a normalization layer of Detectron2's ``get_norm``; None for "".
+
+    Raises:
+        ValueError: Detectron2 does not know the name, or the channels do not form the groups of GN.
+    """
+    if isinstance(norm, str):
+        check_choice("norm", norm, NORMS)
+    if norm == "GN" and channels % GN_GROUPS:
+        raise ValueError(
+            f"the number of channels is {channels}; allowed with the normalization GN: multiples "
+            f"of {GN_GROUPS}"
+        )
+    return get_norm(norm, channels)
+
+
 def normalized_conv(
     in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
 ) -> nn.Module:
@@ -43,12 +60,7 @@ def normalized_conv(
     Raises:
         ValueError: The channels do not form the groups of GN.
     """
-    if norm == "GN" and out_channels % GN_GROUPS:
-        raise ValueError(
-            f"the number of channels is {out_channels}; allowed with the normalization GN: "
-            f"multiples of {GN_GROUPS}"
-        )
-    layer = get_norm(norm, out_channels)
+    layer = checked_norm(norm, out_channels)
     if isinstance(layer, nn.GroupNorm):  # the output of the convolution is not used elsewhere
         layer = InPlaceGroupNorm(layer.num_groups, out_channels)
     conv = BandedConv2d(

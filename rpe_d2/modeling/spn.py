@@ -111,6 +111,7 @@ class GuidanceNetwork(nn.Module):
         """
         super().__init__()
         check_power_of_two("stride", stride)
+        check_range("out_channels", out_channels, 1)
         check_range("conv_dim", conv_dim, 1)
         self.stride = stride
         self.in_features = sorted(input_shape, key=lambda name: -input_shape[name].stride)

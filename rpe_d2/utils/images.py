@@ -21,8 +21,18 @@ from .image_files import (
 from .intensity import parse_intensity
 from .readable import UnreadableImage
 
-__all__ = ["CHANNELS", "ImageReader", "check_size", "parse_channels", "reader_arguments", "to_rgb"]
+__all__ = [
+    "CHANNELS",
+    "FORMATS",
+    "ImageReader",
+    "check_size",
+    "parse_channels",
+    "reader_arguments",
+    "to_rgb",
+]
 
+# Detectron2's own formats, and the modes into which Pillow converts colors of 8 bits.
+FORMATS = ("BGR", "RGB", "L", "YUV-BT.601", "YCbCr", "HSV", "LAB", "CMYK", "RGBA")
 CHANNELS = "'', mean, one index such as 2, or three such as 0,1,2 for red, green and blue"
 _ALL = -1  # INPUT.PLANE
 _MOST_CHANNELS = 1000
@@ -49,6 +59,10 @@ class ImageReader:
         Raises:
             ValueError: An argument is wrong. The message names its key.
         """
+        if image_format not in FORMATS:
+            raise ValueError(f"INPUT.FORMAT is {image_format!r}; allowed: {', '.join(FORMATS)}")
+        if plane < _ALL:
+            raise ValueError(f"INPUT.PLANE is {plane}; allowed: {_ALL}, which is all, or 0 or more")
         self.image_format = image_format
         self._intensity_text = intensity
         self._intensity = parse_intensity(intensity)

@@ -1,7 +1,28 @@
-"""Parsing of JSON that users bring."""
+"""Reading of text and JSON that users bring."""
 
 import json
+from pathlib import Path
 from typing import Any, Union
+
+from .image_files import check_is_file
+
+
+def read_text(path: Union[str, Path], where: str = "") -> str:
+    """Reads a text file in UTF-8.
+
+    Args:
+        path: the file.
+        where: prefix of the message.
+
+    Raises:
+        ValueError: It is no text in UTF-8, or no file. The message is one line that names it.
+    """
+    check_is_file(str(path))
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        prefix = f"{where}: " if where else ""
+        raise ValueError(f"{prefix}{path} is not text in UTF-8 ({error})") from error
 
 
 def parse_json(text: Union[str, bytes], source: object) -> Any:

@@ -1,4 +1,6 @@
-"""Components constructed with their default arguments equal those built from the default keys."""
+"""Constructors equal the default keys, and check their arguments."""
+
+from math import nan
 
 import pytest
 from detectron2.config import get_cfg
@@ -27,6 +29,12 @@ from rpe_d2.baselines import (
     SharpMask,
 )
 from rpe_d2.baselines.windows import WindowTolerances
+from rpe_d2.modeling.boundary_loss import BoundaryLoss
+from rpe_d2.modeling.embedding.grouping import MeanShiftGrouping
+from rpe_d2.modeling.embedding.head import EmbeddingHead
+from rpe_d2.modeling.embedding.loss import SemanticPairLoss
+from rpe_d2.modeling.embedding.mean_shift_layer import MeanShiftLayer
+from rpe_d2.modeling.spn import GuidanceNetwork
 from tests.helpers.configs import merge_yaml
 from tests.helpers.modules import assert_same_state_dict
 
@@ -149,3 +157,37 @@ def test_vgg16():
 def test_semantic_heads(kind, input_shape):
     cfg = default_cfg("MODEL: {SEM_SEG_HEAD: {IN_FEATURES: []}}")
     assert_same_module(kind(input_shape, num_classes=54), kind(cfg, input_shape))
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: FCISROIHeads(RESNET, num_classes=2, nms_threshold=nan), "nms_threshold is nan"),
+        (lambda: MNCROIHeads(RESNET, num_classes=2, positive_fraction=-1), "positive_fraction is"),
+        (lambda: MNCROIHeads(RESNET, num_classes=2, score_threshold=nan), "score_threshold is nan"),
+        (lambda: MNCROIHeads(RESNET, num_classes=2, batch_size_per_image=0), "batch_size_per_imag"),
+        (lambda: FCISROIHeads(RESNET, num_classes=2, detections_per_image=0), "detections_per_im"),
+        (lambda: DeepMask(RESNET, min_box_size=-1.0), "min_box_size is -1.0"),
+        (lambda: InstanceFCN(LEVEL, min_box_size=nan), "min_box_size is nan"),
+        (lambda: DeconvNetHead(POOLINGS, num_classes=2, norm="Bn"), "norm is 'Bn'"),
+        (lambda: MultiScaleSemSegHead(LEVEL, num_classes=2, norm="XX"), "norm is 'XX'"),
+        (lambda: GuidanceNetwork(LEVEL, out_channels=0), "out_channels is 0"),
+        (lambda: BoundaryLoss(positive_weight=nan), "positive_weight is nan"),
+        (lambda: BoundaryLoss(negative_weight=-1.0), "negative_weight is -1.0"),
+        (lambda: pair_loss(embedding_dim=0), "embedding_dim is 0"),
+        (lambda: pair_loss(num_points=0), "num_points is 0"),
+        (lambda: pair_loss(loss_weight=nan), "loss_weight is nan"),
+        (lambda: EmbeddingHead(LEVEL, 2, norm="XX"), "norm is 'XX'"),
+        (lambda: MeanShiftLayer(bandwidth=0), "bandwidth is 0"),
+        (lambda: MeanShiftGrouping(foreground="x"), "foreground is 'x'"),
+    ],
+)
+def test_arguments_that_cannot_work_are_one_line(build, message):
+    with pytest.raises(ValueError, match=f"^{message}.*; allowed: ") as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def pair_loss(**changes):
+    good = {"embedding_dim": 8, "num_points": 16, "ignore_value": 255, "loss_weight": 1.0}
+    return SemanticPairLoss(**{**good, **changes})

@@ -311,6 +311,13 @@ def test_the_data_of_the_run_are_not_needed(pictures, tmp_path, caplog):
         (["--input", CONFIG, "--weights", "absent.pth"], "absent.pth: no such file"),
         (["--input", CONFIG, "--weights", CONFIG], "not a checkpoint"),
         (["--input", CONFIG, "MODEL.RPE.GROUPING", "kmeans"], "MODEL.RPE.GROUPING is kmeans"),
+        (["--input", CONFIG, "INPUT.FORMAT", "XYZ"], "INPUT.FORMAT is 'XYZ'; allowed: BGR, RGB"),
+        (["--input", CONFIG, "INPUT.MIN_SIZE_TEST", "-1"], "INPUT.MIN_SIZE_TEST is -1; allowed"),
+        (
+            ["--input", CONFIG, "INPUT.MAX_SIZE_TEST", "0"],
+            "INPUT.MAX_SIZE_TEST is 0; allowed: 1 or",
+        ),
+        (["--input", CONFIG, "INPUT.PLANE", "-2"], "INPUT.PLANE is -2; allowed: -1"),
         (["--input", CONFIG, "MODEL.META_ARCHITECTURE", "SPNRefiner"], "rpe-d2 refine-masks"),
     ],
 )

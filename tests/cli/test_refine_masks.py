@@ -324,6 +324,7 @@ def _broken(folder, change):
         ),
         (lambda r: r[0].update(segmentation=[[1.0, 2.0]]), "entry 0: its mask cannot be decoded"),
         (lambda r: r[0].pop("segmentation"), "entry 0 has no image_id or no segmentation"),
+        (lambda r: r[0].update(image_id=[1]), "entry 0 has image_id [1]; allowed: a number or"),
         (lambda r: r[0].pop("file_name"), "no file_name; give --annotations"),
         (lambda r: r[0].update(file_name="none.png"), "none.png"),
     ],

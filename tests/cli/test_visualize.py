@@ -170,6 +170,10 @@ def test_stored_predictions_with_text_ids(tmp_path: Path) -> None:
     path.write_text(json.dumps([{**result, "image_id": 11}]))
     with pytest.raises(ValueError, match="has image_id 11, .* allowed: '1', '11'"):
         StoredPredictions(str(path), metadata, ["1", "11"], 0.5)
+    for key in ("image_id", "category_id"):
+        path.write_text(json.dumps([{**result, key: ["11"]}]))
+        with pytest.raises(ValueError, match="results.json is not in COCO's .* type: 'list'"):
+            StoredPredictions(str(path), metadata, ["1", "11"], 0.5)
 
 
 def test_true_masks_of_an_image_with_a_text_id() -> None:

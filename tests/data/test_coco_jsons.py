@@ -88,7 +88,7 @@ def test_missing_images(coco_folder):
     assert "1 of the 2 images checked" in message and "sub/b.png" in message
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[1", "hello"])
+@pytest.mark.parametrize("content", ["", "{", "\x00\x01", "[1", "hello", "9" * 5000])
 def test_not_json(coco_folder, content):
     assert "not JSON" in error_of([entry(coco_folder, content)])
 
@@ -177,6 +177,8 @@ def test_rle_of_the_wrong_size(coco_folder):
         ("images", "height", "16", "a whole number of pixels above 0"),
         ("images", "width", 0, "a whole number of pixels above 0"),
         ("annotations", "id", {}, "a number or text"),
+        ("annotations", "id", [5], "a number or text"),
+        ("categories", "id", [3], "a number or text"),
         ("annotations", "image_id", [5], "a number or text"),
         ("annotations", "category_id", [3], "a number or text"),
         ("annotations", "bbox", 3, "4 numbers"),
@@ -187,6 +189,7 @@ def test_rle_of_the_wrong_size(coco_folder):
         ("annotations", "area", "48", "a number of pixels"),
         ("annotations", "area", -1, "a number of pixels"),
         ("categories", "name", 1, "text"),
+        ("categories", "name", "a\ud800", "text in Unicode"),
     ],
 )
 def test_values_that_are_not_allowed(coco_folder, part, key, value, allowed):

@@ -35,6 +35,15 @@ def test_numbers(coco_folder):
     assert report.warnings == [] and report.num_instances == 2
 
 
+def test_names_of_files_that_are_no_text_can_be_logged(coco_folder):
+    content = make_content()
+    content["images"][0]["file_name"] = content["images"][1]["file_name"] = "\udcff.png"
+    (coco_folder / "images/a.png").rename(coco_folder / "images/\udcff.png")
+    report = report_of(coco_folder, content)
+    assert r"(\udcff.png)" in report.summary and r"(\udcff.png)" in report.warnings[0]
+    "\n".join([report.summary, report.fullest_image, *report.warnings]).encode()
+
+
 def all_crowds(content):
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 1
@@ -50,7 +59,7 @@ def duplicates(content):
 
 
 def one_picture_with_two_ids(content):
-    content["images"][1]["file_name"] = "a.png"
+    content["images"][1]["file_name"] = "./a.png"
 
 
 def one_class(content):

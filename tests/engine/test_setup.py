@@ -24,7 +24,7 @@ from rpe_d2.ops.sphere import min_margin
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from tests.conftest import ROOT
 from tests.helpers.models import small_cfg
-from tests.helpers.runs import overrides
+from tests.helpers.runs import CONFIG, overrides
 
 
 def shapes_cfg(*opts):
@@ -34,6 +34,21 @@ def shapes_cfg(*opts):
     cfg.DATASETS.TRAIN = ("shapes_train",)
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("MIN_SIZE_TRAIN", (64, 0), "1 or more"),
+        ("MIN_SIZE_TRAIN", (), "1 or more"),
+        ("MAX_SIZE_TRAIN", 0, "1 or more"),
+        ("MIN_SIZE_TEST", -1, "0 or more"),
+        ("MAX_SIZE_TEST", -1, "1 or more"),
+    ],
+)
+def test_impossible_sizes_are_refused_whatever_reads_the_configuration(key, value, allowed):
+    with pytest.raises(ValueError, match=rf"INPUT.{key} is .*; allowed: {allowed} pixels"):
+        read_config(CONFIG, [f"INPUT.{key}", str(value)])
 
 
 def test_most_instances_counts_those_of_the_image_with_most():

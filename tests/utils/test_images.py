@@ -20,7 +20,7 @@ from rpe_d2.utils.image_files import (
     plane_names,
     upright,
 )
-from rpe_d2.utils.images import ImageReader, check_size
+from rpe_d2.utils.images import FORMATS, ImageReader, check_size
 from rpe_d2.utils.intensity import parse_intensity
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
@@ -158,6 +158,24 @@ def test_wrong_intensities_name_the_key(text):
 def test_wrong_channels_name_the_key(text):
     with pytest.raises(ValueError, match="INPUT.CHANNELS is .*; allowed: '', mean, one index"):
         ImageReader("BGR", channels=text)
+
+
+@pytest.mark.parametrize("name", ["", "XYZ", "bgr", "I;16"])
+def test_wrong_formats_name_the_key(name):
+    with pytest.raises(ValueError, match="INPUT.FORMAT is .*; allowed: BGR, RGB, L"):
+        ImageReader(name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_converts_gray_and_colors(name):
+    for channels in (1, 3):
+        image = ImageReader(name).convert(np.full((2, 3, channels), 9, np.uint8))
+        assert image.shape[:2] == (2, 3) and image.ndim == 3
+
+
+def test_a_wrong_plane_names_the_key():
+    with pytest.raises(ValueError, match="INPUT.PLANE is -2; allowed: -1, which is all, or 0 or"):
+        ImageReader("BGR", plane=-2)
 
 
 def test_values_that_look_like_numbers_need_no_quotes(tmp_path):

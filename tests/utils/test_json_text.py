@@ -1,9 +1,11 @@
-"""JSON that is nested too deeply or has numbers that are too long."""
+"""JSON that is nested too deeply or has numbers that are too long, and files that are no text."""
+
+import os
 
 import pytest
 
 from rpe_d2.cli.mask_refiner import check_header
-from rpe_d2.utils.json_text import parse_json
+from rpe_d2.utils.json_text import parse_json, read_text
 
 DEEP = "[" * 100_000
 
@@ -19,3 +21,14 @@ def test_deep_json_is_refused_in_one_line(tmp_path):
 def test_long_numbers_are_refused_with_the_name_of_the_file():
     with pytest.raises(ValueError, match="^x.json is not JSON .Exceeds the limit"):
         parse_json("9" * 5000, "x.json")
+
+
+def test_files_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("名前", encoding="utf-8")
+    assert read_text(tmp_path / "a.txt") == "名前"
+    (tmp_path / "b.txt").write_bytes("à".encode("latin-1"))
+    with pytest.raises(ValueError, match="^DATASETS.VOC: .*b.txt is not text in UTF-8"):
+        read_text(tmp_path / "b.txt", "DATASETS.VOC")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is a pipe or a device; allowed: a file"):
+        read_text(tmp_path / "pipe")

@@ -22,7 +22,7 @@ from rpe_d2.utils.coco_annotations import (
     replacement_box,
     rle_runs,
 )
-from rpe_d2.utils.image_files import image_exists
+from rpe_d2.utils.image_files import image_exists, printable
 
 from .coco_sem_seg import register_coco_sem_seg
 
@@ -43,13 +43,15 @@ _OPTIONAL = {"annotations": ("iscrowd", "area")}
 _ID = (lambda value: isinstance(value, str) or are_numbers([value]), "a number or text")
 _SIDE = (lambda value: type(value) is int and value > 0, "a whole number of pixels above 0")
 _TEXT = (lambda value: isinstance(value, str), "text")
+# Names of classes are written to logs and files. A lone surrogate is half a character.
+_NAME = (lambda value: isinstance(value, str) and printable(value) == value, "text in Unicode")
 # Predicate that the value of a key must satisfy, and its description in error messages.
 _ALLOWED = {
     "id": _ID,
     "image_id": _ID,
     "category_id": _ID,
     "file_name": _TEXT,
-    "name": _TEXT,
+    "name": _NAME,
     "height": _SIDE,
     "width": _SIDE,
     "bbox": (

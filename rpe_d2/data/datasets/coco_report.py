@@ -1,6 +1,7 @@
 """Reports about the images and instances of a dataset in COCO's format, for the log of a run."""
 
 import json
+import os
 from collections import Counter
 from typing import Any, Dict, List, NamedTuple
 
@@ -10,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from rpe_d2.utils.coco_annotations import usable_segmentation
+from rpe_d2.utils.image_files import printable
 from rpe_d2.utils.json_text import parse_json
 
 __all__ = ["CocoReport", "coco_report"]
@@ -80,7 +82,7 @@ def coco_report(name: str) -> CocoReport:
     ]
     if objects:
         image_id, most = by_image.most_common(1)[0]
-        fullest = images[image_id]["file_name"]
+        fullest = printable(images[image_id]["file_name"])
         sides = np.percentile(np.sqrt(areas), PERCENTILES).round(1).tolist()
         parts += [
             f"most in one image {most} ({fullest})",
@@ -124,9 +126,11 @@ def _warnings(
     )
     if repeated := sum(same.values()) - len(same):
         warnings.append(f"{repeated} instances are duplicates of others, with the same mask")
-    files = Counter(image["file_name"] for image in content["images"])
+    files = Counter(os.path.normpath(image["file_name"]) for image in content["images"])
     if several := [file for file, number in files.items() if number > 1]:
-        warnings.append(f"{len(several)} files have several image ids ({_listed(several)})")
+        warnings.append(
+            f"{len(several)} files have several image ids ({_listed(map(printable, several))})"
+        )
     return warnings
 
 

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.utils.image_files import image_size
 from rpe_d2.utils.images import ImageReader
+from rpe_d2.utils.json_text import read_text
 
 from .generated import encoded, serve_pictures
 
@@ -73,8 +74,8 @@ def register_helen(root: str) -> None:
 def _records(root: str, list_file: str) -> List[Dict[str, Any]]:
     if not os.path.isfile(list_file):
         raise FileNotFoundError(f"{_KEY} is {root}; it has no {os.path.basename(list_file)}")
-    with open(list_file) as file:
-        names = [line.rpartition(",")[2].strip() for line in file if line.strip()]
+    lines = read_text(list_file, _KEY).splitlines()
+    names = [line.rpartition(",")[2].strip() for line in lines if line.strip()]
     records = []
     for name in names:
         file_name = os.path.join(root, "images", f"{name}.jpg")

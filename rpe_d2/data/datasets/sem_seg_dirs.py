@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.utils.image_files import IMAGE_SUFFIXES, image_size, list_images
+from rpe_d2.utils.json_text import read_text
 from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
 
@@ -99,7 +100,7 @@ def _class_names(where: str, file: Optional[str], num_classes: int) -> List[str]
         return [f"class {number}" for number in range(num_classes)]
     if not Path(file).is_file():
         raise FileNotFoundError(f"{where}: there is no file {file}")
-    names = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(file, where).splitlines() if line.strip()]
     if len(names) != num_classes:
         raise ValueError(
             f"{where}: {file} names {len(names)} classes;"

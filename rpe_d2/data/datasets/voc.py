@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from rpe_d2.utils.image_files import image_size
+from rpe_d2.utils.json_text import read_text
 from rpe_d2.utils.readable import UnreadableImage
 
 from .voc_files import (
@@ -268,7 +269,7 @@ def check_voc_files(name: str) -> None:
 def _read_list(path: Path) -> List[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{_KEY}: there is no list {path}")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_text(path, _KEY).splitlines() if line.strip()]
 
 
 # ---- Dataset dicts

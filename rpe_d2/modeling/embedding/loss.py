@@ -450,6 +450,9 @@ class SemanticPairLoss(nn.Module):
             pair_options: arguments of :func:`rpe_d2.ops.pair_loss.spherical_pair_loss`.
         """
         super().__init__()
+        check_range("embedding_dim", embedding_dim, 1)
+        check_range("num_points", num_points, 1)
+        check_range("loss_weight", loss_weight, 0)
         self.embedding_dim = embedding_dim
         self.num_points = num_points
         self.ignore_value = ignore_value
