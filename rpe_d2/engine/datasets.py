@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from rpe_d2.config import check_config
 from rpe_d2.data import (
     CocoReport,
     check_voc_files,
@@ -67,6 +68,7 @@ def register_present_datasets(cfg: CfgNode, required: Optional[str] = None) -> N
 
 def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
     """Returns a function without arguments for every entry that names data files."""
+    check_config(cfg, "DATASETS")
     data, head = cfg.DATASETS, cfg.MODEL.SEM_SEG_HEAD
     return [
         *(partial(register_coco_jsons, [entry]) for entry in data.COCO_JSONS),

@@ -132,7 +132,7 @@ def test_a_run_works_or_ends_with_one_line(node, name, boundary_tree, tmp_path, 
             assert stop.code == 2 and "Traceback" not in error, (value, error)
             line = error.strip().splitlines()[-1]
             assert line.startswith("error: ") and name in line, (value, line)
-            words = ("allowed", "needs", "set ", "no such", "nearest")
+            words = ("allowed", "needs", "set ", "no such", "has no ", "nearest")
             assert any(word in line for word in words), (value, line)
         except BaseException as error:
             raise AssertionError(f"{full_name} {value}") from error

@@ -212,6 +212,12 @@ def test_counts_below_one_are_refused(key, value, tmp_path, capfd):
     assert f"{key} is {value}; allowed: 1 or more" in capfd.readouterr().err
 
 
+def test_files_of_data_that_are_none_are_one_line(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("DATASETS: {SEM_SEG_DIRS: null}")
+    with pytest.raises(ValueError, match="^DATASETS.SEM_SEG_DIRS is None; allowed: a list of "):
+        load_config(str(tmp_path / "config.yaml"), [])
+
+
 @pytest.mark.parametrize("metric", ["AP", "segm", "mask/AP", "segm/", "/", "total_loss"])
 def test_a_metric_that_no_evaluator_has_is_refused(metric):
     with pytest.raises(ValueError, match="^TEST.BEST_METRIC is .*; allowed: TASK/SCORE such as"):
