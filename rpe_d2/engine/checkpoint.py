@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from rpe_d2.utils.files import TEMPORARY, replacing_file
+from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.utils.safe_loading import load_arrays
 
 __all__ = ["ModelCheckpointer", "UnreadableCheckpoint"]
@@ -269,8 +270,9 @@ def check_checksum(path: Path) -> None:
         UnreadableCheckpoint: The content has changed since the checkpoint was written.
     """
     try:
+        check_is_file(str(checksum_path(path)))
         target = checksum_path(path).read_text(errors="replace").split()
-    except OSError:
+    except (OSError, ValueError):
         return  # other people's weights have none
     if not target or not re.fullmatch("[0-9a-f]{64}", target[0]):
         return  # no checksum, because the write was interrupted
