@@ -164,3 +164,9 @@ def test_models_are_not_named_above_modeling() -> None:
                 if word in names
             ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_durations_do_not_depend_on_the_clock_on_the_wall() -> None:
+    """It may be set back, and durations would be negative."""
+    sources = (ROOT / "rpe_d2").rglob("*.py")
+    assert [str(path) for path in sources if "time.time()" in path.read_text()] == []

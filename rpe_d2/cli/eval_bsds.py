@@ -237,7 +237,7 @@ def _count(
     for image in images:
         try:
             paths[image] = store.path(image) if store else None
-        except OSError as error:
+        except (OSError, ValueError) as error:
             leave_out(image, one_line(error))
             continue
         stored = store.load(paths[image]) if store else None

@@ -17,6 +17,7 @@ import numpy as np
 from rpe_d2.ops.boundary_scores import TOLERANCE, count_boundary_matches, count_human_matches
 from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.utils.json_text import parse_json
 
 from .bsds_files import check_sizes, read_boundary_annotations, read_boundary_map
@@ -75,10 +76,11 @@ class CountStore:
         """Returns the path of the counts for the current contents of an image's files.
 
         Raises:
-            OSError: One of the image's files cannot be read.
+            OSError, ValueError: One of the image's files cannot be read.
         """
         parts = [f"{_VERSION} {self._num_thresholds} {TOLERANCE} {image.prediction.suffix.lower()}"]
         for file in (image.prediction, image.ground_truth):
+            check_is_file(str(file))
             parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         return self.folder / f"{image.name}.{key[:24]}.json"

@@ -136,7 +136,7 @@ def _checksum(path: Path) -> Path:
 
 def _is_whole(path: Path) -> bool:
     """Verifies the checksum, because loading a truncated library would crash the process."""
-    if not path.exists() or not _checksum(path).exists():
+    if not path.is_file() or not _checksum(path).is_file():
         return False
     # As bytes, because a damaged file may be no text.
     return _checksum(path).read_bytes() == hashlib.sha256(path.read_bytes()).hexdigest().encode()

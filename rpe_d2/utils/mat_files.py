@@ -4,6 +4,8 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
+from .image_files import check_is_file
+
 __all__ = ["read_boundary_annotations", "read_field", "size_text"]
 
 
@@ -61,6 +63,7 @@ def read_field(path: str, name: str) -> np.ndarray:
     """
     from scipy.io import loadmat
 
+    check_is_file(path)
     with open(path, "rb") as file:
         try:
             content: Dict[str, Any] = loadmat(file)

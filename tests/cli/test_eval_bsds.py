@@ -215,6 +215,11 @@ def test_invalid_images_are_left_out_with_a_line_each(small, capsys):
     assert (record["images_used"], record["images_in_ground_truth"]) == (1, 4)
     assert list(record["left_out"]) == list("bcd") and record["per_image"] == {"a": expected}
 
+    (small / "gt" / "a.mat").unlink()
+    os.mkfifo(small / "gt" / "a.mat")  # is not waited for
+    assert run(small) == 1
+    assert "a.mat is a pipe or a device; allowed: a file" in capsys.readouterr().err
+    (small / "gt" / "a.mat").unlink()
     (small / "gt" / "a.mat").write_text("text")
     assert run(small) == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -6,6 +6,7 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 
+from rpe_d2.utils.image_files import check_is_file
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
 
@@ -54,6 +55,7 @@ def _read_mat(path: Path, variable: str, fields: Tuple[str, ...]) -> List[np.nda
     """
     from scipy.io import loadmat
 
+    check_is_file(str(path))
     try:
         content = loadmat(path, variable_names=[variable])
     except Exception as error:  # scipy raises arbitrary errors for other kinds of files
@@ -84,6 +86,7 @@ def read_mat_objects(path: Path) -> Tuple[np.ndarray, Dict[int, int]]:
 
 def read_boxes(path: Path) -> List[AnnotatedBox]:
     """Reads the annotated objects of an image from VOC's XML."""
+    check_is_file(str(path))
     boxes = []
     try:
         for thing in ET.parse(path).getroot().findall("object"):
