@@ -167,7 +167,8 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
                 )
             if class_key and len(classes) != _value(cfg, class_key):
                 raise ValueError(
-                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes"
+                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes, "
+                    "which is the only value allowed"
                 )
             ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
             label = MetadataCatalog.get(name).get("ignore_label", ignored)

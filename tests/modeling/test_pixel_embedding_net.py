@@ -287,6 +287,11 @@ def test_maps_and_embeddings_of_each_loop():
         assert not torch.allclose(loops[0], loops[-1])
 
 
+def test_kmeans_is_trained_with_the_number_of_annotated_instances():
+    model = build("MODEL: {RPE: {GROUPING: kmeans, QUALITY: True}}")
+    assert losses_of(model, [training_input()])["loss_quality"].isfinite()
+
+
 def test_training_pictures_reach_the_event_storage():
     model = build("VIS_PERIOD: 1")
     with EventStorage() as storage:

@@ -360,7 +360,7 @@ class PixelEmbeddingNet(PaddedInput):
         count = min(self.quality_images or len(labels), len(labels))
         for index in range(count):
             maps, gates = prediction.image(index)
-            groups = self._groups(maps)
+            groups = self._groups(maps, len(labels[index].classes))
             iou, instance = best_match(
                 groups.soft_masks, labels[index].at_cells(maps.stride), self.mask_threshold
             )
@@ -443,7 +443,7 @@ class PixelEmbeddingNet(PaddedInput):
             self.input_format,
             maps,
             labels,
-            self._groups(maps),
+            self._groups(maps, len(labels.classes)),
             self.embeddings_per_loop(maps),
         )
 
