@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Draws mean shift on one of the authors' digit images, with their embeddings and with a model's.
+
+usage: python dev/paper_figures.py CONFIG WEIGHTS MAIN001.mat [--image N]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from scipy.io import loadmat
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rpe_d2.data import PixelLabelMapper  # noqa: E402
+from rpe_d2.engine.setup import load_config  # noqa: E402
+from rpe_d2.visualization import draw_figure, image_panel, loop_panels  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config")
+    parser.add_argument("weights")
+    parser.add_argument("mat", help="main001.mat, with the authors' images and embeddings")
+    parser.add_argument("--image", type=int, default=1, help="number of the image, from 0")
+    args = parser.parse_args()
+    cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", "DATASETS.DIGITS_AUTHORS", args.mat])
+    item = DatasetCatalog.get("digits_authors")[args.image]
+    mapped = PixelLabelMapper(cfg, is_train=True, augmentations=[])(item)
+    rgb = mapped["image"].permute(1, 2, 0).numpy()
+    masks = mapped["instances"].gt_masks.tensor.numpy()
+    labels = np.where(masks.any(axis=0), masks.argmax(axis=0), -1)
+
+    stored = loadmat(args.mat, squeeze_me=True)["predInstanceMaskMat"]
+    theirs = [torch.from_numpy(x[..., args.image].astype(np.float32)) for x in stored]
+    theirs = [x.permute(2, 0, 1).contiguous() for x in theirs]  # loops 1 to 5
+
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(args.weights)
+    with torch.no_grad():
+        (maps,) = model.predict_maps([mapped])
+        ours = model.embeddings_per_loop(maps.unpadded())[: len(theirs) + 1]
+    everywhere = torch.ones(labels.shape, dtype=torch.bool)
+    rows = []
+    for name, loops in (("authors", theirs), ("ours", ours[1:])):
+        _, colors = loop_panels(loops, everywhere, labels, "", 1, labels.shape)
+        dim = loops[0].shape[0]
+        panels = [
+            panel._replace(title=f"{name}, loop {number}", note=f"{dim} dimensions")
+            for number, panel in enumerate(colors, start=1)
+        ]
+        rows.append([image_panel(rgb, "image", "64 x 64 pixels"), *panels])
+    png = draw_figure(rows, "Embeddings after each loop of mean shift, as colors", labels.shape)
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    path = ROOT / "docs" / "paper_loops.jpg"
+    cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
