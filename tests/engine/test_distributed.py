@@ -112,7 +112,9 @@ def test_srun_is_the_same_run(by_flags, options, tmp_path):
     assert_equal(weights(tmp_path), weights(by_flags))
 
 
-@pytest.mark.parametrize("receiver", ["launcher", "group", "second process"])
+@pytest.mark.parametrize(
+    "receiver", ["launcher", pytest.param("group", marks=pytest.mark.slow), "second process"]
+)
 def test_two_processes_stop_on_a_signal_and_resume_to_the_same_run(
     receiver, by_flags, options, tmp_path
 ):

@@ -78,8 +78,15 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_result(data, uninter
     assert_same_run(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize(
+    "number, everywhere",
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_says_so(number, everywhere, data, uninterrupted, tmp_path):
     """Everywhere: sent twice to all processes, those that read data too, as a scheduler may do."""
     arguments = ["OUTPUT_DIR", tmp_path, "SEED", 5, *OPTIONS, *data]

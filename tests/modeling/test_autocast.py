@@ -27,7 +27,16 @@ def losses_in_half_precision(model, item):
 
 
 @pytest.mark.parametrize(
-    "name", ["mnc", "fcis", "sds", "hypercolumn", "deepmask", "sharpmask", "instance_fcn"]
+    "name",
+    [
+        "mnc",
+        "fcis",
+        "sds",
+        "hypercolumn",
+        "instance_fcn",
+        pytest.param("deepmask", marks=pytest.mark.slow),
+        pytest.param("sharpmask", marks=pytest.mark.slow),
+    ],
 )
 def test_autocast_changes_the_losses_by_rounding_only(name):
     config = str(ROOT / "configs" / "baselines" / f"{name}_shapes.yaml")

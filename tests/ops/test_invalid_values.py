@@ -14,7 +14,9 @@ from rpe_d2.ops.propagation import spatial_propagation
 
 
 class TestClustering:
-    @pytest.mark.parametrize("num_points", [5000, 8000, 20000])
+    @pytest.mark.parametrize(
+        "num_points", [5000, 8000, pytest.param(20000, marks=pytest.mark.slow)]
+    )
     def test_the_order_of_many_scattered_points_does_not_matter(self, num_points):
         for seed in range(6):
             generator = torch.Generator().manual_seed(seed)
