@@ -67,6 +67,12 @@ _SPN_SCORES = {
     ],
 }
 _BOUNDARY_SCORES = [Score("boundary", name, name) for name in ("ODS", "OIS", "AP")]
+_DIGIT_SCORES = [
+    Score("best_iou", "mean", "mean best IoU"),
+    Score("best_iou", "above50", "above .5, %"),
+    Score("best_iou", "predictions", "predictions"),
+    Score("best_iou", "AP", "AP without classes"),
+]
 _COMPARED_COLUMNS = {
     "instances": ["model", "AP", "AP50", "AP75", "AR", "boundary AP", "box AP"],
     "proposals": [
@@ -108,6 +114,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
             [Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")],
         ),
         "boundaries": seeds_table((results / "boundary").glob("*.json"), _BOUNDARY_SCORES),
+        "digits": seeds_table((results / "paper").glob("digits_*.json"), _DIGIT_SCORES),
         "benchmarks": benchmark_table(results),
         "processes": processes_table(results / "benchmark_processes.json"),
     }
