@@ -3,6 +3,7 @@ import pytest
 
 from rpe_d2.ops.boundary_matching import match_boundaries
 from tests.reference.boundary_matching import dense_matching
+from tests.reference.memory import peak_bytes
 
 
 def random_maps(seed):
@@ -71,3 +72,24 @@ def test_nothing_to_match():
     assert pairs_and_cost(full, full, 2) == (30, 0)
     with pytest.raises(ValueError, match=r"\(5, 6\) and \(6, 5\)"):
         match_boundaries(full, full.T, 2)
+
+
+LARGE = """
+import numpy as np
+from rpe_d2.ops.boundary_matching import _near_pairs
+
+predicted, truth = np.zeros((2, 3000, 4000), bool)
+predicted[100::150], truth[103::150] = True, True
+"""
+
+
+def test_the_search_for_pairs_fits_into_memory_on_twelve_megapixels():
+    """The indices of all 80,000 true pixels times all 4,400 steps would take 2.8 GB."""
+    peak = peak_bytes(LARGE, "assert len(_near_pairs(predicted, truth, 37.5)[0]) > 5e6")
+    assert peak < 1.5e9
+
+
+def test_maps_with_too_many_pairs_are_refused_early():
+    full = np.ones((400, 400), bool)
+    with pytest.raises(ValueError, match="of 400 x 400 pixels have more than 33554432 pairs"):
+        match_boundaries(full, full, 37.5)
