@@ -115,9 +115,12 @@ def test_averaged_weights_that_are_no_tensors_are_refused(tmp_path):
 
 
 def test_a_checksum_that_is_a_pipe_is_not_waited_for(tmp_path):
-    torch.save({"model": model(1.0).state_dict()}, tmp_path / "weights.pth")
+    expected = model(1.0).state_dict()
+    torch.save({"model": expected}, tmp_path / "weights.pth")
     os.mkfifo(tmp_path / "weights.pth.sha256")
-    ModelCheckpointer(model(), complete=True).load(str(tmp_path / "weights.pth"))
+    loaded = model()
+    ModelCheckpointer(loaded, complete=True).load(str(tmp_path / "weights.pth"))
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
 
 def test_every_truncation_is_noticed(tmp_path):

@@ -24,4 +24,5 @@ def test_the_name_of_a_dangling_link_is_taken(tmp_path: Path) -> None:
 def test_a_pipe_with_the_name_of_the_lock_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / LOCK)
     with locked_folder(tmp_path):
-        pass
+        (tmp_path / "result").write_text("written")
+    assert (tmp_path / LOCK).is_fifo() and (tmp_path / "result").read_text() == "written"
