@@ -77,6 +77,11 @@ def normalized_conv(
     return conv
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor in float32, or unchanged if it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def resize_maps(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Resizes feature maps by bilinear interpolation, or by average pooling to a smaller size.
 

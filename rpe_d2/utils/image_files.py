@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import cv2
 import numpy as np
@@ -159,9 +159,23 @@ def plane_names(file_name: str) -> List[str]:
 
 def image_exists(file_name: str) -> bool:
     """Returns whether there is a file of this name, which may name a plane."""
+    return file_exists(split_plane(file_name)[0])
+
+
+def file_exists(path: str) -> bool:
+    """Returns whether there is a file of this name."""
+    return _is_there(PathManager.isfile, path)
+
+
+def folder_exists(path: str) -> bool:
+    """Returns whether there is a folder of this name."""
+    return _is_there(PathManager.isdir, path)
+
+
+def _is_there(check: Callable[[str], bool], path: str) -> bool:
     try:
-        return PathManager.isfile(split_plane(file_name)[0])
-    except NotImplementedError:  # a web address
+        return check(path)
+    except NotImplementedError:  # a web address, which no path manager handles
         return False
 
 

@@ -6,8 +6,9 @@ import os
 import re
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 import torch
@@ -230,9 +231,18 @@ def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by
     assert metrics[0] == metrics[1] and "segm_touching" in metrics[0]
 
 
+@contextmanager
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@double_precision()
 def gradients(images: range, device: str, accumulate: int = 1) -> dict:
     """The gradients of PixelEmbeddingNet; each process takes its share of the images."""
-    torch.backends.cudnn.allow_tf32 = False
     cfg = get_cfg()
     add_rpe_config(cfg)
     cfg.merge_from_file(str(ROOT / INSTANT))
@@ -291,7 +301,7 @@ def test_gradients_of_processes_and_accumulated_batches_equal_those_of_one_batch
     for variant, computed in variants.items():
         assert computed.keys() == expected.keys()
         for name, gradient in expected.items():
-            # Sums of thousands of float32 terms in another order. Gradients that cancel out, such
-            # as those of biases before a normalization, have only the error of their terms.
+            # Gradients that cancel out, such as those of biases before a normalization, have only
+            # the error of their terms.
             error = float((computed[name] - gradient).norm())
-            assert error < 1e-4 * float(gradient.norm()) + 1e-5, (variant, name)
+            assert error < 1e-10 * float(gradient.norm()) + 1e-10, (variant, name)

@@ -6,7 +6,7 @@ import logging
 import os
 import reprlib
 from operator import mul
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -22,7 +22,7 @@ from rpe_d2.utils.coco_annotations import (
     replacement_box,
     rle_runs,
 )
-from rpe_d2.utils.image_files import image_exists, printable
+from rpe_d2.utils.image_files import file_exists, folder_exists, image_exists, printable
 
 from .coco_sem_seg import register_coco_sem_seg
 
@@ -150,7 +150,7 @@ def read_coco_json(where: str, json_file: str) -> Dict[str, Any]:
         ValueError: The content of the file is wrong.
         FileNotFoundError: The file does not exist.
     """
-    if not _is_there(PathManager.isfile, json_file):
+    if not file_exists(json_file):
         raise FileNotFoundError(f"{where}: no such file {json_file}; allowed: a COCO-format JSON")
     try:
         with PathManager.open(json_file) as f:
@@ -209,16 +209,9 @@ def _check_content(where: str, content: Any) -> None:
             )
 
 
-def _is_there(check: Callable[[str], bool], path: str) -> bool:
-    try:
-        return check(path)
-    except NotImplementedError:  # a web address
-        return False
-
-
 def _check_files(where: str, image_root: str, images: List[Dict[str, Any]]) -> None:
     """Checks that the first images exist. Checking all takes minutes on a network drive."""
-    if not _is_there(PathManager.isdir, image_root):
+    if not folder_exists(image_root):
         raise FileNotFoundError(f"{where}: no such folder {image_root} (image_root)")
     paths = [os.path.join(image_root, i["file_name"]) for i in images[:_NUM_CHECKED_IMAGES]]
     missing = [path for path in paths if not image_exists(path)]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..argument_checks import check_choice, check_positive, check_range
 from ..large_maps import BandedConv2d
-from ..layers import chosen_features, enlarge_maps, normalized_conv, resize_maps
+from ..layers import at_least_float32, chosen_features, enlarge_maps, normalized_conv, resize_maps
 
 STRIDES = (1, 2, 4, 8)
 # The shared convolutions do not run on finer maps, where they cost more and see less context.
@@ -253,7 +253,7 @@ class EmbeddingHead(nn.Module):
 
     def class_logits(self, features: Dict[str, torch.Tensor]) -> torch.Tensor:
         """Predicts only the class logits, (B, K + 1, h, w) float32."""
-        return self.classifier(self._trunk_features(features)).float()
+        return at_least_float32(self.classifier(self._trunk_features(features)))
 
     def levels(self, features: Dict[str, torch.Tensor], num_levels: int) -> List[EmbeddingMaps]:
         """Predicts at the head's stride, twice that stride, four times that stride and so on.
@@ -284,14 +284,14 @@ class EmbeddingHead(nn.Module):
         return trunk
 
     def _predict(self, trunk: torch.Tensor, stride: int) -> EmbeddingMaps:
-        embeddings = F.normalize(self.embedding(trunk).float(), dim=1)
-        logits = self.classifier(trunk).float()
+        embeddings = F.normalize(at_least_float32(self.embedding(trunk)), dim=1)
+        logits = at_least_float32(self.classifier(trunk))
         votes = cell_centers(trunk.shape[-2:], stride, trunk.device)
         sizes = torch.zeros_like(logits[:, :1])
         if self.voter is None:
             votes = votes.expand(len(trunk), -1, -1, -1)
         else:
-            pred = self.voter(trunk).float()
+            pred = at_least_float32(self.voter(trunk))
             votes = votes + self.vote_unit * pred[:, :2]
             if self.max_size is not None:
                 sizes = _INITIAL_SIZE * (self.max_size / _INITIAL_SIZE) ** pred[:, 2:].tanh()

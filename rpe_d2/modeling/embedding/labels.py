@@ -75,7 +75,7 @@ def pixel_labels(
     owned = torch.nonzero(labels >= 0)  # (P, 2) row, column
     index = labels[owned[:, 0], owned[:, 1]]
     sums = torch.zeros(len(masks), 2, device=device)
-    sums.index_add_(0, index, owned.flip(1).float() + 0.5)
+    sums.index_add_(0, index, owned.flip(1).to(sums) + 0.5)
     counts = torch.bincount(index, minlength=len(masks)).clamp(min=1)
     return PixelLabels(labels, instances.gt_classes, sums / counts[:, None], counts.sqrt())
 

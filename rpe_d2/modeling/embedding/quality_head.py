@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..argument_checks import check_range
+from ..layers import at_least_float32
 from .head import ImageMaps
 from .pixel_groups import PixelGroups
 
@@ -47,7 +48,7 @@ class QualityHead(nn.Module):
         Returns:
             (R,) float32 logits of the IoU.
         """
-        features = maps.features.detach().float().flatten(1).T  # (h * w, C)
+        features = at_least_float32(maps.features.detach()).flatten(1).T  # (h * w, C)
         logits = [groups.agreement.new_zeros(0)]
         for index, soft_masks in groups.chunks():
             inputs = self._inputs(features, soft_masks, groups.agreement[index], maps.stride)
