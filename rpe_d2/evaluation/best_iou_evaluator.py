@@ -93,6 +93,7 @@ class BestIoUEvaluator(DatasetEvaluator):
             else:
                 best += [0.0] * len(target)
             in_empty += 0 if annotations else len(pred[image_id])
+        scores = instance_scores(truth, results, _MAX_PREDICTIONS, "segm", use_classes=False)
         iou = np.array(best)
         metrics = {
             "mean": 100 * float(iou.mean()) if best else float("nan"),
@@ -101,8 +102,6 @@ class BestIoUEvaluator(DatasetEvaluator):
             "predictions": len(results),
             "predictions_in_empty": in_empty,
             "overlapping": overlapping,
-            "AP": instance_scores(truth, results, _MAX_PREDICTIONS, "segm", use_classes=False)[
-                "AP"
-            ],
+            "AP": scores["AP"],
         }
         return OrderedDict(best_iou=metrics)
