@@ -3,8 +3,9 @@
 
 usage: python dev/decode_loops.py CONFIG WEIGHTS RECORD.json [--loops 0 1 5 10] [KEY VALUE ...]
 
-The record holds, for each number of loops, the metrics of BestIoUEvaluator and the percentage of
-pairs of pixels that are on the wrong side of the cosine at which embeddings are merged.
+The record holds, for each number of loops, the metrics of BestIoUEvaluator, the percentage of
+pairs of pixels that are on the wrong side of the cosine at which embeddings are merged, and the
+mean IoU of two class maps: each pixel's own class, and the class that its instance has voted for.
 """
 
 import argparse
@@ -12,13 +13,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import DatasetCatalog, build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,12 +44,7 @@ def main() -> None:
     (name,) = cfg.DATASETS.TEST
     mapper = PixelLabelMapper(cfg, is_train=True, augmentations=[])
     items = [mapper(item) for item in DatasetCatalog.get(name)]
-    results = {}
-    for loops in args.loops:
-        model.mean_shift.test_loops = loops
-        loader = build_detection_test_loader(cfg, name)
-        metrics = inference_on_dataset(model, loader, BestIoUEvaluator(name))
-        results[loops] = {**metrics["best_iou"], **wrong_pairs(model, items)}
+    results = {loops: evaluate(model, name, items, loops) for loops in args.loops}
     record = {
         "config": args.config,
         "overrides": args.opts,
@@ -63,31 +58,78 @@ def main() -> None:
 
 
 @torch.no_grad()
-def wrong_pairs(model: torch.nn.Module, items: List[dict]) -> Dict[str, float]:
-    """Returns the percentages of pairs that the last loop leaves on the wrong side, over images.
-
-    As in the pair loss, every group, background included, has the same weight, and so has every
-    pair of groups.
-    """
-    same, different = [], []
+def evaluate(model: torch.nn.Module, name: str, items: List[dict], loops: int) -> Dict[str, float]:
+    """Returns the metrics of a data set, whose mapped items are given, after a number of loops."""
+    model.mean_shift.test_loops = loops
+    merge_cosine = model.grouping.merge_cosine
+    evaluator = BestIoUEvaluator(name)
+    wrong, class_maps = [], []
     for item in items:
+        (output,) = model([item])
+        evaluator.process([item], [output])
         (maps,) = model.predict_maps([item])
-        x = model.embeddings_per_loop(maps.unpadded())[-1].flatten(1).T  # (H W, D)
-        masks = item["instances"].gt_masks.tensor
-        groups = [x[mask.flatten()] for mask in (*masks, ~masks.any(dim=0)) if mask.any()]
-        for number, group in enumerate(groups):
-            same.append(far(group, group, model.grouping.merge_cosine))
-            for other in groups[:number]:
-                different.append(1 - far(group, other, model.grouping.merge_cosine))
+        maps = maps.unpadded()
+        masks, classes = item["instances"].gt_masks.tensor, item["instances"].gt_classes
+        x = model.embeddings_per_loop(maps)[-1]
+        wrong.append(wrong_pairs(x, [*masks, ~masks.any(dim=0)], merge_cosine))
+        background = len(maps.logits) - 1
+        voted = output["instances"]
+        class_maps.append(
+            (
+                painted(masks, classes, background),
+                maps.logits.argmax(dim=0),
+                painted(voted.pred_masks, voted.pred_classes, background),
+            )
+        )
+    target, by_pixel, by_vote = (
+        torch.cat([m.flatten() for m in part]) for part in zip(*class_maps)
+    )
+    same, different = (np.concatenate(part) for part in zip(*wrong))
     return {
-        "same_instance_below": 100 * float(np.mean(same)),
-        "different_instances_above": 100 * float(np.mean(different)),
+        **evaluator.evaluate()["best_iou"],
+        "same_instance_below": 100 * same.mean(),
+        "different_instances_above": 100 * different.mean(),
+        "mIoU_of_pixels": mean_iou(by_pixel, target),
+        "mIoU_of_votes": mean_iou(by_vote, target),
     }
 
 
-def far(x: torch.Tensor, other: torch.Tensor, cosine: float) -> float:
-    """Returns the fraction of pairs between two groups whose cosine is below a threshold."""
-    return float((x @ other.T < cosine).float().mean())
+def wrong_pairs(
+    x: torch.Tensor, masks: Sequence[torch.Tensor], cosine: float
+) -> Tuple[List[float], List[float]]:
+    """Returns the fractions of the pairs within and between groups on the wrong side of a cosine.
+
+    As in the pair loss, every group has the same weight, and so has every pair of groups.
+
+    Args:
+        x: (D, H, W) unit vectors.
+        masks: (H, W) bool, the groups.
+        cosine: pairs of a group should be at or above it, and others below.
+    """
+    groups = [x[:, mask].T for mask in masks if mask.any()]
+    same, different = [], []
+    for number, group in enumerate(groups):
+        same.append(float((group @ group.T < cosine).float().mean()))
+        for other in groups[:number]:
+            different.append(float((group @ other.T >= cosine).float().mean()))
+    return same, different
+
+
+def painted(masks: torch.Tensor, classes: torch.Tensor, background: int) -> torch.Tensor:
+    """Returns the class map (H, W) of disjoint masks (N, H, W)."""
+    class_map = torch.full(masks.shape[1:], background)
+    for mask, label in zip(masks, classes):
+        class_map[mask] = label
+    return class_map
+
+
+def mean_iou(pred: torch.Tensor, target: torch.Tensor) -> float:
+    """Returns the mean IoU in percent over the classes that occur, of (P,) labels of all images."""
+    ious = []
+    for label in target.unique():
+        in_pred, in_target = pred == label, target == label
+        ious.append(float((in_pred & in_target).sum() / (in_pred | in_target).sum()))
+    return 100 * float(np.mean(ious))
 
 
 if __name__ == "__main__":
