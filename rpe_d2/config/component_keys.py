@@ -49,6 +49,36 @@ def _resnets_keys() -> Keys:
     }
 
 
+def _timm_keys() -> Keys:
+    """`build_timm_backbone` and `build_timm_fpn_backbone`, the architectures of timm."""
+    return {
+        "NAME": Key(
+            "tf_efficientnet_lite0",
+            "Architecture, one that timm offers with `features_only`.",
+            unit="name of a model of timm",
+        ),
+        "OUT_FEATURES": Key(
+            ["res2", "res3", "res4", "res5"],
+            "Outputs of the backbone, named after their strides: `res1` has stride 2, `res2` 4, "
+            "`res3` 8, `res4` 16 and `res5` 32.",
+            unit="outputs of the architecture",
+            nonempty=True,
+        ),
+        "NORM": Key(
+            "FrozenBN",
+            "What batch normalization becomes. `FrozenBN` suits weights of ImageNet and small "
+            "batches.",
+            choices=("BN", "FrozenBN", "SyncBN"),
+        ),
+        "WEIGHTS": Key(
+            "",
+            "Weights of ImageNet: a file with timm's state dict, or `package://NAME`, an installed "
+            "package with one such file. `download`: timm downloads them. Empty: random weights.",
+            unit="a file or a package",
+        ),
+    }
+
+
 def _spn_keys() -> Keys:
     """Spatial propagation networks: `SPNMaskHead`, `SPNSemSegHead`, `SPNRefiner`, `RPE.REFINE`."""
     return {
@@ -253,6 +283,7 @@ def _boundary_keys() -> Keys:
 COMPONENT_NODES = {
     "MODEL.RESNETS": _resnets_keys,
     "MODEL.GUIDED_BACKBONE": _guided_backbone_keys,
+    "MODEL.TIMM": _timm_keys,
     "MODEL.SPN": _spn_keys,
     "MODEL.ROI_MASK_HEAD": _mask_head_keys,
     "MODEL.PROPOSAL_GENERATOR": _proposal_generator_keys,

@@ -14,7 +14,7 @@ from .readable import UnreadableImage, unreadable_reason
 from .second_signal import second_signal_kills
 
 # What a wrong key, value or file raises while a run is set up.
-USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, yaml.YAMLError)
+USER_ERRORS = (ValueError, KeyError, OSError, AssertionError, ImportError, yaml.YAMLError)
 
 # What torch on a CPU or a GPU, NumPy and OpenCV say where memory is short. Few raise a MemoryError.
 _OUT_OF_MEMORY = re.compile(

@@ -38,6 +38,13 @@ DILATED = overrides(
       RPE: {IN_FEATURES: [res3, res5], STRIDE: 8}
     """
 )
+TIMM = overrides(
+    """
+    MODEL:
+      BACKBONE: {NAME: build_timm_fpn_backbone}
+      TIMM: {NAME: resnet18, NORM: BN}
+    """
+)
 # The configuration that uses a node, and its data. A node without an entry uses that of its parent.
 USERS = {
     "": ["quick/rpe_instant_test.yaml", *INSTANCES],
@@ -45,6 +52,7 @@ USERS = {
     "MODEL.RPE.PROPOSALS": ["proposals/rpe_shapes.yaml", *INSTANCES],
     "MODEL.PROPOSAL_GENERATOR": ["proposals/mask_rcnn_rpe_shapes.yaml", *INSTANCES],
     "MODEL.RESNETS": ["quick/rpe_instant_test.yaml", *INSTANCES, *DILATED],
+    "MODEL.TIMM": ["quick/rpe_instant_test.yaml", *INSTANCES, *TIMM],
     "MODEL.GUIDED_BACKBONE": ["baselines/deepmask_shapes.yaml", *INSTANCES],
     "MODEL.SPN": ["spn/mask_rcnn_spn_shapes.yaml", *INSTANCES],
     "MODEL.ROI_MASK_HEAD": ["spn/mask_rcnn_spn_shapes.yaml", *INSTANCES],

@@ -2,5 +2,14 @@
 
 from .dilated_resnet import build_dilated_resnet_backbone
 from .guided_backbone import IMAGE, GuidedBackbone, build_guided_backbone
+from .timm_backbone import TimmBackbone, build_timm_backbone, build_timm_fpn_backbone
 
-__all__ = ["IMAGE", "GuidedBackbone", "build_dilated_resnet_backbone", "build_guided_backbone"]
+__all__ = [
+    "IMAGE",
+    "GuidedBackbone",
+    "TimmBackbone",
+    "build_dilated_resnet_backbone",
+    "build_guided_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+]
