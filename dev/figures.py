@@ -25,6 +25,7 @@ from rpe_d2.ops.pair_loss import spherical_pair_loss  # noqa: E402
 from rpe_d2.ops.propagation import spatial_propagation  # noqa: E402
 from rpe_d2.ops.sphere import min_margin  # noqa: E402
 from tests.helpers.embeddings import loop_gradients  # noqa: E402
+from tests.helpers.points_on_a_line import LOOPS, points_on_a_line, shift, train  # noqa: E402
 
 # Colors that color-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
@@ -39,6 +40,7 @@ def main() -> None:
         draw_margin,
         draw_mean_shift,
         draw_gradients,
+        draw_training,
         draw_connections,
         draw_propagation,
     ):
@@ -134,6 +136,27 @@ def draw_gradients() -> plt.Figure:
     right.axhline(0.4, color="gray", linestyle=":")
     right.text(100, 0.39, "all in one mode", ha="right", va="top", fontsize=9, color="gray")
     right.set(xlabel="loops", ylabel="pair loss after the last loop", ylim=(0, 0.43))
+    figure.tight_layout()
+    return figure
+
+
+def draw_training() -> plt.Figure:
+    """Draws where points on a line end, shifted only and trained with and without loops."""
+    points = points_on_a_line(1000, 0)
+    figure, panels = plt.subplots(1, 4, figsize=(10.5, 2.6), sharex=True)
+    bins = np.linspace(2, 5.6, 73)
+    for axes, values, title in zip(
+        panels,
+        (points, shift(points, LOOPS), train(points, 0), shift(train(points, LOOPS), LOOPS)),
+        ("points", "5 loops", "trained without loops", "trained through 5 loops"),
+    ):
+        for group, color in enumerate((BLUE, ORANGE, GREEN)):
+            part = values[1000 * group : 1000 * (group + 1)].numpy()
+            axes.hist(part, bins, color=color, alpha=0.75)
+        for target in (3, 5):
+            axes.axvline(target, color="gray", linestyle=":")
+        axes.set_title(title, fontsize=10)
+        axes.set(xlim=(2, 5.6), yticks=[], xticks=[2, 3, 4, 5])
     figure.tight_layout()
     return figure
 

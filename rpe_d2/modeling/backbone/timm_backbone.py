@@ -67,8 +67,8 @@ class TimmBackbone(Backbone):
         indices = _output_indices(name, options)
         if not out_features or not set(out_features) <= set(indices):
             raise ValueError(
-                f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}; allowed with {name}: one or more of "
-                f"{', '.join(indices)}"
+                f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}; allowed with {name}: one or "
+                f"more of {', '.join(indices)}"
             )
         self._out_features = sorted(set(out_features), key=list(indices).index)
         options["out_indices"] = tuple(indices[feature] for feature in self._out_features)
