@@ -30,6 +30,7 @@ from rpe_d2.engine.setup import check_datasets, load_config
 from rpe_d2.engine.trainer import Trainer
 from rpe_d2.evaluation.boundary_ap_evaluator import boundary_metrics
 from rpe_d2.evaluation.coco_scores import instance_scores, recall_curves
+from rpe_d2.evaluation.error_analysis import error_analysis
 from rpe_d2.evaluation.ground_truth import coco_ground_truth, instance_results
 from rpe_d2.evaluation.mask_proposal_evaluator import (
     proposal_ground_truth,
@@ -47,9 +48,10 @@ from rpe_d2.visualization.instances import mask_iou, match_by_iou
 from rpe_d2.visualization.report import comparison_page, comparison_table
 
 from .arguments import command_line, positive
+from .compare_oracles import oracle_scores
 
 # Part of the key of a row, so that rows of an older version are not reused.
-_VERSION = 1
+_VERSION = 2
 _ROWS = "rows"
 _PICTURE_SIDE = 420
 # Number of images with drawings in a row. Rows are reused, so it does not depend on --pictures.
@@ -84,7 +86,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         data = _Data(dataset, args.num_images)
         rows = []
         for name, (cfg, error) in zip(_names(args.models), configs):
-            rows.append(_row(name, cfg, error, data, output))
+            rows.append(_row(name, cfg, error, data, output, args.oracles))
             # Written after every model, so that an interrupted comparison shows the finished rows.
             _write(output, args, data, _reader(configs), rows)
     print(comparison_table(rows))
@@ -112,6 +114,11 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         default=6,
         metavar="N",
         help=f"images that are shown with their predictions, at most {_MOST_PICTURES} (6)",
+    )
+    parser.add_argument(
+        "--oracles",
+        action="store_true",
+        help="also evaluate the models with steps that make no mistakes; takes twice as long",
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
@@ -201,7 +208,12 @@ def _only(truth: COCO, image_ids: List[Any]) -> COCO:
 
 
 def _row(
-    name: str, cfg: Optional[CfgNode], error: Optional[str], data: _Data, output: Path
+    name: str,
+    cfg: Optional[CfgNode],
+    error: Optional[str],
+    data: _Data,
+    output: Path,
+    oracles: bool,
 ) -> Dict[str, Any]:
     """Returns the row of a model, read from the output folder or measured."""
     if cfg is None:
@@ -209,12 +221,12 @@ def _row(
     try:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (data.name,)
         cfg.DATALOADER.NUM_WORKERS = 0
-        key = _key(cfg, data)
+        key = _key(cfg, data, oracles)
         path = output / _ROWS / f"{key}.json"
         if path.exists():
             print(f"{name}: read from {path}", file=sys.stderr)
             return {**parse_json(path.read_text(), path), "name": name}
-        row = _measure(name, cfg, data)
+        row = _measure(name, cfg, data, oracles)
     except Exception as failure:  # any error, because the other models do not depend on it
         return {"name": name, "error": one_line(failure)}
     with replacing_file(path) as file:
@@ -222,14 +234,14 @@ def _row(
     return row
 
 
-def _key(cfg: CfgNode, data: _Data) -> str:
+def _key(cfg: CfgNode, data: _Data, oracles: bool) -> str:
     """Returns a hash of everything that a row depends on."""
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise ValueError("no weights: give CONFIG=WEIGHTS or MODEL.WEIGHTS")
     if not os.path.isfile(weights):
         raise ValueError(f"weights {weights}: no such file")
-    digest = hashlib.sha256(str(_VERSION).encode())
+    digest = hashlib.sha256(f"{_VERSION} {oracles}".encode())
     with open(weights, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -241,7 +253,7 @@ def _key(cfg: CfgNode, data: _Data) -> str:
     return digest.hexdigest()[:16]
 
 
-def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
+def _measure(name: str, cfg: CfgNode, data: _Data, oracles: bool) -> Dict[str, Any]:
     """Evaluates and times a model on the images of a data set."""
     check_datasets(cfg)
     model = build_model(cfg).eval()
@@ -295,6 +307,12 @@ def _measure(name: str, cfg: CfgNode, data: _Data) -> Dict[str, Any]:
         row["segm"] = _finite(instance_scores(data.truth, instances, limit, "segm"))
         row["bbox"] = _finite(instance_scores(data.truth, instances, limit, "bbox"))
         row["boundary"] = _finite(boundary_metrics(data.truth, instances, limit))
+        errors = error_analysis(data.truth, instances, limit)
+        counts = errors.pop("counts")
+        row["errors"] = {**_finite(errors), "counts": counts}
+        if oracles:
+            parts = data.items, data.truth, data.metadata, instances, limit
+            row["oracles"] = _finite(oracle_scores(model, cfg, *parts))
     return row
 
 

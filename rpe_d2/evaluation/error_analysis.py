@@ -7,7 +7,7 @@ Detection Errors", ECCV 2020), with the IoU of masks or of boxes.
 import contextlib
 import io
 from collections import defaultdict
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from .ground_truth import load_results
 
-__all__ = ["ERROR_KINDS", "error_analysis"]
+__all__ = ["ERROR_KINDS", "error_analysis", "with_true_classes", "with_true_scores"]
 
 ERROR_KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 _FOREGROUND = 0.5  # IoU at which a prediction finds an object
@@ -119,6 +119,57 @@ def error_analysis(
     gains["false_positives"] = _ap50(*positives, objects.classes) - base
     gains["false_negatives"] = _without_objects(predictions, objects, ~objects.found) - base
     return {"AP50": base, **gains, "counts": counts}
+
+
+def with_true_classes(truth: COCO, results: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Gives every prediction the class of the object that it overlaps most, if there is one.
+
+    Args:
+        truth: ground truth.
+        results: predictions in COCO's results format, with masks.
+
+    Returns:
+        Copies of the predictions, in the same order.
+    """
+    changed = []
+    for result, iou, classes in _overlaps(truth, results):
+        if len(iou) and iou.max() > 0:
+            result = {**result, "category_id": classes[int(iou.argmax())]}
+        changed.append(result)
+    return changed
+
+
+def with_true_scores(truth: COCO, results: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Gives every prediction its largest IoU with an object of its class as score.
+
+    Args:
+        truth: ground truth.
+        results: predictions in COCO's results format, with masks.
+
+    Returns:
+        Copies of the predictions, in the same order.
+    """
+    changed = []
+    for result, iou, classes in _overlaps(truth, results):
+        own = [x for x, label in zip(iou.tolist(), classes) if label == result["category_id"]]
+        changed.append({**result, "score": max(own, default=0.0)})
+    return changed
+
+
+def _overlaps(
+    truth: COCO, results: Sequence[Dict[str, Any]]
+) -> Iterator[Tuple[Dict[str, Any], np.ndarray, List[Any]]]:
+    """Yields each prediction with its IoU with the objects of its image, and their classes."""
+    targets: Dict[Any, Tuple[List[dict], List[Any]]] = {}
+    for result in results:
+        image_id = result["image_id"]
+        if image_id not in targets:
+            objects = [a for a in truth.imgToAnns.get(image_id, ()) if not a["iscrowd"]]
+            masks = [truth.annToRLE(a) for a in objects]
+            targets[image_id] = masks, [a["category_id"] for a in objects]
+        masks, classes = targets[image_id]
+        iou = mask_util.iou([result["segmentation"]], masks, [0] * len(masks)) if masks else []
+        yield result, np.asarray(iou, float).reshape(-1), classes
 
 
 def _classify(

@@ -30,6 +30,9 @@ _COLUMNS = (
     ("GFLOPs", "-gflops", ".1f"),
 )
 
+# What error_analysis returns besides the kinds of errors.
+_NOT_STACKED = ("AP50", "false_positives", "false_negatives", "counts")
+
 _STYLE = """
 body {
   font: 15px/1.45 system-ui, sans-serif; color: #1d2330;
@@ -103,6 +106,7 @@ def comparison_page(
     ]
     if done:
         parts.append("<h2>Curves</h2>" + _plots(done, colors))
+        parts.append(_error_section(done))
     if truth:
         parts.append("<h2>The same images</h2>" + _pictures(done, truth))
     body = "\n".join(parts)
@@ -208,18 +212,71 @@ def _svg(title: str, draw: Callable[[Axes], None]) -> str:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     draw(axes)
-    if not axes.lines:
+    if not axes.lines and not axes.patches:
         return ""
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.set_minor_formatter(NullFormatter())
+    if axes.lines:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=11)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _error_section(rows: Sequence[Dict[str, Any]]) -> str:
+    """Returns the section of error kinds and oracles, or "" if no model has instances."""
+    rows = [row for row in rows if "errors" in row]
+    if not rows:
+        return ""
+    note = (
+        "<p>Left: what AP50 would gain if all errors of one kind were corrected (TIDE, Bolya et "
+        "al. 2020). The gains do not add up. A prediction is localized if its IoU with an object "
+        "is at least 0.5, and background below 0.1."
+    )
+    if any("oracles" in row for row in rows):
+        note += (
+            " Right: AP if one step made no mistakes: the classes of the predictions, their "
+            "scores (the IoU), the grouping of pixels, or the foreground that is grouped."
+        )
+    drawn = [_svg("Cost of each kind of error", lambda axes: _error_bars(axes, rows))]
+    if any("oracles" in row for row in rows):
+        drawn.append(_svg("AP with oracles", lambda axes: _oracle_bars(axes, rows)))
+    plots = '<div class="plots">' + "".join(drawn) + "</div>"
+    return f"<h2>Errors</h2>{note}</p>{plots}"
+
+
+def _error_bars(axes: Axes, rows: Sequence[Dict[str, Any]]) -> None:
+    kinds = [kind for kind in rows[0]["errors"] if kind not in _NOT_STACKED]
+    places, left = range(len(rows))[::-1], np.zeros(len(rows))
+    for kind, color in zip(kinds, _colors(len(kinds))):
+        widths = np.array([row["errors"][kind] or 0 for row in rows])
+        axes.barh(places, widths, left=left, color=color, label=kind)
+        left += widths
+    axes.set_yticks(places, [_short(_label(row)) for row in rows])
+    axes.set_xlabel("gain in AP50, %")
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.16))
+
+
+def _oracle_bars(axes: Axes, rows: Sequence[Dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row.get("oracles", ())))
+    bars = {"as predicted": [_number(row, "segm AP") for row in rows]}
+    bars.update({name: [(row.get("oracles") or {}).get(name) for row in rows] for name in names})
+    height = 0.85 / len(bars)
+    for number, ((name, values), color) in enumerate(zip(bars.items(), _colors(len(bars)))):
+        places = np.arange(len(rows))[::-1] - number * height
+        axes.barh(places, [value or 0 for value in values], height, color=color, label=name)
+    middle = np.arange(len(rows))[::-1] - 0.425 + height / 2
+    axes.set_yticks(middle, [_short(_label(row)) for row in rows])
+    axes.set_xlabel("mask AP, %")
+    axes.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.16))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"…{name[-23:]}"
 
 
 def _pictures(rows: Sequence[Dict[str, Any]], truth: Sequence[str]) -> str:

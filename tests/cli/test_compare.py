@@ -14,6 +14,7 @@ from pycocotools import mask as mask_util
 from rpe_d2.cli import compare
 from rpe_d2.cli.compare import main
 from rpe_d2.engine.setup import load_config
+from rpe_d2.evaluation.error_analysis import ERROR_KINDS
 from rpe_d2.utils.flops import inference_flops
 from rpe_d2.visualization.report import comparison_table
 from tests.conftest import ROOT
@@ -21,7 +22,7 @@ from tests.helpers.environment import chromium
 from tests.helpers.runs import CONFIG, TINY, save_random
 
 PROPOSALS = str(ROOT / "configs/proposals/rpn_shapes.yaml")
-COMMON = ["--dataset", "shapes_val", "--num-images", "3", "--pictures", "2"]
+COMMON = ["--dataset", "shapes_val", "--num-images", "3", "--pictures", "2", "--oracles"]
 OPTS = ["--opts", *TINY]
 
 
@@ -55,6 +56,9 @@ def test_rows_page_and_table(compared):
     assert {"AP", "APl"} <= set(detector["boundary"]) and not detector["filled_boxes"]
     assert detector["parameters_million"] > 10 and detector["gflops"] > 0.1
     assert detector["seconds_per_image"] > 0
+    assert {"AP50", *ERROR_KINDS, "counts"} <= set(detector["errors"])
+    oracles = {"true classes", "true scores", "true grouping", "true foreground"}
+    assert set(detector["oracles"]) == oracles and "errors" not in proposals
     curve = detector["recall"]
     assert len(curve["numbers"]) == len(curve["recall_by_number"]) and len(curve["ious"]) == 10
     assert "segm" not in proposals and proposals["filled_boxes"]
@@ -70,7 +74,7 @@ def test_rows_page_and_table(compared):
     assert " box AR@10 " in comparison_table([proposals, failed])
     assert len(table) == 5 and "filled boxes" in table[3] and "failed: weights none.pth" in table[4]
     page = (output / "index.html").read_text()
-    assert page.count("data:image/jpeg") == 2 * 3 and page.count("<svg") == 4
+    assert page.count("data:image/jpeg") == 2 * 3 and page.count("<svg") == 6
     # XML namespaces of the figures are the only addresses: the page loads nothing.
     for namespace in ("www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org"):
         page = page.replace(f"http://{namespace}", "").replace(f"https://{namespace}", "")

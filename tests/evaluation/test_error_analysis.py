@@ -6,7 +6,12 @@ import pytest
 from pycocotools.coco import COCO
 
 from rpe_d2.evaluation.coco_scores import instance_scores
-from rpe_d2.evaluation.error_analysis import ERROR_KINDS, error_analysis
+from rpe_d2.evaluation.error_analysis import (
+    ERROR_KINDS,
+    error_analysis,
+    with_true_classes,
+    with_true_scores,
+)
 from tests.reference.error_kinds import analyze
 
 SIZE = (20, 24)
@@ -154,3 +159,20 @@ def test_crowds_and_predictions_in_them_are_left_out():
     assert analysis["AP50"] == pytest.approx(100)
     assert sum(analysis["counts"].values()) == 0
     assert error_analysis(*coco_files(images))["counts"]["background"] == 1
+
+
+def test_true_classes_and_true_scores():
+    other, crowd = rectangle(14, 2, 19, 8), rectangle(13, 13, 20, 24)
+    half = rectangle(2, 2, 12, 7)  # of TARGET
+    predictions = [(half, 2, 0.9), (other, 2, 0.1), (TARGET, 1, 0.2), (crowd, 1, 0.3)]
+    objects = [(TARGET, 1), (other, 2)]
+    images = [{"objects": objects, "predictions": predictions}]
+    truth, results = coco_files(images, [(0, crowd, 2)])
+    before = [dict(result) for result in results]
+    classes = [result["category_id"] for result in with_true_classes(truth, results)]
+    assert classes == [1, 2, 1, 1]  # nothing but a crowd is under the last one
+    scores = [result["score"] for result in with_true_scores(truth, results)]
+    assert scores == pytest.approx([0, 1, 1, 0])
+    both = with_true_scores(truth, with_true_classes(truth, results))
+    assert [result["score"] for result in both] == pytest.approx([0.5, 1, 1, 0])
+    assert results == before

@@ -25,6 +25,7 @@ from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.oracles import true_groups, with_true_foreground
 from ..embedding.parts import check_grouping, fit_to_head
 from ..embedding.pixel_groups import PixelGroups
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
@@ -277,8 +278,35 @@ class PixelEmbeddingNet(PaddedInput):
                 for index, item in enumerate(batched_inputs)
             ]
 
-    def _output(self, item: Dict, maps: ImageMaps, gates: Optional[torch.Tensor]) -> Dict:
-        groups = self._groups(maps, item.get("num_instances"))
+    @torch.no_grad()
+    def oracle_instances(self, item: Dict[str, torch.Tensor]) -> Dict[str, Instances]:
+        """Predicts the instances of an image with a perfect grouping and with a perfect foreground.
+
+        Args:
+            item: an input with "instances", as in training.
+
+        Returns:
+            Instances for "true grouping", where the cells are grouped by their true instances, and
+            for "true foreground", where the true foreground is grouped as always.
+        """
+        prediction = self._predict([item])
+        maps, gates = prediction.image(0)
+        (labels,) = self._labels([item], prediction.maps)
+        outputs = {
+            "true grouping": self._output(item, maps, gates, true_groups(maps, labels)),
+            "true foreground": self._output(item, with_true_foreground(maps, labels), gates),
+        }
+        return {name: output["instances"] for name, output in outputs.items()}
+
+    def _output(
+        self,
+        item: Dict,
+        maps: ImageMaps,
+        gates: Optional[torch.Tensor],
+        groups: Optional[PixelGroups] = None,
+    ) -> Dict:
+        if groups is None:
+            groups = self._groups(maps, item.get("num_instances"))
         scores = self._scores(maps, groups)
         if len(self.grouping.scales) > 1 and len(groups):
             masks = torch.cat([soft >= self.mask_threshold for _, soft in groups.chunks()])
