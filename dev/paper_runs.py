@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the models behind the claims in docs/paper.md and stores their records in results/paper/.
+"""Trains the models behind the claims in docs/claims.md and stores their records in results/paper/.
 
 usage: python dev/paper_runs.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data ../shared/data]
 
@@ -29,8 +29,39 @@ class Run(NamedTuple):
 
 
 DIGITS = "paper/rpe_digits"
-SHORT = "SOLVER.MAX_ITER 500"
+SHORT = "SOLVER.MAX_ITER 850"
 LOOPS = "MODEL.MEAN_SHIFT.TRAIN_LOOPS"
+BSDS = "boundary/bsds_R_18"
+WARMUP = "SOLVER.WARMUP_ITERS 50"
+
+
+def additions(kernel: str, votes: str) -> Dict[str, str]:
+    """Returns the overrides of the paper's configurations that add this project's own parts.
+
+    Args:
+        kernel: overrides of a spatial kernel on pixel positions.
+        votes: overrides of votes and of a spatial kernel on them.
+    """
+    classifier = f"{votes} MODEL.RPE.FOREGROUND classifier MODEL.RPE.BACKGROUND exclude"
+    return {
+        "paper": "",
+        "kernel": kernel,
+        "votes": votes,
+        "classifier": classifier,
+        "quality": f"{classifier} MODEL.RPE.QUALITY True",
+    }
+
+
+RADIUS = "MODEL.RPE.NEGATIVE_RADIUS 24.0"
+SIGMA = "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH"
+SHAPES = additions(
+    f"{RADIUS} {SIGMA} 16.0", f"{RADIUS} {SIGMA} 6.0 MODEL.RPE.VOTES True MODEL.RPE.VOTE_UNIT 6.0"
+)
+NUCLEI = additions(
+    f"{RADIUS} {SIGMA} 8.0",
+    f"{RADIUS} {SIGMA} 2.0 MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH 0.2 MODEL.RPE.VOTES True "
+    "MODEL.RPE.VOTE_UNIT 3.0",
+)
 RUNS: Dict[str, Dict[str, Run]] = {
     "digits": {
         "digits": Run(DIGITS),
@@ -40,13 +71,46 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "loops_0": Run(DIGITS, f"{SHORT} {LOOPS} 0"),
         "loops_2": Run(DIGITS, f"{SHORT} {LOOPS} 2"),
         "loops_5": Run(DIGITS, f"{SHORT} {LOOPS} 5"),
-        "loops_first": Run(DIGITS, f"SOLVER.MAX_ITER 350 {LOOPS} 0"),
-        "loops_last": Run("paper/rpe_digits_loops", "SOLVER.MAX_ITER 150", "loops_first"),
+        "loops_first": Run(DIGITS, f"SOLVER.MAX_ITER 600 {LOOPS} 0"),
+        "loops_last": Run("paper/rpe_digits_loops", "SOLVER.MAX_ITER 240", "loops_first"),
     },
     "dimensions": {
         "dim_3": Run(DIGITS, f"{SHORT} MODEL.RPE.EMBEDDING_DIM 3"),
         "dim_16": Run(DIGITS, f"{SHORT} MODEL.RPE.EMBEDDING_DIM 16"),
         "margin_0.1": Run(DIGITS, f"{SHORT} MODEL.RPE.MARGIN 0.1"),
+    },
+    "shapes": {
+        **{
+            f"shapes_{name}": Run("paper/rpe_shapes", f"SOLVER.MAX_ITER 1000 {opts}")
+            for name, opts in SHAPES.items()
+        },
+        "shapes_ours": Run("quickstart/rpe_shapes", "SOLVER.MAX_ITER 1000"),
+    },
+    "nuclei": {
+        **{
+            f"nuclei_{name}": Run("paper/rpe_nuclei", f"SOLVER.MAX_ITER 500 {opts}")
+            for name, opts in NUCLEI.items()
+        },
+        "nuclei_ours": Run("nuclei/rpe_R_18", "SOLVER.MAX_ITER 500"),
+    },
+    "boundaries": {
+        "bsds": Run(BSDS, f"{WARMUP} SOLVER.MAX_ITER 300"),
+        "bsds_first": Run(
+            BSDS,
+            f"{WARMUP} SOLVER.MAX_ITER 200 DATASETS.TEST () "
+            "MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT 0.0",
+        ),
+        "bsds_last": Run(BSDS, f"{WARMUP} SOLVER.MAX_ITER 100", "bsds_first"),
+    },
+    "holes": {
+        f"holes_{head}_{weight}": Run(
+            f"semantic/{head}_shapes",
+            "SOLVER.MAX_ITER 300 TEST.EVAL_PERIOD 0 "
+            f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT {weight}.0 "
+            "DATASETS.TRAIN ('shapes_train_noisy_sem_seg',)",
+        )
+        for head in ("fcn_8s", "recurrent")
+        for weight in (0, 1)
     },
 }
 
@@ -101,6 +165,11 @@ def data_opts(config: str, data: str) -> List[str]:
             *["DATASETS.DIGITS_AUTHORS", f"{data}/rpe_golden/main001.mat"],
             *["DATASETS.TEST", "('digits_authors',)"],
         ]
+    if "nuclei" in config:
+        sets = [f"nuclei_{part}={data}/nuclei/{part}.json" for part in ("train", "val")]
+        return ["DATASETS.COCO_JSONS", repr(sets)]
+    if "bsds" in config:
+        return ["DATASETS.BSDS", f"{data}/bsds500"]
     return []
 
 

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Counts the holes of predicted and of true label maps.
+
+usage: python dev/count_holes.py CONFIG WEIGHTS RECORD.json [KEY VALUE ...]
+
+A hole is a connected region that one class other than background encloses.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from scipy import ndimage
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rpe_d2.engine.run_record import current_commit, hardware  # noqa: E402
+from rpe_d2.engine.setup import load_config  # noqa: E402
+from rpe_d2.engine.trainer import Trainer  # noqa: E402
+from rpe_d2.utils.label_maps import read_label_map  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config")
+    parser.add_argument("weights")
+    parser.add_argument("record")
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", *args.opts])
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(args.weights)
+    (name,) = cfg.DATASETS.TEST
+    background = MetadataCatalog.get(name).stuff_classes.index("background")
+    targets = {item["file_name"]: item["sem_seg_file_name"] for item in DatasetCatalog.get(name)}
+    pred, target = [], []
+    with torch.no_grad():
+        for (item,) in Trainer.build_test_loader(cfg, name):
+            (output,) = model([item])
+            pred.append(holes(output["sem_seg"].argmax(dim=0).numpy(), background))
+            target.append(holes(read_label_map(targets[item["file_name"]]), background))
+    record = {
+        "config": args.config,
+        "overrides": args.opts,
+        "weights": args.weights,
+        "command": shlex.join(["python", "dev/count_holes.py", *sys.argv[1:]]),
+        "commit": current_commit(),
+        "hardware": hardware(cfg.MODEL.DEVICE),
+        "images": len(pred),
+        "holes_an_image": float(np.mean([count for count, _ in pred])),
+        "pixels_in_holes_an_image": float(np.mean([area for _, area in pred])),
+        "true_holes_an_image": float(np.mean([count for count, _ in target])),
+    }
+    Path(args.record).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def holes(label_map: np.ndarray, background: int) -> tuple:
+    """Returns the number of holes in the classes of a label map (H, W), and their pixels."""
+    count = area = 0
+    for label in np.unique(label_map):
+        if label in (background, 255):
+            continue
+        mask = label_map == label
+        inside = ndimage.binary_fill_holes(mask) & ~mask
+        count += ndimage.label(inside)[1]
+        area += int(inside.sum())
+    return count, area
+
+
+if __name__ == "__main__":
+    main()
