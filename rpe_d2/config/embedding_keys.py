@@ -146,10 +146,22 @@ def _loss_keys() -> Keys:
         ),
         "QUALITY_IMAGES": Key(
             2,
-            "Number of images of a batch whose instances are decoded to train the quality head. "
-            "0: all.",
+            "Number of images of a batch whose instances are decoded to train the quality head and "
+            "the group head. 0: all.",
             low=0,
             unit="images",
+        ),
+        "GROUP_CLASSES": Key(
+            "vote",
+            "Class probabilities of an instance. `vote`: the mean over its pixels. `head`: those "
+            "of a head that sees the features of the whole group. `product`: both.",
+            choices=("vote", "head", "product"),
+        ),
+        "GROUP_POOLING": Key(
+            "mean",
+            "Features of the group head. `mean`: the mean over the mask. `attention`: each class "
+            "also weights the pixels of the mask by a learned query.",
+            choices=("mean", "attention"),
         ),
     }
 

@@ -1,5 +1,6 @@
 """Pixel embeddings: the head, its losses, and grouping by mean shift."""
 
+from .group_head import GroupHead
 from .grouping import (
     ComponentGrouping,
     KMeansGrouping,
@@ -24,6 +25,7 @@ __all__ = [
     "MeanShiftLayer",
     "PixelGrouping",
     "PixelGroups",
+    "GroupHead",
     "QualityHead",
     "build_grouping",
 ]

@@ -1,4 +1,4 @@
-"""Warnings about settings with which grouping cannot find objects of the sizes of the data."""
+"""Warnings about settings with which grouping cannot find the objects of the data."""
 
 import logging
 import math
@@ -7,12 +7,53 @@ from typing import Dict
 import numpy as np
 from detectron2.config import CfgNode
 
+from rpe_d2.ops.sphere import min_margin
+
 logger = logging.getLogger("rpe_d2")
 
 # The share of the objects that may be too small: data sets have a few stray masks of one pixel.
 _TOLERATED = 0.01
 # Cells along a side of an object below which its mask cannot be told from its neighbors'.
 _MIN_CELLS = 2
+
+
+def check_separation(cfg: CfgNode, max_instances: int) -> None:
+    """Warns where the embeddings cannot separate the objects of the fullest training image.
+
+    Args:
+        cfg: the configuration.
+        max_instances: number of objects of that image.
+    """
+    rpe = cfg.MODEL.RPE
+    if rpe.NEGATIVE_RADIUS > 0:
+        if rpe.GROUPING == "mean_shift" and not (rpe.VOTES or rpe.SPLIT_COMPONENTS):
+            logger.warning(
+                "MODEL.RPE.NEGATIVE_RADIUS lets instances that are far apart share an "
+                "embedding, and nothing tells them apart: set MODEL.RPE.VOTES or "
+                "MODEL.RPE.SPLIT_COMPONENTS True"
+            )
+        return
+    groups = max_instances + (rpe.BACKGROUND == "group")
+    if groups < 2:
+        return
+    needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
+    if needed <= rpe.MARGIN + 1e-9:
+        return
+    # Twice the dimension is known to fit at margin 1/2. Below the margin of the simplex no
+    # dimension helps.
+    dim = max(rpe.EMBEDDING_DIM, -(-groups // 2))
+    logger.warning(
+        "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in "
+        "%d dimensions (smallest margin: %s%.3f). What fits: MODEL.RPE.EMBEDDING_DIM %d with "
+        "MARGIN %.2f, or MODEL.RPE.NEGATIVE_RADIUS > 0.",
+        rpe.MARGIN,
+        groups,
+        rpe.EMBEDDING_DIM,
+        "" if exact else "at least ",
+        needed,
+        dim,
+        max(rpe.MARGIN, 0.5),
+    )
 
 
 def check_object_areas(

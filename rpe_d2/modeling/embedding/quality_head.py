@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..argument_checks import check_range
 from ..layers import at_least_float32
+from .group_features import group_feature_dim, group_features
 from .head import ImageMaps
 from .pixel_groups import PixelGroups
 
@@ -31,7 +32,7 @@ class QualityHead(nn.Module):
         super().__init__()
         check_range("feature_dim", feature_dim, 1)
         self.layers = nn.Sequential(
-            nn.Linear(2 * feature_dim + 5, _HIDDEN),
+            nn.Linear(group_feature_dim(feature_dim), _HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(_HIDDEN, _HIDDEN),
             nn.ReLU(inplace=True),
@@ -51,37 +52,9 @@ class QualityHead(nn.Module):
         features = at_least_float32(maps.features.detach()).flatten(1).T  # (h * w, C)
         logits = [groups.agreement.new_zeros(0)]
         for index, soft_masks in groups.chunks():
-            inputs = self._inputs(features, soft_masks, groups.agreement[index], maps.stride)
+            inputs = group_features(features, soft_masks, groups.agreement[index], maps.stride)
             logits.append(self.layers(inputs).squeeze(1))
         return torch.cat(logits)
-
-    @staticmethod
-    def _inputs(
-        features: torch.Tensor, soft_masks: torch.Tensor, agreement: torch.Tensor, stride: int
-    ) -> torch.Tensor:
-        """Describes soft masks (n, h, w) by features under and around them, and by their shape."""
-        weights = soft_masks.flatten(1)  # (n, h * w)
-        mass = weights.sum(dim=1).clamp(min=1e-6)
-        # The features of the ring around a mask tell whether the mask ends where the object does.
-        grown = F.max_pool2d(soft_masks.unsqueeze(1), (5, 1), stride=1, padding=(2, 0))
-        grown = F.max_pool2d(grown, (1, 5), stride=1, padding=(0, 2)).squeeze(1)
-        ring = (grown - soft_masks).flatten(1)
-        pooled = [
-            weight @ features / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-            for weight in (weights, ring)
-        ]
-        sure = (weights > 0.5).count_nonzero(dim=1)
-        shape = [
-            # 0 to 2 for objects of a few to a hundred thousand pixels.
-            (mass * stride**2).log() / 5,
-            # 1 for masks of values 0 and 1.
-            (weights.square().sum(dim=1) / mass),
-            sure / mass,
-            # Perimeters are usually about 10 x sqrt(area) on this scale.
-            ring.sum(dim=1) / mass.sqrt() / 10,
-            agreement,
-        ]
-        return torch.cat([*pooled, torch.stack(shape, dim=1)], dim=1)
 
 
 def quality_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

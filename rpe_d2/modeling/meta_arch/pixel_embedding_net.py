@@ -1,6 +1,5 @@
 """Instance segmentation by recurrent pixel embeddings."""
 
-import logging
 import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,10 +14,10 @@ from detectron2.utils.events import get_event_storage
 from torch.nn import functional as F
 
 from rpe_d2.config import check_config
-from rpe_d2.ops.sphere import min_margin
 
 from ..argument_checks import check_choice, check_range
-from ..embedding.data_checks import check_object_areas
+from ..embedding.data_checks import check_object_areas, check_separation
+from ..embedding.group_head import GROUP_CLASSES, GroupHead, group_class_loss
 from ..embedding.group_masks import masks_of_groups, proposals_of_groups
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping, drop_background
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
@@ -37,8 +36,6 @@ from ..masks import (
 )
 from ..spn import MaskPropagation, propagation_loss
 from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
-
-logger = logging.getLogger("rpe_d2")
 
 REFINEMENTS = ("", "spn")
 # Groups with a lower IoU with every object are not used to train the refinement.
@@ -73,6 +70,8 @@ class PixelEmbeddingNet(PaddedInput):
         use_quality_head: bool = True,
         quality_loss_weight: float = 1.0,
         quality_images: int = 2,
+        group_head: Optional[GroupHead] = None,
+        group_classes: str = "vote",
         mask_propagation: Optional[MaskPropagation] = None,
         propagation_loss_weight: float = 1.0,
         detections_per_image: int = 100,
@@ -98,8 +97,11 @@ class PixelEmbeddingNet(PaddedInput):
             use_quality_head: whether instances are ranked by class probability times an estimate of
                 their mask's IoU. Otherwise they are ranked by the class probability.
             quality_loss_weight: weight of the loss of that estimate.
-            quality_images: number of images of a batch that train the estimate and the refinement.
-                0 means all.
+            quality_images: number of images of a batch that train the estimate, the group head and
+                the refinement. 0 means all.
+            group_head: classifies groups by their features.
+            group_classes: class probabilities of an instance: "vote", the mean of its pixels;
+                "head", those of the group head; or "product" of both.
             mask_propagation: refines the soft masks of the instances. None disables the refinement.
             propagation_loss_weight: weight of the loss of the refined masks.
             detections_per_image: number of the best instances that are kept.
@@ -125,6 +127,9 @@ class PixelEmbeddingNet(PaddedInput):
             raise ValueError(f"grouping is {grouping!r}; allowed: a PixelGrouping, or None")
         check_range("quality_loss_weight", quality_loss_weight, 0)
         check_range("quality_images", quality_images, 0)
+        check_choice("group_classes", group_classes, GROUP_CLASSES)
+        if group_head is None and group_classes != "vote":
+            raise ValueError(f"group_classes is {group_classes}; allowed without group_head: vote")
         check_range("propagation_loss_weight", propagation_loss_weight, 0)
         check_range("detections_per_image", detections_per_image, 1)
         check_range("score_threshold", score_threshold, 0, 1)
@@ -147,6 +152,8 @@ class PixelEmbeddingNet(PaddedInput):
         self.quality_head = QualityHead(embedding_head.feature_dim) if use_quality_head else None
         self.quality_loss_weight = quality_loss_weight
         self.quality_images = quality_images
+        self.group_head = group_head
+        self.group_classes = group_classes
         self.mask_propagation = mask_propagation
         self.propagation_loss_weight = propagation_loss_weight
         self.detections_per_image = detections_per_image
@@ -168,6 +175,9 @@ class PixelEmbeddingNet(PaddedInput):
         backbone = build_backbone(cfg)
         head = EmbeddingHead(cfg, backbone.output_shape())
         refinement = None
+        group_head = None
+        if rpe.GROUP_CLASSES != "vote":
+            group_head = GroupHead(head.feature_dim, rpe.NUM_CLASSES, rpe.GROUP_POOLING)
         if rpe.REFINE == "spn":
             refinement = MaskPropagation(cfg, backbone.output_shape())
         return {
@@ -179,6 +189,8 @@ class PixelEmbeddingNet(PaddedInput):
             "use_quality_head": rpe.QUALITY,
             "quality_loss_weight": rpe.QUALITY_LOSS_WEIGHT,
             "quality_images": rpe.QUALITY_IMAGES,
+            "group_head": group_head,
+            "group_classes": rpe.GROUP_CLASSES,
             "mask_propagation": refinement,
             "propagation_loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -202,36 +214,7 @@ class PixelEmbeddingNet(PaddedInput):
     @classmethod
     def check_training_data(cls, cfg: CfgNode, max_instances: int) -> None:
         """Warns about settings with which grouping cannot succeed, and suggests values that fit."""
-        rpe = cfg.MODEL.RPE
-        if rpe.NEGATIVE_RADIUS > 0:
-            if rpe.GROUPING == "mean_shift" and not (rpe.VOTES or rpe.SPLIT_COMPONENTS):
-                logger.warning(
-                    "MODEL.RPE.NEGATIVE_RADIUS lets instances that are far apart share an "
-                    "embedding, and nothing tells them apart: set MODEL.RPE.VOTES or "
-                    "MODEL.RPE.SPLIT_COMPONENTS True"
-                )
-            return
-        groups = max_instances + (rpe.BACKGROUND == "group")
-        if groups < 2:
-            return
-        needed, exact = min_margin(groups, rpe.EMBEDDING_DIM)
-        if needed <= rpe.MARGIN + 1e-9:
-            return
-        # Twice the dimension is known to fit at margin 1/2. Below the margin of the simplex no
-        # dimension helps.
-        dim = max(rpe.EMBEDDING_DIM, -(-groups // 2))
-        logger.warning(
-            "MODEL.RPE.MARGIN %.3f cannot separate the %d groups of the largest training image in "
-            "%d dimensions (smallest margin: %s%.3f). What fits: MODEL.RPE.EMBEDDING_DIM %d with "
-            "MARGIN %.2f, or MODEL.RPE.NEGATIVE_RADIUS > 0.",
-            rpe.MARGIN,
-            groups,
-            rpe.EMBEDDING_DIM,
-            "" if exact else "at least ",
-            needed,
-            dim,
-            max(rpe.MARGIN, 0.5),
-        )
+        check_separation(cfg, max_instances)
 
     @classmethod
     def check_object_areas(cls, cfg: CfgNode, areas: Dict[str, np.ndarray]) -> None:
@@ -371,8 +354,11 @@ class PixelEmbeddingNet(PaddedInput):
         return drop_background(groups) if self.grouping.background_is_group else groups
 
     def _scores(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
-        """Returns (R, K) the class probabilities, times the estimated IoU if there is one."""
+        """Returns (R, K) class probabilities, times the estimated IoU if a head estimates it."""
         scores = groups.class_probabilities
+        if self.group_head is not None:
+            classified = self.group_head(maps, groups).softmax(dim=1)[:, :-1]
+            scores = classified if self.group_classes == "head" else scores * classified
         if self.quality_head is None:
             return scores
         return scores * self.quality_head(maps, groups).sigmoid()[:, None]
@@ -380,8 +366,12 @@ class PixelEmbeddingNet(PaddedInput):
     def _group_losses(
         self, prediction: "_Prediction", labels: List[PixelLabels]
     ) -> Dict[str, torch.Tensor]:
-        """Computes the losses of the groups' estimated IoUs and refined masks."""
-        parts = {"loss_quality": self.quality_head, "loss_propagation": self.mask_propagation}
+        """Computes the losses of the groups' estimated IoUs, classes and refined masks."""
+        parts = {
+            "loss_quality": self.quality_head,
+            "loss_group": self.group_head,
+            "loss_propagation": self.mask_propagation,
+        }
         losses = {name: zero_loss(part) for name, part in parts.items() if part is not None}
         if not losses:
             return losses
@@ -395,6 +385,9 @@ class PixelEmbeddingNet(PaddedInput):
             if self.quality_head is not None:
                 loss = quality_loss(self.quality_head(maps, groups), iou)
                 losses["loss_quality"] += self.quality_loss_weight * loss / count
+            if self.group_head is not None:
+                logits, classes = self.group_head(maps, groups), labels[index].classes
+                losses["loss_group"] += group_class_loss(logits, iou, instance, classes) / count
             if gates is not None:
                 good = iou >= _MIN_REFINABLE_IOU
                 pred = self._propagated(groups.soft_masks[good], gates, maps.image_size)

@@ -1,0 +1,101 @@
+"""Classification of groups of pixels from the features under their soft masks."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..argument_checks import check_choice, check_range
+from ..layers import at_least_float32
+from .group_features import group_feature_dim, group_features
+from .head import ImageMaps
+from .pixel_groups import PixelGroups
+
+GROUP_CLASSES = ("vote", "head", "product")
+POOLINGS = ("mean", "attention")
+_HIDDEN = 128
+# IoU with an instance from which on a group has its class. Other groups are background.
+_MIN_IOU = 0.5
+
+
+class GroupHead(nn.Module):
+    """Predicts the class of each group of pixels, or background where a group is no object.
+
+    The class scores of pixels do not know the group. This head sees the features under the whole
+    soft mask, as the heads of region-based detectors do.
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, pooling: str = "mean"):
+        """
+        Args:
+            feature_dim: C, the number of channels of the embedding head's features.
+            num_classes: K, without background.
+            pooling: "mean" pools the features under and around a mask and adds its shape.
+                "attention" pools them once for each class, with weights that a learned query of
+                the class gives to the pixels of the mask.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
+        super().__init__()
+        check_range("feature_dim", feature_dim, 1)
+        check_range("num_classes", num_classes, 1)
+        check_choice("pooling", pooling, POOLINGS)
+        self.num_classes = num_classes
+        self.queries = self.class_weights = None
+        if pooling == "attention":
+            self.queries = nn.Linear(feature_dim, num_classes + 1, bias=False)
+            self.class_weights = nn.Parameter(torch.zeros(num_classes + 1, feature_dim))
+            nn.init.normal_(self.class_weights, std=feature_dim**-0.5)
+        self.layers = nn.Sequential(
+            nn.Linear(group_feature_dim(feature_dim), _HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Linear(_HIDDEN, num_classes + 1),
+        )
+
+    def forward(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
+        """Predicts the classes of groups.
+
+        Gradients reach the features of the maps, but not the masks.
+
+        Args:
+            maps: predictions for one image; only the features are used.
+            groups: R groups of its pixels.
+
+        Returns:
+            (R, K + 1) float32 logits, background last.
+        """
+        features = at_least_float32(maps.features).flatten(1).T  # (h * w, C)
+        logits = [features.new_zeros(0, self.num_classes + 1)]
+        for index, soft_masks in groups.chunks():
+            inputs = group_features(features, soft_masks, groups.agreement[index], maps.stride)
+            logits.append(self.layers(inputs) + self._attended(features, soft_masks.flatten(1)))
+        return torch.cat(logits)
+
+    def _attended(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (n, K + 1) of features that each class has pooled by its attention."""
+        if self.queries is None:
+            return features.new_zeros(())
+        scores = self.queries(features) * features.shape[1] ** -0.5  # (P, K + 1)
+        attention = (scores - scores.amax(dim=0)).exp()
+        values = attention * (features @ self.class_weights.T)
+        return weights @ values / (weights @ attention).clamp(min=1e-12)
+
+
+def group_class_loss(
+    logits: torch.Tensor, iou: torch.Tensor, instance: torch.Tensor, classes: torch.Tensor
+) -> torch.Tensor:
+    """Computes the mean cross-entropy of the classes of groups.
+
+    Args:
+        logits: (R, K + 1), background last.
+        iou, instance: (R,) the IoU of each group with the instance that it overlaps most, and that
+            instance, see :func:`rpe_d2.modeling.embedding.quality_head.best_match`.
+        classes: (n,) int64 class of each instance.
+
+    Returns:
+        A 0-d tensor, 0 for R = 0.
+    """
+    target = torch.full_like(instance, logits.shape[1] - 1)
+    good = iou >= _MIN_IOU
+    target[good] = classes[instance[good]]
+    return F.cross_entropy(logits, target, reduction="sum") / max(len(target), 1)

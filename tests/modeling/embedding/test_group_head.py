@@ -1,0 +1,103 @@
+"""The head that classifies groups: against plain sums, its gradients, its loss and its use."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rpe_d2.modeling import PixelEmbeddingNet
+from rpe_d2.modeling.embedding.group_head import GroupHead, group_class_loss
+from rpe_d2.modeling.embedding.grouping import build_grouping
+from rpe_d2.modeling.embedding.mean_shift_layer import MeanShiftLayer
+from tests.helpers.configs import small_cfg_with
+from tests.helpers.models import perfect_maps, training_input
+
+
+@pytest.fixture
+def scene():
+    """Perfect maps of an image with features of six channels, and their groups."""
+    torch.manual_seed(0)
+    cfg = small_cfg_with()
+    maps, grid, size = perfect_maps()
+    maps = maps._replace(features=torch.randn(1, 6, *grid.shape))
+    grouping = build_grouping(cfg)
+    grouping.shift = MeanShiftLayer(cfg)
+    maps = maps.image(0, size)
+    return maps, grouping(maps)
+
+
+def test_attention_is_a_weighted_mean_over_the_pixels_of_the_mask(scene):
+    maps, groups = scene
+    head = GroupHead(6, 3, "attention")
+    with torch.no_grad():
+        difference = head(maps, groups)
+        queries, head.queries = head.queries, None
+        difference = difference - head(maps, groups)
+    features = maps.features.flatten(1).T.double()
+    scores = features @ queries.weight.T.double() / 6**0.5
+    for number, soft in enumerate(groups.soft_masks):
+        weights = soft.flatten().double()[:, None] * scores.exp()
+        pooled = (weights / weights.sum(dim=0)).T @ features  # (K + 1, C)
+        expected = (pooled * head.class_weights.double()).sum(dim=1)
+        torch.testing.assert_close(difference[number].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_gradients_reach_the_features_and_all_parameters(scene, pooling):
+    maps, groups = scene
+    features = maps.features.clone().requires_grad_()
+    head = GroupHead(6, 3, pooling)
+    head(maps._replace(features=features), groups).square().sum().backward()
+    assert features.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+def test_the_order_of_the_groups_does_not_matter(scene):
+    maps, groups = scene
+    head = GroupHead(6, 3, "attention")
+    order = torch.randperm(len(groups))
+    torch.testing.assert_close(head(maps, groups)[order], head(maps, groups.select(order)))
+    assert head(maps, groups.select(order[:0])).shape == (0, 4)
+
+
+def test_groups_without_an_instance_are_background():
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    iou, instance = torch.tensor([0.9, 0.5, 0.49, 0.0]), torch.tensor([1, 0, 1, 0])
+    classes = torch.tensor([1, 0])
+    loss = group_class_loss(logits, iou, instance, classes)
+    expected = -F.log_softmax(logits, dim=1)[range(4), [0, 1, 2, 2]].mean()
+    assert loss == pytest.approx(float(expected))
+    assert group_class_loss(logits[:0], iou[:0], instance[:0], classes) == 0
+
+
+TRAINED = "MODEL: {{RPE: {{GROUP_CLASSES: {}, QUALITY: False, SCORE_THRESH_TEST: 0.0}}}}"
+
+
+def test_scores_are_those_of_the_head_or_the_product():
+    torch.manual_seed(0)
+    model = PixelEmbeddingNet(small_cfg_with(TRAINED.format("head"))).eval()
+    maps, _, size = perfect_maps(num_classes=3)
+    dim = model.embedding_head.feature_dim
+    maps = maps._replace(features=torch.randn(1, dim, *maps.logits.shape[-2:])).image(0, size)
+    with torch.no_grad():
+        groups = model._groups(maps)
+        head = model.group_head(maps, groups).softmax(dim=1)[:, :-1]
+        torch.testing.assert_close(model._scores(maps, groups), head)
+        model.group_classes = "product"
+        torch.testing.assert_close(model._scores(maps, groups), head * groups.class_probabilities)
+
+
+def test_training_has_its_loss():
+    torch.manual_seed(0)
+    model = PixelEmbeddingNet(small_cfg_with(TRAINED.format("product"))).train()
+    losses = model([training_input()])
+    assert "loss_group" in losses and "loss_quality" not in losses
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.group_head.parameters())
+
+
+def test_a_head_is_needed():
+    with pytest.raises(ValueError, match="group_classes is head; allowed without group_head: vote"):
+        model = PixelEmbeddingNet(small_cfg_with())
+        PixelEmbeddingNet(model.backbone, 3, group_classes="head")
+    with pytest.raises(ValueError, match="pooling is 'max'; allowed: mean, attention"):
+        GroupHead(6, 3, "max")
