@@ -19,4 +19,12 @@ with _warnings.catch_warnings():
     from .config import add_rpe_config, get_cfg, get_config_file
 
 __version__ = "0.1.0"
-__all__ = ["add_rpe_config", "get_cfg", "get_config_file"]
+__all__ = ["Segmenter", "add_rpe_config", "get_cfg", "get_config_file"]
+
+
+def __getattr__(name: str) -> type:
+    if name == "Segmenter":  # imports the engine, which building a model does not need
+        from .inference import Segmenter
+
+        return Segmenter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

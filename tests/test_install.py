@@ -306,7 +306,7 @@ def test_metadata_needs_no_torch(declared: Distribution) -> None:
     assert f'__version__ = "{declared.version}"' in package
     assert declared.metadata["Requires-Python"] == ">=3.10"
     assert declared.metadata["License-Expression"] == "Apache-2.0"
-    extras = {"crf", "dev", "digits", "docs", "opencv", "timm", "wandb"}
+    extras = {"crf", "dev", "digits", "docs", "formats", "opencv", "timm", "wandb"}
     assert set(declared.metadata.get_all("Provides-Extra")) == extras
 
 
@@ -319,11 +319,12 @@ def test_there_is_one_program(declared: Distribution) -> None:
 
 
 def test_every_import_is_declared(declared: Distribution) -> None:
-    modules = {"Pillow": "PIL", "PyYAML": "yaml"}
+    modules = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
     bare = [re.match(r"[\w-]+", need)[0] for need in declared.requires if "extra ==" not in need]
     allowed = {modules.get(name, name) for name in bare}
     allowed |= {"torch", "torchvision", "triton", "detectron2", "rpe_d2", "wandb", "pydensecrf"}
     allowed |= {"sklearn"}  # an extra, for the digits of a toy data set
+    allowed |= {"roifile"}  # an extra, for the ROIs of ImageJ
     allowed |= {"timm", "safetensors"}  # an extra, and what it reads weights with
     allowed |= {"cv2"}  # of any package
     undeclared = {}

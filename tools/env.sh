@@ -17,7 +17,7 @@ log=$venv/install.log
 # Measured: 5.9 GB for .venv, 2 of downloads while they are unpacked, 2.5 in pip's cache.
 disk_gb=${RPE_D2_DISK_GB:-12}
 modules="cv2 fvcore iopath matplotlib numpy PIL psutil pycocotools scipy tabulate tensorboard"
-modules="$modules tifffile tqdm yaml"
+modules="$modules skimage tifffile tqdm yaml"
 cd "$root"
 PATH=${PATH//"$venv/bin:"/} # .venv counts neither as an active environment nor as its own base
 uv=$(command -v uv || true)

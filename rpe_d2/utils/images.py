@@ -119,6 +119,35 @@ class ImageReader:
         """
         return self._read(file_name, as_gray=False)
 
+    def from_array(self, array: np.ndarray) -> np.ndarray:
+        """Treats an array in memory as :meth:`read` treats a file.
+
+        Args:
+            array: (H, W) or (H, W, C), bool, integer or floating point. Three channels are RGB, and
+                a fourth one is opacity.
+
+        Returns:
+            (H, W, 1) or (H, W, 3) RGB, uint8.
+
+        Raises:
+            ValueError: The array has another shape or type, or a key must say which channels to
+                use.
+        """
+        pixels = array[:, :, None] if array.ndim == 2 else array
+        if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype.kind not in "biuf":
+            raise ValueError(
+                f"an image has shape {array.shape} and type {array.dtype}; allowed: numbers of "
+                "shape (H, W) or (H, W, C)"
+            )
+        selected = self._select(pixels, alpha=3 if pixels.shape[2] == 4 else None)
+        return self._intensity.to_8bit(selected)
+
+    def with_channels(self, channels: Optional[str]) -> "ImageReader":
+        """Returns a reader with another ``INPUT.CHANNELS``, or this one for None."""
+        if channels is None:
+            return self
+        return ImageReader(self.image_format, self._intensity_text, channels, self._plane)
+
     def _read(self, file_name: str, as_gray: bool) -> np.ndarray:
         path, plane = split_plane(file_name)
         with open_image(path) as image:

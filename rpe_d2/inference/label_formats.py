@@ -1,0 +1,213 @@
+"""Files of segmented objects, in the formats of other programs."""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import tifffile
+from scipy import ndimage
+
+from rpe_d2.utils.files import replacing_file
+
+if TYPE_CHECKING:
+    from .segmentation import Segmentation
+
+__all__ = ["FORMATS", "outlines", "save_segmentation"]
+
+_MOST_PNG = np.iinfo(np.uint16).max
+
+
+def save_segmentation(segmentation: "Segmentation", path: Path, overwrite: bool = False) -> Path:
+    """Writes the objects of an image to a file, see :meth:`Segmentation.save`."""
+    encode = FORMATS.get(path.suffix.lower())
+    if encode is None:
+        raise ValueError(f"{path} ends in {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} exists; allowed: a new name, or overwrite=True")
+    content = encode(segmentation)
+    with replacing_file(path) as file:
+        file.write(content)
+    return path
+
+
+def outlines(mask: np.ndarray) -> List[List[np.ndarray]]:
+    """Traces the outlines of a mask.
+
+    They run through the middles between pixels inside and outside, so that a pixel is in the mask
+    if and only if its center is in the polygons.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        For each part of the mask whose pixels share edges, its outer outline and those of its
+        holes, each (n, 2) float64 of x, y with the last point equal to the first. The center of
+        the first pixel is at 0.5, 0.5.
+    """
+    from skimage.measure import find_contours  # slow to import
+
+    parts, count = ndimage.label(mask)
+    polygons = []
+    for number, window in enumerate(ndimage.find_objects(parts, count), start=1):
+        part = np.pad(parts[window] == number, 1)
+        rings = find_contours(part.astype(np.float32), 0.5, fully_connected="low")
+        # The padding moved the part by one pixel.
+        offset = np.array([window[1].start, window[0].start]) - 0.5
+        rings = [ring[:, ::-1] + offset for ring in rings]
+        rings.sort(key=_area, reverse=True)  # the outer one surrounds the others
+        polygons.append(rings)
+    return polygons
+
+
+def _area(ring: np.ndarray) -> float:
+    x, y = (ring - ring[0]).T
+    return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
+
+
+def _masks(segmentation: "Segmentation"):
+    """Yields the label of each object, its mask cropped to its box, and the box's corner (y, x)."""
+    windows = ndimage.find_objects(segmentation.labels.astype(np.int64), len(segmentation))
+    for label, window in enumerate(windows, start=1):
+        yield label, segmentation.labels[window] == label, (window[0].start, window[1].start)
+
+
+def _tif(segmentation: "Segmentation") -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, segmentation.labels, compression="zlib", photometric="minisblack", metadata=None
+    )
+    return buffer.getvalue()
+
+
+def _png(segmentation: "Segmentation") -> bytes:
+    if len(segmentation) > _MOST_PNG:
+        raise ValueError(
+            f"{segmentation.name} has {len(segmentation)} objects, and PNG holds {_MOST_PNG}; "
+            "allowed: .tif, .npz"
+        )
+    done, content = cv2.imencode(".png", segmentation.labels.astype(np.uint16))
+    if not done:
+        raise ValueError(f"{segmentation.name} cannot be written as PNG; allowed: .tif, .npz")
+    return content.tobytes()
+
+
+def _npz(segmentation: "Segmentation") -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        labels=segmentation.labels,
+        scores=segmentation.scores,
+        class_ids=segmentation.class_ids,
+        class_names=np.array(segmentation.class_names),
+    )
+    return buffer.getvalue()
+
+
+def _coco(segmentation: "Segmentation") -> bytes:
+    height, width = segmentation.labels.shape
+    image = {"id": 1, "file_name": segmentation.name, "height": height, "width": width}
+    categories = [
+        {"id": number, "name": name}
+        for number, name in zip(segmentation.category_ids, segmentation.class_names)
+    ]
+    content = {
+        "images": [image],
+        "annotations": coco_annotations(segmentation, 1),
+        "categories": categories,
+    }
+    return json.dumps(content).encode()
+
+
+def coco_annotations(segmentation: "Segmentation", image_id: Any) -> List[Dict[str, Any]]:
+    """Returns the objects as annotations in COCO's format, with ids from 1 and scores."""
+    annotations = []
+    for label in range(1, len(segmentation) + 1):
+        mask = np.asfortranarray(segmentation.labels == label, dtype=np.uint8)
+        rle = mask_util.encode(mask)
+        annotations.append(
+            {
+                "id": label,
+                "image_id": image_id,
+                "category_id": segmentation.category_ids[segmentation.class_ids[label - 1]],
+                "bbox": mask_util.toBbox(rle).tolist(),
+                "area": int(mask_util.area(rle)),
+                "iscrowd": 0,
+                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
+                "score": float(segmentation.scores[label - 1]),
+            }
+        )
+    return annotations
+
+
+def _geojson(segmentation: "Segmentation") -> bytes:
+    features = []
+    classes = segmentation.classes
+    for label, mask, (y, x) in _masks(segmentation):
+        polygons = [[(ring + (x, y)).tolist() for ring in rings] for rings in outlines(mask)]
+        one = len(polygons) == 1
+        features.append(
+            {
+                "type": "Feature",
+                "id": str(label),
+                "geometry": {
+                    "type": "Polygon" if one else "MultiPolygon",
+                    "coordinates": polygons[0] if one else polygons,
+                },
+                "properties": {
+                    "objectType": "annotation",
+                    "label": label,
+                    "score": float(segmentation.scores[label - 1]),
+                    "classification": {"name": classes[label - 1]},
+                },
+            }
+        )
+    return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+
+
+def _imagej(segmentation: "Segmentation") -> bytes:
+    try:
+        import roifile
+    except ImportError as error:
+        raise ImportError(
+            "ROIs of ImageJ need the package roifile: pip install 'rpe_d2[formats]'"
+        ) from error
+    rois = []
+    for label, mask, (y, x) in _masks(segmentation):
+        # An ROI is one polygon. Smaller parts and holes are left out.
+        outer = max((rings[0] for rings in outlines(mask)), key=_area)
+        roi = roifile.ImagejRoi.frompoints(outer[:-1] + (x, y), name=f"{label:05d}")
+        roi.roitype = roifile.ROI_TYPE.POLYGON
+        rois.append(roi)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rois.zip"
+        roifile.roiwrite(path, rois, mode="w")
+        return path.read_bytes()
+
+
+def _csv(segmentation: "Segmentation") -> bytes:
+    table = segmentation.table()
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table)
+    for row in zip(*table.values()):
+        writer.writerow([f"{v:.6g}" if isinstance(v, (float, np.floating)) else v for v in row])
+    return buffer.getvalue().encode()
+
+
+# How the objects become the content of a file, by its suffix.
+FORMATS: Dict[str, Callable[["Segmentation"], bytes]] = {
+    ".tif": _tif,
+    ".png": _png,
+    ".npz": _npz,
+    ".json": _coco,
+    ".geojson": _geojson,
+    ".zip": _imagej,
+    ".csv": _csv,
+}

@@ -1,0 +1,163 @@
+"""A model that segments images: from a run's folder, or from a configuration and weights."""
+
+import contextlib
+import os
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
+
+from rpe_d2.engine.datasets import register_present_datasets
+from rpe_d2.engine.host_models import default_confidence_threshold
+from rpe_d2.engine.run_classes import drawing_metadata, read_classes
+from rpe_d2.engine.run_errors import named_run_errors
+from rpe_d2.engine.setup import read_config, use_available_device
+from rpe_d2.utils.images import to_rgb
+
+from .predictor import Predictor, check_needs_only_pictures, with_instances
+from .segmentation import Segmentation
+
+__all__ = ["Segmenter"]
+
+# Weights of a run's folder, the best first.
+_WEIGHTS = ("model_best.pth", "model_final.pth")
+# Images that go through the network together, at most.
+_BATCH = 8
+
+
+class Segmenter:
+    """Segments images with any Detectron2 model that predicts masks.
+
+    An object of this class has no state that a prediction changes. Threads may share it; their
+    predictions run one after the other.
+    """
+
+    def __init__(self, cfg: CfgNode, metadata: Metadata, min_score: Optional[float] = None):
+        """
+        Args:
+            cfg: the configuration. ``MODEL.WEIGHTS`` names the weights.
+            metadata: names of the classes, as :func:`drawing_metadata` returns it.
+            min_score: objects with a lower score are left out. None: the model's own threshold, for
+                most models 0.5.
+        """
+        check_needs_only_pictures(cfg)
+        self.min_score = default_confidence_threshold(cfg) if min_score is None else min_score
+        self._predictor = Predictor(cfg)
+        self._lock = threading.Lock()
+        self.class_names = tuple(metadata.get("thing_classes") or ("object",))
+        ids = metadata.get("thing_dataset_id_to_contiguous_id")
+        self._category_ids = sorted(ids, key=ids.get) if ids else None
+
+    @classmethod
+    def load(
+        cls,
+        model: Union[str, Path],
+        weights: str = "",
+        device: Optional[str] = None,
+        *,
+        min_score: Optional[float] = None,
+        opts: Sequence[Any] = (),
+    ) -> "Segmenter":
+        """Loads a model.
+
+        Args:
+            model: the output folder of a training, or a configuration: a file, or the name of one
+                that comes with rpe_d2.
+            weights: file of weights. Empty: those of the folder, the best ones if an evaluation
+                chose them, or those that the configuration names.
+            device: "cpu", "cuda" or "cuda:1". None: a GPU where there is one.
+            min_score: objects with a lower score are left out. None: the model's own threshold.
+            opts: overrides of the configuration, KEY and VALUE by turns.
+
+        Raises:
+            ValueError: There is no such model, or the weights do not fit. The message is one line.
+        """
+        config = str(model)
+        if os.path.isdir(config):
+            folder, config = Path(config), str(Path(config) / "config.yaml")
+            if not os.path.isfile(config):
+                raise ValueError(f"{folder} has no config.yaml; allowed: a folder of a training")
+            weights = weights or _weights_of_folder(folder)
+        cfg = read_config(config, [*opts, *(["MODEL.DEVICE", device] if device else [])])
+        use_available_device(cfg)
+        if read_classes(config) is None:
+            register_present_datasets(cfg)
+        if weights:
+            cfg.MODEL.WEIGHTS = str(weights)
+        return cls(cfg, drawing_metadata(cfg, config), min_score)
+
+    def predict(
+        self,
+        images: Union[str, Path, np.ndarray, Sequence[Union[str, Path, np.ndarray]]],
+        channels: Optional[str] = None,
+    ) -> Union[Segmentation, List[Segmentation]]:
+        """Segments one image or a list of images.
+
+        Args:
+            images: files, or arrays (H, W), (H, W, 1) or (H, W, 3) RGB of any number type. Numbers
+                of more than 8 bits become 8 bits by ``INPUT.INTENSITY``.
+            channels: ``INPUT.CHANNELS`` for arrays and files with other channels.
+
+        Returns:
+            A segmentation, or a list for a list.
+
+        Raises:
+            UnreadableImage: An image cannot be read. The message is one line.
+        """
+        if isinstance(images, (str, Path, np.ndarray)):
+            return self.predict([images], channels)[0]
+        reader = self._predictor.reader.with_channels(channels)
+        pictures = [
+            reader.from_array(image) if isinstance(image, np.ndarray) else reader.read(str(image))
+            for image in images
+        ]
+        inputs = [self._predictor.network_input(reader.convert(picture)) for picture in pictures]
+        by_size: Dict[tuple, List[int]] = defaultdict(list)
+        for number, item in enumerate(inputs):
+            by_size[tuple(item["image"].shape)].append(number)
+        outputs: Dict[int, Dict[str, Any]] = {}
+        for numbers in by_size.values():
+            for start in range(0, len(numbers), _BATCH):
+                batch = numbers[start : start + _BATCH]
+                outputs.update(zip(batch, self._run([inputs[number] for number in batch])))
+        return [
+            self._segmentation(outputs[number], picture, _name(image))
+            for number, (image, picture) in enumerate(zip(images, pictures))
+        ]
+
+    @torch.no_grad()
+    def _run(self, inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+        with self._lock, named_run_errors():
+            return self._predictor.model(inputs)
+
+    def _segmentation(self, output: Dict[str, Any], picture: np.ndarray, name: str) -> Segmentation:
+        instances = with_instances(output).get("instances")
+        if instances is None:
+            raise ValueError("the model predicts no instances; allowed: models that do")
+        return Segmentation(
+            instances[instances.scores >= self.min_score],
+            self.class_names,
+            category_ids=self._category_ids,
+            image=to_rgb(picture),
+            name=name,
+        )
+
+
+def _name(image: Union[str, Path, np.ndarray]) -> str:
+    return "" if isinstance(image, np.ndarray) else str(image)
+
+
+def _weights_of_folder(folder: Path) -> str:
+    """Returns the weights of a training's folder: the best, the final or the last ones."""
+    names = list(_WEIGHTS)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        names.append((folder / "last_checkpoint").read_text().strip())
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise ValueError(f"{folder} has no weights; allowed: a folder with {' or '.join(_WEIGHTS)}")
