@@ -44,12 +44,13 @@ _INPUTS = {
 }
 
 
-def find_images(patterns: Sequence[str]) -> List[str]:
+def find_images(patterns: Sequence[str], argument: str = "--input") -> List[str]:
     """Finds image files.
 
     Args:
         patterns: paths of files, folders or globs. For a folder, the files are taken that
             :func:`rpe_d2.utils.image_files.list_images` finds. Subfolders are not searched.
+        argument: name of the argument that the patterns come from, for messages.
 
     Returns:
         The paths without duplicates, in the order of the patterns.
@@ -67,7 +68,7 @@ def find_images(patterns: Sequence[str]) -> List[str]:
             paths = sorted(glob.glob(pattern, recursive=True))
             matches = [path for path in paths if os.path.isfile(path)]
         if not matches:
-            raise ValueError(f"--input {pattern}: no image found")
+            raise ValueError(f"{argument} {pattern}: no image found")
         files.extend(matches)
     return list(dict.fromkeys(files))
 

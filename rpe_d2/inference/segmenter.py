@@ -1,9 +1,11 @@
 """A model that segments images: from a run's folder, or from a configuration and weights."""
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections import defaultdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -33,8 +35,13 @@ _BATCH = 8
 class Segmenter:
     """Segments images with any Detectron2 model that predicts masks.
 
-    An object of this class has no state that a prediction changes. Threads may share it; their
-    predictions run one after the other.
+    A prediction changes nothing in an object of this class. Threads may share it; their predictions
+    run one after the other.
+
+    Attributes:
+        weights: file of the weights.
+        min_score: objects with a lower score are left out.
+        class_names: names of the classes.
     """
 
     def __init__(self, cfg: CfgNode, metadata: Metadata, min_score: Optional[float] = None):
@@ -46,6 +53,7 @@ class Segmenter:
                 most models 0.5.
         """
         check_needs_only_pictures(cfg)
+        self.weights = cfg.MODEL.WEIGHTS
         self.min_score = default_confidence_threshold(cfg) if min_score is None else min_score
         self._predictor = Predictor(cfg)
         self._lock = threading.Lock()
@@ -129,6 +137,23 @@ class Segmenter:
             self._segmentation(outputs[number], picture, _name(image))
             for number, (image, picture) in enumerate(zip(images, pictures))
         ]
+
+    def planes(self, file: Union[str, Path]) -> List[str]:
+        """Returns the names of the planes of a file, such as ``stack.tif[3]``, or its own name.
+
+        Raises:
+            UnreadableImage: The file cannot be read.
+        """
+        return self._predictor.reader.planes(str(file))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, value in self._predictor.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def _run(self, inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:

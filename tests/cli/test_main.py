@@ -28,7 +28,7 @@ def test_version(capsys) -> None:
     [
         (["trian", "--config-file", "x.yaml"], "has no command trian; did you mean train?"),
         (["refine_masks"], "has no command refine_masks; did you mean refine-masks?"),
-        (["xyzzy"], "has no command xyzzy; allowed: train, demo, "),
+        (["xyzzy"], "has no command xyzzy; allowed: predict, "),
     ],
 )
 def test_an_unknown_command_is_one_line(arguments, message, capsys) -> None:

@@ -90,6 +90,7 @@ def test_proposals(tmp_path, capfd):
 WITH_CONFIG = {
     "train": "--config-file {config} KEYS",
     "train --eval-only": "--config-file {config} --eval-only KEYS MODEL.WEIGHTS {weights}",
+    "predict": "{image} --model {config} --weights {weights} --output {out} --opts KEYS",
     "demo": "--config-file {config} --weights {weights} --input {image} --output {out} KEYS",
     "visualize": "--config-file {config} --weights {weights} --dataset shapes_val --num-images 1 "
     "--output {out} KEYS",
@@ -100,12 +101,13 @@ WITH_CONFIG = {
     "benchmark proposals": "{config} --height 64 --width 64 --opts KEYS",
     "benchmark processes": "{config} --processes 1 --height 64 --width 64 --opts KEYS",
 }
-WITHOUT_CONFIG = {"eval-bsds", "prepare-voc", "split-coco"}
+WITHOUT_CONFIG = {"evaluate", "eval-bsds", "prepare-voc", "split-coco"}
 FILES = {
     "proposals": "MODEL.LOAD_PROPOSALS True DATASETS.PROPOSAL_FILES_TRAIN ('{trap}',) "
     "DATASETS.PROPOSAL_FILES_TEST ('{trap}',)",
     "weights": "MODEL.WEIGHTS {trap}",
     "VGG weights": "MODEL.BACKBONE.NAME build_vgg16_backbone MODEL.VGG.WEIGHTS {trap}",
+    "timm weights": "MODEL.BACKBONE.NAME build_timm_backbone MODEL.TIMM.WEIGHTS {trap}",
 }
 
 

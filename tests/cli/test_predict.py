@@ -1,0 +1,168 @@
+"""rpe-d2 predict: files, stacks, parts, interrupted commands and failures."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from rpe_d2.cli import predict
+from rpe_d2.cli.predict import main
+from rpe_d2.inference import Segmenter
+from tests.helpers.runs import CONFIG, TINY, save_random
+
+OPTS = ["--min-score", "0", "--opts", *TINY]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_random(CONFIG, TINY, tmp_path_factory.mktemp("weights") / "rpe.pth")
+
+
+@pytest.fixture
+def model(weights):
+    return ["--model", CONFIG, "--weights", weights]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        image = np.random.default_rng(number).integers(0, 99, (48, 64, 3), dtype=np.uint8)
+        image[10:30, 10:40] += 100
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_a_folder_of_pictures(pictures, model, weights, tmp_path, capsys):
+    output = tmp_path / "output"
+    saved = ["--save", "tif", "csv", "overlay", "json"]
+    assert main([str(pictures), *model, "--output", str(output), *saved, *OPTS]) == 0
+    expected = ["model.json", "report.json"]
+    expected += [f"{n}{s}" for n in range(4) for s in (".tif", ".csv", "_overlay.png", ".json")]
+    assert names(output) == sorted(expected)
+    segmenter = Segmenter.load(CONFIG, weights, min_score=0.0, opts=TINY)
+    total = 0
+    for number in range(4):
+        found = segmenter.predict(pictures / f"{number}.png")
+        assert np.array_equal(tifffile.imread(output / f"{number}.tif"), found.labels)
+        assert (output / f"{number}.csv").read_text().count("\n") == len(found) + 1
+        overlay = cv2.imread(str(output / f"{number}_overlay.png"))
+        assert np.array_equal(overlay[:, :, ::-1], found.overlay())
+        total += len(found)
+    report = json.loads((output / "report.json").read_text())
+    assert (report["pictures"], report["done"], report["objects"]) == (4, 4, total) and total > 0
+    assert report["failures"] == {} and report["command"].startswith("tools/predict.py ")
+    assert f"4 of 4 pictures segmented, {total} objects" in capsys.readouterr().out
+
+
+def test_an_interrupted_command_continues(pictures, model, tmp_path, monkeypatch, capsys):
+    output = str(tmp_path / "output")
+    command = [str(pictures), *model, "--output", output, *OPTS]
+    write, written = predict._write, []
+
+    def interrupted(found, kind, path):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(found, kind, path)
+
+    monkeypatch.setattr(predict, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    assert names(output) == ["0.tif", "1.tif", "model.json"]
+    stamp = (tmp_path / "output" / "0.tif").stat().st_mtime_ns
+    monkeypatch.setattr(predict, "_write", write)
+    assert main(command) == 0
+    assert (tmp_path / "output" / "0.tif").stat().st_mtime_ns == stamp
+    assert "2 of 4 pictures segmented" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "4 were done before" in capsys.readouterr().out
+    assert "report-2.json" in names(output)  # the first report is kept
+
+
+def test_parts_share_the_pictures(pictures, model, tmp_path):
+    output = tmp_path / "output"
+    for number in (1, 2, 3):
+        part = ["--shard", f"{number}/3"]
+        assert main([str(pictures), *model, "--output", str(output), *part, *OPTS]) == 0
+    labels = [f"{n}.tif" for n in range(4)]
+    reports = [f"report-{n}-of-3.json" for n in (1, 2, 3)]
+    assert names(output) == sorted([*labels, *reports, "model.json"])
+    done = [json.loads((output / name).read_text())["done"] for name in reports]
+    assert done == [2, 1, 1]
+
+
+def test_a_stack_is_segmented_plane_by_plane(pictures, model, tmp_path):
+    stack = np.stack([cv2.imread(str(pictures / f"{n}.png"), 0) for n in range(3)])
+    tifffile.imwrite(tmp_path / "stack.tif", stack, metadata={"axes": "ZYX"})
+    output = tmp_path / "output"
+    command = [str(tmp_path / "stack.tif"), *model, "--output", str(output)]
+    assert main([*command, "--save", "tif", "csv", *OPTS]) == 0
+    expected = [f"stack_{n:04d}.csv" for n in range(3)]
+    assert names(output) == sorted([*expected, "stack.tif", "model.json", "report.json"])
+    labels = tifffile.imread(output / "stack.tif")
+    assert labels.shape == stack.shape and labels.dtype == np.uint16
+    with tifffile.TiffFile(output / "stack.tif") as file:
+        assert file.series[0].axes == "ZYX"
+    alone = tmp_path / "alone"
+    assert main([f"{tmp_path}/stack.tif[1]", *model, "--output", str(alone), *OPTS]) == 0
+    assert np.array_equal(tifffile.imread(alone / "stack[1].tif"), labels[1])
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(pictures, model, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("0.png", "5.png", "5.bmp"):
+        cv2.imwrite(str(other / name), np.zeros((40, 50, 3), np.uint8))
+    output = tmp_path / "output"
+    assert main([str(pictures), str(other), *model, "--output", str(output), *OPTS]) == 0
+    expected = ["1.tif", "2.tif", "3.tif", "5.bmp.tif", "5.png.tif", "other__0.png.tif"]
+    expected += ["pictures__0.png.tif", "model.json", "report.json"]
+    assert names(output) == sorted(expected)
+
+
+def test_a_picture_that_cannot_be_read_is_reported(pictures, model, tmp_path, capsys):
+    (pictures / "2.png").write_bytes(b"no picture")
+    output = tmp_path / "output"
+    assert main([str(pictures), *model, "--output", str(output), *OPTS]) == 1
+    assert names(output) == ["0.tif", "1.tif", "3.tif", "model.json", "report.json"]
+    failures = json.loads((output / "report.json").read_text())["failures"]
+    assert list(failures) == [str(pictures / "2.png")]
+    assert "failed: " in capsys.readouterr().out
+
+
+def test_predictions_of_different_models_are_not_mixed(pictures, model, weights, tmp_path, capsys):
+    output = str(tmp_path / "output")
+    assert main([str(pictures), *model, "--output", output, *OPTS]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main([str(pictures), *model, "--output", output, "--min-score", "0.2", "--opts", *TINY])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "predictions with min_score 0.0, and this command has 0.2; allowed: another" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["none/*.png"], "none/*.png: no image found"),
+        (["{pictures}", "--shard", "3/2"], "'3/2'; allowed: I/N with I from 1 to N"),
+        (["{pictures}", "--save", "jpg"], "invalid choice: 'jpg'"),
+        (["{pictures}", "--weights", "none.pth"], "weights none.pth: no such file"),
+        (["{pictures}", "--channels", "x"], "INPUT.CHANNELS is 'x'; allowed: "),
+    ],
+)
+def test_one_line_errors(arguments, message, pictures, model, tmp_path, capsys):
+    arguments = [a.format(pictures=pictures) for a in arguments]
+    with pytest.raises(SystemExit) as exit_:
+        main([*model, *arguments, "--output", str(tmp_path / "output"), *OPTS])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
