@@ -33,6 +33,15 @@ def _datasets_keys() -> Keys:
             "maps painted from the masks and background as class 0.",
             unit="entries name=path.json:image_root",
         ),
+        "LABEL_DIRS": Key(
+            [],
+            "Folders of images and instance label maps, each as `name=images/:labels/`. In a label "
+            "map, 0 is background and each object has its own number. Endings such as `_masks` are "
+            "ignored when names are matched. Classes come from a third part, a CSV file with the "
+            "columns file, id and class, or a folder of class maps: "
+            "`name=images/:labels/:classes`.",
+            unit="entries name=images/:labels/",
+        ),
         "SEM_SEG_DIRS": Key(
             [],
             "Folders of images and label maps in the format of ADE20K, each as "
@@ -257,6 +266,11 @@ def _test_keys() -> Keys:
             False,
             "Also evaluate AP^r, the average precision of PASCAL VOC with the IoU of masks, with "
             "`VOCInstanceEvaluator`. This is always done for the data sets of `DATASETS.VOC`.",
+        ),
+        "FIELD_METRICS": Key(
+            False,
+            "Also evaluate instances as label maps with `FieldMetricsEvaluator`: S, F1, PQ, AJI, "
+            "SBD and counts. This is always done for the data sets of `DATASETS.LABEL_DIRS`.",
         ),
         "TOUCHING_INSTANCES": Key(
             False,

@@ -20,6 +20,7 @@ from rpe_d2.data import (
     register_digits,
     register_digits_authors,
     register_helen,
+    register_label_dirs,
     register_sem_seg_dirs,
     register_voc,
 )
@@ -72,6 +73,7 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
     data, head = cfg.DATASETS, cfg.MODEL.SEM_SEG_HEAD
     return [
         *(partial(register_coco_jsons, [entry]) for entry in data.COCO_JSONS),
+        *(partial(register_label_dirs, [entry]) for entry in data.LABEL_DIRS),
         partial(register_digits, data.DIGITS),
         partial(register_digits_authors, data.DIGITS_AUTHORS),
         partial(register_helen, data.HELEN),
@@ -111,7 +113,7 @@ def check_datasets(cfg: CfgNode) -> None:
                 raise ValueError(
                     f"DATASETS.{key} names {name!r}, which is not registered; own data: "
                     'DATASETS.COCO_JSONS "name=path.json:image_root", '
-                    'DATASETS.SEM_SEG_DIRS "name=images/:labels/"'
+                    'DATASETS.LABEL_DIRS or DATASETS.SEM_SEG_DIRS "name=images/:labels/"'
                 )
             check_voc_files(name)
             _report(key, name)
@@ -121,7 +123,7 @@ def check_datasets(cfg: CfgNode) -> None:
 
 
 def _report(key: str, name: str) -> None:
-    """Stores the report of a dataset of ``DATASETS.COCO_JSONS`` in its metadata.
+    """Stores the report of a dataset of ``COCO_JSONS`` or ``LABEL_DIRS`` in its metadata.
 
     Raises:
         ValueError: The dataset is used for training and has no instances.

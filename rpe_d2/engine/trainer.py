@@ -35,6 +35,7 @@ from rpe_d2.evaluation import (
     BSDSBoundaryEvaluator,
     DenseCRF,
     DenseCRFEvaluator,
+    FieldMetricsEvaluator,
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
@@ -55,7 +56,12 @@ from .hooks import (
     averaged_copy,
     mean_losses,
 )
-from .host_models import inference_inputs, only_proposals, training_mapper_name
+from .host_models import (
+    default_confidence_threshold,
+    inference_inputs,
+    only_proposals,
+    training_mapper_name,
+)
 from .solver import build_lr_scheduler, build_optimizer
 from .train_step import PRECISIONS, NonFinite, NonFiniteStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
@@ -303,6 +309,9 @@ class Trainer(DefaultTrainer):
             evaluators.append(VOCInstanceEvaluator(dataset_name))
         if has_instances and metadata.get("best_iou"):
             evaluators.append(BestIoUEvaluator(dataset_name))
+        if has_instances and (metadata.get("field_metrics") or test.FIELD_METRICS):
+            threshold = default_confidence_threshold(cfg)
+            evaluators.append(FieldMetricsEvaluator(dataset_name, threshold))
         if only_proposals(cfg) or test.PROPOSALS:
             evaluators.append(MaskProposalEvaluator(dataset_name))
         if test.BOUNDARIES:

@@ -4,6 +4,7 @@ from .best_iou_evaluator import BestIoUEvaluator
 from .boundary_ap_evaluator import BoundaryAPEvaluator
 from .bsds_boundary_evaluator import BSDSBoundaryEvaluator
 from .dense_crf import DenseCRF, DenseCRFEvaluator
+from .field_metrics_evaluator import FieldMetricsEvaluator
 from .instance_evaluator import InstanceSegmentationEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
@@ -15,6 +16,7 @@ __all__ = [
     "BoundaryAPEvaluator",
     "DenseCRF",
     "DenseCRFEvaluator",
+    "FieldMetricsEvaluator",
     "InstanceSegmentationEvaluator",
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",

@@ -15,6 +15,7 @@ import tifffile
 from scipy import ndimage
 
 from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.label_maps import encode_labels
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -128,9 +129,7 @@ def _coco(segmentation: "Segmentation") -> bytes:
 def coco_annotations(segmentation: "Segmentation", image_id: Any) -> List[Dict[str, Any]]:
     """Returns the objects as annotations in COCO's format, with ids from 1 and scores."""
     annotations = []
-    for label in range(1, len(segmentation) + 1):
-        mask = np.asfortranarray(segmentation.labels == label, dtype=np.uint8)
-        rle = mask_util.encode(mask)
+    for label, rle in encode_labels(segmentation.labels).items():
         annotations.append(
             {
                 "id": label,
@@ -139,7 +138,7 @@ def coco_annotations(segmentation: "Segmentation", image_id: Any) -> List[Dict[s
                 "bbox": mask_util.toBbox(rle).tolist(),
                 "area": int(mask_util.area(rle)),
                 "iscrowd": 0,
-                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
+                "segmentation": rle,
                 "score": float(segmentation.scores[label - 1]),
             }
         )

@@ -1,9 +1,10 @@
 """Readers of label maps, shared by datasets, evaluators and tools."""
 
 from pathlib import Path
-from typing import Any, Iterable, Set, Union
+from typing import Any, Dict, Iterable, Set, Union
 
 import numpy as np
+import pycocotools.mask as mask_util
 
 from .image_files import open_image, split_plane
 from .readable import UnreadableImage
@@ -11,6 +12,7 @@ from .readable import UnreadableImage
 __all__ = [
     "LABEL_SUFFIXES",
     "check_unlabeled",
+    "encode_labels",
     "read_class_indices",
     "read_label_map",
 ]
@@ -72,6 +74,39 @@ def _read(name: str) -> np.ndarray:
             f" {', '.join(map(str, _DTYPES))}"
         )
     return labels
+
+
+def encode_labels(labels: np.ndarray) -> Dict[int, Dict[str, Any]]:
+    """Encodes the objects of a label map as RLE, in one pass over the pixels.
+
+    Args:
+        labels: (H, W) integers, 0 for background.
+
+    Returns:
+        Compressed RLE with text by label, in ascending order of the labels. Dicts in COCO's format
+        may hold it, and JSON as well.
+    """
+    height, width = labels.shape
+    if not labels.size:
+        return {}
+    pixels = labels.flatten(order="F")
+    starts = np.flatnonzero(np.diff(pixels, prepend=pixels[0] - np.int64(1)))
+    ends = np.append(starts[1:], len(pixels))
+    names = pixels[starts]
+    order = np.argsort(names, kind="stable")  # the runs of a label stay in order
+    found, first = np.unique(names[order], return_index=True)
+    encoded = {}
+    for label, runs in zip(found.tolist(), np.split(order, first[1:])):
+        if label == 0:
+            continue
+        # Lengths of the runs of 0 and 1 by turns.
+        edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+        counts = np.diff(edges, prepend=0).tolist()
+        if edges[-1] < len(pixels):
+            counts.append(int(len(pixels) - edges[-1]))
+        rle = mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        encoded[label] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    return encoded
 
 
 def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.file_io import PathManager
 
 from rpe_d2.utils.coco_annotations import usable_segmentation
@@ -56,13 +57,17 @@ class CocoReport(NamedTuple):
 
 
 def coco_report(name: str) -> CocoReport:
-    """Reads the file of a registered dataset and reports its content.
+    """Reports the content of a registered dataset, read from its file if it has one.
 
     Areas are the numbers of pixels of the masks that are used in training, not the values in the
     file.
     """
-    with PathManager.open(MetadataCatalog.get(name).json_file) as file:
-        content = parse_json(file.read(), name)
+    path = MetadataCatalog.get(name).get("json_file")
+    if path:
+        with PathManager.open(path) as file:
+            content = parse_json(file.read(), name)
+    else:
+        content = convert_to_coco_dict(name)
     images = {image["id"]: image for image in content["images"]}
     annotations = content["annotations"]
     objects = [a for a in annotations if not a.get("iscrowd", 0)]
