@@ -47,13 +47,17 @@ def main() -> None:
     with torch.no_grad():
         (maps,) = model.predict_maps([mapped])
         ours = model.embeddings_per_loop(maps.unpadded())[: len(theirs) + 1]
+    dim = ours[0].shape[0]
+    ours = on_three_axes(ours, labels)
     everywhere = torch.ones(labels.shape, dtype=torch.bool)
     rows = []
-    for name, loops in (("authors", theirs), ("ours", ours[1:])):
+    for name, loops, note in (
+        ("authors", theirs, "3 dimensions"),
+        ("ours", ours[1:], f"{dim} dimensions, their 3 main axes"),
+    ):
         _, colors = loop_panels(loops, everywhere, labels, "", 1, labels.shape)
-        dim = loops[0].shape[0]
         panels = [
-            panel._replace(title=f"{name}, loop {number}", note=f"{dim} dimensions")
+            panel._replace(title=f"{name}, loop {number}", note=note)
             for number, panel in enumerate(colors, start=1)
         ]
         rows.append([image_panel(rgb, "image", "64 x 64 pixels"), *panels])
@@ -62,6 +66,14 @@ def main() -> None:
     path = ROOT / "docs" / "paper_loops.jpg"
     cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
     print(path.relative_to(ROOT))
+
+
+def on_three_axes(loops: list, labels: np.ndarray) -> list:
+    """Projects embeddings (D, H, W) on the axes in which the means of the groups vary most."""
+    means = [loops[-1][:, torch.from_numpy(labels == n)].mean(dim=1) for n in np.unique(labels)]
+    means = torch.stack(means) - torch.stack(means).mean(dim=0)
+    axes = torch.linalg.svd(means).Vh[:3]  # (3, D)
+    return [torch.einsum("kd,dhw->khw", axes, x) for x in loops]
 
 
 if __name__ == "__main__":
