@@ -52,3 +52,35 @@ def test_the_import_loads_only_what_building_a_model_needs():
 def test_the_import_takes_less_than_half_as_long_as_detectron2s():
     """Without torch, which both need; the best of three, because the machine may be busy."""
     assert min(own / host for host, own, _ in (measured() for _ in range(3))) < 0.5
+
+
+WITHOUT_DETECTRON2 = """
+import importlib, pkgutil, sys
+sys.modules["detectron2"] = sys.modules["cv2"] = sys.modules["fvcore"] = None
+import torch
+import rpe_d2, rpe_d2.ops
+for module in pkgutil.iter_modules(rpe_d2.ops.__path__):
+    if module.name != "propagation_triton":  # needs Triton
+        importlib.import_module(f"rpe_d2.ops.{module.name}")
+from rpe_d2.ops.propagation import normalize_gates, spatial_propagation
+from rpe_d2.ops.mean_shift import mean_shift
+x, gates = torch.rand(1, 2, 6, 7), normalize_gates(torch.randn(1, 1, 12, 6, 7))
+assert spatial_propagation(x, gates).shape == x.shape
+assert mean_shift(torch.eye(3), 0.5, 2).shape == (3, 3)
+assert not any(name.startswith("detectron2.") for name in sys.modules)
+try:
+    rpe_d2.get_cfg
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_the_operators_work_without_detectron2():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_DETECTRON2],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rpe_d2.get_cfg needs Detectron2, which is not installed: see")
