@@ -151,6 +151,31 @@ def seeds_table(paths: Iterable[Path], columns: Sequence[Score]) -> str:
     return markdown_table([*headings, "seeds", "iterations", "CPU minutes a run"], rows)
 
 
+def decoded_table(folder: Path) -> str:
+    """Returns a table of the records of dev/decode_loops.py, with means and ranges over the seeds.
+
+    A record is called after its model and its seed, ``NAME_SEED.json``.
+    """
+    groups: Dict[str, List[dict]] = {}
+    for path in sorted(folder.glob("*.json")):
+        groups.setdefault(path.stem.rpartition("_")[0], []).append(read_record(path))
+    columns = {
+        "mean": "mean best IoU",
+        "predictions": "predictions",
+        "same_instance_below": "pairs of one object below, %",
+        "different_instances_above": "pairs of two objects above, %",
+    }
+    rows = []
+    for name, records in groups.items():
+        for loops in records[0]["loops"]:
+            cells = [
+                _over_seeds([record["loops"][loops][column] for record in records])
+                for column in columns
+            ]
+            rows.append([name, loops, *cells, str(len(records))])
+    return markdown_table(["model", "loops", *columns.values(), "seeds"], rows)
+
+
 def ablation_table(folder: Path) -> str:
     """Returns the table of an ablation: a row per setting, with mean and range over its seeds.
 

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "predict": Command("rpe_d2.cli.predict", "segment pictures and write label maps"),
     "evaluate": Command("rpe_d2.cli.evaluate", "compare label maps with true ones"),
+    "convert": Command("rpe_d2.cli.convert", "convert label maps, COCO, GeoJSON and other files"),
     "train": Command("rpe_d2.cli.train_net", "train and evaluate a configuration"),
     "demo": Command("rpe_d2.cli.demo", "run a trained model on images or a video"),
     "visualize": Command("rpe_d2.cli.visualize", "draw ground truth, predictions and embeddings"),

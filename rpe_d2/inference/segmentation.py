@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
-from detectron2.structures import Instances
+import torch
+from detectron2.structures import BitMasks, Instances
 
 from rpe_d2.visualization import instance_colors
 
@@ -21,9 +22,9 @@ _PROPERTIES = ("label", "area", "centroid", "bbox", "eccentricity")
 class Segmentation:
     """The objects of an image as a label map, with scores and classes.
 
-    Objects do not overlap: a pixel belongs to the object of the highest score that covers it.
-    Objects without a pixel of their own are left out. Object number n, counted from 1, has the
-    label n, and its score and class are at index n - 1. Scores decrease.
+    Objects do not overlap. Where masks of a model overlap, a pixel belongs to the one with the
+    highest score, and objects without a pixel of their own are left out. Object number n, counted
+    from 1, has the label n, and its score and class are at index n - 1. Scores of a model decrease.
 
     Attributes:
         labels: (H, W) uint16, or uint32 if there are more than 65,535 objects. 0 is background.
@@ -31,28 +32,59 @@ class Segmentation:
         class_ids: (N,) int64, indices of the classes.
         class_names: names of all classes of the model.
         category_ids: ids of all classes in the training data, for files in COCO's format.
-        instances: Detectron2's ``Instances`` with whole masks, which may overlap, in the same
-            order.
         image: (H, W, 3) uint8 RGB, as the model saw it, or None.
         name: name of the image.
     """
 
     def __init__(
         self,
-        instances: Instances,
+        labels: np.ndarray,
+        scores: Optional[np.ndarray] = None,
+        class_ids: Optional[np.ndarray] = None,
         class_names: Sequence[str] = ("object",),
         *,
         category_ids: Optional[Sequence[Any]] = None,
         image: Optional[np.ndarray] = None,
         name: str = "",
+        instances: Optional[Instances] = None,
     ):
         """
         Args:
-            instances: ``pred_masks`` (N, H, W) bool, ``scores`` (N,) and ``pred_classes`` (N,).
-            class_names: names of all classes of the model.
+            labels: (H, W) integers, 0 for background. Gaps between the labels are closed.
+            scores: (N,) in 0-1, in the order of the labels. None: 1.
+            class_ids: (N,) indices of the classes. None: the first class.
+            class_names: names of all classes.
             category_ids: their ids in the training data. None: 1, 2 and so on.
             image: (H, W, 3) uint8 RGB.
             name: name of the image.
+            instances: the objects with whole masks. None: they are made of the labels.
+        """
+        known, packed = np.unique(labels, return_inverse=True)
+        first = int(len(known) > 0 and known[0] == 0)  # there may be no background
+        count = len(known) - first
+        packed = packed.reshape(labels.shape) + (1 - first)
+        self.labels = packed.astype(np.uint16 if count <= _MOST_UINT16 else np.uint32)
+        self.scores = np.ones(count, np.float32) if scores is None else np.float32(scores)
+        self.class_ids = np.zeros(count, np.int64) if class_ids is None else np.int64(class_ids)
+        for values, what in ((self.scores, "scores"), (self.class_ids, "class_ids")):
+            if values.shape != (count,):
+                raise ValueError(f"{what} has shape {values.shape}; allowed: ({count},)")
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids or range(1, len(self.class_names) + 1))
+        self.image = image
+        self.name = name
+        self._instances = instances
+
+    @classmethod
+    def from_instances(
+        cls, instances: Instances, class_names: Sequence[str] = ("object",), **options: Any
+    ) -> "Segmentation":
+        """Makes a label map of instances, in which the highest score is in front.
+
+        Args:
+            instances: ``pred_masks`` (N, H, W) bool, ``scores`` (N,) and ``pred_classes`` (N,).
+            class_names: names of all classes of the model.
+            options: ``category_ids``, ``image`` and ``name``.
 
         Raises:
             ValueError: The instances have no masks.
@@ -60,24 +92,33 @@ class Segmentation:
         if not instances.has("pred_masks"):
             raise ValueError("the model predicts no masks; allowed: models that do")
         instances = instances.to("cpu")
-        order = instances.scores.argsort(descending=True, stable=True)
-        instances = instances[order]
+        instances = instances[instances.scores.argsort(descending=True, stable=True)]
         labels = np.zeros(instances.image_size, np.uint32)
-        # From the lowest score to the highest, which is in front.
-        for number in range(len(instances), 0, -1):
+        for number in range(len(instances), 0, -1):  # from the lowest score to the highest
             labels[instances.pred_masks[number - 1].numpy()] = number
-        visible, packed = np.unique(labels, return_inverse=True)
-        first = int(len(visible) > 0 and visible[0] == 0)  # there may be no background
-        packed = packed.reshape(labels.shape) + (1 - first)
-        self.instances = instances[[int(number) - 1 for number in visible[first:]]]
-        count = len(self.instances)
-        self.labels = packed.astype(np.uint16 if count <= _MOST_UINT16 else np.uint32)
-        self.scores = self.instances.scores.numpy().astype(np.float32)
-        self.class_ids = self.instances.pred_classes.numpy().astype(np.int64)
-        self.class_names = tuple(class_names)
-        self.category_ids = tuple(category_ids or range(1, len(self.class_names) + 1))
-        self.image = image
-        self.name = name
+        visible = np.unique(labels)
+        instances = instances[[int(number) - 1 for number in visible if number > 0]]
+        return cls(
+            labels,
+            instances.scores.numpy(),
+            instances.pred_classes.numpy(),
+            class_names,
+            instances=instances,
+            **options,
+        )
+
+    @property
+    def instances(self) -> Instances:
+        """Detectron2's ``Instances``, with the masks that the model predicted if there are any."""
+        if self._instances is None:
+            instances = Instances(self.labels.shape)
+            numbers = np.arange(1, len(self) + 1, dtype=self.labels.dtype).reshape(-1, 1, 1)
+            instances.pred_masks = torch.from_numpy(self.labels[None] == numbers)
+            instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+            instances.scores = torch.from_numpy(self.scores)
+            instances.pred_classes = torch.from_numpy(self.class_ids)
+            self._instances = instances
+        return self._instances
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -164,7 +164,7 @@ class Segmenter:
         instances = with_instances(output).get("instances")
         if instances is None:
             raise ValueError("the model predicts no instances; allowed: models that do")
-        return Segmentation(
+        return Segmentation.from_instances(
             instances[instances.scores >= self.min_score],
             self.class_names,
             category_ids=self._category_ids,

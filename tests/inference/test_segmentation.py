@@ -43,7 +43,7 @@ def segmentation():
     below = rectangle(10, 10, 20, 30)
     covered = rectangle(31, 6, 34, 8)
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    return Segmentation(
+    return Segmentation.from_instances(
         instances_of([below, ring, covered, parts], [0.5, 0.9, 0.2, 0.6], [1, 0, 1, 0]),
         ["cell", "other"],
         category_ids=[7, "b"],
@@ -65,10 +65,10 @@ def test_the_highest_score_is_in_front_and_covered_objects_are_left_out(segmenta
 
 
 def test_an_image_without_objects_and_one_without_background():
-    empty = Segmentation(instances_of([], [], []))
+    empty = Segmentation.from_instances(instances_of([], [], []))
     assert len(empty) == 0 and not empty.labels.any() and empty.overlay().shape == (*SIZE, 3)
     assert set(map(len, empty.table().values())) == {0}
-    full = Segmentation(instances_of([np.ones(SIZE, bool)], [0.5], [0]))
+    full = Segmentation.from_instances(instances_of([np.ones(SIZE, bool)], [0.5], [0]))
     assert (full.labels == 1).all()
     assert full.table()["area"].tolist() == [2000]
 
@@ -181,11 +181,9 @@ def test_nothing_is_overwritten_unless_asked(segmentation, tmp_path):
 
 def test_more_objects_than_16_bits_hold(tmp_path):
     count, side = 65_600, 512
-    segmentation = Segmentation(instances_of([], [], []), name="many")
     labels = np.zeros(side * side, np.uint32)
     labels[:count] = np.arange(1, count + 1)
-    segmentation.labels = labels.reshape(side, side)
-    segmentation.scores = np.ones(count, np.float32)
+    segmentation = Segmentation(labels.reshape(side, side), name="many")
     with pytest.raises(ValueError, match="many has 65600 objects, and PNG holds 65535; allowed: "):
         segmentation.save(tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
@@ -204,4 +202,18 @@ def test_models_without_masks_are_refused():
     instances = Instances(SIZE)
     instances.scores = torch.zeros(0)
     with pytest.raises(ValueError, match="the model predicts no masks; allowed: models that do"):
-        Segmentation(instances)
+        Segmentation.from_instances(instances)
+
+
+def test_of_a_label_map():
+    labels = np.zeros(SIZE, np.int64)
+    labels[2:9, 3:8], labels[20:30, 10:20] = 70_000, 5
+    found = Segmentation(labels, [0.2, 0.7], [1, 0], ["a", "b"], name="x")
+    assert found.labels.max() == 2 and found.labels[25, 15] == 1 and found.labels[3, 4] == 2
+    assert found.classes == ["b", "a"]
+    assert torch.equal(found.instances.pred_masks[0], torch.from_numpy(labels == 5))
+    assert found.instances.pred_boxes.tensor[1].tolist() == [3, 2, 8, 9]
+    again = Segmentation.from_instances(found.instances, ["a", "b"])
+    assert again.classes == ["a", "b"]  # by score
+    with pytest.raises(ValueError, match=r"scores has shape \(1,\); allowed: \(2,\)"):
+        Segmentation(labels, [0.2])
