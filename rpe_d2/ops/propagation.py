@@ -9,10 +9,9 @@ where a, b and c are the gates of the pixel (t, i). The other directions are the
 the flipped or transposed image.
 """
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import propagation_cpp, propagation_torch
@@ -97,79 +96,166 @@ def spatial_propagation(
     _check(x, gates)
     if backend == "cpp" and x.device.type != "cpu":
         raise ValueError(f"backend is 'cpp' and x on {x.device}; allowed: on the CPU")
-    if backend == "auto":
-        backend = _fastest_backend(x)
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        gates = gates.to(x.dtype)
-        if backend == "cpp" and merge == "max":
-            return _MaxPropagation.apply(x, gates)
-        directions = _Propagation.apply(x, gates, backend)
+    gates = gates.to(x.dtype).unflatten(2, (4, gates.shape[2] // 4))  # (B, G, 4, K, H, W)
+    if merge == "max" and (backend == "cpp" or (backend == "auto" and _cpp_is_fastest(x))):
+        return _maximum(x, gates)[0].to(x.dtype)
+    directions = _propagate(x, gates, backend).to(x.dtype)
     if merge == "none":
         return directions
     return directions.amax(dim=0) if merge == "max" else directions.mean(dim=0)
 
 
-def _fastest_backend(x: torch.Tensor) -> str:
-    if x.is_cuda and _triton_fits(x):
-        return "triton"
-    if x.device.type == "cpu" and propagation_cpp.available():
-        return "cpp"
-    return "torch"
+def _cpp_is_fastest(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and _cpp_is_available()
 
 
-def _triton_fits(x: torch.Tensor) -> bool:
-    try:
-        from . import propagation_triton
-    except ImportError:  # torch builds without Triton
-        return False
-    return propagation_triton.fits(x)
+@torch.compiler.assume_constant_result
+def _cpp_is_available() -> bool:
+    return propagation_cpp.available()
 
 
-class _Propagation(torch.autograd.Function):
-    """Propagation in all four directions, (4, B, C, H, W)."""
+# ---- Operators of torch. Their gradients, and their shapes for torch.compile and torch.export, are
+# registered below. Gates are (B, G, 4, K, H, W).
 
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, gates: torch.Tensor, backend: str) -> torch.Tensor:
-        x, gates = _contiguous(x, gates)
-        result, saved = _implementation(backend).forward(x, gates)
-        ctx.backend = backend
-        ctx.save_for_backward(x, gates, *saved)
-        return result
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, None]:
-        x, gates, *saved = ctx.saved_tensors
-        grad_x, grad_gates = _implementation(ctx.backend).backward(
-            gradient.contiguous(), x, gates, tuple(saved)
+@torch.library.custom_op("rpe_d2::spatial_propagation", mutates_args=())
+def _propagate(x: torch.Tensor, gates: torch.Tensor, backend: str) -> torch.Tensor:
+    """Propagates in all four directions, (4, B, C, H, W) of the type of :func:`_saved_type`."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        _check_finite(gates)
+        result = _implementation(backend, x).forward(x.contiguous(), gates.contiguous())
+        return result.to(_saved_type(x))
+
+
+@_propagate.register_fake
+def _(x: torch.Tensor, gates: torch.Tensor, backend: str) -> torch.Tensor:
+    return x.new_empty(4, *x.shape, dtype=_saved_type(x))
+
+
+@torch.library.custom_op("rpe_d2::spatial_propagation_backward", mutates_args=())
+def _propagate_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    gates: torch.Tensor,
+    directions: torch.Tensor,
+    backend: str,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Computes the gradients of x and gates from that of the result of :func:`_propagate`."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        grad_x, grad_gates = _implementation(backend, x).backward(
+            gradient.contiguous(), x.contiguous(), gates.contiguous(), directions
         )
-        return grad_x, grad_gates.flatten(2, 3), None
+        return grad_x.contiguous(), grad_gates.contiguous()
 
 
-class _MaxPropagation(torch.autograd.Function):
-    """Maximum (B, C, H, W) over the directions in C++, merged while a channel is in the cache."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        x, gates = _contiguous(x, gates)
-        merged, saved = _implementation("cpp").forward(x, gates, merge=True)
-        ctx.save_for_backward(x, gates, *saved)
-        return merged
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        x, gates, *saved = ctx.saved_tensors
-        grad_x, grad_gates = propagation_cpp.backward(gradient.contiguous(), x, gates, tuple(saved))
-        return grad_x, grad_gates.flatten(2, 3)
+@_propagate_backward.register_fake
+def _(gradient, x, gates, directions, backend):
+    return x.new_empty(x.shape), gates.new_empty(gates.shape)
 
 
-def _contiguous(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Returns x as (B, C, H, W) and gates as (B, G, 4, K, H, W), both contiguous."""
-    return x.contiguous(), gates.unflatten(2, (4, gates.shape[2] // 4)).contiguous()
+def _save(ctx, inputs: Tuple, output: torch.Tensor) -> None:
+    x, gates, ctx.backend = inputs
+    ctx.save_for_backward(x, gates, output)
 
 
-def _implementation(backend: str):
+def _backward(ctx, gradient: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, None]:
+    return *_propagate_backward(gradient, *ctx.saved_tensors, ctx.backend), None
+
+
+_propagate.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("rpe_d2::spatial_propagation_maximum", mutates_args=())
+def _maximum(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Propagates in C++ and merges the directions while a channel is in the cache.
+
+    Returns:
+        The maximum (B, C, H, W) over the directions, and the directions (4, B, C, H, W), which the
+        backward pass needs.
+    """
+    _check_finite(gates)
+    return _implementation("cpp", x).forward_maximum(x.contiguous(), gates.contiguous())
+
+
+@_maximum.register_fake
+def _(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    dtype = _saved_type(x)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(4, *x.shape, dtype=dtype)
+
+
+@torch.library.custom_op("rpe_d2::spatial_propagation_maximum_backward", mutates_args=())
+def _maximum_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    gates: torch.Tensor,
+    merged: torch.Tensor,
+    directions: torch.Tensor,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Computes the gradients of x and gates from that of the maximum."""
+    return propagation_cpp.backward(
+        gradient.contiguous(), x.contiguous(), gates.contiguous(), directions, merged
+    )
+
+
+@_maximum_backward.register_fake
+def _(gradient, x, gates, merged, directions):
+    return x.new_empty(x.shape), gates.new_empty(gates.shape)
+
+
+def _save_maximum(ctx, inputs: Tuple, output: Tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # nothing uses the directions but the backward pass
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward_of_maximum(
+    ctx, gradient: Optional[torch.Tensor], unused: Optional[torch.Tensor]
+) -> Tuple[Optional[torch.Tensor], Optional[torch.Tensor]]:
+    if gradient is None:
+        return None, None
+    return _maximum_backward(gradient, *ctx.saved_tensors)
+
+
+_maximum.register_autograd(_backward_of_maximum, setup_context=_save_maximum)
+
+
+@_propagate.register_vmap
+def _(info, in_dims, x, gates, backend):
+    x, gates = _batched(info, in_dims, x, gates)
+    result = _propagate(x.flatten(0, 1), gates.flatten(0, 1), backend)
+    return result.unflatten(1, x.shape[:2]), 1
+
+
+@_maximum.register_vmap
+def _(info, in_dims, x, gates):
+    x, gates = _batched(info, in_dims, x, gates)
+    merged, directions = _maximum(x.flatten(0, 1), gates.flatten(0, 1))
+    return (merged.unflatten(0, x.shape[:2]), directions.unflatten(1, x.shape[:2])), (0, 1)
+
+
+def _batched(
+    info, in_dims: Tuple, x: torch.Tensor, gates: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Moves the dimension of vmap to the front, or adds one."""
+    return tuple(
+        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in ((x, in_dims[0]), (gates, in_dims[1]))
+    )
+
+
+def _saved_type(x: torch.Tensor) -> torch.dtype:
+    """Returns the type of the directions: on the CPU, half precision is computed in float32."""
+    if x.device.type != "cpu" or x.dtype == torch.float64:
+        return x.dtype
+    return torch.float32
+
+
+def _implementation(backend: str, x: torch.Tensor):
+    """Returns the module of a backend."""
+    if backend == "auto":
+        if x.is_cuda and _triton_fits(x):
+            backend = "triton"
+        else:
+            backend = "cpp" if _cpp_is_fastest(x) else "torch"
     if backend == "torch":
         return propagation_torch
     if backend == "cpp":
@@ -183,6 +269,14 @@ def _implementation(backend: str):
     except ImportError as error:
         raise ValueError(f"backend is 'triton', which cannot be imported: {error}") from error
     return propagation_triton
+
+
+def _triton_fits(x: torch.Tensor) -> bool:
+    try:
+        from . import propagation_triton
+    except ImportError:  # torch builds without Triton
+        return False
+    return propagation_triton.fits(x)
 
 
 def _check(x: torch.Tensor, gates: torch.Tensor) -> None:
@@ -208,8 +302,11 @@ def _check(x: torch.Tensor, gates: torch.Tensor) -> None:
         )
     if gates.device != x.device:
         raise ValueError(f"gates are on {gates.device}; allowed: where x is, {x.device}")
-    if not gates.is_cuda and not torch.isfinite(gates.detach().sum()):
+
+
+def _check_finite(gates: torch.Tensor) -> None:
+    if not gates.is_cuda and not torch.isfinite(gates.sum()):
         # The sum of large finite gates may overflow.
         for name, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
-            if bool(test(gates.detach()).any()):
+            if bool(test(gates).any()):
                 raise ValueError(f"gates contain {name}; allowed: finite numbers")

@@ -36,32 +36,46 @@ def available() -> bool:
     return True
 
 
-def forward(
-    x: torch.Tensor, gates: torch.Tensor, merge: bool = False
-) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+def forward(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     """Propagates x (B, C, H, W) by gates (B, G, 4, K, H, W), both contiguous.
 
     Returns:
-        The result (4, B, C, H, W), or with ``merge`` its maximum over directions (B, C, H, W), and
-        the tensors that :func:`backward` needs.
+        The result (4, B, C, H, W), float64 like x or float32.
     """
     maps, weights = _precise(x), _precise(gates)
     directions = maps.new_empty(4, *x.shape)
-    merged = torch.empty_like(maps) if merge else None
+    _call("forward", maps, weights, maps, weights, directions, None)
+    return directions
+
+
+def forward_maximum(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Propagates as :func:`forward`, and merges the directions.
+
+    Returns:
+        The maximum (B, C, H, W) over the directions, and the directions (4, B, C, H, W).
+    """
+    maps, weights = _precise(x), _precise(gates)
+    directions, merged = maps.new_empty(4, *x.shape), torch.empty_like(maps)
     _call("forward", maps, weights, maps, weights, directions, merged)
-    saved = (directions, merged) if merge else (directions,)
-    return saved[-1].to(x.dtype), saved
+    return merged, directions
 
 
 def backward(
-    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    gates: torch.Tensor,
+    directions: torch.Tensor,
+    merged: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Computes the gradients of x and gates from the gradient of the result of :func:`forward`.
+    """Computes the gradients of x and gates from the gradient of the result.
 
-    The gradient of a maximum is divided between the directions that attain it.
+    Args:
+        gradient: gradient of the directions or, if ``merged`` is given, of the maximum. The
+            gradient of a maximum is divided between the directions that attain it.
+        x, gates: arguments of :func:`forward`.
+        directions, merged: results of :func:`forward` or :func:`forward_maximum`.
     """
     maps, weights = _precise(x), _precise(gates)
-    directions, merged = saved if len(saved) == 2 else (*saved, None)
     grad_x = torch.empty_like(maps)
     grad_gates = torch.empty_like(weights) if x.numel() else torch.zeros_like(weights)
     incoming = _precise(gradient)

@@ -8,24 +8,27 @@ from typing import List, Tuple
 import torch
 
 
-def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+def forward(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     """Propagates x (B, C, H, W) by gates (B, G, 4, K, H, W).
 
     Returns:
-        The result (4, B, C, H, W) and the tensors that :func:`backward` needs.
+        The result (4, B, C, H, W), float64 like x or float32.
     """
-    saved = []
-    for columns in zip(_columns_of_image(x), _columns_of_gates(gates)):
-        saved += [*columns, _scan(*columns)]
-    return _image(saved[2::3], x.shape).to(x.dtype), tuple(saved)
+    columns = zip(_columns_of_image(x), _columns_of_gates(gates))
+    return _image([_scan(*part) for part in columns], x.shape)
 
 
 def backward(
-    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
+    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, directions: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Computes the gradients of x and gates from the gradient of the result (4, B, C, H, W)."""
+    """Computes the gradients of x and gates from that of the result of :func:`forward`."""
     grad_x, grad_gates = [], []
-    for columns in zip(_columns_of_directions(gradient), saved[::3], saved[1::3], saved[2::3]):
+    for columns in zip(
+        _columns_of_directions(gradient),
+        _columns_of_image(x),
+        _columns_of_gates(gates),
+        _columns_of_directions(directions),
+    ):
         part_x, part_gates = _scan_backward(*columns)
         grad_x.append(part_x)
         grad_gates.append(part_gates)

@@ -19,26 +19,25 @@ def fits(x: torch.Tensor) -> bool:
     return max(x.shape[2:]) <= _LONGEST_COLUMN and x.dtype != torch.float64
 
 
-def forward(x: torch.Tensor, gates: torch.Tensor) -> Tuple[torch.Tensor, Tuple[torch.Tensor, ...]]:
+def forward(x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     """Propagates x (B, C, H, W) by gates (B, G, 4, K, H, W), both contiguous.
 
     Returns:
-        The result (4, B, C, H, W) and the tensors that :func:`backward` needs.
+        The result (4, B, C, H, W) like x.
     """
     _check(x)
     result = x.new_empty(4, *x.shape)
     grid, sizes, options = _launch(x, gates)
     if x.numel():
         _forward_kernel[grid](x, gates, result, *sizes, **options)
-    return result, (result,)
+    return result
 
 
 def backward(
-    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, saved: Tuple[torch.Tensor, ...]
+    gradient: torch.Tensor, x: torch.Tensor, gates: torch.Tensor, result: torch.Tensor
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Computes the gradients of x and gates from the gradient of the result (4, B, C, H, W)."""
+    """Computes the gradients of x and gates from that of the result of :func:`forward`."""
     grad_x = x.new_empty(4, *x.shape, dtype=torch.float32)
-    (result,) = saved
     # Gradients of shared gates are stored per channel and summed here in a fixed order, because
     # atomic additions would not be deterministic.
     grad_gates = x.new_empty(*x.shape[:2], *gates.shape[2:], dtype=torch.float32)
