@@ -10,6 +10,7 @@ from dev.result_tables import (
     Model,
     Score,
     ablation_table,
+    decoded_table,
     model_table,
     pair_loss_rows,
     pair_loss_runs_table,
@@ -23,6 +24,7 @@ from dev.result_tables import (
 PAGES = (
     "README.md",
     "docs/configuration.md",
+    "docs/claims.md",
     "docs/experiments.md",
     "docs/images.md",
     "docs/model_zoo.md",
@@ -73,6 +75,11 @@ _DIGIT_SCORES = [
     Score("best_iou", "predictions", "predictions"),
     Score("best_iou", "AP", "AP without classes"),
 ]
+_PAPER = {
+    "digits": ["digits_*.json"],
+    "loops": ["loops_*.json"],
+    "dimensions": ["loops_0_*.json", "dim_*.json", "margin_*.json"],
+}
 _COMPARED_COLUMNS = {
     "instances": ["model", "AP", "AP50", "AP75", "AR", "boundary AP", "box AP"],
     "proposals": [
@@ -114,7 +121,14 @@ def generated_tables(results: Path) -> Dict[str, str]:
             [Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")],
         ),
         "boundaries": seeds_table((results / "boundary").glob("*.json"), _BOUNDARY_SCORES),
-        "digits": seeds_table((results / "paper").glob("digits_*.json"), _DIGIT_SCORES),
+        **{
+            name: seeds_table(
+                [path for pattern in patterns for path in (results / "paper").glob(pattern)],
+                _DIGIT_SCORES,
+            )
+            for name, patterns in _PAPER.items()
+        },
+        "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),
         "processes": processes_table(results / "benchmark_processes.json"),
     }
