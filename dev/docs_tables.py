@@ -37,6 +37,8 @@ _MODELS = (
     Model("class map, connected components", "shapes", ("shapes_quickstart_control.json",)),
     Model("Mask R-CNN", "shapes", ("proposals/mask_rcnn_rpn_shapes_*.json",)),
     Model("Mask R-CNN, mean-shift proposals", "shapes", ("proposals/mask_rcnn_rpe_shapes_*.json",)),
+    Model("PixelEmbeddingNet, as in the paper", "digits", ("paper/digits_[0-9].json",)),
+    Model("Mask R-CNN", "digits", ("paper/digits_mask_rcnn_*.json",)),
     Model("PixelEmbeddingNet", "nuclei", ("nuclei_rpe_R_18.json",)),
     Model("class map, connected components", "nuclei", ("nuclei_semantic_control.json",)),
     Model("Mask R-CNN", "nuclei", ("nuclei_mask_rcnn_R_18.json",)),
