@@ -3,7 +3,8 @@
 
 usage: python dev/paper_runs.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data ../shared/data]
 
-Records that exist are kept. The weights remain in output/paper/ for other scripts.
+Records that exist are kept. The weights remain in output/paper/. Those of "loops" are also evaluated
+after other numbers of loops, and the holes of the label maps of "holes" are counted.
 """
 
 import argparse
@@ -114,6 +115,12 @@ RUNS: Dict[str, Dict[str, Run]] = {
     },
 }
 
+# By the start of a run's name: the script that measures its weights, and the folder of its records.
+MEASURED = {
+    "loops_": ("dev/decode_loops.py", "decoded"),
+    "holes_": ("dev/count_holes.py", "holes"),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -129,32 +136,47 @@ def main() -> None:
 
 
 def run_chain(runs: Dict[str, Run], seed: int, data: str) -> None:
-    """Trains the runs of a group with one seed, in order."""
+    """Trains the runs of a group with one seed, in order, and measures their weights."""
     for name, run in runs.items():
-        record = RESULTS / f"{name}_{seed}.json"
-        if record.exists():
-            continue
         folder = OUTPUT / f"{name}_{seed}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
-        if run.start:
-            weights = OUTPUT / f"{run.start}_{seed}" / "model_final.pth"
-            opts += ["MODEL.WEIGHTS", str(weights.relative_to(ROOT))]
-        opts += ["OUTPUT_DIR", str(folder.relative_to(ROOT))]
-        command = [sys.executable, "tools/train_net.py"]
-        command += ["--config-file", f"configs/{run.config}.yaml", *opts]
-        with open(folder / "output.txt", "w") as output:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
-        if done.returncode:
-            print(f"{name}_{seed} failed; see {folder / 'output.txt'}")
-            return
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / "result.json", record)
+        opts = [*run.opts.split(), *data_opts(run.config, data)]
+        record = RESULTS / f"{name}_{seed}.json"
+        if not record.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            start = []
+            if run.start:
+                weights = OUTPUT / f"{run.start}_{seed}" / "model_final.pth"
+                start = ["MODEL.WEIGHTS", str(weights.relative_to(ROOT))]
+            command = ["tools/train_net.py", "--config-file", f"configs/{run.config}.yaml", *opts]
+            command += ["SEED", str(seed), *start, "OUTPUT_DIR", str(folder.relative_to(ROOT))]
+            if not called(command, folder / "output.txt"):
+                return
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "result.json", record)
+        for prefix, (script, place) in MEASURED.items():
+            measures = RESULTS / place / f"{name}_{seed}.json"
+            if name.startswith(prefix) and not measures.exists():
+                measures.parent.mkdir(parents=True, exist_ok=True)
+                weights = (folder / "model_final.pth").relative_to(ROOT)
+                command = [script, f"configs/{run.config}.yaml", str(weights)]
+                called([*command, str(measures.relative_to(ROOT)), *opts], folder / "measured.txt")
         print(f"{name}_{seed} done", flush=True)
+
+
+def called(command: List[str], output: Path) -> bool:
+    """Runs a Python script with one thread and returns whether it succeeded."""
+    with open(output, "w") as file:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        print(f"failed, see {output}: {' '.join(command)}", flush=True)
+    return done.returncode == 0
 
 
 def data_opts(config: str, data: str) -> List[str]:
