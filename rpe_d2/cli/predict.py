@@ -1,13 +1,14 @@
 """The command line of ``rpe-d2 predict``."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -18,17 +19,18 @@ from rpe_d2.engine.run_errors import TooFewValues
 from rpe_d2.inference import Segmentation, Segmenter
 from rpe_d2.inference.label_formats import FORMATS
 from rpe_d2.inference.predictor import find_images
-from rpe_d2.utils.errors import one_line, one_line_errors
+from rpe_d2.utils.errors import is_out_of_memory, one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file, write_new_file
-from rpe_d2.utils.image_files import image_stem, split_plane
+from rpe_d2.utils.image_files import image_stem, printable, split_plane
 from rpe_d2.utils.images import parse_channels
 from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.utils.readable import UnreadableImage
 
 from .arguments import command_line
 
-MODEL_FILE = "model.json"
-REPORT = "report.json"
+# Subfolders of the output, so that their files have no names of pictures.
+_RUN = "run"
+_OVERLAYS = "overlays"
 _OVERLAY = "overlay"
 _LABELS = "tif"
 
@@ -54,16 +56,20 @@ def main(argv: Optional[List[str]] = None) -> int:
         number, count = args.shard
         share = pictures[number - 1 :: count]
         output = Path(args.output)
-        make_writable_folder("--output", output)
+        for folder in (output, output / _RUN, output / _OVERLAYS):
+            if folder.name != _OVERLAYS or _OVERLAY in args.save:
+                make_writable_folder("--output", folder)
         segmenter = Segmenter.load(
             args.model, args.weights, args.device, min_score=args.min_score, opts=args.opts
         )
-        _check_same_model(output, segmenter, args)
+        _check_same_model(output / _RUN, segmenter, args)
         report = _Report(len(share))
-        _run(segmenter, share, output, args, report)
+        part = "" if count == 1 else f"-{number}-of-{count}"
+        with _Sources(output / _RUN, part) as sources:
+            _run(segmenter, share, output, args, sources, report)
         content = {"command": command_line("tools/predict.py", argv), **report.content()}
-        name = REPORT if count == 1 else f"report-{number}-of-{count}.json"
-        path = write_new_file(output / name, (json.dumps(content, indent=1) + "\n").encode())
+        text = json.dumps(content, indent=1) + "\n"
+        path = write_new_file(output / _RUN / f"report{part}.json", text.encode())
     print(report)
     print(path)
     return 1 if report.failures else 0
@@ -82,7 +88,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=_score,
         metavar="SCORE",
         help="omit objects below this score; default: the model's own, for most models 0.5",
     )
@@ -106,6 +112,13 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
     )
     return parser.parse_args(argv)
+
+
+def _score(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}; allowed: 0 to 1")
 
 
 def _shard(text: str) -> Tuple[int, int]:
@@ -135,28 +148,82 @@ def _named(files: Sequence[str]) -> List[Tuple[str, str]]:
     return list(zip(files, names))
 
 
-def _check_same_model(output: Path, segmenter: Segmenter, args: argparse.Namespace) -> None:
+def _check_same_model(folder: Path, segmenter: Segmenter, args: argparse.Namespace) -> None:
     """Refuses to mix the predictions of different models or settings in one folder."""
     here = {
         "model": args.model,
         "weights": segmenter.weights,
-        "sha256": segmenter.fingerprint,
+        "fingerprint": segmenter.fingerprint,
         "min_score": segmenter.min_score,
         "channels": args.channels,
-        "overrides": args.opts,
     }
-    path = output / MODEL_FILE
-    if path.exists():
-        there = parse_json(read_text(str(path)), str(path))
-        for key in ("sha256", "min_score", "channels", "overrides"):
-            if there.get(key) != here[key]:
-                raise ValueError(
-                    f"--output {output} has predictions with {key} {there.get(key)!r}, and this "
-                    f"command has {here[key]!r}; allowed: another folder"
-                )
+    path = folder / "model.json"
+    try:
+        with open(path, "xb") as file:  # another part may have been first
+            file.write((json.dumps(here, indent=1) + "\n").encode())
         return
-    with replacing_file(path) as file:
-        file.write((json.dumps(here, indent=1) + "\n").encode())
+    except FileExistsError:
+        there = parse_json(read_text(str(path)), str(path))
+    if not isinstance(there, dict):
+        raise ValueError(f"{path} is damaged; allowed: another --output")
+    for key in ("fingerprint", "min_score", "channels"):
+        if there.get(key) != here[key]:
+            raise ValueError(
+                f"--output {args.output} has predictions with {key} {there.get(key)!r}, and this "
+                f"command has {here[key]!r}; allowed: another folder"
+            )
+
+
+class _Sources:
+    """Which picture each file of the output folder belongs to.
+
+    Every part of the work appends to a file of its own, one line before the files of a picture are
+    written, and reads those of the others when it starts.
+    """
+
+    def __init__(self, folder: Path, part: str):
+        self._own = folder / f"pictures{part}.jsonl"
+        self._picture_of: Dict[str, str] = {}
+        for path in folder.glob("pictures*.jsonl"):
+            for line in read_text(str(path)).splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a crash
+                    entry = json.loads(line)
+                    self._picture_of.update(dict.fromkeys(entry["files"], entry["picture"]))
+
+    def __enter__(self) -> "_Sources":
+        self._file = open(self._own, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+    def claim(self, picture: str, files: Iterable[Path]) -> None:
+        """Notes that files belong to a picture.
+
+        Raises:
+            ValueError: A file belongs to another picture, or is not from this program.
+        """
+        names = [f"{path.parent.name}/{path.name}" for path in files]
+        source = os.path.abspath(picture)
+        new = []
+        for name, path in zip(names, files):
+            other = self._picture_of.get(name)
+            if other is None and path.exists():
+                raise ValueError(
+                    f"{printable(picture)}: {path} exists and was not written by predict; allowed: "
+                    "another --output"
+                )
+            if other not in (None, source):
+                raise ValueError(
+                    f"{printable(picture)}: {path} belongs to {printable(other)}; allowed: another "
+                    "--output"
+                )
+            if other is None:
+                new.append(name)
+        if new:
+            self._picture_of.update(dict.fromkeys(new, source))
+            self._file.write(json.dumps({"picture": source, "files": new}) + "\n")
+            self._file.flush()
 
 
 @dataclass
@@ -193,12 +260,14 @@ def _run(
     pictures: Sequence[Tuple[str, str]],
     output: Path,
     args: argparse.Namespace,
+    sources: _Sources,
     report: _Report,
 ) -> None:
     for file, name in tqdm(pictures, desc="predict", unit="picture", disable=None):
         try:
             planes = segmenter.planes(file)
             files = _files(output, name, len(planes), args.save)
+            sources.claim(file, list(files.values()))
             if all(path.exists() for path in files.values()):
                 report.before += 1
                 continue
@@ -206,6 +275,10 @@ def _run(
             report.done += 1
         except (UnreadableImage, TooFewValues, ValueError) as error:
             report.failures[file] = one_line(error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            report.failures[file] = f"{printable(file)}: out of memory"
 
 
 def _files(
@@ -214,12 +287,14 @@ def _files(
     """Returns the path of every file of a picture, by format and plane. A stack has plane -1."""
     files = {}
     for kind in dict.fromkeys(formats):
-        suffix = "_overlay.png" if kind == _OVERLAY else f".{kind}"
+        folder, suffix = output, kind
+        if kind == _OVERLAY:
+            folder, suffix = output / _OVERLAYS, "png"
         if num_planes == 1 or kind == _LABELS:
-            files[kind, -1] = output / f"{name}{suffix}"
+            files[kind, -1] = folder / f"{name}.{suffix}"
         else:
             for plane in range(num_planes):
-                files[kind, plane] = output / f"{name}_{plane:04d}{suffix}"
+                files[kind, plane] = folder / f"{name}_{plane:04d}.{suffix}"
     return files
 
 
@@ -231,42 +306,49 @@ def _predict(
 ) -> int:
     """Segments the planes of a picture and writes the files that are missing."""
     stack: List[np.ndarray] = []
+    is_stack = len(planes) > 1
+    needs_stack = is_stack and (_LABELS, -1) in files and not files[_LABELS, -1].exists()
     objects = 0
     for number, plane in enumerate(planes):
+        missing = {
+            kind: path
+            for (kind, place), path in files.items()
+            if place in (-1, number) and not (is_stack and kind == _LABELS) and not path.exists()
+        }
+        if not missing and not needs_stack:
+            continue
         found = segmenter.predict(plane, args.channels)
         objects += len(found)
-        for (kind, place), path in files.items():
-            if kind == _LABELS and len(planes) > 1:
-                continue
-            if place in (-1, number) and not path.exists():
-                _write(found, kind, path)
-        if len(planes) > 1 and (_LABELS, -1) in files:
+        for kind, path in missing.items():
+            _write(found, kind, path)
+        if needs_stack:
+            if stack and found.labels.shape != stack[0].shape:
+                sizes = ["{1} x {0}".format(*x.shape) for x in (stack[0], found.labels)]
+                raise ValueError(
+                    f"{printable(plane)} is {sizes[1]} pixels, and the planes before {sizes[0]}; "
+                    "allowed for .tif: one size"
+                )
             stack.append(found.labels)
-    if stack and not files[_LABELS, -1].exists():
-        _write_stack(stack, files[_LABELS, -1], planes[0])
+    if needs_stack:
+        _write_stack(stack, files[_LABELS, -1])
     return objects
 
 
 def _write(found: Segmentation, kind: str, path: Path) -> None:
     if kind != _OVERLAY:
-        found.save(path)
+        with contextlib.suppress(FileExistsError):  # another process has just written it
+            found.save(path)
         return
     content = cv2.imencode(".png", found.overlay()[:, :, ::-1])[1].tobytes()
     with replacing_file(path) as file:
         file.write(content)
 
 
-def _write_stack(stack: List[np.ndarray], path: Path, name: str) -> None:
-    shapes = {labels.shape for labels in stack}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"{name}: its planes have the sizes {sorted(shapes)}; allowed for .tif: one size"
-        )
-    dtype = np.result_type(*stack)
+def _write_stack(stack: List[np.ndarray], path: Path) -> None:
     with replacing_file(path) as file:
         tifffile.imwrite(
             file,
-            np.stack(stack).astype(dtype),
+            np.stack(stack),
             compression="zlib",
             photometric="minisblack",
             metadata={"axes": "ZYX"},

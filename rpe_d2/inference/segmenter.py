@@ -54,6 +54,10 @@ class Segmenter:
         """
         check_needs_only_pictures(cfg)
         self.weights = cfg.MODEL.WEIGHTS
+        parts = {"MODEL": cfg.MODEL.clone(), "INPUT": cfg.INPUT, "TEST": cfg.TEST}
+        parts["MODEL"].defrost()
+        parts["MODEL"].WEIGHTS = parts["MODEL"].DEVICE = ""  # they do not change the predictions
+        self._settings = "".join(part.dump() for part in parts.values())
         self.min_score = default_confidence_threshold(cfg) if min_score is None else min_score
         self._predictor = Predictor(cfg)
         self._lock = threading.Lock()
@@ -128,15 +132,15 @@ class Segmenter:
         by_size: Dict[tuple, List[int]] = defaultdict(list)
         for number, item in enumerate(inputs):
             by_size[tuple(item["image"].shape)].append(number)
-        outputs: Dict[int, Dict[str, Any]] = {}
+        found: Dict[int, Segmentation] = {}
         for numbers in by_size.values():
             for start in range(0, len(numbers), _BATCH):
                 batch = numbers[start : start + _BATCH]
-                outputs.update(zip(batch, self._run([inputs[number] for number in batch])))
-        return [
-            self._segmentation(outputs[number], picture, _name(image))
-            for number, (image, picture) in enumerate(zip(images, pictures))
-        ]
+                outputs = self._run([inputs[number] for number in batch])
+                for number, output in zip(batch, outputs):
+                    name = _name(images[number])
+                    found[number] = self._segmentation(output, pictures[number], name)
+        return [found[number] for number in range(len(found))]
 
     def planes(self, file: Union[str, Path]) -> List[str]:
         """Returns the names of the planes of a file, such as ``stack.tif[3]``, or its own name.
@@ -148,8 +152,8 @@ class Segmenter:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, in hexadecimal digits."""
-        digest = hashlib.sha256()
+        """SHA-256 of the weights and of the configuration, in hexadecimal digits."""
+        digest = hashlib.sha256(self._settings.encode())
         for name, value in self._predictor.model.state_dict().items():
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().numpy().tobytes())

@@ -26,6 +26,11 @@ _MEMORY_ADVICE = (
 )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of any library says that memory is short."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
 def one_line(error: Exception) -> str:
     """Returns the message of an error on one line.
 
@@ -64,7 +69,7 @@ def one_line_errors(kinds: Tuple[Type[Exception], ...] = USER_ERRORS) -> Iterato
         with second_signal_kills():
             yield
     except Exception as error:
-        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             text = f"out of memory: {one_line(error)[:200]}; {_MEMORY_ADVICE}"
         elif not isinstance(error, kinds):
             raise

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,8 +109,8 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 
     Until then, and if an exception is raised, an existing file of that name does not change.
     """
-    # The process id is in the name: a restarted run may overlap with one that is about to die.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    # A restarted run may overlap with one that is about to die, and machines may share the folder.
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -38,26 +38,28 @@ def pictures(tmp_path):
 
 
 def names(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
+    """Returns the names of the files for the user, without those about the run."""
+    return sorted(path.name for path in Path(folder).iterdir() if path.is_file())
 
 
 def test_a_folder_of_pictures(pictures, model, weights, tmp_path, capsys):
     output = tmp_path / "output"
     saved = ["--save", "tif", "csv", "overlay", "json"]
     assert main([str(pictures), *model, "--output", str(output), *saved, *OPTS]) == 0
-    expected = ["model.json", "report.json"]
-    expected += [f"{n}{s}" for n in range(4) for s in (".tif", ".csv", "_overlay.png", ".json")]
+    expected = [f"{n}{s}" for n in range(4) for s in (".tif", ".csv", ".json")]
     assert names(output) == sorted(expected)
+    assert names(output / "overlays") == [f"{n}.png" for n in range(4)]
+    assert names(output / "run") == ["model.json", "pictures.jsonl", "report.json"]
     segmenter = Segmenter.load(CONFIG, weights, min_score=0.0, opts=TINY)
     total = 0
     for number in range(4):
         found = segmenter.predict(pictures / f"{number}.png")
         assert np.array_equal(tifffile.imread(output / f"{number}.tif"), found.labels)
         assert (output / f"{number}.csv").read_text().count("\n") == len(found) + 1
-        overlay = cv2.imread(str(output / f"{number}_overlay.png"))
+        overlay = cv2.imread(str(output / "overlays" / f"{number}.png"))
         assert np.array_equal(overlay[:, :, ::-1], found.overlay())
         total += len(found)
-    report = json.loads((output / "report.json").read_text())
+    report = json.loads((output / "run" / "report.json").read_text())
     assert (report["pictures"], report["done"], report["objects"]) == (4, 4, total) and total > 0
     assert report["failures"] == {} and report["command"].startswith("tools/predict.py ")
     assert f"4 of 4 pictures segmented, {total} objects" in capsys.readouterr().out
@@ -77,7 +79,7 @@ def test_an_interrupted_command_continues(pictures, model, tmp_path, monkeypatch
     monkeypatch.setattr(predict, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main(command)
-    assert names(output) == ["0.tif", "1.tif", "model.json"]
+    assert names(output) == ["0.tif", "1.tif"]
     stamp = (tmp_path / "output" / "0.tif").stat().st_mtime_ns
     monkeypatch.setattr(predict, "_write", write)
     assert main(command) == 0
@@ -85,7 +87,7 @@ def test_an_interrupted_command_continues(pictures, model, tmp_path, monkeypatch
     assert "2 of 4 pictures segmented" in capsys.readouterr().out
     assert main(command) == 0
     assert "4 were done before" in capsys.readouterr().out
-    assert "report-2.json" in names(output)  # the first report is kept
+    assert "report-2.json" in names(tmp_path / "output" / "run")  # the first report is kept
 
 
 def test_parts_share_the_pictures(pictures, model, tmp_path):
@@ -95,8 +97,8 @@ def test_parts_share_the_pictures(pictures, model, tmp_path):
         assert main([str(pictures), *model, "--output", str(output), *part, *OPTS]) == 0
     labels = [f"{n}.tif" for n in range(4)]
     reports = [f"report-{n}-of-3.json" for n in (1, 2, 3)]
-    assert names(output) == sorted([*labels, *reports, "model.json"])
-    done = [json.loads((output / name).read_text())["done"] for name in reports]
+    assert names(output) == labels
+    done = [json.loads((output / "run" / name).read_text())["done"] for name in reports]
     assert done == [2, 1, 1]
 
 
@@ -107,7 +109,7 @@ def test_a_stack_is_segmented_plane_by_plane(pictures, model, tmp_path):
     command = [str(tmp_path / "stack.tif"), *model, "--output", str(output)]
     assert main([*command, "--save", "tif", "csv", *OPTS]) == 0
     expected = [f"stack_{n:04d}.csv" for n in range(3)]
-    assert names(output) == sorted([*expected, "stack.tif", "model.json", "report.json"])
+    assert names(output) == sorted([*expected, "stack.tif"])
     labels = tifffile.imread(output / "stack.tif")
     assert labels.shape == stack.shape and labels.dtype == np.uint16
     with tifffile.TiffFile(output / "stack.tif") as file:
@@ -125,16 +127,15 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(pictures, model, tmp_p
     output = tmp_path / "output"
     assert main([str(pictures), str(other), *model, "--output", str(output), *OPTS]) == 0
     expected = ["1.tif", "2.tif", "3.tif", "5.bmp.tif", "5.png.tif", "other__0.png.tif"]
-    expected += ["pictures__0.png.tif", "model.json", "report.json"]
-    assert names(output) == sorted(expected)
+    assert names(output) == sorted([*expected, "pictures__0.png.tif"])
 
 
 def test_a_picture_that_cannot_be_read_is_reported(pictures, model, tmp_path, capsys):
     (pictures / "2.png").write_bytes(b"no picture")
     output = tmp_path / "output"
     assert main([str(pictures), *model, "--output", str(output), *OPTS]) == 1
-    assert names(output) == ["0.tif", "1.tif", "3.tif", "model.json", "report.json"]
-    failures = json.loads((output / "report.json").read_text())["failures"]
+    assert names(output) == ["0.tif", "1.tif", "3.tif"]
+    failures = json.loads((output / "run" / "report.json").read_text())["failures"]
     assert list(failures) == [str(pictures / "2.png")]
     assert "failed: " in capsys.readouterr().out
 
@@ -150,11 +151,67 @@ def test_predictions_of_different_models_are_not_mixed(pictures, model, weights,
     assert "predictions with min_score 0.0, and this command has 0.2; allowed: another" in error
 
 
+def test_another_configuration_is_another_model(pictures, model, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "output")]
+    assert main([str(pictures), *model, *output, *OPTS]) == 0
+    with pytest.raises(SystemExit):
+        main([str(pictures), *model, *output, *OPTS, "INPUT.MIN_SIZE_TEST", "96"])
+    assert "has predictions with fingerprint" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_files_of_other_pictures_are_neither_replaced_nor_taken_for_done(
+    pictures, model, tmp_path, capsys
+):
+    """Another day's picture of the same name, and label maps that would replace pictures."""
+    output, other = tmp_path / "output", tmp_path / "other"
+    other.mkdir()
+    cv2.imwrite(str(other / "0.png"), np.zeros((40, 50, 3), np.uint8))
+    assert main([str(pictures), *model, "--output", str(output), *OPTS]) == 0
+    before = (output / "0.tif").read_bytes()
+    assert main([str(other), *model, "--output", str(output), *OPTS]) == 1
+    assert "0.tif belongs to" in capsys.readouterr().out
+    assert (output / "0.tif").read_bytes() == before
+    content = (other / "0.png").read_bytes()
+    same = ["--output", str(other), "--save", "png"]
+    assert main([str(other / "0.png"), *model, *same, *OPTS]) == 1
+    assert "0.png exists and was not written by predict" in capsys.readouterr().out
+    assert (other / "0.png").read_bytes() == content
+
+
+def test_a_plane_and_a_picture_of_its_name_do_not_share_a_file(pictures, model, tmp_path, capsys):
+    stack = np.stack([cv2.imread(str(pictures / f"{n}.png"), 0) for n in range(2)])
+    tifffile.imwrite(tmp_path / "s.tif", stack, metadata={"axes": "ZYX"})
+    cv2.imwrite(str(tmp_path / "s_0000.png"), stack[1])
+    files = [str(tmp_path / name) for name in ("s.tif", "s_0000.png")]
+    output = tmp_path / "output"
+    assert main([*files, *model, "--output", str(output), "--save", "csv", *OPTS]) == 1
+    assert "s_0000.csv belongs to" in capsys.readouterr().out
+    assert names(output) == ["s_0000.csv", "s_0001.csv"]
+
+
+def test_a_picture_that_needs_too_much_memory_is_reported(
+    pictures, model, tmp_path, capsys, monkeypatch
+):
+    predicted = Segmenter.predict
+
+    def limited(self, image, *arguments):
+        if str(image).endswith("1.png"):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return predicted(self, image, *arguments)
+
+    monkeypatch.setattr(Segmenter, "predict", limited)
+    output = tmp_path / "output"
+    assert main([str(pictures), *model, "--output", str(output), *OPTS]) == 1
+    assert "1.png: out of memory" in capsys.readouterr().out
+    assert names(output) == ["0.tif", "2.tif", "3.tif"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["none/*.png"], "none/*.png: no image found"),
         (["{pictures}", "--shard", "3/2"], "'3/2'; allowed: I/N with I from 1 to N"),
+        (["{pictures}", "--min-score", "nan"], "'nan'; allowed: 0 to 1"),
         (["{pictures}", "--save", "jpg"], "invalid choice: 'jpg'"),
         (["{pictures}", "--weights", "none.pth"], "weights none.pth: no such file"),
         (["{pictures}", "--channels", "x"], "INPUT.CHANNELS is 'x'; allowed: "),
