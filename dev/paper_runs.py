@@ -3,8 +3,8 @@
 
 usage: python dev/paper_runs.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data ../shared/data]
 
-Records that exist are kept. The weights remain in output/paper/. Those of "loops" are also evaluated
-after other numbers of loops, and the holes of the label maps of "holes" are counted.
+Records that exist are kept, and weights remain in output/paper/. Those of "loops" are also evaluated
+after other numbers of loops, and the holes in the label maps of "holes" are counted.
 """
 
 import argparse
@@ -130,13 +130,20 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
     args = parser.parse_args()
     with ThreadPoolExecutor(args.jobs) as pool:
-        for group in args.groups:
-            for seed in args.seeds:
-                pool.submit(run_chain, RUNS[group], seed, args.data)
+        chains = [
+            pool.submit(run_chain, RUNS[group], seed, args.data)
+            for group in args.groups
+            for seed in args.seeds
+        ]
+    sys.exit(0 if all(chain.result() for chain in chains) else 1)
 
 
-def run_chain(runs: Dict[str, Run], seed: int, data: str) -> None:
-    """Trains the runs of a group with one seed, in order, and measures their weights."""
+def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
+    """Trains the runs of a group with one seed, in order, and measures their weights.
+
+    Returns:
+        Whether everything succeeded. The chain ends at the first failure.
+    """
     for name, run in runs.items():
         folder = OUTPUT / f"{name}_{seed}"
         opts = [*run.opts.split(), *data_opts(run.config, data)]
@@ -151,7 +158,7 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> None:
             command = ["tools/train_net.py", "--config-file", f"configs/{run.config}.yaml", *opts]
             command += ["SEED", str(seed), *start, "OUTPUT_DIR", str(folder.relative_to(ROOT))]
             if not called(command, folder / "output.txt"):
-                return
+                return False
             RESULTS.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "result.json", record)
         for prefix, (script, place) in MEASURED.items():
@@ -160,8 +167,11 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> None:
                 measures.parent.mkdir(parents=True, exist_ok=True)
                 weights = (folder / "model_final.pth").relative_to(ROOT)
                 command = [script, f"configs/{run.config}.yaml", str(weights)]
-                called([*command, str(measures.relative_to(ROOT)), *opts], folder / "measured.txt")
+                command += [str(measures.relative_to(ROOT)), *opts]
+                if not called(command, folder / "measured.txt"):
+                    return False
         print(f"{name}_{seed} done", flush=True)
+    return True
 
 
 def called(command: List[str], output: Path) -> bool:

@@ -17,11 +17,19 @@ from rpe_d2.data.datasets.coco_jsons import read_coco_json
 from rpe_d2.evaluation.ground_truth import make_fit_for_cocoeval
 from rpe_d2.inference import Segmentation
 from rpe_d2.inference.label_formats import FORMATS, coco_annotations
-from rpe_d2.utils.errors import one_line_errors
+from rpe_d2.utils.errors import one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, write_new_file
-from rpe_d2.utils.image_files import image_size, image_stem, list_images, plane_names, printable
+from rpe_d2.utils.image_files import (
+    image_size,
+    image_stem,
+    list_images,
+    plane_names,
+    printable,
+    split_plane,
+)
+from rpe_d2.utils.images import ImageReader, to_rgb
 from rpe_d2.utils.json_text import parse_json, read_text
-from rpe_d2.utils.label_folders import common_stem
+from rpe_d2.utils.label_folders import common_stem, unique_by_stem
 from rpe_d2.utils.label_maps import read_label_map
 
 _COCO = "coco"
@@ -38,7 +46,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = _parse(argv)
     with one_line_errors():
-        images = _Images(args.images)
+        images = _Images(args.images, with_pixels=args.to == "csv")
         found = _source(args.source, images)
         count = objects = 0
         output = Path(args.output)
@@ -51,8 +59,13 @@ def main(argv: Optional[List[str]] = None) -> int:
         else:
             make_writable_folder("OUTPUT", output)
             for segmentation in tqdm(found, desc="convert", unit="image", disable=None):
-                stem = image_stem(segmentation.name) + args.suffix
-                segmentation.save(output / f"{stem}.{args.to}")
+                stem = common_stem(segmentation.name.replace("/", "__")) + args.suffix
+                path = output / f"{stem}.{args.to}"
+                if path.exists():
+                    raise ValueError(
+                        f"OUTPUT has {printable(str(path))} already; allowed: a folder without it"
+                    )
+                segmentation.save(path)
                 count, objects = count + 1, objects + len(segmentation)
     print(f"{count} images, {objects} objects")
     return 0
@@ -74,8 +87,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="folder of the images: names of the files in COCO's format, sizes for GeoJSON, and "
-        "intensities for csv",
+        help="folder of the images: names in COCO's format, sizes for GeoJSON, intensities for csv",
     )
     parser.add_argument(
         "--suffix", default="", help="end of the names of the files, such as _masks for Cellpose"
@@ -86,21 +98,26 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 class _Images:
     """The images that objects belong to, by the common part of their names."""
 
-    def __init__(self, folder: Optional[str]):
+    def __init__(self, folder: Optional[str], with_pixels: bool):
         self.folder = folder
+        self.reader = ImageReader("RGB") if folder is not None and with_pixels else None
         if folder is not None and not os.path.isdir(folder):
             raise ValueError(f"--images is {folder}; there is no such folder")
         files = [] if folder is None else list_images(folder)
-        self._files = {common_stem(file): file for file in files}
+        # A folder may have label maps beside the images.
+        images = [file for file in files if common_stem(file) == image_stem(file)]
+        self._files = unique_by_stem(("--images", str(folder)), images or files)
 
     def name_of(self, file: str) -> str:
         """Returns the file name of the image of a file of objects, or that of the file itself."""
         if self.folder is None:
             return os.path.basename(file)
-        return os.path.basename(self.path_of(file))
+        plane = split_plane(file)[1]
+        name = os.path.basename(self.path_of(file))
+        return name if plane is None else f"{name}[{plane}]"
 
     def path_of(self, file: str) -> str:
-        path = self._files.get(common_stem(file))
+        path = self._files.get(common_stem(split_plane(file)[0]))
         if path is None:
             raise ValueError(
                 f"--images {self.folder} has no image for {printable(file)}; allowed: one of the "
@@ -117,7 +134,7 @@ def _source(path: str, images: _Images) -> Iterator[Segmentation]:
         files = list_images(path)
         if not files:
             raise ValueError(f"SOURCE {path} has no label maps; allowed: PNG, TIFF, NPY, GeoJSON")
-        return _of_label_maps(files, images)
+        return _of_label_maps(list(unique_by_stem(("SOURCE", path), files).values()), images)
     if os.path.isfile(path) and path.endswith(".json"):
         return _of_coco(path)
     raise ValueError(f"SOURCE is {path}; allowed: an existing folder, or a .json file")
@@ -126,7 +143,17 @@ def _source(path: str, images: _Images) -> Iterator[Segmentation]:
 def _of_label_maps(files: List[str], images: _Images) -> Iterator[Segmentation]:
     for file in files:
         for plane in plane_names(file):
-            yield Segmentation(read_label_map(plane), name=images.name_of(plane))
+            name = images.name_of(plane)
+            picture = None
+            if images.reader is not None:
+                picture = to_rgb(images.reader.read(_plane_of(images.path_of(plane), plane)))
+            yield Segmentation(read_label_map(plane), image=picture, name=name)
+
+
+def _plane_of(path: str, plane: str) -> str:
+    """Returns the name of the plane of an image that belongs to a plane of a label map."""
+    number = split_plane(plane)[1]
+    return path if number is None else f"{path}[{number}]"
 
 
 def _of_coco(path: str) -> Iterator[Segmentation]:
@@ -158,16 +185,16 @@ def _of_coco(path: str) -> Iterator[Segmentation]:
 def _of_geojson(files: List[str], images: _Images) -> Iterator[Segmentation]:
     if images.folder is None:
         raise ValueError("SOURCE has GeoJSON files; --images is needed for the sizes of the images")
-    contents = {file: parse_json(read_text(file), file) for file in files}
-    try:
-        named = {
-            file: [_polygons(feature, file) for feature in content["features"]]
-            for file, content in contents.items()
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"SOURCE has a file that is not GeoJSON with polygons ({error})"
-        ) from error
+    named = {}
+    for file in files:
+        try:
+            features = parse_json(read_text(file), file)["features"]
+            named[file] = [_polygons(feature) for feature in features]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"SOURCE has {printable(file)}, which is not GeoJSON with polygons "
+                f"({one_line(error)}); allowed: Polygon and MultiPolygon"
+            ) from error
     names = sorted({name for features in named.values() for _, name, _ in features})
     for file, features in named.items():
         path = images.path_of(file)
@@ -189,16 +216,26 @@ def _of_geojson(files: List[str], images: _Images) -> Iterator[Segmentation]:
         )
 
 
-def _polygons(feature: Dict[str, Any], file: str) -> Tuple[List[List[np.ndarray]], str, float]:
+def _polygons(feature: Dict[str, Any]) -> Tuple[List[List[np.ndarray]], str, float]:
     """Returns the polygons of a feature, the name of its class and its score."""
     geometry, properties = feature["geometry"], feature.get("properties") or {}
     if geometry["type"] not in ("Polygon", "MultiPolygon"):
-        raise ValueError(f"{printable(file)} has a {geometry['type']}")
+        raise ValueError(f"a {geometry['type']}")
     polygons = geometry["coordinates"]
     polygons = [polygons] if geometry["type"] == "Polygon" else polygons
-    rings = [[np.array(ring, float).reshape(-1, 2) for ring in rings] for rings in polygons]
-    name = (properties.get("classification") or {}).get("name", "object")
-    return rings, str(name), float(properties.get("score", 1.0))
+    rings = [[_ring(ring) for ring in rings] for rings in polygons if rings]
+    classification = properties.get("classification") or {}
+    if isinstance(classification, dict):
+        classification = classification.get("name", "object")
+    return rings, str(classification), float(properties.get("score", 1.0))
+
+
+def _ring(points: Any) -> np.ndarray:
+    """Returns the corners (n, 2) of a ring, without altitudes."""
+    ring = np.array(points, float)
+    if ring.ndim != 2 or ring.shape[0] < 3 or ring.shape[1] < 2 or not np.isfinite(ring).all():
+        raise ValueError(f"a ring of shape {ring.shape}")
+    return ring[:, :2]
 
 
 def _filled(polygons: List[List[np.ndarray]], size: Tuple[int, int]) -> np.ndarray:

@@ -18,7 +18,7 @@ from rpe_d2.utils.image_files import image_stem, plane_names, printable
 from rpe_d2.utils.label_folders import match_files
 from rpe_d2.utils.label_maps import read_label_map
 
-from .arguments import command_line
+from .arguments import command_line, positive
 
 # What is printed; the file has all of them.
 _PRINTED = ("S@0.5", "S@0.75", "S", "F1@0.5", "PQ", "AJI", "AJI+", "SBD", "|DiC|", "pred", "true")
@@ -34,7 +34,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = _parse(argv)
     with one_line_errors():
-        if os.path.isdir(args.pred) or os.path.isdir(args.truth):
+        kinds = [os.path.isdir(path) for path in (args.pred, args.truth)]
+        if kinds[0] != kinds[1] and os.path.exists(args.pred) and os.path.exists(args.truth):
+            raise ValueError(
+                f"one of PRED {args.pred} and TRUTH {args.truth} is a folder; allowed: two folders "
+                "or two files"
+            )
+        if any(kinds):
             pairs = match_files(("TRUTH", args.truth), ("PRED", args.pred))
         else:
             pairs = [(args.truth, args.pred)]
@@ -68,7 +74,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("truth", metavar="TRUTH", help="the true label map, or a folder")
     parser.add_argument("--json", metavar="FILE", help="writes all measures of all images")
     parser.add_argument(
-        "--rows", type=int, default=10, metavar="N", help="images that are printed (10)"
+        "--rows", type=positive, default=10, metavar="N", help="images that are printed (10)"
     )
     return parser.parse_args(argv)
 

@@ -8,12 +8,11 @@ All objects are of one class, and a pixel belongs to at most one object of a lab
 * SBD, DiC: Scharr et al., Machine Vision and Applications 2016. Background is not an object.
 """
 
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, NamedTuple, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
+from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 
 __all__ = ["S_THRESHOLDS", "LabelOverlaps", "label_metrics", "label_overlaps", "mean_label_metrics"]
 
@@ -195,28 +194,21 @@ def _best_of_targets(overlaps: LabelOverlaps) -> np.ndarray:
 
 
 def _one_to_one(overlaps: LabelOverlaps) -> np.ndarray:
-    """Returns the indices of pairs one to one with the largest sum of IoUs.
-
-    The assignment is solved for each connected group of overlapping objects by itself.
-    """
-    num_pred, num_target = len(overlaps.pred_areas), len(overlaps.target_areas)
-    size = num_pred + num_target
-    ends = overlaps.pred.astype(np.int32), (overlaps.target + num_pred).astype(np.int32)
-    graph = coo_array((np.ones(len(ends[0])), ends), (size, size)).tocsr()
-    _, component = connected_components(graph, directed=False)
-    of_pair = component[overlaps.pred]
-    order = np.argsort(of_pair, kind="stable")
-    starts = np.flatnonzero(np.diff(of_pair[order], prepend=-1))
-    chosen: List[np.ndarray] = [np.zeros(0, np.int64)]
-    iou = overlaps.iou
-    for group in np.split(order, starts[1:]) if len(order) else []:
-        rows, row = np.unique(overlaps.pred[group], return_inverse=True)
-        columns, column = np.unique(overlaps.target[group], return_inverse=True)
-        gain, index = np.zeros((2, len(rows), len(columns)))
-        gain[row, column], index[row, column] = iou[group], group + 1
-        pairs = index[linear_sum_assignment(gain, maximize=True)].astype(np.int64)
-        chosen.append(pairs[pairs > 0] - 1)
-    return np.concatenate(chosen)
+    """Returns the indices of pairs one to one with the largest sum of IoUs."""
+    count, num_pairs = len(overlaps.pred_areas), len(overlaps.iou)
+    if num_pairs == 0:
+        return np.zeros(0, np.int64)
+    # A predicted object without a partner takes a column of its own, which has no gain. SciPy's
+    # sparse assignment takes no zeros, so that 2 is added to every cost.
+    rows = np.concatenate([overlaps.pred, np.arange(count)]).astype(np.int32)
+    own = len(overlaps.target_areas) + np.arange(count)
+    columns = np.concatenate([overlaps.target, own]).astype(np.int32)
+    cost = np.concatenate([2 - overlaps.iou, np.full(count, 2.0)])
+    shape = count, len(overlaps.target_areas) + count
+    pred, target = min_weight_full_bipartite_matching(coo_array((cost, (rows, columns)), shape))
+    number = coo_array((np.arange(1, num_pairs + 1), (overlaps.pred, overlaps.target)), shape)
+    pairs = np.asarray(number.tocsr()[pred, target]).reshape(-1)
+    return pairs[pairs > 0] - 1
 
 
 def _aji(overlaps: LabelOverlaps, pairs: np.ndarray) -> float:

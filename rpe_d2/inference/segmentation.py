@@ -58,7 +58,17 @@ class Segmentation:
             image: (H, W, 3) uint8 RGB.
             name: name of the image.
             instances: the objects with whole masks. None: they are made of the labels.
+
+        Raises:
+            ValueError: An argument has another shape or other values.
         """
+        labels = np.asarray(labels)
+        is_map = labels.ndim == 2 and labels.dtype.kind in "biu"
+        if not is_map or labels.min(initial=0) < 0:
+            raise ValueError(
+                f"labels of {name or 'an image'} have shape {labels.shape}, type {labels.dtype} and "
+                f"the minimum {labels.min(initial=0)}; allowed: whole numbers from 0, (H, W)"
+            )
         known, packed = np.unique(labels, return_inverse=True)
         first = int(len(known) > 0 and known[0] == 0)  # there may be no background
         count = len(known) - first
@@ -70,7 +80,14 @@ class Segmentation:
             if values.shape != (count,):
                 raise ValueError(f"{what} has shape {values.shape}; allowed: ({count},)")
         self.class_names = tuple(class_names)
-        self.category_ids = tuple(category_ids or range(1, len(self.class_names) + 1))
+        if count and not 0 <= self.class_ids.min() <= self.class_ids.max() < len(self.class_names):
+            raise ValueError(
+                f"class_ids are {self.class_ids.min()} to {self.class_ids.max()}; allowed: 0 to "
+                f"{len(self.class_names) - 1}"
+            )
+        if category_ids is None:
+            category_ids = range(1, len(self.class_names) + 1)
+        self.category_ids = tuple(category_ids)
         self.image = image
         self.name = name
         self._instances = instances

@@ -15,7 +15,8 @@ class LinearPropagation(nn.Module):
 
     The gates of a pixel are a 1 x 1 convolution of the guide (Liu et al., NIPS 2017, section 3),
     see :func:`rpe_d2.ops.propagation.spatial_propagation`. Input and output have the same shape, so
-    that the layer fits between any two layers. Gates start near 0 and results near the input.
+    that the layer fits between any two layers. Gates start near 0 and results near the input. The
+    mode "abs_sum" is different: it makes the gates of every direction sum to 1.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class LinearPropagation(nn.Module):
         self.gates = nn.Conv2d(guide_channels or channels, 4 * self.groups * connections, 1)
         nn.init.normal_(self.gates.weight, std=1e-3)
         # With "softmax", a logit of -3 is a weight of 0.04 beside that of the input.
-        nn.init.constant_(self.gates.bias, -3.0 if mode == "softmax" else 0.0)
+        # "abs_sum" divides by the sum of the gates, which must not be 0 where the guide is.
+        nn.init.constant_(self.gates.bias, {"softmax": -3.0, "abs_sum": 1.0}.get(mode, 0.0))
 
     def forward(self, x: torch.Tensor, guide: Optional[torch.Tensor] = None) -> torch.Tensor:
         """

@@ -6,30 +6,27 @@ from typing import Dict, List, Sequence, Tuple
 
 from .image_files import image_stem, list_images, printable
 
-__all__ = ["LABEL_SUFFIXES", "common_stem", "match_files"]
+__all__ = ["NAME_ENDINGS", "common_stem", "match_files", "unique_by_stem"]
 
 # What programs append to the name of an image for its label map.
-LABEL_SUFFIXES = ("_cp_masks", "_masks", "_mask", "_labels", "_label", ".labels", "_seg", "_gt")
-_SUFFIX = re.compile(f"({'|'.join(map(re.escape, LABEL_SUFFIXES))})$")
+NAME_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label", ".labels", "_seg", "_gt")
+_ENDING = re.compile(f"({'|'.join(map(re.escape, NAME_ENDINGS))})$")
 
 
 def common_stem(file_name: str) -> str:
-    """Returns the name of a file without folder, suffix and one of ``LABEL_SUFFIXES``."""
+    """Returns the name of a file without folder, suffix and one of ``NAME_ENDINGS``."""
     stem = image_stem(file_name)
-    return _SUFFIX.sub("", stem) or stem
+    return _ENDING.sub("", stem) or stem
 
 
-def match_files(
-    first: Tuple[str, str], second: Tuple[str, str], *, all_of_second: bool = False
-) -> List[Tuple[str, str]]:
+def match_files(first: Tuple[str, str], second: Tuple[str, str]) -> List[Tuple[str, str]]:
     """Matches the files of two folders by their names, such as images and their label maps.
 
-    The names of a pair differ in the suffix and in one of ``LABEL_SUFFIXES`` at most. A folder may
+    The names of a pair differ in the suffix and in one of ``NAME_ENDINGS`` at most. A folder may
     contain both files of a pair.
 
     Args:
         first, second: a key or an argument, for messages, and the folder that it names.
-        all_of_second: whether each file of the second folder has to have a partner, too.
 
     Returns:
         The paths of each pair, in alphabetical order of the first.
@@ -40,24 +37,19 @@ def match_files(
     """
     files = [_files(*first), _files(*second)]
     if os.path.realpath(first[1]) == os.path.realpath(second[1]):
-        labels = [file for file in files[0] if _SUFFIX.search(image_stem(file))]
-        files = [[file for file in files[0] if file not in set(labels)], labels]
-    partners = _by_stem(second, files[1])
-    _by_stem(first, files[0])
+        is_label = [bool(_ENDING.search(image_stem(file))) for file in files[0]]
+        files = [[f for f, label in zip(files[0], is_label) if label == kind] for kind in (0, 1)]
+    partners = unique_by_stem(second, files[1])
+    unique_by_stem(first, files[0])
     pairs = []
     for file in files[0]:
         partner = partners.pop(common_stem(file), None)
         if partner is None:
             raise ValueError(
                 f"{first[0]}: {printable(file)} has no partner in {second[0]} {second[1]}; "
-                f"allowed: a file of the same name, or with {', '.join(LABEL_SUFFIXES)}"
+                f"allowed: a file of the same name, or with {', '.join(NAME_ENDINGS)}"
             )
         pairs.append((file, partner))
-    if partners and all_of_second:
-        raise ValueError(
-            f"{second[0]}: {printable(next(iter(partners.values())))} has no partner in "
-            f"{first[0]} {first[1]}; allowed: a file of the same name"
-        )
     return pairs
 
 
@@ -70,7 +62,16 @@ def _files(key: str, folder: str) -> List[str]:
     return files
 
 
-def _by_stem(named: Tuple[str, str], files: Sequence[str]) -> Dict[str, str]:
+def unique_by_stem(named: Tuple[str, str], files: Sequence[str]) -> Dict[str, str]:
+    """Returns files by the common part of their names.
+
+    Args:
+        named: a key or an argument, for messages, and the folder that it names.
+        files: paths of files in the folder.
+
+    Raises:
+        ValueError: Two files share it.
+    """
     by_stem: Dict[str, str] = {}
     for file in files:
         stem = common_stem(file)

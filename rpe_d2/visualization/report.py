@@ -234,8 +234,8 @@ def _error_section(rows: Sequence[Dict[str, Any]]) -> str:
         return ""
     note = (
         "<p>Left: what AP50 would gain if all errors of one kind were corrected (TIDE, Bolya et "
-        "al. 2020). The gains do not add up. A prediction is localized if its IoU with an object "
-        "is at least 0.5, and background below 0.1."
+        "al. 2020). The gains do not add up. A prediction finds an object if their IoU is at "
+        "least 0.5. It is background if its IoU with every object is at most 0.1."
     )
     if any("oracles" in row for row in rows):
         note += (

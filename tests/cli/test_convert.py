@@ -81,6 +81,59 @@ def test_the_names_of_cellpose(folder):
         main([*command, *images])  # nothing is overwritten
 
 
+def test_images_beside_their_label_maps_and_stacks(tmp_path):
+    for name in ("a.png", "a_masks.png"):
+        Image.fromarray(np.full((4, 6), 3, np.uint8)).save(tmp_path / name)
+    stack = np.zeros((2, 4, 6), np.uint16)
+    stack[:, 1:3, 2:4] = 5
+    (tmp_path / "labels").mkdir()
+    tifffile.imwrite(tmp_path / "labels" / "a.tif", stack, metadata={"axes": "ZYX"})
+    images = ["--images", str(tmp_path)]
+    assert main([str(tmp_path / "labels"), str(tmp_path / "x.json"), "--to", "coco", *images]) == 0
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == ["a.png[0]", "a.png[1]"]
+    Image.fromarray(stack[0].astype(np.uint8)).save(tmp_path / "labels" / "a.png")
+    with pytest.raises(SystemExit):  # two files for one image
+        main([str(tmp_path / "labels"), str(tmp_path / "y.json"), "--to", "coco", *images])
+
+
+def test_intensities_of_a_table(folder):
+    cv2.imwrite(str(folder / "images" / "a1.png"), np.full((30, 40), 50, np.uint8))
+    images = ["--images", str(folder / "images")]
+    assert main([str(folder / "labels"), str(folder / "csv"), "--to", "csv", *images]) == 0
+    header, *rows = (folder / "csv" / "a1.csv").read_text().splitlines()
+    assert header.endswith(",mean_intensity") and {row.rsplit(",")[-1] for row in rows} == {"50"}
+
+
+def test_polygons_of_other_programs(tmp_path):
+    """Altitudes, names of classes as text, and polygons without points."""
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "images" / "a.png")
+    ring = [[1, 1, 7], [6, 1, 7], [6, 5, 7], [1, 5, 7], [1, 1, 7]]
+    features = [
+        {"geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}},
+        {
+            "geometry": {"type": "Polygon", "coordinates": []},
+            "properties": {"classification": "tree"},
+        },
+    ]
+    (tmp_path / "polygons").mkdir()
+    (tmp_path / "polygons" / "a.geojson").write_text(json.dumps({"features": features}))
+    images = ["--images", str(tmp_path / "images")]
+    assert main([str(tmp_path / "polygons"), str(tmp_path / "out"), "--to", "png", *images]) == 0
+    expected = np.zeros((9, 9), int)
+    expected[1:5, 1:6] = 1
+    assert np.array_equal(read(tmp_path / "out" / "a.png"), expected)
+
+
+def test_coco_with_folders(tmp_path):
+    content = make_content()
+    content["images"][0]["file_name"], content["images"][1]["file_name"] = "x/1.png", "y/1.png"
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert main([str(tmp_path / "x.json"), str(tmp_path / "out"), "--to", "tif"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x__1.tif", "y__1.tif"]
+
+
 def test_classes_scores_and_crowds_of_coco(tmp_path):
     content = make_content()
     content["annotations"][0]["score"] = 0.25
@@ -92,7 +145,7 @@ def test_classes_scores_and_crowds_of_coco(tmp_path):
     # The rectangle of 2 x 3 pixels is smaller and thus in front.
     assert found["class_ids"].tolist() == [0, 1] and found["scores"].tolist() == [0.25, 1]
     assert (found["labels"] == 2).sum() == 6
-    assert len(np.load(tmp_path / "out" / "b.npz")["scores"]) == 0
+    assert len(np.load(tmp_path / "out" / "sub__b.npz")["scores"]) == 0
 
 
 def test_one_line_errors(folder, tmp_path, capsys):

@@ -88,11 +88,19 @@ def test_a_table_of_classes(folders, name):
     rows = ["file,id,class"]
     for number in range(3):
         rows += [f"a{number}.png,7,cell", f"a{number}_masks.tif,12,cell", f"a{number},300,body"]
-    (folders / "classes.csv").write_text("\n".join(rows))
+    (folders / "classes.csv").write_text("\ufeff" + "\n".join(rows))  # as Excel writes it
     register_label_dirs([entry(name, folders, folders / "classes.csv")])
     assert MetadataCatalog.get(name).thing_classes == ["body", "cell"]
     for record in DatasetCatalog.get(name):
         assert [a["category_id"] for a in record["annotations"]] == [1, 1, 0]
+
+
+def test_images_and_label_maps_in_one_folder(folders, name):
+    for file in (folders / "labels").iterdir():
+        file.rename(folders / "images" / file.name)
+    text = f"{name}={folders}/images:{folders}/images:{folders}/classes"
+    register_label_dirs([text])
+    assert [len(record["annotations"]) for record in DatasetCatalog.get(name)] == [3, 3, 3]
 
 
 def write(path, array):
@@ -115,6 +123,17 @@ def damage(folders, kind):
         (folders / "classes.csv").write_text("file,id,class\na0.png,7,cell\n")
     elif kind == "number":
         (folders / "classes.csv").write_text("file,id,class\na0.png,seven,cell\n")
+    elif kind == "twice":
+        (folders / "classes.csv").write_text("file,id,class\na0.png,7,cell\na0,7,body\n")
+    elif kind == "quote":
+        (folders / "classes.csv").write_text('file,id,class\n"' + "x" * 140_000)
+    elif kind == "lost":
+        (folders / "classes" / "a1.png").unlink()
+    elif kind == "large":
+        (folders / "classes" / "a1.png").unlink()
+        image = np.zeros((30, 40), np.uint32)
+        image[5, 5] = 70_000
+        write(folders / "classes" / "a1.tif", image)
     elif kind == "none":
         image = np.zeros((30, 40), np.uint8)
         image[0, 0] = 2
@@ -131,6 +150,10 @@ def damage(folders, kind):
         ("columns", "classes.csv", "has the columns name, id, class; allowed: file, id, class"),
         ("row", "classes.csv", "has no class of object 12 of .*a0.png; allowed: a row for every"),
         ("number", "classes.csv", "line 2: id 'seven', class 'cell'; allowed: a number and a name"),
+        ("twice", "classes.csv", "line 3: object 7 of a0 is 'body' and 'cell'; allowed: one class"),
+        ("quote", "classes.csv", "is not CSV .*; allowed: rows of file, id, class"),
+        ("large", "classes", "a1.tif has the classes 0 to 70000; allowed: 0 to 65535"),
+        ("lost", "classes", "which has no class map for .*a1.png; allowed: one of the same name"),
         ("none", "classes", "a1.png has no class at object 7; allowed: 1 to 3"),
         ("", "nothing.csv", "classes is .*nothing.csv; there is no such file or folder"),
     ],

@@ -115,6 +115,7 @@ def test_many_objects_take_seconds():
     found = label_metrics(pred, target)
     assert time.process_time() - start < 20
     assert found["true"] > 20_000
+    # Every object overlaps the next one, so that all of them are one group.
     overlaps = label_overlaps(pred, target)
     assert len(overlaps.common) < 3 * found["true"]
     assert 0.99 < found["S@0.7"] <= 1 and found["S@0.8"] < 0.01

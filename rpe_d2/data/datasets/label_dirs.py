@@ -5,16 +5,16 @@ import functools
 import io
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from rpe_d2.utils.image_files import image_size, image_stem, printable
+from rpe_d2.utils.image_files import image_size, image_stem, list_images, printable
 from rpe_d2.utils.json_text import read_text
-from rpe_d2.utils.label_folders import common_stem, match_files
+from rpe_d2.utils.label_folders import common_stem, match_files, unique_by_stem
 from rpe_d2.utils.label_maps import encode_labels, read_label_map
 from rpe_d2.utils.readable import UnreadableImage
 
@@ -24,6 +24,7 @@ _KEY = "DATASETS.LABEL_DIRS"
 _ONE_CLASS = "object"
 _COLUMNS = ("file", "id", "class")
 _NAMES = "classes.txt"
+_MOST_CLASSES = 65535
 
 
 class _Folders(NamedTuple):
@@ -125,21 +126,36 @@ class _ClassTable(_Classes):
     def __init__(self, path: str):
         self._path = path
         self._of: Dict[Tuple[str, int], str] = {}
-        rows = csv.DictReader(io.StringIO(read_text(path)))
+        text = read_text(path).removeprefix("\ufeff")  # the mark that Excel writes
+        rows = csv.DictReader(io.StringIO(text))
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
             raise ValueError(
                 f"{path} has the columns {', '.join(rows.fieldnames or ['none'])}; allowed: "
                 f"{', '.join(_COLUMNS)}"
             )
-        for row in rows:
+        for row in self._rows(rows):
             number, name = str(row["id"]).strip(), str(row["class"] or "").strip()
             if not number.isdecimal() or not name:
                 raise ValueError(
                     f"{path}, line {rows.line_num}: id {number!r}, class {name!r}; allowed: a "
                     "number and a name"
                 )
-            self._of[common_stem(str(row["file"])), int(number)] = name
+            key = common_stem(str(row["file"])), int(number)
+            if self._of.setdefault(key, name) != name:
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: object {number} of {printable(key[0])} is "
+                    f"{name!r} and {self._of[key]!r}; allowed: one class"
+                )
         self.names = tuple(sorted(set(self._of.values())))
+
+    def _rows(self, rows: csv.DictReader) -> Iterator[Dict[str, Any]]:
+        try:
+            yield from rows
+        except csv.Error as error:
+            raise ValueError(
+                f"{self._path}, line {rows.line_num} is not CSV ({error}); allowed: rows of "
+                f"{', '.join(_COLUMNS)}"
+            ) from error
 
     def of(self, image: str, labels: np.ndarray, label: int) -> int:
         name = self._of.get((common_stem(image), label))
@@ -155,37 +171,63 @@ class _ClassMaps(_Classes):
     """Classes from a folder of label maps."""
 
     def __init__(self, folder: str, images_and_labels: Sequence[Tuple[str, str]]):
-        images = os.path.dirname(images_and_labels[0][0])
-        self._maps = dict(match_files(("images", images), ("classes", folder)))
+        maps = unique_by_stem(("classes", folder), list_images(folder))
+        images = [image for image, _ in images_and_labels]
+        missing = [image for image in images if common_stem(image) not in maps]
+        if missing:
+            raise ValueError(
+                f"classes is {folder}, which has no class map for {printable(missing[0])}; "
+                "allowed: one of the same name for every image"
+            )
+        self._maps = {image: maps[common_stem(image)] for image in images}
         file = Path(folder) / _NAMES
         if file.is_file():
-            lines = read_text(str(file)).splitlines()
-            self.names = tuple(line.strip() for line in lines if line.strip())
+            self.names = tuple(line.strip() for line in read_text(str(file)).splitlines())
         else:
-            used = [image for image, _ in images_and_labels]
-            count = max(int(read_label_map(self._maps[image]).max(initial=0)) for image in used)
+            count = max(int(_read_classes(self._maps[i]).max(initial=0)) for i in images)
             self.names = tuple(f"class {number}" for number in range(1, count + 1))
-        self._last: Tuple[str, Optional[np.ndarray]] = ("", None)
+        self._last: Tuple[str, Dict[int, int]] = ("", {})
 
     def of(self, image: str, labels: np.ndarray, label: int) -> int:
         path = self._maps[image]
         if self._last[0] != path:
-            classes = read_label_map(path)
+            classes = _read_classes(path)
             if classes.shape != labels.shape:
                 raise ValueError(
                     f"{printable(path)} is {classes.shape[1]} x {classes.shape[0]} pixels; "
                     f"allowed: {labels.shape[1]} x {labels.shape[0]}, as the label map"
                 )
-            self._last = path, classes
-        counts = np.bincount(self._last[1][labels == label])
-        counts[0] = 0  # pixels without a class
-        number = int(counts.argmax())
-        if not counts.any() or number > len(self.names):
-            found = f"class {number}" if counts.any() else "no class"
+            self._last = path, _majority(labels, classes)
+        number = int(self._last[1][label])
+        if not 0 < number <= len(self.names):
+            found = f"class {number}" if number else "no class"
             raise ValueError(
                 f"{printable(path)} has {found} at object {label}; allowed: 1 to {len(self.names)}"
             )
         return number - 1
+
+
+def _read_classes(path: str) -> np.ndarray:
+    classes = read_label_map(path)
+    if classes.size and not 0 <= classes.min() <= classes.max() <= _MOST_CLASSES:
+        raise ValueError(
+            f"{printable(path)} has the classes {classes.min()} to {classes.max()}; allowed: 0 to "
+            f"{_MOST_CLASSES}"
+        )
+    return classes
+
+
+def _majority(labels: np.ndarray, classes: np.ndarray) -> Dict[int, int]:
+    """Returns the class of most pixels of each object, 0 if none of them has a class."""
+    pairs, counts = np.unique(
+        np.stack([labels[labels > 0], classes[labels > 0]]), axis=1, return_counts=True
+    )
+    best: Dict[int, Tuple[int, int]] = {}
+    for label, number, count in zip(*pairs.tolist(), counts.tolist()):
+        # The lowest class wins where several have as many pixels.
+        if number and count > best.get(label, (0, 0))[1]:
+            best[label] = number, count
+    return {label: best.get(label, (0, 0))[0] for label in np.unique(pairs[0]).tolist()}
 
 
 def _classes(folders: _Folders, pairs: Sequence[Tuple[str, str]]) -> _Classes:

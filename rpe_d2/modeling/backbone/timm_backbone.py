@@ -54,7 +54,8 @@ class TimmBackbone(Backbone):
             norm: "BN", "FrozenBN" or "SyncBN" in place of batch normalization. Other kinds of
                 normalization are not changed.
             in_channels: channels of the image.
-            weights: see :func:`load_timm_weights`. Empty means random weights.
+            weights: see :func:`load_timm_weights`. "download" lets timm download them, and empty
+                means random weights.
 
         Raises:
             ImportError: The package timm is not installed.
@@ -82,11 +83,15 @@ class TimmBackbone(Backbone):
             with _without_warnings("timm.models._builder"):  # of the classifier, which is not built
                 self.body = timm.create_model(name, features_only=True, **options)
         except Exception as error:  # the download of weights may raise any error
-            raise ValueError(f"{_WEIGHTS} is {weights} for {name}: {one_line(error)}") from error
+            what = (
+                f"{_WEIGHTS} is {weights} for {name}" if weights else f"MODEL.TIMM.NAME is {name}"
+            )
+            raise ValueError(f"{what}: {one_line(error)}") from error
         if norm == "FrozenBN":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
             self.body = timm.layers.convert_sync_batchnorm(self.body)
+        self._has_channels_last = getattr(self.body, "output_fmt", None) == timm.layers.Format.NHWC
         strides = self.body.feature_info.reduction()
         self._out_feature_strides = dict(zip(self._out_features, strides))
         self._out_feature_channels = dict(
@@ -103,9 +108,7 @@ class TimmBackbone(Backbone):
         """
         outputs = {}
         for name, maps in zip(self._out_features, self.body(image)):
-            if maps.shape[1] != self._out_feature_channels[name]:
-                maps = maps.permute(0, 3, 1, 2)  # some transformers have channels last
-            outputs[name] = maps.contiguous()
+            outputs[name] = maps.permute(0, 3, 1, 2) if self._has_channels_last else maps
         return outputs
 
     @property

@@ -13,6 +13,8 @@ from .pixel_groups import PixelGroups
 GROUP_CLASSES = ("vote", "head", "product")
 POOLINGS = ("mean", "attention")
 _HIDDEN = 128
+# Scores this far below the largest one have the same weight, which float32 still resolves.
+_LOWEST_SCORE = -20.0
 # IoU with an instance from which on a group has its class. Other groups are background.
 _MIN_IOU = 0.5
 
@@ -30,8 +32,8 @@ class GroupHead(nn.Module):
             feature_dim: C, the number of channels of the embedding head's features.
             num_classes: K, without background.
             pooling: "mean" pools the features under and around a mask and adds its shape.
-                "attention" pools them once for each class, with weights that a learned query of
-                the class gives to the pixels of the mask.
+                "attention" also pools them once for each class, with weights that a learned query
+                of the class gives to the pixels of the mask.
 
         Raises:
             ValueError: An argument is out of range.
@@ -76,7 +78,8 @@ class GroupHead(nn.Module):
         if self.queries is None:
             return features.new_zeros(())
         scores = self.queries(features) * features.shape[1] ** -0.5  # (P, K + 1)
-        attention = (scores - scores.amax(dim=0)).exp()
+        # Masks may lie where all scores are far below the largest one of the image.
+        attention = (scores - scores.amax(dim=0)).clamp(min=_LOWEST_SCORE).exp()
         values = attention * (features @ self.class_weights.T)
         return weights @ values / (weights @ attention).clamp(min=1e-12)
 
