@@ -3,8 +3,8 @@
 
 usage: python dev/paper_runs.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data ../shared/data]
 
-Records that exist are kept, and weights remain in output/paper/. Those of "loops" are also evaluated
-after other numbers of loops, and the holes in the label maps of "holes" are counted.
+Records that exist are kept, and weights remain in output/paper/. Those of "loops" are evaluated
+after other numbers of loops, too, and the holes in the label maps of "holes" are counted.
 """
 
 import argparse

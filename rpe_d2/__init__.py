@@ -13,9 +13,8 @@ __all__ = ["Segmenter", "add_rpe_config", "get_cfg", "get_config_file"]
 
 _HAS_DETECTRON2 = _find_spec("detectron2") is not None
 
-if (
-    _HAS_DETECTRON2 and _find_spec("cv2") is None
-):  # undeclared: OpenCV packages overwrite each other
+# No dependency declares OpenCV, because its packages overwrite each other.
+if _HAS_DETECTRON2 and _find_spec("cv2") is None:
     raise ImportError(
         "rpe_d2 needs OpenCV: pip install opencv-contrib-python-headless, or another package with "
         "the module cv2"

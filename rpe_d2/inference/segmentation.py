@@ -66,7 +66,7 @@ class Segmentation:
         is_map = labels.ndim == 2 and labels.dtype.kind in "biu"
         if not is_map or labels.min(initial=0) < 0:
             raise ValueError(
-                f"labels of {name or 'an image'} have shape {labels.shape}, type {labels.dtype} and "
+                f"labels of {name or 'an image'} have shape {labels.shape}, {labels.dtype} and "
                 f"the minimum {labels.min(initial=0)}; allowed: whole numbers from 0, (H, W)"
             )
         known, packed = np.unique(labels, return_inverse=True)
