@@ -7,9 +7,8 @@ A hole is a connected region that one class other than background encloses.
 """
 
 import argparse
-import json
-import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rpe_d2.engine.run_record import current_commit, hardware  # noqa: E402
+from dev.measured_record import write_measured_record  # noqa: E402
 from rpe_d2.engine.setup import load_config  # noqa: E402
 from rpe_d2.engine.trainer import Trainer  # noqa: E402
 from rpe_d2.utils.label_maps import read_label_map  # noqa: E402
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("record")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
+    start = time.perf_counter()
     cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", *args.opts])
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(args.weights)
@@ -47,19 +47,13 @@ def main() -> None:
             (output,) = model([item])
             pred.append(holes(output["sem_seg"].argmax(dim=0).numpy(), background))
             target.append(holes(read_label_map(targets[item["file_name"]]), background))
-    record = {
-        "config": args.config,
-        "overrides": args.opts,
-        "weights": args.weights,
-        "command": shlex.join(["python", "dev/count_holes.py", *sys.argv[1:]]),
-        "commit": current_commit(),
-        "hardware": hardware(cfg.MODEL.DEVICE),
+    measures = {
         "images": len(pred),
         "holes_an_image": float(np.mean([count for count, _ in pred])),
         "pixels_in_holes_an_image": float(np.mean([area for _, area in pred])),
         "true_holes_an_image": float(np.mean([count for count, _ in target])),
     }
-    Path(args.record).write_text(json.dumps(record, indent=1) + "\n")
+    write_measured_record("dev/count_holes.py", args, cfg, start, measures)
 
 
 def holes(label_map: np.ndarray, background: int) -> tuple:

@@ -10,9 +10,8 @@ and the class that its instance has voted for.
 """
 
 import argparse
-import json
-import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
@@ -25,8 +24,9 @@ from detectron2.modeling import build_model
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dev.measured_record import write_measured_record  # noqa: E402
 from rpe_d2.data import PixelLabelMapper  # noqa: E402
-from rpe_d2.engine.run_record import current_commit, hardware, plain_numbers  # noqa: E402
+from rpe_d2.engine.run_record import plain_numbers  # noqa: E402
 from rpe_d2.engine.setup import load_config  # noqa: E402
 from rpe_d2.evaluation import BestIoUEvaluator  # noqa: E402
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--loops", default="0,1,5,10", help="numbers of loops")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
+    start = time.perf_counter()
     cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", *args.opts])
     model = build_model(cfg).eval()
     DetectionCheckpointer(model).load(args.weights)
@@ -48,16 +49,8 @@ def main() -> None:
     results = {
         loops: evaluate(model, name, items, loops) for loops in map(int, args.loops.split(","))
     }
-    record = {
-        "config": args.config,
-        "overrides": args.opts,
-        "weights": args.weights,
-        "command": shlex.join(["python", "dev/decode_loops.py", *sys.argv[1:]]),
-        "commit": current_commit(),
-        "hardware": hardware(cfg.MODEL.DEVICE),
-        "loops": plain_numbers(results),
-    }
-    Path(args.record).write_text(json.dumps(record, indent=1) + "\n")
+    measures = {"loops": plain_numbers(results)}
+    write_measured_record("dev/decode_loops.py", args, cfg, start, measures)
 
 
 @torch.no_grad()

@@ -80,7 +80,6 @@ _DIGIT_SCORES = [
 _PAPER = {
     "digits": ["digits_*.json"],
     "loops": ["loops_*.json"],
-    "dimensions": ["loops_0_*.json", "dim_*.json", "margin_*.json"],
 }
 _COMPARED_COLUMNS = {
     "instances": ["model", "AP", "AP50", "AP75", "AR", "boundary AP", "box AP"],

@@ -146,7 +146,7 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
     """
     for name, run in runs.items():
         folder = OUTPUT / f"{name}_{seed}"
-        opts = [*run.opts.split(), *data_opts(run.config, data)]
+        opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
         record = RESULTS / f"{name}_{seed}.json"
         if not record.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -156,7 +156,7 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
                 weights = OUTPUT / f"{run.start}_{seed}" / "model_final.pth"
                 start = ["MODEL.WEIGHTS", str(weights.relative_to(ROOT))]
             command = ["tools/train_net.py", "--config-file", f"configs/{run.config}.yaml", *opts]
-            command += ["SEED", str(seed), *start, "OUTPUT_DIR", str(folder.relative_to(ROOT))]
+            command += [*start, "OUTPUT_DIR", str(folder.relative_to(ROOT))]
             if not called(command, folder / "output.txt"):
                 return False
             RESULTS.mkdir(parents=True, exist_ok=True)
