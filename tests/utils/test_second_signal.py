@@ -10,17 +10,18 @@ import pytest
 
 from rpe_d2.utils.second_signal import SAME_SIGNAL_SECONDS
 
-# No instruction of Python runs in the loop, and its thread never releases the interpreter.
+# No instruction of Python runs in the loop, which prints at its start, and its thread never releases
+# the interpreter.
 HANGING = """
-import collections, itertools, signal, sys
+import collections, functools, itertools, signal, sys
 from rpe_d2.utils.errors import one_line_errors
 if sys.argv[1] == "SIGTERM":
     signal.signal(signal.SIGTERM, lambda number, frame: None)
 else:  # a shell starts its background jobs, as these tests may be, with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 with one_line_errors():
-    print("hanging", flush=True)
-    collections.deque(itertools.repeat(0), maxlen=0)
+    start = map(functools.partial(print, flush=True), ["hanging"])
+    collections.deque(itertools.chain(start, itertools.repeat(0)), maxlen=0)
 """
 
 
