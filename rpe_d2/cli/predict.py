@@ -228,7 +228,7 @@ class _Sources:
 
 @dataclass
 class _Report:
-    """What has been done.
+    """Counts of the pictures and objects of a command, with the reasons of failures.
 
     Attributes:
         pictures: number of the pictures of this command.
