@@ -13,31 +13,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dev.measured_record import write_measured_record  # noqa: E402
-from rpe_d2.engine.setup import load_config  # noqa: E402
+from dev.measured_record import (  # noqa: E402
+    load_model,
+    parse_arguments,
+    write_measured_record,
+)
 from rpe_d2.engine.trainer import Trainer  # noqa: E402
 from rpe_d2.utils.label_maps import read_label_map  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
-    parser.add_argument("weights")
-    parser.add_argument("record")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
+    args = parse_arguments(parser)
     start = time.perf_counter()
-    cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", *args.opts])
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(args.weights)
+    cfg, model = load_model(args.config, args.weights, args.opts)
     (name,) = cfg.DATASETS.TEST
     background = MetadataCatalog.get(name).stuff_classes.index("background")
     targets = {item["file_name"]: item["sem_seg_file_name"] for item in DatasetCatalog.get(name)}

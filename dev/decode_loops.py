@@ -17,32 +17,27 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dev.measured_record import write_measured_record  # noqa: E402
+from dev.measured_record import (  # noqa: E402
+    load_model,
+    parse_arguments,
+    write_measured_record,
+)
 from rpe_d2.data import PixelLabelMapper  # noqa: E402
 from rpe_d2.engine.run_record import plain_numbers  # noqa: E402
-from rpe_d2.engine.setup import load_config  # noqa: E402
 from rpe_d2.evaluation import BestIoUEvaluator  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
-    parser.add_argument("weights")
-    parser.add_argument("record")
     parser.add_argument("--loops", default="0,1,5,10", help="numbers of loops")
-    parser.add_argument("opts", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
+    args = parse_arguments(parser)
     start = time.perf_counter()
-    cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", *args.opts])
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(args.weights)
+    cfg, model = load_model(args.config, args.weights, args.opts)
     (name,) = cfg.DATASETS.TEST
     mapper = PixelLabelMapper(cfg, is_train=True, augmentations=[])
     items = [mapper(item) for item in DatasetCatalog.get(name)]

@@ -1,4 +1,4 @@
-"""Records of measurements of trained weights, with what the records of runs have."""
+"""What the scripts share that measure trained weights: arguments, the model, and the record."""
 
 import argparse
 import json
@@ -7,11 +7,31 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
 
 from rpe_d2.engine.run_record import current_commit, hardware
+from rpe_d2.engine.setup import load_config
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds the arguments that the scripts share, after their own, and parses the command line."""
+    for name in ("config", "weights", "record"):
+        parser.add_argument(name)
+    parser.add_argument("opts", nargs=argparse.REMAINDER)
+    return parser.parse_args()
+
+
+def load_model(config: str, weights: str, opts: list) -> Tuple[CfgNode, nn.Module]:
+    """Returns the configuration and the model on the CPU, with its weights, for evaluation."""
+    cfg = load_config(config, ["MODEL.DEVICE", "cpu", *opts])
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(weights)
+    return cfg, model
 
 
 def write_measured_record(

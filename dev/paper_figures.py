@@ -11,16 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from scipy.io import loadmat
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dev.measured_record import load_model  # noqa: E402
 from rpe_d2.data import PixelLabelMapper  # noqa: E402
-from rpe_d2.engine.setup import load_config  # noqa: E402
 from rpe_d2.visualization import draw_figure, image_panel, loop_panels  # noqa: E402
 
 
@@ -31,7 +29,7 @@ def main() -> None:
     parser.add_argument("mat", help="main001.mat, with the authors' images and embeddings")
     parser.add_argument("--image", type=int, default=1, help="number of the image, from 0")
     args = parser.parse_args()
-    cfg = load_config(args.config, ["MODEL.DEVICE", "cpu", "DATASETS.DIGITS_AUTHORS", args.mat])
+    cfg, model = load_model(args.config, args.weights, ["DATASETS.DIGITS_AUTHORS", args.mat])
     item = DatasetCatalog.get("digits_authors")[args.image]
     mapped = PixelLabelMapper(cfg, is_train=True, augmentations=[])(item)
     rgb = mapped["image"].permute(1, 2, 0).numpy()
@@ -42,8 +40,6 @@ def main() -> None:
     theirs = [torch.from_numpy(x[..., args.image].astype(np.float32)) for x in stored]
     theirs = [x.permute(2, 0, 1).contiguous() for x in theirs]  # loops 1 to 5
 
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(args.weights)
     with torch.no_grad():
         (maps,) = model.predict_maps([mapped])
         ours = model.embeddings_per_loop(maps.unpadded())[: len(theirs) + 1]

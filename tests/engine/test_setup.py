@@ -226,10 +226,19 @@ def test_a_metric_that_no_evaluator_has_is_refused(metric):
 
 @pytest.mark.parametrize(
     "metric",
-    ["segm/AP", "my_val/bbox/AP50", "validation/total_loss", "voc_segm/AP50", "boundary/ODS"],
+    [
+        "segm/AP",
+        "my_val/bbox/AP50",
+        "validation/total_loss",
+        "voc_segm/AP50",
+        "boundary/ODS",
+        "labels/S",
+    ],
 )
 def test_metrics_of_evaluators_are_accepted(metric):
-    check_solver(small_cfg("TEST.BEST_METRIC", metric))
+    cfg = small_cfg("TEST.BEST_METRIC", metric)
+    check_solver(cfg)  # it raises for others
+    assert cfg.TEST.BEST_METRIC == metric
 
 
 def test_an_empty_output_dir_is_named():

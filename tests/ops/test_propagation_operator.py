@@ -31,7 +31,8 @@ def test_the_registration_is_consistent(backend, shared):
     """torch checks schema, shapes without data, gradients and tracing."""
     x, gates = inputs(shared, torch.float64, grad=True)
     gates = gates.detach().unflatten(2, (4, 3)).requires_grad_()
-    torch.library.opcheck(_propagate, (x, gates, backend))
+    checked = torch.library.opcheck(_propagate, (x, gates, backend))
+    assert set(checked.values()) == {"SUCCESS"} and "test_aot_dispatch_dynamic" in checked
     with torch.no_grad():
         directions = _propagate(x, gates, backend)
         torch.library.opcheck(

@@ -10,8 +10,8 @@ import pytest
 
 from rpe_d2.utils.second_signal import SAME_SIGNAL_SECONDS
 
-# The loop prints at its start. No instruction of Python runs in it, and its thread never releases the
-# interpreter.
+# The loop prints at its start. No instruction of Python runs in it, and its thread never releases
+# the interpreter.
 HANGING = """
 import collections, functools, itertools, signal, sys
 from rpe_d2.utils.errors import one_line_errors
