@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
@@ -68,19 +69,20 @@ class Pixels(NamedTuple):
     alpha: Optional[int] = None
 
 
-class StoredImage:
+class StoredImage(ABC):
     """An open image file. :func:`open_image` opens it."""
 
     num_planes = 1
 
+    @abstractmethod
     def size(self, plane: int) -> Tuple[int, int]:
         """Returns the height and width of a plane as it is stored, before it is turned upright."""
-        raise NotImplementedError
 
     def orientation(self, plane: int) -> int:
         """Returns the EXIF orientation of a plane, 1 to 8."""
         return 1
 
+    @abstractmethod
     def pixels(self, plane: int, as_gray: bool = False) -> Pixels:
         """Reads a plane for a network. Palettes are resolved.
 
@@ -89,15 +91,14 @@ class StoredImage:
             as_gray: whether colors of 8 bits may be returned as gray, which saves time where the
                 network sees no colors.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def indices(self, plane: int) -> Union[np.ndarray, str]:
         """Reads a plane as a label map. Palette indices are kept.
 
         Returns:
             (H, W), or what the file has in place of one index per pixel.
         """
-        raise NotImplementedError
 
 
 @contextmanager
