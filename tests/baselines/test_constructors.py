@@ -32,8 +32,8 @@ from rpe_d2.baselines.windows import WindowTolerances
 from rpe_d2.modeling.boundary_loss import BoundaryLoss
 from rpe_d2.modeling.embedding.grouping import MeanShiftGrouping
 from rpe_d2.modeling.embedding.head import EmbeddingHead
-from rpe_d2.modeling.embedding.loss import SemanticPairLoss
 from rpe_d2.modeling.embedding.mean_shift_layer import MeanShiftLayer
+from rpe_d2.modeling.embedding.semantic_pair_loss import SemanticPairLoss
 from rpe_d2.modeling.spn import GuidanceNetwork
 from tests.helpers.configs import merge_yaml
 from tests.helpers.modules import assert_same_state_dict

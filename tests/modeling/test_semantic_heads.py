@@ -10,7 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from rpe_d2.modeling import EmbeddingSemSegHead, SPNSemSegHead
-from rpe_d2.modeling.embedding.loss import SemanticPairLoss, mean_cross_entropy
+from rpe_d2.modeling.embedding.loss import mean_cross_entropy
+from rpe_d2.modeling.embedding.semantic_pair_loss import SemanticPairLoss
 from tests.helpers.configs import small_cfg_with
 from tests.helpers.models import training_input
 from tests.helpers.modules import assert_same_state_dict

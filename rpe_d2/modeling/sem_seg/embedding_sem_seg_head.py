@@ -9,7 +9,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
 from ..argument_checks import check_range
 from ..embedding.head import EmbeddingHead, check_grid
-from ..embedding.loss import SemanticPairLoss
+from ..embedding.semantic_pair_loss import SemanticPairLoss
 from ..layers import chosen_features
 from .sem_seg_head import IGNORE_VALUE, SemSegHead, SemSegMaps
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..argument_checks import check_range
-from ..embedding.loss import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..embedding.loss import mean_cross_entropy
+from ..embedding.semantic_pair_loss import SemanticPairLoss, build_semantic_pair_loss
 from ..layers import zero_loss
 
 # Detectron2's default of MODEL.SEM_SEG_HEAD.IGNORE_VALUE.

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ..argument_checks import check_range
 from ..backbone.guided_backbone import freeze, is_frozen
-from ..embedding.loss import SemanticPairLoss, build_semantic_pair_loss, mean_cross_entropy
+from ..embedding.loss import mean_cross_entropy
+from ..embedding.semantic_pair_loss import SemanticPairLoss, build_semantic_pair_loss
 from ..layers import adopt_children, enlarge_maps, zero_loss
 from ..spn import (
     GuidanceNetwork,
