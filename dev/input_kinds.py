@@ -5,7 +5,9 @@ tests/cli/test_input_kinds.py makes a file of each kind and checks every cell.
 
 from typing import Dict, NamedTuple, Tuple
 
-TOOLS = ("train", "evaluate", "compare", "refine-masks", "demo", "visualize")
+TOOLS = ("train", "evaluate", "compare", "refine-masks", "demo", "visualize", "predict")
+# They do the same with all kinds, and share a column.
+_ALIKE = TOOLS[4:]
 WORKS, ERROR, PLANES, IMAGES = "works", "error", "each plane", "its images"
 
 
@@ -34,7 +36,7 @@ def _all(name: str, answer: str, remark: str = "") -> InputKind:
 
 def _planes(name: str) -> InputKind:
     """A row of files with several planes, of which most tools need to know one."""
-    return InputKind(name, (ERROR,) * 4 + (PLANES,) * 2, "name one, as in name.tif[0]")
+    return InputKind(name, (ERROR,) * 4 + (PLANES,) * 3, "name one, as in name.tif[0]")
 
 
 INPUT_KINDS = (
@@ -51,7 +53,7 @@ INPUT_KINDS = (
     _all("JPEG with an EXIF orientation", WORKS, "turned upright"),
     InputKind(
         "the same, annotated as it is stored",
-        (ERROR,) * 3 + (WORKS,) * 3,
+        (ERROR,) * 3 + (WORKS,) * 4,
         "its EXIF orientation is 6",
     ),
     _all("16-bit grayscale PNG", WORKS, "`INPUT.INTENSITY`"),
@@ -79,7 +81,7 @@ INPUT_KINDS = (
     _all("empty file", ERROR, "the file is empty"),
     _all("text file called .png", ERROR, "cannot identify image file"),
     _all("video", ERROR, "cannot identify image file"),
-    InputKind("folder called .png", (ERROR,) * 4 + (IMAGES,) * 2, "is a folder"),
+    InputKind("folder called .png", (ERROR,) * 4 + (IMAGES,) * 3, "is a folder"),
     _all("named pipe (FIFO)", ERROR, "is a pipe or a device"),
     _all("PNG of 60,000 x 60,000 pixels", ERROR, "178956970 pixels"),
 )
@@ -87,8 +89,12 @@ INPUT_KINDS = (
 
 def input_table() -> str:
     """Returns the table in Markdown."""
-    lines = [f"| kind of file | {' | '.join(TOOLS)} | remark or message |"]
-    lines.append("|---" * (len(TOOLS) + 2) + "|")
+    first = len(TOOLS) - len(_ALIKE)
+    headings = [*TOOLS[:first], ", ".join(_ALIKE)]
+    lines = [f"| kind of file | {' | '.join(headings)} | remark or message |"]
+    lines.append("|---" * (len(headings) + 2) + "|")
     for kind in INPUT_KINDS:
-        lines.append(f"| {kind.name} | {' | '.join(kind.answers)} | {kind.remark} |")
+        (shared,) = set(kind.answers[first:])
+        answers = " | ".join([*kind.answers[:first], shared])
+        lines.append(f"| {kind.name} | {answers} | {kind.remark} |")
     return "\n".join(lines)

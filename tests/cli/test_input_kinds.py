@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from dev.input_kinds import ERROR, IMAGES, INPUT_KINDS, PLANES, TOOLS, WORKS, InputKind
-from rpe_d2.cli import compare, demo, refine_masks, train_net, visualize
+from rpe_d2.cli import compare, demo, predict, refine_masks, train_net, visualize
 from rpe_d2.cli.mask_refiner import MaskRefiner
 from rpe_d2.data import NameUnreadable, UnreadableImage
 from rpe_d2.engine import Trainer
@@ -162,12 +162,35 @@ def outcomes(main: Callable, rcnn: list, names: dict, folder, capsys) -> Dict[st
     return found
 
 
+def predicted(rcnn: list, names: dict, folder, capsys) -> Dict[str, Outcome]:
+    """Runs predict as :func:`outcomes` runs the others. It reports failures in its exit status."""
+    _, config_file, _, weights = rcnn
+    found = {}
+    for number, opts in enumerate(overrides_used()):
+        used = {kind: names[kind] for kind in names if KINDS_OF_FILES[kind].opts == opts}
+        output = folder / str(number)
+        model = ["--model", config_file, "--weights", weights, "--output", str(output)]
+        overrides = ["--opts", *opts] if opts else []
+        assert predict.main([*used.values(), *model, "--save", "csv", *overrides]) in (0, 1)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        lines = printed.out.splitlines()
+        for kind in used:
+            start = KINDS_OF_FILES[kind].name[:3]
+            message = [line for line in lines if "failed: " in line and f"/{start}" in line]
+            images = [f for f in os.listdir(output) if f.startswith(start)]
+            found[kind] = Outcome(len(images), " ".join(message))
+    return found
+
+
 @pytest.fixture(scope="module")
 def drawn(rcnn, names, tmp_path_factory):
-    """The outcomes of demo and visualize, each of which ran on all files together."""
+    """The outcomes of demo, visualize and predict, each of which ran on all files together."""
     cache: Dict[str, Dict[str, Outcome]] = {}
 
     def of(tool: str, capsys) -> Dict[str, Outcome]:
+        if tool == "predict" and tool not in cache:
+            cache[tool] = predicted(rcnn, names, tmp_path_factory.mktemp(tool), capsys)
         if tool not in cache:
             main = {"demo": demo.main, "visualize": visualize.main}[tool]
             cache[tool] = outcomes(main, rcnn, names, tmp_path_factory.mktemp(tool), capsys)
@@ -208,7 +231,7 @@ def test_refine_masks(kind: InputKind, names, refiners):
     check_message(kind, str(error.value))
 
 
-@pytest.mark.parametrize("tool", ["demo", "visualize"])
+@pytest.mark.parametrize("tool", ["demo", "visualize", "predict"])
 @pytest.mark.parametrize("kind", INPUT_KINDS, ids=lambda kind: kind.name)
 def test_images_from_disk(kind: InputKind, tool: str, drawn, capsys):
     outcome = drawn(tool, capsys)[kind.name]
@@ -226,7 +249,7 @@ def check_message(kind: InputKind, message: str) -> None:
 
 
 def test_the_tools_are_those_of_the_table():
-    covered = {"train", "evaluate", "compare", "refine-masks", "demo", "visualize"}
+    covered = {"train", "evaluate", "compare", "refine-masks", "demo", "visualize", "predict"}
     assert covered == set(TOOLS)
 
 
