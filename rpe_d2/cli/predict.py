@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -56,16 +56,16 @@ def main(argv: Optional[List[str]] = None) -> int:
         number, count = args.shard
         share = pictures[number - 1 :: count]
         output = Path(args.output)
-        for folder in (output, output / _RUN, output / _OVERLAYS):
-            if folder.name != _OVERLAYS or _OVERLAY in args.save:
-                make_writable_folder("--output", folder)
+        overlays = [output / _OVERLAYS] if _OVERLAY in args.save else []
+        for folder in (output, output / _RUN, *overlays):
+            make_writable_folder("--output", folder)
         segmenter = Segmenter.load(
             args.model, args.weights, args.device, min_score=args.min_score, opts=args.opts
         )
         _check_same_model(output / _RUN, segmenter, args)
         report = _Report(len(share))
         part = "" if count == 1 else f"-{number}-of-{count}"
-        with _Sources(output / _RUN, part) as sources:
+        with _Sources(output, part) as sources:
             _run(segmenter, share, output, args, sources, report)
         content = {"command": command_line("tools/predict.py", argv), **report.content()}
         text = json.dumps(content, indent=1) + "\n"
@@ -181,10 +181,11 @@ class _Sources:
     written, and reads those of the others when it starts.
     """
 
-    def __init__(self, folder: Path, part: str):
-        self._own = folder / f"pictures{part}.jsonl"
+    def __init__(self, output: Path, part: str):
+        self._output = output
+        self._own = output / _RUN / f"pictures{part}.jsonl"
         self._picture_of: Dict[str, str] = {}
-        for path in folder.glob("pictures*.jsonl"):
+        for path in self._own.parent.glob("pictures*.jsonl"):
             for line in read_text(str(path)).splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a crash
                     entry = json.loads(line)
@@ -197,13 +198,13 @@ class _Sources:
     def __exit__(self, *error: Any) -> None:
         self._file.close()
 
-    def claim(self, picture: str, files: Iterable[Path]) -> None:
+    def claim(self, picture: str, files: Sequence[Path]) -> None:
         """Notes that files belong to a picture.
 
         Raises:
             ValueError: A file belongs to another picture, or is not from this program.
         """
-        names = [f"{path.parent.name}/{path.name}" for path in files]
+        names = [path.relative_to(self._output).as_posix() for path in files]
         source = os.path.abspath(picture)
         new = []
         for name, path in zip(names, files):

@@ -153,12 +153,10 @@ class Segmentation:
     def _measures(self) -> Dict[str, np.ndarray]:
         from skimage.measure import regionprops_table  # slow to import
 
-        table = regionprops_table(self.labels, self.image, properties=_PROPERTIES)
-        if self.image is not None:
-            gray = self.image.mean(axis=2)
-            measured = regionprops_table(self.labels, gray, properties=("mean_intensity",))
-            table["mean_intensity"] = measured["mean_intensity"]
-        return table
+        if self.image is None:
+            return regionprops_table(self.labels, properties=_PROPERTIES)
+        properties = (*_PROPERTIES, "mean_intensity")
+        return regionprops_table(self.labels, self.image.mean(axis=2), properties=properties)
 
     def table(self) -> Dict[str, np.ndarray]:
         """Measures the objects.

@@ -65,7 +65,7 @@ def register_label_dirs(entries: Sequence[str]) -> None:
                 f"{where}: the name {name!r} is taken by another dataset; choose one that is not "
                 "registered yet"
             )
-        records, names = _read(where, folders)
+        _, names = _read(where, folders)
         DatasetCatalog.register(name, functools.partial(_load, where, folders))
         MetadataCatalog.get(name).set(
             label_dirs=folders,
