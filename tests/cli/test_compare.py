@@ -178,6 +178,9 @@ def test_the_page_in_a_browser(compared, tmp_path):
     subprocess.run(
         [
             chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            # Without these a busy machine takes the screenshot before pictures are decoded.
+            "--run-all-compositor-stages-before-draw", "--disable-checker-imaging",
+            "--virtual-time-budget=10000",
             "--window-size=1500,1500", f"--user-data-dir={tmp_path / 'profile'}",
             f"--screenshot={shot}",
             (compared[1] / "first.html").as_uri(),
