@@ -11,6 +11,7 @@ from dev.result_tables import (
     Score,
     ablation_table,
     decoded_table,
+    holes_table,
     model_table,
     pair_loss_rows,
     pair_loss_runs_table,
@@ -77,9 +78,24 @@ _DIGIT_SCORES = [
     Score("best_iou", "predictions", "predictions"),
     Score("best_iou", "AP", "AP without classes"),
 ]
+_INSTANCE_SCORES = [
+    Score("segm", "AP", "AP"),
+    Score("segm", "AP50", "AP50"),
+    Score("segm", "AR", "AR"),
+]
 _PAPER = {
-    "digits": ["digits_*.json"],
-    "loops": ["loops_*.json"],
+    "digits": (["digits_*.json"], _DIGIT_SCORES),
+    "loops": (["loops_*.json"], _DIGIT_SCORES),
+    "dimensions": (["dim_*.json", "margin_*.json", "loops_5_*.json"], _DIGIT_SCORES),
+}
+# These runs differ in several keys, so that their files' names say more than the overrides.
+_PAPER_BY_FILE = {
+    "additions on shapes": ("shapes_*.json", _INSTANCE_SCORES),
+    "additions on nuclei": (
+        "nuclei_*.json",
+        [*_INSTANCE_SCORES[:2], Score("segm_touching", "AP", "touching: AP")],
+    ),
+    "contours in two stages": ("bsds_*.json", _BOUNDARY_SCORES),
 }
 _COMPARED_COLUMNS = {
     "instances": ["model", "AP", "AP50", "AP75", "AR", "boundary AP", "box AP"],
@@ -125,10 +141,15 @@ def generated_tables(results: Path) -> Dict[str, str]:
         **{
             name: seeds_table(
                 [path for pattern in patterns for path in (results / "paper").glob(pattern)],
-                _DIGIT_SCORES,
+                scores,
             )
-            for name, patterns in _PAPER.items()
+            for name, (patterns, scores) in _PAPER.items()
         },
+        **{
+            name: seeds_table((results / "paper").glob(pattern), scores, by_file=True)
+            for name, (pattern, scores) in _PAPER_BY_FILE.items()
+        },
+        "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),
         "processes": processes_table(results / "benchmark_processes.json"),

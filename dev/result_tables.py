@@ -125,17 +125,20 @@ def runs_table(results: Path, subfolder: str = "", by_file: bool = False) -> str
     return markdown_table(headings, rows)
 
 
-def seeds_table(paths: Iterable[Path], columns: Sequence[Score]) -> str:
+def seeds_table(paths: Iterable[Path], columns: Sequence[Score], by_file: bool = False) -> str:
     """Returns a table of means and ranges over the seeds, by setting and number of iterations.
 
     Args:
         paths: files of run records. Records that have none of the scores are omitted.
         columns: the scores to show.
+        by_file: whether a run is called after its file, ``NAME_SEED.json``, instead of its setting.
     """
     groups: Dict[Tuple[str, int], List[dict]] = {}
     for path in sorted(paths):
         record = read_record(path)
         title = run_title(record["config"], record["overrides"])
+        if by_file:
+            title = path.stem.rpartition("_")[0]
         if any(task.endswith(_FILLED_BOXES) for task in record["metrics"]):
             title += " (masks: filled boxes)"
         if any(_score(record, column.task, column.name) is not None for column in columns):
@@ -174,6 +177,32 @@ def decoded_table(folder: Path) -> str:
             ]
             rows.append([name, loops, *cells, str(len(records))])
     return markdown_table(["model", "loops", *columns.values(), "seeds"], rows)
+
+
+def holes_table(folder: Path) -> str:
+    """Returns a table of the runs ``holes_HEAD_WEIGHT_SEED.json`` and of their holes.
+
+    A folder holes/ has the records of dev/count_holes.py under the same names.
+    """
+    groups: Dict[str, List[Tuple[dict, dict]]] = {}
+    for path in sorted((folder / "holes").glob("*.json")):
+        records = read_record(folder / path.name), read_record(path)
+        groups.setdefault(path.stem.rpartition("_")[0], []).append(records)
+    columns = {
+        "holes_an_image": "holes an image",
+        "pixels_in_holes_an_image": "pixels in holes",
+        "true_holes_an_image": "true holes an image",
+    }
+    rows = []
+    for name, records in groups.items():
+        head, weight = name.removeprefix("holes_").rsplit("_", 1)
+        cells = [_over_seeds([run["metrics"]["sem_seg"]["mIoU"] for run, _ in records])]
+        for column in columns:
+            cells.append(_over_seeds([holes[column] for _, holes in records], digits=2))
+        rows.append([head, weight, *cells, _seeds([run for run, _ in records])])
+    return markdown_table(
+        ["head", "weight of the pair loss", "mIoU", *columns.values(), "seeds"], rows
+    )
 
 
 def ablation_table(folder: Path) -> str:
@@ -361,12 +390,14 @@ def _number(value: Optional[float]) -> str:
     return NO_VALUE if value is None else f"{value:.1f}"
 
 
-def _over_seeds(values: Sequence[Optional[float]]) -> str:
+def _over_seeds(values: Sequence[Optional[float]], digits: int = 1) -> str:
     """Returns the mean, with the range if there are several values."""
     if None in values:
         return NO_VALUE
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+    mean, low, high = (
+        f"{x:.{digits}f}" for x in (statistics.mean(values), min(values), max(values))
+    )
+    return mean if len(values) == 1 else f"{mean} ({low}–{high})"
 
 
 def _seeds(records: Sequence[dict]) -> str:

@@ -11,6 +11,7 @@ from dev.result_tables import (
     Model,
     Score,
     ablation_table,
+    holes_table,
     markdown_table,
     model_table,
     pair_loss_rows,
@@ -182,6 +183,24 @@ def test_seeds_table_has_means_and_ranges_over_seeds(tmp_path):
     score = Score("segm", "AP", "AP")
     _, _, row = seeds_table(tmp_path.glob("*.json"), [score]).splitlines()
     assert row == "| proposals/rcnn | 30.0 | 3 | 5 | 3.0 |"
+    (tmp_path / "rcnn.json").rename(tmp_path / "detector_3.json")
+    _, _, row = seeds_table(tmp_path.glob("*.json"), [score], by_file=True).splitlines()
+    assert row == "| detector | 30.0 | 3 | 5 | 3.0 |"
+
+
+def test_holes_table_has_a_row_per_head_and_weight(tmp_path):
+    (tmp_path / "holes").mkdir()
+    for seed, mIoU, count in ((1, 40.0, 0.25), (2, 44.0, 0.5)):
+        name = f"holes_fcn_8s_1_{seed}.json"
+        run = {"metrics": {"sem_seg": {"mIoU": mIoU}}, "seed": seed}
+        (tmp_path / name).write_text(json.dumps(run))
+        holes = {"holes_an_image": count, "pixels_in_holes_an_image": 3, "true_holes_an_image": 0}
+        (tmp_path / "holes" / name).write_text(json.dumps(holes))
+    _, _, row = holes_table(tmp_path).splitlines()
+    assert row == (
+        "| fcn_8s | 1 | 42.0 (40.0–44.0) | 0.38 (0.25–0.50) | 3.00 (3.00–3.00) | 0.00 (0.00–0.00) "
+        "| 1, 2 |"
+    )
 
 
 def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):

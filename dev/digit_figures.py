@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws mean shift on one of the authors' digit images, with their embeddings and with a model's.
 
-usage: python dev/paper_figures.py CONFIG WEIGHTS MAIN001.mat [--image N]
+usage: python dev/digit_figures.py CONFIG WEIGHTS MAIN001.mat [--image N]
 """
 
 import argparse
