@@ -405,9 +405,19 @@ def _seeds(records: Sequence[dict]) -> str:
 
 
 def _cpu_minutes(records: Sequence[dict], digits: int = 1) -> str:
-    """Returns the mean CPU minutes of the runs that were not resumed."""
-    whole = [record["cpu_seconds"] for record in records if not _is_resumed(record)]
-    return f"{statistics.mean(whole) / 60:.{digits}f}" if whole else NO_VALUE
+    """Returns the mean CPU minutes of training of the runs that were not resumed.
+
+    Older records have only the time of the whole run, which is marked by "in all". An evaluation
+    without training has the time of the whole run, too.
+    """
+    runs = [record for record in records if not _is_resumed(record)]
+    if not runs:
+        return NO_VALUE
+    trained = any(run["iterations"] for run in runs)
+    parts = trained and all("training_cpu_seconds" in run for run in runs)
+    seconds = [run["training_cpu_seconds" if parts else "cpu_seconds"] for run in runs]
+    mark = " in all" if trained and not parts else ""
+    return f"{statistics.mean(seconds) / 60:.{digits}f}{mark}"
 
 
 def _difference(one: Sequence[float], other: Sequence[float]) -> str:

@@ -19,7 +19,13 @@ from rpe_d2.engine.hooks import TrainingStopped
 from rpe_d2.engine.launcher import check_meeting_point, launch, process_of_cluster
 from rpe_d2.engine.run_classes import write_classes
 from rpe_d2.engine.run_errors import TooFewValues, named_run_errors
-from rpe_d2.engine.run_record import current_commit, print_table, write_run_record
+from rpe_d2.engine.run_record import (
+    CPUTime,
+    cpu_seconds,
+    current_commit,
+    print_table,
+    write_run_record,
+)
 from rpe_d2.engine.setup import locked_output_dir, read_config, setup
 from rpe_d2.engine.train_step import NonFinite
 from rpe_d2.engine.trainer import Trainer
@@ -108,7 +114,7 @@ def _run(args: argparse.Namespace) -> Optional[dict]:
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)
-    start = time.monotonic()
+    start, setup_cpu_seconds = time.monotonic(), cpu_seconds()
     kinds = UnreadableImage, DeadWorker, NonFinite, TooFewValues, OSError
     with one_line_errors(kinds), named_run_errors():
         if args.eval_only:
@@ -125,13 +131,18 @@ def _run(args: argparse.Namespace) -> Optional[dict]:
                     sys.exit(128 + stop.signal_number)
             # Detectron2 returns the last evaluation only if TEST.EXPECTED_RESULTS is set.
             metrics = getattr(trainer, "_last_eval_results", None)
+    whole = cpu_seconds()
+    evaluation = whole - setup_cpu_seconds if args.eval_only else trainer.evaluation_cpu_seconds
+    training = whole - setup_cpu_seconds - evaluation
+    parts = comm.gather(CPUTime(whole, training, evaluation))
     if comm.is_main_process() and metrics:
+        cpu_time = CPUTime(*map(sum, zip(*parts)))
         iterations, resumed_from = 0, 0
         if not args.eval_only:
             iterations = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
             resumed_from = trainer.start_iter
         seconds = time.monotonic() - start
-        path = write_run_record(cfg, args, metrics, seconds, iterations, resumed_from)
+        path = write_run_record(cfg, args, metrics, seconds, cpu_time, iterations, resumed_from)
         print_table(metrics)
         print(f"run record: {path}")
     return metrics

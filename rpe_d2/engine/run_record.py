@@ -8,7 +8,7 @@ import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 import psutil
 import torch
@@ -36,26 +36,36 @@ _TABLES = {
 }
 
 
+class CPUTime(NamedTuple):
+    """CPU seconds of a run, and those of training and of evaluation without the set-up."""
+
+    whole: float
+    training: float
+    evaluation: float
+
+
 def write_run_record(
     cfg: CfgNode,
     args: argparse.Namespace,
     metrics: Dict[str, Any],
     seconds: float,
+    cpu_time: CPUTime,
     iterations: int,
     resumed_from: int,
 ) -> Path:
     """Writes ``OUTPUT_DIR/result.json``, or ``result-2.json`` and so on if that exists.
 
     The record holds everything needed to trace a published number to its run: configuration file,
-    overrides, seed, commit, hardware, times, command and metrics. "cpu_seconds" is the CPU time of
-    this process and its data loading workers. Unlike wall time, it stays comparable on a machine
-    that is shared.
+    overrides, seed, commit, hardware, times, command and metrics. Unlike wall time, CPU time stays
+    comparable on a machine that is shared: "cpu_seconds" is that of the whole run, and
+    "evaluation_cpu_seconds" and "training_cpu_seconds" are its parts after the set-up.
 
     Args:
         cfg: the configuration of the run.
         args: has ``config_file``, ``opts``, ``command`` and ``commit``, taken when the run started.
         metrics: the results of the last evaluation.
         seconds: the wall time of training and evaluation.
+        cpu_time: the CPU time of all processes of the run.
         iterations: the number of training iterations; 0 in an evaluation.
         resumed_from: the number of iterations that were complete before this command. They are not
             included in the times of the record.
@@ -76,14 +86,16 @@ def write_run_record(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "cpu_seconds": round(_cpu_seconds(), 1),
+        "cpu_seconds": round(cpu_time.whole, 1),
+        "training_cpu_seconds": round(cpu_time.training, 1),
+        "evaluation_cpu_seconds": round(cpu_time.evaluation, 1),
         "metrics": plain_numbers(metrics),
     }
     content = json.dumps(record, indent=1) + "\n"
     return write_new_file(Path(cfg.OUTPUT_DIR) / "result.json", content.encode())
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Returns the CPU time of this process and of all its children, those that ended included."""
     process = psutil.Process()
     seconds = 0.0

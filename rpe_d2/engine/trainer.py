@@ -1,10 +1,11 @@
 """Detectron2's trainer with this package's data, evaluators and optimizer, and exact resuming."""
 
+import contextlib
 import logging
 import os
 import weakref
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch
 import torch.distributed as dist
@@ -62,6 +63,7 @@ from .host_models import (
     only_proposals,
     training_mapper_name,
 )
+from .run_record import cpu_seconds
 from .solver import build_lr_scheduler, build_optimizer
 from .train_step import PRECISIONS, NonFinite, NonFiniteStatistics, TooManyUnreadable, TrainStep
 from .wandb_writer import WandbWriter
@@ -91,6 +93,7 @@ class Trainer(DefaultTrainer):
         cfg.freeze()
         self.cfg = cfg
         self.start_iter = 0
+        self.evaluation_cpu_seconds = 0.0  # of this process and its children, so far
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -129,13 +132,13 @@ class Trainer(DefaultTrainer):
         self._stop = stop = StopOnSignal()
 
         def evaluate() -> Dict[str, Any]:
-            share_buffers(self.trained_model)
-            self._last_eval_results = stop.evaluate(lambda: self.test(cfg, self.trained_model))
+            with self._evaluation():
+                self._last_eval_results = stop.evaluate(lambda: self.test(cfg, self.trained_model))
             return self._last_eval_results
 
         def validate() -> Dict[str, float]:
-            share_buffers(self.trained_model)
-            return stop.evaluate(lambda: self.validation_losses(cfg, self.trained_model))
+            with self._evaluation():
+                return stop.evaluate(lambda: self.validation_losses(cfg, self.trained_model))
 
         train_hooks = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.averaged:
@@ -163,6 +166,15 @@ class Trainer(DefaultTrainer):
         if is_main:
             train_hooks.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return [*train_hooks, stop, ResumedEvaluation(evaluations)]
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        share_buffers(self.trained_model)
+        start = cpu_seconds()
+        try:
+            yield
+        finally:
+            self.evaluation_cpu_seconds += cpu_seconds() - start
 
     def build_writers(self) -> List[Any]:
         writers = super().build_writers()

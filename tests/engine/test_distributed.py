@@ -71,6 +71,7 @@ def by_flags(options, tmp_path_factory) -> Path:
 def test_two_processes_train_evaluate_and_save(by_flags):
     record = json.loads((by_flags / "result.json").read_text())
     assert set(record["metrics"]) == {"bbox", "segm"} and record["iterations"] == 8
+    assert 0 < record["training_cpu_seconds"] < record["cpu_seconds"]
     assert (by_flags / "model_best.pth").exists()
     log = (by_flags / "log.txt").read_text()
     assert "World size: 2" in log

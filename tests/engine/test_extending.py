@@ -53,6 +53,8 @@ def test_the_example_trains_and_is_evaluated(example, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["iterations"] == 2 and record["metrics"]["segm"]["AP"] >= 0
+    parts = record["training_cpu_seconds"], record["evaluation_cpu_seconds"]
+    assert min(parts) > 0 and sum(parts) < record["cpu_seconds"]  # the set-up is in no part
 
 
 def test_the_declared_number_of_classes_is_checked(example):
