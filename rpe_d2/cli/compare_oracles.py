@@ -6,12 +6,11 @@ from typing import Any, Dict, List, Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import build_augmentation
 from pycocotools.coco import COCO
 from torch import nn
 from tqdm import tqdm
 
-from rpe_d2.data import PixelLabelMapper
+from rpe_d2.data import PixelLabelMapper, resizing_of_tests
 from rpe_d2.evaluation.coco_scores import instance_scores
 from rpe_d2.evaluation.error_analysis import with_true_classes, with_true_scores
 from rpe_d2.evaluation.ground_truth import instance_results
@@ -45,9 +44,7 @@ def oracle_scores(
         "true scores": with_true_scores(truth, results),
     }
     if hasattr(model, "oracle_instances"):
-        mapper = PixelLabelMapper(
-            cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False)
-        )
+        mapper = PixelLabelMapper(cfg, is_train=True, augmentations=[resizing_of_tests(cfg)])
         outputs = defaultdict(list)
         with torch.no_grad():
             for item in tqdm(items, desc="oracles", unit="image"):

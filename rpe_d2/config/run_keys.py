@@ -122,6 +122,15 @@ def _input_keys() -> Keys:
             low=-1,
             unit="planes",
         ),
+        "SCALE": Key(
+            0.0,
+            "Resize all images by this factor, in training, evaluation and prediction alike, "
+            "instead of to `MIN_SIZE_TRAIN` and `MIN_SIZE_TEST`. Pixels then keep their size: "
+            "objects are not larger because an image is smaller. 0: off.",
+            low=0,
+            high=16,
+            unit="factors",
+        ),
         "QUARTER_TURNS": Key(
             False,
             "Rotate training images by a random multiple of 90 degrees, for images without an "

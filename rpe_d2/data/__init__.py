@@ -5,7 +5,7 @@ Importing the package registers ``shapes_train``, ``shapes_val`` and their varia
 
 from rpe_d2.utils.readable import NameUnreadable, UnreadableImage
 
-from .augmentation import additional_augmentations
+from .augmentation import additional_augmentations, resizing_of_tests
 from .boundary_mapper import BoundaryMapper, transform_boundaries
 from .build import DATASET_MAPPER_REGISTRY, build_train_mapper, most_instances
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
@@ -81,6 +81,7 @@ __all__ = [
     "register_voc",
     "render_digits",
     "render_shapes",
+    "resizing_of_tests",
     "seed_all",
     "transform_boundaries",
 ]

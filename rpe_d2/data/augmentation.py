@@ -1,10 +1,27 @@
 """Augmentations of training images that Detectron2's configuration does not provide."""
 
-from typing import List
+from typing import List, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+
+
+def resizing_of_tests(cfg: CfgNode) -> T.Augmentation:
+    """Returns how images are resized for evaluation and prediction."""
+    scale = cfg.INPUT.get("SCALE", 0.0)
+    if scale:
+        return RandomScale(scale, scale)
+    return T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def with_own_scale(cfg: CfgNode, augmentations: Sequence[T.Augmentation]) -> List[T.Augmentation]:
+    """Replaces Detectron2's resizing by that of ``INPUT.SCALE``, if it is set."""
+    scale = cfg.INPUT.get("SCALE", 0.0)
+    if not scale:
+        return list(augmentations)
+    resize = RandomScale(scale, scale)
+    return [resize if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
 
 
 def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:

@@ -16,7 +16,7 @@ from rpe_d2.utils.images import ImageReader, check_size, reader_arguments
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
 
-from .augmentation import additional_augmentations
+from .augmentation import additional_augmentations, with_own_scale
 
 __all__ = ["ImageMapper"]
 
@@ -29,6 +29,7 @@ class ImageMapper(DatasetMapper):
     * images are read by :class:`rpe_d2.utils.images.ImageReader`, which follows
       ``INPUT.INTENSITY``, ``INPUT.CHANNELS`` and ``INPUT.PLANE``. Detectron2 cuts intensities above
       255;
+    * images are resized by ``INPUT.SCALE``, if that is set;
     * palette indices of label maps are their labels. Detectron2 takes the brightness of the color;
     * training images also get the augmentations ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
     """
@@ -60,6 +61,7 @@ class ImageMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Dict[str, Any]:
         ret = super().from_config(cfg, is_train)
+        ret["augmentations"] = with_own_scale(cfg, ret["augmentations"])
         if is_train:
             ret["augmentations"] += additional_augmentations(cfg)
         return {**ret, **reader_arguments(cfg)}

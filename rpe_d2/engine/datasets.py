@@ -222,10 +222,8 @@ def warn_of_unreachable_objects(cfg: CfgNode) -> None:
             counts[name],
             counts[name],
         )
-    areas = {
-        name: report.areas_at_scale(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        for name, report in reports.items()
-    }
+    sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    areas = {name: _areas(cfg, report, *sides) for name, report in reports.items()}
     check_object_areas(cfg, {name: own[own > 0] for name, own in areas.items() if own.any()})
 
 
@@ -250,9 +248,16 @@ def _plain(cfg: CfgNode, report: CocoReport) -> Dict[str, Any]:
         "fullest_image": report.fullest_image,
         "percentiles": list(PERCENTILES),
         "sides_px": _sides(report.areas),
-        "sides_px_at_training_scale": _sides(report.areas_at_scale(*train)),
-        "sides_px_at_test_scale": _sides(report.areas_at_scale(*test)),
+        "sides_px_at_training_scale": _sides(_areas(cfg, report, *train)),
+        "sides_px_at_test_scale": _sides(_areas(cfg, report, *test)),
     }
+
+
+def _areas(cfg: CfgNode, report: CocoReport, min_size: int, max_size: int) -> np.ndarray:
+    """Returns the areas of objects in the network's input, in images resized to these sides."""
+    if cfg.INPUT.SCALE:
+        return report.areas * cfg.INPUT.SCALE**2
+    return report.areas_at_scale(min_size, max_size)
 
 
 def _sides(areas: np.ndarray) -> List[float]:

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.data import transforms as T
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.solver import LRMultiplier
@@ -29,6 +28,7 @@ from rpe_d2.data import (
     UnreadableImage,
     build_resumable_train_loader,
     build_train_mapper,
+    resizing_of_tests,
 )
 from rpe_d2.evaluation import (
     BestIoUEvaluator,
@@ -264,10 +264,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def validation_losses(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, float]:
         """Computes the training losses on the first of ``DATASETS.TEST``, without augmentation."""
-        resize = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST, "choice"
-        )
-        mapper = cls.build_train_mapper(cfg, augmentations=[resize])
+        mapper = cls.build_train_mapper(cfg, augmentations=[resizing_of_tests(cfg)])
         loader = build_detection_test_loader(
             cfg, cfg.DATASETS.TEST[0], mapper=NameUnreadable(mapper)
         )

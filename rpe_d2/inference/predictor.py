@@ -8,13 +8,13 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import transforms as T
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
 from rpe_d2.config import add_rpe_config
+from rpe_d2.data import resizing_of_tests
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold, inference_inputs
@@ -203,8 +203,7 @@ class Predictor:
         self.input_format = cfg.INPUT.FORMAT
         self.model = build_model(cfg.clone()).eval()
         ModelCheckpointer(self.model, complete=True).load(weights)
-        sides = [cfg.INPUT.MIN_SIZE_TEST] * 2
-        self._resize = T.ResizeShortestEdge(sides, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = resizing_of_tests(cfg)
 
     def network_input(self, image: np.ndarray) -> Dict[str, Any]:
         """Returns the model's input for an image.

@@ -1,11 +1,13 @@
 """Quarter turns of images, masks, boxes and points."""
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 
 from rpe_d2 import add_rpe_config
+from rpe_d2.data import ImageMapper, resizing_of_tests
 from rpe_d2.data.augmentation import (
     QuarterTurnTransform,
     RandomGamma,
@@ -54,6 +56,28 @@ def test_augmentations_are_chosen_by_the_config():
     names = [type(augmentation).__name__ for augmentation in additional_augmentations(cfg)]
     assert names[:3] == ["RandomScale", "RandomRotation", "RandomQuarterTurn"]
     assert names[-1] == "RandomGamma"
+
+
+def test_a_scale_replaces_the_resizing_to_a_side(tmp_path):
+    """Training, evaluation and prediction resize by the same factor, whatever the image's size."""
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.INPUT.SCALE, cfg.INPUT.SCALE_JITTER = 0.5, [0.9, 1.1]
+    for height, width in ((40, 60), (100, 60)):
+        picture = np.zeros((height, width, 3), np.uint8)
+        path = str(tmp_path / f"{height}.png")
+        cv2.imwrite(path, picture)
+        item = {"file_name": path, "height": height, "width": width}
+        evaluated = ImageMapper(cfg, is_train=False)(dict(item))["image"].shape
+        assert evaluated == (3, height // 2, width // 2)
+        predicted = T.AugInput(picture)
+        T.AugmentationList([resizing_of_tests(cfg)])(predicted)
+        assert predicted.image.shape[:2] == evaluated[1:]
+        trained = [ImageMapper(cfg, is_train=True)(dict(item))["image"].shape for _ in range(20)]
+        heights = np.array(trained)[:, 1] / height
+        assert 0.44 < heights.min() < heights.max() < 0.56
+    cfg.INPUT.SCALE = 0.0
+    assert ImageMapper(cfg, is_train=False)(dict(item))["image"].shape == (3, 1333, 800)
 
 
 @pytest.mark.parametrize(

@@ -85,19 +85,24 @@ def check_object_areas(
         factor = side / smallest
         strides = [s for s in (1, 2, 4) if s < stride and _MIN_CELLS * s <= smallest]
         finer = f"{stride_key} {strides[-1]}, or " if strides else ""
-        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        larger = (math.ceil(size * factor) for size in sizes)
+        scale, sizes = cfg.INPUT.SCALE, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        if scale:
+            setting, larger = f"SCALE is {scale:g}", f"SCALE {scale * factor:.2f}"
+        else:
+            setting = f"MIN_SIZE_TEST is {sizes[0]}"
+            larger = "MIN_SIZE_TEST {} with MAX_SIZE_TEST {} and larger sizes in training".format(
+                *(math.ceil(size * factor) for size in sizes)
+            )
         logger.warning(
-            "INPUT.MIN_SIZE_TEST is %d, at which %s are smaller than two cells of %s %d, %d px; "
-            "what would do: %sINPUT.MIN_SIZE_TEST %d with MAX_SIZE_TEST %d and larger sizes in "
-            "training",
-            sizes[0],
+            "INPUT.%s, at which %s are smaller than two cells of %s %d, %d px; what would do: "
+            "%sINPUT.%s",
+            setting,
             _counted(name, areas[name], side**2),
             stride_key,
             stride,
             side,
             finer,
-            *larger,
+            larger,
         )
 
 
