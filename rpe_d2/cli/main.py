@@ -25,6 +25,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command("rpe_d2.cli.predict", "segment pictures and write label maps"),
+    "fit": Command(
+        "rpe_d2.cli.fit", "train a model on pictures and label maps, with no key to set"
+    ),
     "evaluate": Command("rpe_d2.cli.evaluate", "compare label maps with true ones"),
     "convert": Command("rpe_d2.cli.convert", "convert label maps, COCO, GeoJSON and other files"),
     "train": Command("rpe_d2.cli.train_net", "train and evaluate a configuration"),

@@ -281,6 +281,13 @@ def _test_keys() -> Keys:
             "Also evaluate instances as label maps with `FieldMetricsEvaluator`: S, F1, PQ, AJI, "
             "SBD and counts. This is always done for the data sets of `DATASETS.LABEL_DIRS`.",
         ),
+        "MIN_SCORE": Key(
+            -1.0,
+            "Instances with a lower score are left out of pictures, label maps and "
+            "`FIELD_METRICS`, but not of AP. Negative: the model's own value, for most models 0.5.",
+            low=-1,
+            high=1,
+        ),
         "TOUCHING_INSTANCES": Key(
             False,
             "Also evaluate separately the instances whose mask, dilated by 2 pixels, overlaps "

@@ -120,7 +120,9 @@ def inference_inputs(cfg: CfgNode) -> Tuple[str, ...]:
 
 
 def default_confidence_threshold(cfg: CfgNode) -> float:
-    """Returns the score below which demo and visualize omit instances by default."""
+    """Returns the score below which instances are omitted from pictures and label maps."""
+    if cfg.TEST.MIN_SCORE >= 0:
+        return cfg.TEST.MIN_SCORE
     return _first_declared(cfg, "default_confidence_threshold", 0.5)
 
 

@@ -95,7 +95,7 @@ class Segmenter:
             if not os.path.isfile(config):
                 raise ValueError(f"{folder} has no config.yaml; allowed: a folder of a training")
             weights = weights or _weights_of_folder(folder)
-        cfg = read_config(config, [*opts, *(["MODEL.DEVICE", device] if device else [])])
+        cfg = read_config(config, [*map(str, opts), *(["MODEL.DEVICE", device] if device else [])])
         use_available_device(cfg)
         if read_classes(config) is None:
             register_present_datasets(cfg)

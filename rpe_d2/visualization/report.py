@@ -48,6 +48,9 @@ th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #8b94a6; }
 td.best { font-weight: 700; }
+td.text { text-align: left; white-space: normal; }
+figure { margin: 0; }
+figcaption { font-size: 13px; color: #4a5263; }
 td.failed { text-align: left; color: #a4262c; white-space: normal; }
 .swatch {
   display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 7px;
@@ -109,8 +112,12 @@ def comparison_page(
         parts.append(_error_section(done))
     if truth:
         parts.append("<h2>The same images</h2>" + _pictures(done, truth))
-    body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>{html.escape(dataset)}</title><style>{_STYLE}</style>'
+    return html_page(dataset, "\n".join(parts))
+
+
+def html_page(title: str, body: str) -> str:
+    """Returns a self-contained HTML page in the style of this package's reports."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
@@ -203,11 +210,12 @@ def _plots(rows: Sequence[Dict[str, Any]], colors: Dict[int, str]) -> str:
         ("Precision and recall", precision_by_recall),
         ("Score and time", speed),
     )
-    drawn = (_svg(*plot) for plot in plots)
+    drawn = (svg_plot(*plot) for plot in plots)
     return '<div class="plots">' + "".join(filter(None, drawn)) + "</div>"
 
 
-def _svg(title: str, draw: Callable[[Axes], None]) -> str:
+def svg_plot(title: str, draw: Callable[[Axes], None]) -> str:
+    """Returns a plot as SVG, or "" if nothing was drawn into its axes."""
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -242,9 +250,9 @@ def _error_section(rows: Sequence[Dict[str, Any]]) -> str:
             " Right: AP if one step made no mistakes: the classes of the predictions, their "
             "scores (the IoU), the grouping of pixels, or the foreground that is grouped."
         )
-    drawn = [_svg("Cost of each kind of error", lambda axes: _error_bars(axes, rows))]
+    drawn = [svg_plot("Cost of each kind of error", lambda axes: _error_bars(axes, rows))]
     if any("oracles" in row for row in rows):
-        drawn.append(_svg("AP with oracles", lambda axes: _oracle_bars(axes, rows)))
+        drawn.append(svg_plot("AP with oracles", lambda axes: _oracle_bars(axes, rows)))
     plots = '<div class="plots">' + "".join(drawn) + "</div>"
     return f"<h2>Errors</h2>{note}</p>{plots}"
 

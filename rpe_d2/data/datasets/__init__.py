@@ -5,7 +5,7 @@ from .coco_jsons import register_coco_jsons
 from .coco_report import CocoReport, coco_report
 from .digits import DIGITS_SPLITS, register_digits, register_digits_authors, render_digits
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
-from .label_dirs import register_label_dirs
+from .label_dirs import read_label_dirs, register_label_dirs
 from .sem_seg_dirs import register_sem_seg_dirs
 from .shapes import (
     SHAPES_CLASSES,
@@ -47,6 +47,7 @@ __all__ = [
     "register_digits",
     "register_digits_authors",
     "register_helen",
+    "read_label_dirs",
     "register_label_dirs",
     "register_sem_seg_dirs",
     "register_voc",

@@ -18,7 +18,7 @@ from rpe_d2.utils.label_folders import common_stem, match_files, unique_by_stem
 from rpe_d2.utils.label_maps import encode_labels, read_label_map
 from rpe_d2.utils.readable import UnreadableImage
 
-__all__ = ["register_label_dirs"]
+__all__ = ["read_label_dirs", "register_label_dirs"]
 
 _KEY = "DATASETS.LABEL_DIRS"
 _ONE_CLASS = "object"
@@ -75,6 +75,25 @@ def register_label_dirs(entries: Sequence[str]) -> None:
             has_report=True,
             field_metrics=True,
         )
+
+
+def read_label_dirs(
+    where: str, images: str, labels: str, classes: str = ""
+) -> Tuple[List[Dict[str, Any]], Tuple[str, ...]]:
+    """Reads the objects of an image folder and a folder of instance label maps.
+
+    Args:
+        where: prefix of error messages.
+        images, labels, classes: as in the entries of :func:`register_label_dirs`.
+
+    Returns:
+        The dicts of the images in Detectron2's format, and the names of the classes.
+
+    Raises:
+        ValueError: A label map or a class is wrong. The message is one line.
+    """
+    folders = _Folders(images, labels, classes)
+    return _load(where, folders), _read(where, folders)[1]
 
 
 def _parse_entry(entry: str) -> Tuple[str, _Folders]:

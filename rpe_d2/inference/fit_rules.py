@@ -1,0 +1,209 @@
+"""Rules of ``rpe-d2 fit``: settings that follow from the measures of the data."""
+
+import math
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import yaml
+from detectron2.config import CfgNode
+
+from rpe_d2.config import find_config_file
+
+from .fit_data import Measures
+
+__all__ = ["MODELS", "Setting", "config_text", "settings"]
+
+MODELS = {"embeddings": "nuclei/rpe_R_18.yaml", "mask_rcnn": "nuclei/mask_rcnn_R_18.yaml"}
+# Sizes in pixels of the network's input.
+_DIAMETER = 20.0
+_SMALL_DIAMETER = 8.0
+_CROP = 192
+_LARGEST_CROP = 512
+_MOST_ENLARGED = 2.0
+# Smallest number of cells of the embedding map along the diameter of a small object.
+_STRIDE = 2
+_MARGIN_OF_DETECTIONS = 1.5
+
+
+class Setting(NamedTuple):
+    """A key of the configuration, its value and the reason in a few words."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def settings(measures: Measures, model: str, scale: Optional[float] = None) -> List[Setting]:
+    """Derives the settings of a training from the measures of the data.
+
+    Args:
+        measures: measures of the training images.
+        model: one of ``MODELS``.
+        scale: factor by which images are resized. None: from the measures.
+    """
+    scale = scale or _scale(measures)
+    shared = _inputs(measures, scale) + _outputs(measures)
+    return shared + (_embeddings if model == "embeddings" else _mask_rcnn)(measures, scale)
+
+
+def _scale(measures: Measures) -> float:
+    """Returns the factor by which images are resized."""
+    _, small, median, _, _ = measures.diameters
+    scale = max(_DIAMETER / median, min(_SMALL_DIAMETER / small, 2 * _DIAMETER / median))
+    scale = min(scale, _MOST_ENLARGED)
+    # Images are not interpolated for a small difference.
+    return 1.0 if 0.85 < scale < 1.18 else float(f"{scale:.2g}")
+
+
+def _inputs(measures: Measures, scale: float) -> List[Setting]:
+    _, small, median, large, largest = measures.diameters
+    crop = min(max(_CROP, 2.5 * large * scale), _LARGEST_CROP)
+    crop = 32 * math.ceil(crop / 32)
+    pixels = math.ceil(crop / scale)
+    found = [
+        Setting(
+            "INPUT.SCALE",
+            scale,
+            f"objects are {median:.0f} px wide, small ones {small:.0f} px; the network sees "
+            f"{median * scale:.0f} and {small * scale:.0f} px",
+        ),
+        Setting(
+            "INPUT.CROP.SIZE",
+            [pixels, pixels],
+            f"{crop} px of the network's input; 90 % of the objects are below "
+            f"{large * scale:.0f} px",
+        ),
+        Setting("INPUT.CROP.TYPE", "absolute", "pixels of the image"),
+        Setting("INPUT.SCALE_JITTER", [0.8, 1.25], "objects of other sizes than in these images"),
+        Setting("INPUT.INTENSITY", measures.intensity, _intensity_reason(measures)),
+        Setting("MODEL.PIXEL_MEAN", list(measures.mean), "of these images"),
+        Setting("MODEL.PIXEL_STD", list(measures.std), "of these images"),
+        Setting(
+            "INPUT.QUARTER_TURNS",
+            not measures.is_directed,
+            (
+                "long objects prefer a direction"
+                if measures.is_directed
+                else "objects have no preferred direction"
+            ),
+        ),
+        Setting(
+            "INPUT.COLOR_JITTER",
+            0.2 if measures.is_gray else 0.3,
+            f"images are {'gray' if measures.is_gray else 'in color'}",
+        ),
+    ]
+    return found
+
+
+def _intensity_reason(measures: Measures) -> str:
+    low, high = measures.peaks
+    return f"the brightest pixels of the images are at {low:.0f} to {high:.0f} of 255"
+
+
+def _outputs(measures: Measures) -> List[Setting]:
+    most = measures.most_objects
+    detections = max(100, 50 * math.ceil(_MARGIN_OF_DETECTIONS * most / 50))
+    return [
+        Setting("TEST.DETECTIONS_PER_IMAGE", detections, f"an image has up to {most} objects"),
+    ]
+
+
+def _embeddings(measures: Measures, scale: float) -> List[Setting]:
+    smallest, _, median, large, _ = (d * scale for d in measures.diameters)
+    spread = measures.diameters[3] / max(measures.diameters[1], 1e-6)
+    groups = measures.neighbors + 1
+    dim = min(max(8, 4 * math.ceil(groups / 8)), 64)
+    found = [
+        Setting("MODEL.RPE.NUM_CLASSES", len(measures.classes), "classes of the data"),
+        Setting("MODEL.RPE.STRIDE", _STRIDE, f"objects are {median / _STRIDE:.0f} cells wide"),
+        Setting(
+            "MODEL.RPE.NEGATIVE_RADIUS",
+            round(max(16.0, 1.2 * median), 1),
+            f"objects farther apart than 1.2 diameters of {median:.0f} px may look the same",
+        ),
+        Setting(
+            "MODEL.RPE.EMBEDDING_DIM",
+            dim,
+            f"holds {2 * dim} objects at a margin of 0.5; one has up to {measures.neighbors} "
+            "neighbors",
+        ),
+        Setting("MODEL.RPE.VOTE_UNIT", round(median / 7, 2), "a seventh of a diameter"),
+        Setting(
+            "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH",
+            round(0.1 * median, 2),
+            "a tenth of a diameter",
+        ),
+        Setting(
+            "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH",
+            0.2 if spread > 2 else 0.0,
+            f"large objects are {spread:.1f} times as wide as small ones",
+        ),
+        Setting(
+            "MODEL.RPE.MIN_AREA",
+            int(math.pi * smallest**2 / 16),
+            "a quarter of the area that 99 % of the objects exceed",
+        ),
+        Setting(
+            "MODEL.RPE.MAX_GROUPS",
+            max(500, 100 * math.ceil(_MARGIN_OF_DETECTIONS * measures.most_objects / 100)),
+            f"an image has up to {measures.most_objects} objects",
+        ),
+    ]
+    return found
+
+
+def _mask_rcnn(measures: Measures, scale: float) -> List[Setting]:
+    smallest, _, _, _, largest = (d * scale for d in measures.diameters)
+    # Five levels, a factor of two each: the square root of the area of an object in the middle.
+    middle = math.sqrt(smallest * largest) * math.sqrt(math.pi) / 2
+    sizes = [[max(4, round(middle * 2.0**level))] for level in range(-2, 3)]
+    return [
+        Setting("MODEL.ROI_HEADS.NUM_CLASSES", len(measures.classes), "classes of the data"),
+        Setting(
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            sizes,
+            f"98 % of the objects are {smallest:.0f} to {largest:.0f} px wide",
+        ),
+    ]
+
+
+def config_text(found: List[Setting], model: str, fixed: Dict[str, Any]) -> str:
+    """Writes a configuration as YAML, with the reasons of the settings as comments.
+
+    Args:
+        found: derived settings.
+        model: one of ``MODELS``, whose configuration has the other settings.
+        fixed: further keys and their values, without comments.
+    """
+    tree = CfgNode.load_yaml_with_base(find_config_file(MODELS[model]))
+    reasons = {}
+    for key, value, reason in [*found, *((key, value, "") for key, value in fixed.items())]:
+        node = tree
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+        reasons[key] = reason
+    lines = ["# Written by rpe-d2 fit. Comments explain the values that follow from the data."]
+    _write(tree, "", reasons, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _write(tree: Dict[str, Any], prefix: str, reasons: Dict[str, str], lines: List[str]) -> None:
+    indent = "  " * prefix.count(".")
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            lines.append(f"{indent}{name}:")
+            _write(value, f"{key}.", reasons, lines)
+            continue
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6)
+        text = text.removesuffix("...\n").strip()
+        reason = reasons.get(key)
+        if reason:
+            lines.append(f"{indent}# {reason}")
+        lines.append(f"{indent}{name}: {text}")
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

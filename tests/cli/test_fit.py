@@ -1,0 +1,97 @@
+"""rpe-d2 fit from label folders to label maps, resumed and refused."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from rpe_d2.cli.fit import main
+from rpe_d2.cli.predict import main as predict
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit")
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for n in range(3):
+        rng = np.random.default_rng(n)
+        labels = np.zeros((96, 96), np.uint16)
+        for number in range(1, 6):
+            cv2.circle(labels, rng.integers(10, 86, 2).tolist(), 9, number, -1)
+        image = np.where(labels > 0, 1500, 300) + rng.normal(0, 50, labels.shape)
+        tifffile.imwrite(folder / "images" / f"{n}.tif", image.astype(np.uint16))
+        tifffile.imwrite(folder / "labels" / f"{n}_masks.tif", labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    output = data / "output"
+    arguments = [str(data / "images"), str(data / "labels"), "--output", str(output)]
+    arguments += ["--minutes", "0.01", "--device", "cpu"]
+    assert main(arguments) == 0
+    return arguments, output
+
+
+def test_a_model_is_trained_tuned_and_reported(fitted, data, capsys):
+    _, output = fitted
+    state = json.loads((output / "fit.json").read_text())
+    assert state["images"] == {"train": 2, "held_out": 1}
+    assert {"S", "AJI", "pred"} < set(state["scores"]) and len(state["tuned"]["tried"]) == 6
+    yaml = (output / "fit.yaml").read_text()
+    assert "# an image has up to 5 objects" in yaml and "MAX_ITER: 20" in yaml
+    report = (output / "report.html").read_text()
+    assert report.count("<img") == 1 and "INPUT.SCALE" in report and "<svg" in report
+    record = json.loads((output / "result.json").read_text())
+    assert record["iterations"] == 20 and "labels" in record["metrics"]
+
+    labels = data / "found"
+    pictures = [str(data / "images"), "--model", str(output), "--output", str(labels)]
+    assert predict([*pictures, "--device", "cpu"]) == 0
+    assert sorted(path.name for path in labels.glob("*.tif")) == ["0.tif", "1.tif", "2.tif"]
+
+
+def test_the_same_command_continues(fitted, capsys):
+    arguments, output = fitted
+    before = (output / "fit.json").read_bytes()
+    assert main(arguments) == 0
+    assert (output / "fit.json").read_bytes() == before
+    assert "held-out images (1): " in capsys.readouterr().out
+    (output / "report.html").unlink()
+    state = json.loads(before)
+    (output / "fit.json").write_text(json.dumps({k: v for k, v in state.items() if k != "scores"}))
+    assert main(arguments) == 0
+    assert (output / "report.html").exists()
+    assert json.loads((output / "fit.json").read_text())["scores"] == state["scores"]
+
+
+def test_wrong_arguments_are_one_line(fitted, data, tmp_path, capsys):
+    arguments, output = fitted
+    one = tmp_path / "one"
+    for name in ("images", "labels"):
+        (one / name).mkdir(parents=True)
+        source = next(iter(sorted((data / name).glob("0*.tif"))))
+        (one / name / "0.tif").write_bytes(source.read_bytes())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    cases = [
+        ([*arguments, "--seed", "2"], "where seed was 1, now 2; allowed: the same arguments"),
+        ([*arguments[:2], "--output", str(tmp_path / "taken")], "has file but no fit.json"),
+        (
+            [str(one / "images"), str(one / "labels"), "--output", str(tmp_path / "a")],
+            "1 images, 1 of them with objects; allowed: 2 or more with objects",
+        ),
+        ([*arguments, "--minutes", "0"], "allowed: minutes above 0"),
+        (
+            [str(tmp_path / "none.json"), str(tmp_path), "--output", str(tmp_path / "b")],
+            "none.json",
+        ),
+    ]
+    for case, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            main(case)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stopped.value.code == 2 and message in error, error
