@@ -178,17 +178,14 @@ def test_the_page_in_a_browser(compared, tmp_path):
     subprocess.run(
         [
             chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            # Without these a busy machine takes the screenshot before pictures are decoded.
-            "--run-all-compositor-stages-before-draw", "--disable-checker-imaging",
-            "--virtual-time-budget=10000",
-            "--window-size=1500,1500", f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1500,2000", f"--user-data-dir={tmp_path / 'profile'}",
             f"--screenshot={shot}",
             (compared[1] / "first.html").as_uri(),
         ],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     picture = cv2.imread(str(shot))[:, :, ::-1].astype(int)
-    assert picture.shape[:2] == (1500, 1500)
+    assert picture.shape[:2] == (2000, 1500)
 
     def share(color, part):
         return (np.abs(part - color).max(axis=2) < 12).mean()
@@ -199,4 +196,4 @@ def test_the_page_in_a_browser(compared, tmp_path):
         assert share(np.array(color), table) > 1e-4, color
     assert share(np.array(orange), curves) > 1e-4  # an RPN with random weights has some recall
     # The pictures below the curves have many colors.
-    assert len(np.unique(picture[800:].reshape(-1, 3), axis=0)) > 5000
+    assert len(np.unique(picture[1450:].reshape(-1, 3), axis=0)) > 5000
