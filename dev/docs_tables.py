@@ -86,7 +86,7 @@ _INSTANCE_SCORES = [
 _PAPER = {
     "digits": (["digits_*.json"], _DIGIT_SCORES),
     "loops": (["loops_*.json"], _DIGIT_SCORES),
-    "dimensions": (["dim_*.json", "margin_*.json", "loops_5_*.json"], _DIGIT_SCORES),
+    "dimensions": (["dim_*.json", "margin_*.json", "loops_0_*.json"], _DIGIT_SCORES),
 }
 # These runs differ in several keys, so that their files' names say more than the overrides.
 _PAPER_BY_FILE = {
