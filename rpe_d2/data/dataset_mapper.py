@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -76,16 +76,6 @@ class PixelLabelMapper(ImageMapper):
             mask = np.any(ignored, axis=0).astype(np.uint8)
             dataset_dict["ignore_mask"] = torch.from_numpy(transforms.apply_segmentation(mask) > 0)
 
-        if not objects:
-            # Detectron2 leaves out gt_masks here, and then fails if boxes are to be recomputed.
-            dataset_dict.pop("annotations")
-            instances = Instances(image_shape)
-            instances.gt_boxes = Boxes(torch.zeros(0, 4))
-            instances.gt_classes = torch.zeros(0, dtype=torch.int64)
-            instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
-            dataset_dict["instances"] = instances
-            return
-
         # Cropping polygons would require shapely, which Detectron2 does not depend on.
         is_cropped = any(isinstance(t, T.CropTransform) for t in transforms.transforms)
         for annotation in objects:
@@ -95,8 +85,40 @@ class PixelLabelMapper(ImageMapper):
             else:
                 mask = np.asfortranarray(_to_bitmask(annotation, size), dtype=np.uint8)
                 annotation["segmentation"] = mask_util.encode(mask)
+        if is_cropped:
+            objects = _inside_crop(objects, transforms)
+        if not objects:
+            # Detectron2 leaves out gt_masks here, and then fails if boxes are to be recomputed.
+            dataset_dict.pop("annotations")
+            instances = Instances(image_shape)
+            instances.gt_boxes = Boxes(torch.zeros(0, 4))
+            instances.gt_classes = torch.zeros(0, dtype=torch.int64)
+            instances.gt_masks = BitMasks(torch.zeros(0, *image_shape, dtype=torch.bool))
+            dataset_dict["instances"] = instances
+            return
         dataset_dict["annotations"] = objects
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+def _inside_crop(
+    objects: List[Dict[str, Any]], transforms: T.TransformList
+) -> List[Dict[str, Any]]:
+    """Returns the objects whose box overlaps a crop, if that is the first transform.
+
+    The others would be decoded, cropped to nothing and left out, which takes most of the time if
+    the image has many objects.
+
+    Args:
+        objects: annotations with RLE masks.
+        transforms: transforms of the image.
+    """
+    first = next(t for t in transforms.transforms if not isinstance(t, T.NoOpTransform))
+    if not objects or not isinstance(first, T.CropTransform):
+        return objects
+    x, y, width, height = mask_util.toBbox([a["segmentation"] for a in objects]).T
+    inside = (x < first.x0 + first.w) & (x + width > first.x0)
+    inside &= (y < first.y0 + first.h) & (y + height > first.y0)
+    return [annotation for annotation, kept in zip(objects, inside) if kept]
 
 
 class CountInstances:

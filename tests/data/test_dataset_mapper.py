@@ -88,6 +88,24 @@ def test_constructed_with_arguments():
     np.testing.assert_array_equal(mask, filled_box()[:, ::-1])
 
 
+def test_crops_have_the_objects_with_a_pixel_in_them():
+    crop = T.RandomCrop("relative", [0.4, 0.3])
+    mapper = PixelLabelMapper(True, augmentations=[crop], image_format="RGB", recompute_boxes=True)
+    num_outside = 0
+    for number, record in enumerate(load_shapes("val")[:20]):
+        np.random.seed(number)
+        cropped = mapper(record)
+        np.random.seed(number)
+        window = crop.get_transform(np.zeros((128, 128, 3)))
+        masks = [mask_util.decode(a["segmentation"]) for a in record["annotations"]]
+        masks = [window.apply_segmentation(mask).astype(bool) for mask in masks]
+        expected = np.array([mask for mask in masks if mask.any()])
+        found = cropped["instances"].gt_masks.tensor.numpy()
+        np.testing.assert_array_equal(found, expected.reshape(found.shape))
+        num_outside += len(masks) - len(expected)
+    assert num_outside > 0
+
+
 def test_boxes_are_tight_after_cropping():
     cfg = make_cfg("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.5, 0.5])
     mapper = PixelLabelMapper(cfg, is_train=True)
