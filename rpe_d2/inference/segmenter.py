@@ -7,12 +7,13 @@ import threading
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
+from detectron2.structures import Instances
 
 from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold
@@ -23,6 +24,7 @@ from rpe_d2.utils.images import to_rgb
 
 from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
+from .tiles import predict_tiles
 
 __all__ = ["Segmenter"]
 
@@ -30,6 +32,11 @@ __all__ = ["Segmenter"]
 _WEIGHTS = ("model_best.pth", "model_final.pth")
 # Images that go through the network together, at most.
 _BATCH = 8
+# Pixels of the network's input up to which an image is not divided into tiles.
+_MOST_PIXELS = 1024**2
+# Length of a tile's core, and what is seen around it, in pixels of the network's input.
+_TILE, _MARGIN = 768, 128
+_SMALLEST_TILE = 64
 
 
 class Segmenter:
@@ -59,6 +66,7 @@ class Segmenter:
         parts["MODEL"].WEIGHTS = parts["MODEL"].DEVICE = ""  # they do not change the predictions
         self._settings = "".join(part.dump() for part in parts.values())
         self.min_score = default_confidence_threshold(cfg) if min_score is None else min_score
+        self._input = cfg.INPUT
         self._predictor = Predictor(cfg)
         self._lock = threading.Lock()
         self.class_names = tuple(metadata.get("thing_classes") or ("object",))
@@ -107,6 +115,7 @@ class Segmenter:
         self,
         images: Union[str, Path, np.ndarray, Sequence[Union[str, Path, np.ndarray]]],
         channels: Optional[str] = None,
+        tile: Optional[int] = None,
     ) -> Union[Segmentation, List[Segmentation]]:
         """Segments one image or a list of images.
 
@@ -114,6 +123,10 @@ class Segmenter:
             images: files, or arrays (H, W), (H, W, 1) or (H, W, 3) RGB of any number type. Numbers
                 of more than 8 bits become 8 bits by ``INPUT.INTENSITY``.
             channels: ``INPUT.CHANNELS`` for arrays and files with other channels.
+            tile: divide images into tiles of about this side in pixels, which overlap. 0: never.
+                None: images are divided that are too large for the network at once, if the model
+                has a fixed scale (``INPUT.SCALE``, or ``INPUT.MIN_SIZE_TEST`` 0). Other models see
+                a tile at their ``INPUT.MIN_SIZE_TEST``.
 
         Returns:
             A segmentation, or a list for a list.
@@ -122,17 +135,26 @@ class Segmenter:
             UnreadableImage: An image cannot be read. The message is one line.
         """
         if isinstance(images, (str, Path, np.ndarray)):
-            return self.predict([images], channels)[0]
+            return self.predict([images], channels, tile)[0]
+        if tile is not None and tile != 0 and tile < _SMALLEST_TILE:
+            raise ValueError(f"tile is {tile}; allowed: 0, or {_SMALLEST_TILE} or more pixels")
         reader = self._predictor.reader.with_channels(channels)
         pictures = [
             reader.from_array(image) if isinstance(image, np.ndarray) else reader.read(str(image))
             for image in images
         ]
-        inputs = [self._predictor.network_input(reader.convert(picture)) for picture in pictures]
         by_size: Dict[tuple, List[int]] = defaultdict(list)
-        for number, item in enumerate(inputs):
-            by_size[tuple(item["image"].shape)].append(number)
+        inputs: Dict[int, Dict[str, Any]] = {}
         found: Dict[int, Segmentation] = {}
+        for number, picture in enumerate(pictures):
+            image = reader.convert(picture)
+            tiling = self._tiling(image, tile)
+            if tiling is None:
+                inputs[number] = self._predictor.network_input(image)
+                by_size[tuple(inputs[number]["image"].shape)].append(number)
+            else:
+                name = _name(images[number])
+                found[number] = self._predict_tiles(image, picture, tiling, name)
         for numbers in by_size.values():
             for start in range(0, len(numbers), _BATCH):
                 batch = numbers[start : start + _BATCH]
@@ -141,6 +163,42 @@ class Segmenter:
                     name = _name(images[number])
                     found[number] = self._segmentation(output, pictures[number], name)
         return [found[number] for number in range(len(found))]
+
+    def _tiling(self, image: np.ndarray, tile: Optional[int]) -> Optional[Tuple[float, int]]:
+        """Returns the factor of resizing and the length of a tile, both for the network's input.
+
+        None if the image is not divided.
+        """
+        if tile == 0 or image.dtype != np.uint8:
+            return None
+        fixed = self._input.SCALE or (1.0 if self._input.MIN_SIZE_TEST == 0 else 0.0)
+        height, width = image.shape[:2]
+        if tile is None:
+            if not fixed or height * width * fixed**2 <= _MOST_PIXELS:
+                return None
+            return fixed, _TILE
+        if max(height, width) <= tile:
+            return None
+        factor = fixed or self._input.MIN_SIZE_TEST / tile
+        return factor, max(1, round(tile * factor))
+
+    def _predict_tiles(
+        self, image: np.ndarray, picture: np.ndarray, tiling: Tuple[float, int], name: str
+    ) -> Segmentation:
+        def run(item: Dict[str, Any]) -> Instances:
+            instances = self._instances(self._run([item])[0])
+            return instances[instances.scores >= self.min_score].to("cpu")
+
+        found = predict_tiles(run, image, *tiling, _MARGIN)
+        return Segmentation(
+            found.labels,
+            found.scores,
+            found.class_ids,
+            self.class_names,
+            category_ids=self._category_ids,
+            image=to_rgb(picture),
+            name=name,
+        )
 
     def planes(self, file: Union[str, Path]) -> List[str]:
         """Returns the names of the planes of a file, such as ``stack.tif[3]``, or its own name.
@@ -165,9 +223,7 @@ class Segmenter:
             return self._predictor.model(inputs)
 
     def _segmentation(self, output: Dict[str, Any], picture: np.ndarray, name: str) -> Segmentation:
-        instances = with_instances(output).get("instances")
-        if instances is None:
-            raise ValueError("the model predicts no instances; allowed: models that do")
+        instances = self._instances(output)
         return Segmentation.from_instances(
             instances[instances.scores >= self.min_score],
             self.class_names,
@@ -175,6 +231,13 @@ class Segmenter:
             image=to_rgb(picture),
             name=name,
         )
+
+    @staticmethod
+    def _instances(output: Dict[str, Any]) -> Instances:
+        instances = with_instances(output).get("instances")
+        if instances is None:
+            raise ValueError("the model predicts no instances; allowed: models that do")
+        return instances
 
 
 def _name(image: Union[str, Path, np.ndarray]) -> str:

@@ -1,0 +1,134 @@
+"""Prediction in tiles: the same objects as in the whole image, none cut and none twice."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import Metadata
+from detectron2.data import transforms as T
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from scipy import ndimage
+from torch import nn
+
+from rpe_d2 import add_rpe_config
+from rpe_d2.evaluation.label_metrics import label_metrics, label_overlaps
+from rpe_d2.inference import Segmenter
+from rpe_d2.inference.tiles import resized_window, spans
+
+
+@META_ARCH_REGISTRY.register()
+class BrightComponents(nn.Module):
+    """A model whose objects are the connected bright parts of what it sees."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.largest = 0
+
+    def forward(self, inputs):
+        outputs = []
+        for item in inputs:
+            image = item["image"][0].numpy()
+            self.largest = max(self.largest, image.size)
+            parts, count = ndimage.label(image > 127)
+            size = item["width"], item["height"]
+            masks = [
+                cv2.resize((parts == n).astype(np.float32), size) > 0.5 for n in range(1, count + 1)
+            ]
+            instances = Instances(size[::-1])
+            instances.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, *size[::-1]))
+            instances.pred_boxes = Boxes(torch.zeros(count, 4))
+            instances.scores = torch.linspace(0.9, 0.6, count)
+            instances.pred_classes = torch.zeros(count, dtype=torch.int64)
+            outputs.append({"instances": instances})
+        return outputs
+
+
+@pytest.fixture
+def segmenter(tmp_path):
+    def build(**keys):
+        cfg = get_cfg()
+        add_rpe_config(cfg)
+        cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "BrightComponents", "cpu"
+        cfg.INPUT.update(keys)
+        cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+        torch.save({"model": {"weight": torch.zeros(1)}}, cfg.MODEL.WEIGHTS)
+        return Segmenter(cfg, Metadata(thing_classes=["bright"]))
+
+    return build
+
+
+def ellipses(size, count, largest, seed=0):
+    """Returns a picture of separate ellipses and its label map."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((size, size), np.int32)
+    while labels.max() < count:
+        mask = np.zeros(labels.shape, np.uint8)
+        axes = rng.integers(8, largest, 2).tolist()
+        cv2.ellipse(mask, rng.integers(0, size, 2).tolist(), axes, 30, 0, 360, 1, -1)
+        if not labels[ndimage.binary_dilation(mask, iterations=3)].any():
+            labels[mask > 0] = labels.max() + 1
+    return np.where(labels > 0, 250, 5).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize("length, factor", [(1000, 1.0), (1000, 0.36), (777, 1.2), (40, 0.5)])
+def test_cores_partition_a_side(length, factor):
+    found = spans(length, factor, 96, 40)
+    assert found[0].core_start == 0 and found[-1].core_stop == length
+    assert all(a.core_stop == b.core_start for a, b in zip(found, found[1:]))
+    total = max(1, round(length * factor))
+    for span in found:
+        assert span.start % 32 == 0 and 0 <= span.start < span.stop <= total
+        assert span.start == 0 or span.core_start * factor - span.start >= 39
+        assert span.stop == total or span.stop - span.core_stop * factor >= 39
+        assert abs(span.image_start - span.start / factor) <= 0.5 * length / total + 0.5
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.36, 0.87, 1.5])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_windows_are_parts_of_the_resized_image(factor, channels):
+    image = np.random.default_rng(0).integers(0, 255, (300, 417, channels), dtype=np.uint8)
+    sides = [round(side * factor) for side in (300, 417)]
+    whole = T.ResizeTransform(300, 417, *sides).apply_image(image).reshape(*sides, channels)
+    for rows in spans(300, factor, 64, 32):
+        for columns in spans(417, factor, 64, 32):
+            part = whole[rows.start : rows.stop, columns.start : columns.stop].astype(int)
+            found = resized_window(image, factor, rows, columns)
+            assert np.abs(found - part).max() <= 2  # rounding
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_objects_are_the_same_as_in_the_whole_image(segmenter, scale):
+    image, labels = ellipses(900, 60, 60)
+    model = segmenter(SCALE=scale)
+    whole, tiled = model.predict(image, tile=0), model.predict(image, tile=160)
+    assert len(whole) == len(tiled) == labels.max()
+    iou = label_overlaps(tiled.labels, whole.labels).iou
+    assert (iou >= 0.9).sum() == labels.max()
+    assert label_metrics(tiled.labels, labels)["S@0.5"] == 1
+    assert (np.diff(tiled.scores) <= 0).all() and tiled.classes == ["bright"] * len(tiled)
+
+
+def test_an_object_larger_than_a_tile_is_whole(segmenter):
+    image = np.zeros((700, 900), np.uint8)
+    cv2.ellipse(image, (450, 350), (400, 40), 20, 0, 360, 255, -1)
+    found = segmenter(SCALE=1.0).predict(image, tile=128)
+    assert len(found) == 1 and label_overlaps(found.labels, image > 0).iou[0] > 0.99
+
+
+def test_only_images_that_are_too_large_are_divided(segmenter):
+    image, labels = ellipses(1300, 30, 90)
+    model = segmenter(MIN_SIZE_TEST=0)
+    network = model._predictor.model
+    assert len(model.predict(image)) == labels.max()
+    assert network.largest <= 1024**2
+    model.predict(image, tile=0)
+    assert network.largest == 1300**2
+    # A tile of 400 pixels is what images of INPUT.MIN_SIZE_TEST are.
+    small = segmenter(MIN_SIZE_TEST=200, MAX_SIZE_TEST=300)
+    assert len(small.predict(image, tile=400)) == labels.max()
+    assert small._predictor.model.largest <= (200 + 2 * 160) ** 2
+    with pytest.raises(ValueError, match="tile is 10; allowed: 0, or 64 or more pixels"):
+        small.predict(image, tile=10)
