@@ -19,6 +19,7 @@ from rpe_d2.engine.run_errors import TooFewValues
 from rpe_d2.inference import Segmentation, Segmenter
 from rpe_d2.inference.label_formats import FORMATS
 from rpe_d2.inference.predictor import find_images
+from rpe_d2.inference.segmenter import SMALLEST_TILE
 from rpe_d2.utils.errors import is_out_of_memory, one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file, write_new_file
 from rpe_d2.utils.image_files import image_stem, printable, split_plane
@@ -102,6 +103,13 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--channels", help="INPUT.CHANNELS: mean, 2, or 0,1,1")
     parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="PIXELS",
+        help="divide pictures into overlapping tiles of this side; 0: never; default: pictures "
+        "that are too large at once, if the model has a fixed scale",
+    )
+    parser.add_argument(
         "--shard",
         type=_shard,
         default=(1, 1),
@@ -119,6 +127,12 @@ def _score(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r}; allowed: 0 to 1")
+
+
+def _tile(text: str) -> int:
+    if text.isdecimal() and (int(text) == 0 or int(text) >= SMALLEST_TILE):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}; allowed: 0, or {SMALLEST_TILE} or more pixels")
 
 
 def _shard(text: str) -> Tuple[int, int]:
@@ -156,6 +170,7 @@ def _check_same_model(folder: Path, segmenter: Segmenter, args: argparse.Namespa
         "fingerprint": segmenter.fingerprint,
         "min_score": segmenter.min_score,
         "channels": args.channels,
+        "tile": args.tile,
     }
     path = folder / "model.json"
     try:
@@ -166,7 +181,7 @@ def _check_same_model(folder: Path, segmenter: Segmenter, args: argparse.Namespa
         there = parse_json(read_text(str(path)), str(path))
     if not isinstance(there, dict):
         raise ValueError(f"{path} is damaged; allowed: another --output")
-    for key in ("fingerprint", "min_score", "channels"):
+    for key in ("fingerprint", "min_score", "channels", "tile"):
         if there.get(key) != here[key]:
             raise ValueError(
                 f"--output {args.output} has predictions with {key} {there.get(key)!r}, and this "
@@ -318,7 +333,7 @@ def _predict(
         }
         if not missing and not needs_stack:
             continue
-        found = segmenter.predict(plane, args.channels)
+        found = segmenter.predict(plane, args.channels, args.tile)
         objects += len(found)
         for kind, path in missing.items():
             _write(found, kind, path)

@@ -26,7 +26,7 @@ from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
 from .tiles import predict_tiles
 
-__all__ = ["Segmenter"]
+__all__ = ["SMALLEST_TILE", "Segmenter"]
 
 # Weights of a run's folder, the best first.
 _WEIGHTS = ("model_best.pth", "model_final.pth")
@@ -36,7 +36,7 @@ _BATCH = 8
 _MOST_PIXELS = 1024**2
 # Length of a tile's core, and what is seen around it, in pixels of the network's input.
 _TILE, _MARGIN = 768, 128
-_SMALLEST_TILE = 64
+SMALLEST_TILE = 64
 
 
 class Segmenter:
@@ -136,8 +136,8 @@ class Segmenter:
         """
         if isinstance(images, (str, Path, np.ndarray)):
             return self.predict([images], channels, tile)[0]
-        if tile is not None and tile != 0 and tile < _SMALLEST_TILE:
-            raise ValueError(f"tile is {tile}; allowed: 0, or {_SMALLEST_TILE} or more pixels")
+        if tile is not None and tile != 0 and tile < SMALLEST_TILE:
+            raise ValueError(f"tile is {tile}; allowed: 0, or {SMALLEST_TILE} or more pixels")
         reader = self._predictor.reader.with_channels(channels)
         pictures = [
             reader.from_array(image) if isinstance(image, np.ndarray) else reader.read(str(image))

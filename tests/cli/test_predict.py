@@ -225,3 +225,18 @@ def test_one_line_errors(arguments, message, pictures, model, tmp_path, capsys):
         main([*model, *arguments, "--output", str(tmp_path / "output"), *OPTS])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_tiles(pictures, model, tmp_path, capsys):
+    large = np.tile(cv2.imread(str(pictures / "0.png")), (3, 3, 1))
+    cv2.imwrite(str(pictures / "large.png"), large)
+    output = ["--output", str(tmp_path / "output"), *OPTS]
+    assert main([str(pictures), *model, "--tile", "64", *output]) == 0
+    assert tifffile.imread(tmp_path / "output" / "large.tif").shape == large.shape[:2]
+    for tile, message in (
+        ("0", "with tile 64, and this command has 0"),
+        ("9", "allowed: 0, or 64"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(pictures), *model, "--tile", tile, *output])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
