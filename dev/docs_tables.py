@@ -95,7 +95,6 @@ _PAPER_BY_FILE = {
         "nuclei_*.json",
         [*_INSTANCE_SCORES[:2], Score("segm_touching", "AP", "touching: AP")],
     ),
-    "contours in two stages": ("bsds_*.json", _BOUNDARY_SCORES),
 }
 _COMPARED_COLUMNS = {
     "instances": ["model", "AP", "AP50", "AP75", "AR", "boundary AP", "box AP"],
@@ -149,6 +148,11 @@ def generated_tables(results: Path) -> Dict[str, str]:
             name: seeds_table((results / "paper").glob(pattern), scores, by_file=True)
             for name, (pattern, scores) in _PAPER_BY_FILE.items()
         },
+        "contours in two stages": seeds_table(
+            [*results.glob("boundary/bsds_[0-9].json"), *results.glob("paper/bsds_last_*.json")],
+            _BOUNDARY_SCORES,
+            by_file=True,
+        ),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

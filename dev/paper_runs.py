@@ -33,7 +33,6 @@ DIGITS = "paper/rpe_digits"
 SHORT = "SOLVER.MAX_ITER 850"
 LOOPS = "MODEL.MEAN_SHIFT.TRAIN_LOOPS"
 BSDS = "boundary/bsds_R_18"
-WARMUP = "SOLVER.WARMUP_ITERS 50"
 
 
 def additions(kernel: str, votes: str) -> Dict[str, str]:
@@ -94,14 +93,14 @@ RUNS: Dict[str, Dict[str, Run]] = {
         },
         "nuclei_ours": Run("nuclei/rpe_R_18", "SOLVER.MAX_ITER 500"),
     },
+    # The runs with both losses from the start are those of results/boundary/bsds_*.json.
     "boundaries": {
-        "bsds": Run(BSDS, f"{WARMUP} SOLVER.MAX_ITER 300"),
         "bsds_first": Run(
             BSDS,
-            f"{WARMUP} SOLVER.MAX_ITER 200 DATASETS.TEST () "
+            "SOLVER.WARMUP_ITERS 50 SOLVER.MAX_ITER 200 DATASETS.TEST () "
             "MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT 0.0",
         ),
-        "bsds_last": Run(BSDS, f"{WARMUP} SOLVER.MAX_ITER 100", "bsds_first"),
+        "bsds_last": Run(BSDS, "SOLVER.WARMUP_ITERS 20 SOLVER.MAX_ITER 100", "bsds_first"),
     },
     "holes": {
         f"holes_{head}_{weight}": Run(
