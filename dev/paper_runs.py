@@ -8,15 +8,17 @@ after other numbers of loops, too, and the holes in the label maps of "holes" ar
 """
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dev.training_runs import cpu_seconds_of, data_opts  # noqa: E402
+
 RESULTS = ROOT / "results" / "paper"
 OUTPUT = ROOT / "output" / "paper"
 
@@ -156,7 +158,7 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
                 start = ["MODEL.WEIGHTS", str(weights.relative_to(ROOT))]
             command = ["tools/train_net.py", "--config-file", f"configs/{run.config}.yaml", *opts]
             command += [*start, "OUTPUT_DIR", str(folder.relative_to(ROOT))]
-            if not called(command, folder / "output.txt"):
+            if cpu_seconds_of(command, folder / "output.txt") is None:
                 return False
             RESULTS.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "result.json", record)
@@ -167,41 +169,10 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
                 weights = (folder / "model_final.pth").relative_to(ROOT)
                 command = [script, f"configs/{run.config}.yaml", str(weights)]
                 command += [str(measures.relative_to(ROOT)), *opts]
-                if not called(command, folder / "measured.txt"):
+                if cpu_seconds_of(command, folder / "measured.txt") is None:
                     return False
         print(f"{name}_{seed} done", flush=True)
     return True
-
-
-def called(command: List[str], output: Path) -> bool:
-    """Runs a Python script with one thread and returns whether it succeeded."""
-    with open(output, "w") as file:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        print(f"failed, see {output}: {' '.join(command)}", flush=True)
-    return done.returncode == 0
-
-
-def data_opts(config: str, data: str) -> List[str]:
-    """Returns the overrides that name the data sets of a configuration."""
-    if "digits" in config:
-        return [
-            *["DATASETS.DIGITS", f"{data}/mnist_digits/digits.npz"],
-            *["DATASETS.DIGITS_AUTHORS", f"{data}/rpe_golden/main001.mat"],
-            *["DATASETS.TEST", "('digits_authors',)"],
-        ]
-    if "nuclei" in config:
-        sets = [f"nuclei_{part}={data}/nuclei/{part}.json" for part in ("train", "val")]
-        return ["DATASETS.COCO_JSONS", repr(sets)]
-    if "bsds" in config:
-        return ["DATASETS.BSDS", f"{data}/bsds500"]
-    return []
 
 
 if __name__ == "__main__":

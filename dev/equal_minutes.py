@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Trains models for the same CPU minutes, evaluation apart, and stores their records.
+
+usage: python dev/equal_minutes.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data DIR]
+
+The CPU time of a step is that of two short runs of different lengths, and the number of iterations
+follows from it. A run that misses its time by more than 5 % is repeated with a corrected number.
+Records that exist in results/equal_minutes/ are kept; weights remain in output/equal_minutes/.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dev.training_runs import cpu_seconds_of, data_opts  # noqa: E402
+
+RESULTS = ROOT / "results" / "equal_minutes"
+OUTPUT = ROOT / "output" / "equal_minutes"
+_SHORT = 15, 60  # iterations of the runs that measure a step
+_TOLERANCE = 0.05
+_MOST_TRIALS = 3
+
+
+class Run(NamedTuple):
+    """A training: its configuration, its overrides and its CPU minutes."""
+
+    config: str
+    opts: str
+    minutes: float
+
+
+CONTROL = (
+    "MODEL.RPE.PAIR_LOSS_WEIGHT 0.0 MODEL.RPE.VOTE_LOSS_WEIGHT 0.0 MODEL.RPE.QUALITY False "
+    "MODEL.RPE.GROUPING components"
+)
+RUNS: Dict[str, Dict[str, Run]] = {
+    "shapes": {
+        "shapes_rpe": Run("quickstart/rpe_shapes", "", 25),
+        "shapes_mask_rcnn": Run("proposals/mask_rcnn_rpn_shapes", "", 25),
+        "shapes_control": Run("quickstart/rpe_shapes", CONTROL, 25),
+    },
+    "nuclei": {
+        "nuclei_rpe": Run("nuclei/rpe_R_18", "", 60),
+        "nuclei_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 60),
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="+", choices=list(RUNS), metavar="GROUP")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
+    args = parser.parse_args()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [
+            pool.submit(train, name, run, seed, args.data)
+            for seed in args.seeds
+            for group in args.groups
+            for name, run in RUNS[group].items()
+        ]
+    sys.exit(0 if all(run.result() for run in runs) else 1)
+
+
+def train(name: str, run: Run, seed: int, data: str) -> bool:
+    """Trains a model for its minutes and stores its record. Returns whether that succeeded."""
+    record = RESULTS / f"{name}_{seed}.json"
+    if record.exists():
+        return True
+    folder = OUTPUT / f"{name}_{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
+    iterations = _iterations(run, opts, folder)
+    for trial in range(_MOST_TRIALS):
+        place = folder / str(trial)
+        if not iterations or _trained(run, opts, place, iterations) is None:
+            return False
+        seconds = json.loads((place / "result.json").read_text())["training_cpu_seconds"]
+        miss = seconds / (60 * run.minutes) - 1
+        print(f"{name}_{seed}: {iterations} iterations, {seconds / 60:.1f} CPU minutes", flush=True)
+        if abs(miss) <= _TOLERANCE:
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            shutil.copy(place / "result.json", record)
+            return True
+        iterations = round(iterations / (1 + miss))
+    print(f"{name}_{seed}: {100 * miss:.0f} % off after {_MOST_TRIALS} trials", flush=True)
+    return False
+
+
+def _iterations(run: Run, opts: List[str], folder: Path) -> int:
+    """Returns how many iterations take the minutes of a run, or 0 if a short run failed."""
+    used = []
+    for count in _SHORT:
+        seconds = _trained(run, [*opts, "DATASETS.TEST", "()"], folder / f"short_{count}", count)
+        if seconds is None:
+            return 0
+        used.append(seconds)
+    step = (used[1] - used[0]) / (_SHORT[1] - _SHORT[0])
+    return max(1, round(60 * run.minutes / step))
+
+
+def _trained(run: Run, opts: List[str], folder: Path, iterations: int) -> Optional[float]:
+    """Trains a model and returns the CPU seconds of the process, or None if it failed."""
+    folder.mkdir(parents=True)
+    command = ["tools/train_net.py", "--config-file", f"configs/{run.config}.yaml", *opts]
+    command += ["SOLVER.MAX_ITER", str(iterations), "OUTPUT_DIR", str(folder.relative_to(ROOT))]
+    return cpu_seconds_of(command, folder / "output.txt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the scripts share that train many models: processes and the names of the data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cpu_seconds_of(command: List[str], output: Path) -> Optional[float]:
+    """Runs a Python script with one thread.
+
+    Args:
+        command: the script and its arguments.
+        output: file for what it prints.
+
+    Returns:
+        The CPU seconds of the process and its children, or None if it failed.
+    """
+    with open(output, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        print(f"failed, see {output}: {' '.join(command)}", flush=True)
+        return None
+    return usage.ru_utime + usage.ru_stime
+
+
+def data_opts(config: str, data: str) -> List[str]:
+    """Returns the overrides that name the data sets of a configuration."""
+    if "digits" in config:
+        return [
+            *["DATASETS.DIGITS", f"{data}/mnist_digits/digits.npz"],
+            *["DATASETS.DIGITS_AUTHORS", f"{data}/rpe_golden/main001.mat"],
+            *["DATASETS.TEST", "('digits_authors',)"],
+        ]
+    if "nuclei" in config:
+        sets = [f"nuclei_{part}={data}/nuclei/{part}.json" for part in ("train", "val")]
+        return ["DATASETS.COCO_JSONS", repr(sets)]
+    if "bsds" in config:
+        return ["DATASETS.BSDS", f"{data}/bsds500"]
+    return []
