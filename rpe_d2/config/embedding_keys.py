@@ -101,9 +101,10 @@ def _loss_keys() -> Keys:
         "SAMPLING": Key(
             "instances",
             "How these pixels are sampled. `instances`: the same number from each instance. "
-            "`uniform`: all pixels with the same probability, as in the authors' release. With "
+            "`contact`: the same, half of them within 8 pixels of another instance. `uniform`: "
+            "all pixels with the same probability, as in the authors' release. With "
             "`MEAN_SHIFT.TRAIN_KEYS`, every loss has a sample of its own.",
-            choices=("instances", "uniform"),
+            choices=("instances", "contact", "uniform"),
         ),
         "LOOP_WEIGHTS": Key(
             [],

@@ -18,11 +18,16 @@ from .labels import (
     PixelLabels,
     pad_points,
     sample_pixels,
+    sample_pixels_by_contact,
     sample_pixels_uniformly,
 )
 from .mean_shift_layer import MeanShiftLayer
 
-SAMPLERS = {"instances": sample_pixels, "uniform": sample_pixels_uniformly}
+SAMPLERS = {
+    "instances": sample_pixels,
+    "contact": sample_pixels_by_contact,
+    "uniform": sample_pixels_uniformly,
+}
 DEFAULT_WEIGHTS = {"loss_pair": 1.0, "loss_vote": 0.1, "loss_size": 0.1, "loss_sem_seg": 1.0}
 
 
