@@ -4,7 +4,13 @@ import numpy as np
 import torch
 from detectron2.structures import PolygonMasks
 
-from rpe_d2.modeling.embedding.labels import BACKGROUND, IGNORED, pixel_labels, sample_pixels
+from rpe_d2.modeling.embedding.labels import (
+    BACKGROUND,
+    IGNORED,
+    pixel_labels,
+    sample_pixels,
+    sample_pixels_by_contact,
+)
 from tests.helpers.models import square_instances
 
 
@@ -71,6 +77,27 @@ def test_samples_are_spread_evenly_over_labels_of_different_sizes():
     assert counts.tolist() == [50, 50, 4]
     assert len(sample_pixels(labels, 10**6)) == 6054  # all of them
     assert len(sample_pixels(torch.full((4, 4), -2), 10)) == 0
+
+
+def test_half_of_the_samples_of_a_label_are_where_it_meets_another():
+    labels = torch.full((60, 100), -1)
+    labels[10:50, 10:50] = 0
+    labels[10:50, 50:90] = 1  # touches the first
+    labels[52:58, 10:20] = 2  # 3 pixels below the first, 60 pixels in all
+    labels[0, 80:90] = -2
+    chosen = sample_pixels_by_contact(labels, 240)
+    assert len(chosen.unique()) == 240 and (labels.flatten()[chosen] >= 0).all()
+    near = torch.zeros(60, 100, dtype=torch.bool)
+    for y, x in torch.nonzero(labels >= 0).tolist():
+        around = labels[max(y - 8, 0) : y + 9, max(x - 8, 0) : x + 9]
+        near[y, x] = bool(((around >= 0) & (around != labels[y, x])).any())
+    counts = torch.zeros(3, 2)
+    for point in chosen.tolist():
+        counts[labels.flatten()[point], int(near.flatten()[point])] += 1
+    # Every pixel of the third is near the first, so that it is one group of five.
+    assert counts.tolist() == [[48, 48], [48, 48], [0, 48]]
+    assert len(sample_pixels_by_contact(labels, 10**6)) == int((labels >= 0).sum())
+    assert len(sample_pixels_by_contact(torch.full((4, 4), -2), 10)) == 0
 
 
 def test_the_last_round_of_samples_is_cut_at_random():
