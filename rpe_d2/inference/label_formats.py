@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
 import cv2
 import numpy as np
@@ -22,19 +23,27 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "outlines", "save_segmentation"]
 
+# Formats of images that are larger than memory, which are written in parts of this side.
+_OF_LARGE = (".tif", ".zarr")
+_SIDE = 512
 _MOST_PNG = np.iinfo(np.uint16).max
 
 
 def save_segmentation(segmentation: "Segmentation", path: Path, overwrite: bool = False) -> Path:
     """Writes the objects of an image to a file, see :meth:`Segmentation.save`."""
-    encode = FORMATS.get(path.suffix.lower())
-    if encode is None:
+    suffix = path.suffix.lower()
+    write = FORMATS.get(suffix)
+    if write is None:
         raise ValueError(f"{path} ends in {path.suffix!r}; allowed: {', '.join(FORMATS)}")
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists; allowed: a new name, or overwrite=True")
-    content = encode(segmentation)
-    with replacing_file(path) as file:
-        file.write(content)
+    is_large = isinstance(segmentation.labels, np.memmap)
+    if is_large and suffix not in _OF_LARGE:
+        raise ValueError(
+            f"{path} cannot hold the objects of an image of {segmentation.labels.shape[1]} x "
+            f"{segmentation.labels.shape[0]} pixels; allowed: {', '.join(_OF_LARGE)}"
+        )
+    write(segmentation, path)
     return path
 
 
@@ -85,6 +94,47 @@ def _tif(segmentation: "Segmentation") -> bytes:
         buffer, segmentation.labels, compression="zlib", photometric="minisblack", metadata=None
     )
     return buffer.getvalue()
+
+
+def _write_large_tif(labels: np.ndarray, path: Path) -> None:
+    """Writes a label map tile by tile."""
+    height, width = labels.shape
+
+    def tiles() -> Iterator[np.ndarray]:
+        for y in range(0, height, _SIDE):
+            for x in range(0, width, _SIDE):
+                yield np.asarray(labels[y : y + _SIDE, x : x + _SIDE])
+
+    with replacing_file(path) as file:
+        tifffile.imwrite(
+            file,
+            tiles(),
+            shape=labels.shape,
+            dtype=labels.dtype,
+            tile=(_SIDE, _SIDE),
+            compression="zlib",
+            photometric="minisblack",
+            metadata=None,
+        )
+
+
+def _write_zarr(segmentation: "Segmentation", path: Path) -> None:
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            "Zarr arrays need the package zarr: pip install 'rpe_d2[large]'"
+        ) from error
+    labels = segmentation.labels
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        new = Path(folder) / path.name
+        chunks = tuple(min(_SIDE, max(1, side)) for side in labels.shape)
+        array = zarr.open(str(new), mode="w", shape=labels.shape, chunks=chunks, dtype=labels.dtype)
+        for y in range(0, labels.shape[0], _SIDE):
+            array[y : y + _SIDE] = np.asarray(labels[y : y + _SIDE])
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.rename(new, path)
 
 
 def _png(segmentation: "Segmentation") -> bytes:
@@ -200,13 +250,32 @@ def _csv(segmentation: "Segmentation") -> bytes:
     return buffer.getvalue().encode()
 
 
-# How the objects become the content of a file, by its suffix.
-FORMATS: Dict[str, Callable[["Segmentation"], bytes]] = {
-    ".tif": _tif,
-    ".png": _png,
-    ".npz": _npz,
-    ".json": _coco,
-    ".geojson": _geojson,
-    ".zip": _imagej,
-    ".csv": _csv,
+def _write_tif(segmentation: "Segmentation", path: Path) -> None:
+    if isinstance(segmentation.labels, np.memmap):
+        _write_large_tif(segmentation.labels, path)
+    else:
+        _file(_tif)(segmentation, path)
+
+
+def _file(encode: Callable[["Segmentation"], bytes]) -> Callable[["Segmentation", Path], None]:
+    """Returns a function that writes what another one encodes."""
+
+    def write(segmentation: "Segmentation", path: Path) -> None:
+        content = encode(segmentation)
+        with replacing_file(path) as file:
+            file.write(content)
+
+    return write
+
+
+# What writes the objects to a path, by its suffix.
+FORMATS: Dict[str, Callable[["Segmentation", Path], None]] = {
+    ".tif": _write_tif,
+    ".png": _file(_png),
+    ".npz": _file(_npz),
+    ".json": _file(_coco),
+    ".geojson": _file(_geojson),
+    ".zip": _file(_imagej),
+    ".csv": _file(_csv),
+    ".zarr": _write_zarr,
 }

@@ -24,6 +24,7 @@ from rpe_d2.engine.setup import read_config, use_available_device
 from rpe_d2.utils.image_files import image_exists, list_images
 from rpe_d2.utils.images import ImageReader
 from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.utils.windows import is_zarr
 
 __all__ = [
     "Predictor",
@@ -60,8 +61,11 @@ def find_images(patterns: Sequence[str], argument: str = "--input") -> List[str]
     """
     files: List[str] = []
     for pattern in patterns:
-        if os.path.isdir(pattern):
-            matches = list_images(pattern)
+        if is_zarr(pattern):
+            matches = [pattern]
+        elif os.path.isdir(pattern):
+            inside = (os.path.join(pattern, name) for name in sorted(os.listdir(pattern)))
+            matches = [*list_images(pattern), *filter(is_zarr, inside)]
         elif os.path.exists(pattern) or image_exists(pattern):
             matches = [pattern]
         else:

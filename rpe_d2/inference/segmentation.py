@@ -47,6 +47,7 @@ class Segmentation:
         image: Optional[np.ndarray] = None,
         name: str = "",
         instances: Optional[Instances] = None,
+        is_packed: bool = False,
     ):
         """
         Args:
@@ -58,22 +59,29 @@ class Segmentation:
             image: (H, W, 3) uint8 RGB.
             name: name of the image.
             instances: the objects with whole masks. None: they are made of the labels.
+            is_packed: whether ``labels`` are uint32 without gaps, one for each score. They are not
+                copied then, because they may be larger than memory.
 
         Raises:
             ValueError: An argument has another shape or other values.
         """
-        labels = np.asarray(labels)
+        labels = np.asanyarray(labels)
         is_map = labels.ndim == 2 and labels.dtype.kind in "biu"
         if not is_map or labels.min(initial=0) < 0:
             raise ValueError(
                 f"labels of {name or 'an image'} have shape {labels.shape}, {labels.dtype} and "
                 f"the minimum {labels.min(initial=0)}; allowed: whole numbers from 0, (H, W)"
             )
-        known, packed = np.unique(labels, return_inverse=True)
-        first = int(len(known) > 0 and known[0] == 0)  # there may be no background
-        count = len(known) - first
-        packed = packed.reshape(labels.shape) + (1 - first)
-        self.labels = packed.astype(np.uint16 if count <= _MOST_UINT16 else np.uint32)
+        if is_packed and scores is not None:
+            count = len(scores)
+        else:
+            known, labels_from_0 = np.unique(labels, return_inverse=True)
+            first = int(len(known) > 0 and known[0] == 0)  # there may be no background
+            count = len(known) - first
+            labels = labels_from_0.reshape(labels.shape) + (1 - first)
+        if not isinstance(labels, np.memmap):
+            labels = labels.astype(np.uint16 if count <= _MOST_UINT16 else np.uint32)
+        self.labels = labels
         self.scores = np.ones(count, np.float32) if scores is None else np.float32(scores)
         self.class_ids = np.zeros(count, np.int64) if class_ids is None else np.int64(class_ids)
         for values, what in ((self.scores, "scores"), (self.class_ids, "class_ids")):
@@ -211,6 +219,9 @@ class Segmentation:
         * ``.geojson``: polygons with scores and classes, as QuPath and GIS programs read them.
         * ``.zip``: outlines as ROIs of ImageJ.
         * ``.csv``: the table of :meth:`table`.
+        * ``.zarr``: the label map as a Zarr array, which is a folder.
+
+        Images that are larger than memory have label maps in ``.tif`` and ``.zarr`` alone.
 
         Args:
             path: the file.

@@ -20,7 +20,8 @@ from rpe_d2.engine.host_models import default_confidence_threshold
 from rpe_d2.engine.run_classes import drawing_metadata, read_classes
 from rpe_d2.engine.run_errors import named_run_errors
 from rpe_d2.engine.setup import read_config, use_available_device
-from rpe_d2.utils.images import to_rgb
+from rpe_d2.utils.images import ImageReader, to_rgb
+from rpe_d2.utils.windows import NetworkWindows, is_zarr, number_of_pixels, open_windows
 
 from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
@@ -34,6 +35,8 @@ _WEIGHTS = ("model_best.pth", "model_final.pth")
 _BATCH = 8
 # Pixels of the network's input up to which an image is not divided into tiles.
 _MOST_PIXELS = 1024**2
+# Pixels up to which an image is read at once.
+_MOST_READ = 100_000_000
 # Length of a tile's core, and what is seen around it, in pixels of the network's input.
 _TILE, _MARGIN = 768, 128
 SMALLEST_TILE = 64
@@ -139,22 +142,24 @@ class Segmenter:
         if tile is not None and tile != 0 and tile < SMALLEST_TILE:
             raise ValueError(f"tile is {tile}; allowed: 0, or {SMALLEST_TILE} or more pixels")
         reader = self._predictor.reader.with_channels(channels)
-        pictures = [
-            reader.from_array(image) if isinstance(image, np.ndarray) else reader.read(str(image))
-            for image in images
-        ]
         by_size: Dict[tuple, List[int]] = defaultdict(list)
+        pictures: Dict[int, np.ndarray] = {}
         inputs: Dict[int, Dict[str, Any]] = {}
         found: Dict[int, Segmentation] = {}
-        for number, picture in enumerate(pictures):
-            image = reader.convert(picture)
-            tiling = self._tiling(image, tile)
+        for number, image in enumerate(images):
+            if not isinstance(image, np.ndarray) and _is_read_in_parts(str(image)):
+                found[number] = self._predict_windows(str(image), reader, tile)
+                continue
+            is_array = isinstance(image, np.ndarray)
+            picture = reader.from_array(image) if is_array else reader.read(str(image))
+            converted = reader.convert(picture)
+            tiling = self._tiling(converted, tile)
             if tiling is None:
-                inputs[number] = self._predictor.network_input(image)
+                pictures[number] = picture
+                inputs[number] = self._predictor.network_input(converted)
                 by_size[tuple(inputs[number]["image"].shape)].append(number)
             else:
-                name = _name(images[number])
-                found[number] = self._predict_tiles(image, picture, tiling, name)
+                found[number] = self._predict_tiles(converted, tiling, _name(image), picture)
         for numbers in by_size.values():
             for start in range(0, len(numbers), _BATCH):
                 batch = numbers[start : start + _BATCH]
@@ -164,6 +169,19 @@ class Segmenter:
                     found[number] = self._segmentation(output, pictures[number], name)
         return [found[number] for number in range(len(found))]
 
+    def _predict_windows(self, name: str, reader: ImageReader, tile: Optional[int]) -> Segmentation:
+        """Segments an image that is larger than memory, or a Zarr array."""
+        if not (tile or self._scale):
+            raise ValueError(
+                f"{name} is read in parts, and the model has no fixed scale; allowed: a tile of the "
+                "size of its training images (--tile)"
+            )
+        factor = self._scale or self._input.MIN_SIZE_TEST / tile
+        length = max(1, round(tile * factor)) if tile else _TILE
+        with open_windows(name) as stored:
+            image = NetworkWindows(stored, reader)
+            return self._predict_tiles(image, (factor, length), name)
+
     def _tiling(self, image: np.ndarray, tile: Optional[int]) -> Optional[Tuple[float, int]]:
         """Returns the factor of resizing and the length of a tile, both for the network's input.
 
@@ -171,7 +189,7 @@ class Segmenter:
         """
         if tile == 0 or image.dtype != np.uint8:
             return None
-        fixed = self._input.SCALE or (1.0 if self._input.MIN_SIZE_TEST == 0 else 0.0)
+        fixed = self._scale
         height, width = image.shape[:2]
         if tile is None:
             if not fixed or height * width * fixed**2 <= _MOST_PIXELS:
@@ -182,8 +200,17 @@ class Segmenter:
         factor = fixed or self._input.MIN_SIZE_TEST / tile
         return factor, max(1, round(tile * factor))
 
+    @property
+    def _scale(self) -> float:
+        """The factor by which all images are resized, 0 if it depends on their sizes."""
+        return self._input.SCALE or (1.0 if self._input.MIN_SIZE_TEST == 0 else 0.0)
+
     def _predict_tiles(
-        self, image: np.ndarray, picture: np.ndarray, tiling: Tuple[float, int], name: str
+        self,
+        image: Union[np.ndarray, NetworkWindows],
+        tiling: Tuple[float, int],
+        name: str,
+        picture: Optional[np.ndarray] = None,
     ) -> Segmentation:
         def run(item: Dict[str, Any]) -> Instances:
             instances = self._instances(self._run([item])[0])
@@ -196,8 +223,9 @@ class Segmenter:
             found.class_ids,
             self.class_names,
             category_ids=self._category_ids,
-            image=to_rgb(picture),
+            image=None if picture is None else to_rgb(picture),
             name=name,
+            is_packed=True,
         )
 
     def planes(self, file: Union[str, Path]) -> List[str]:
@@ -206,7 +234,7 @@ class Segmenter:
         Raises:
             UnreadableImage: The file cannot be read.
         """
-        return self._predictor.reader.planes(str(file))
+        return [str(file)] if is_zarr(str(file)) else self._predictor.reader.planes(str(file))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -238,6 +266,10 @@ class Segmenter:
         if instances is None:
             raise ValueError("the model predicts no instances; allowed: models that do")
         return instances
+
+
+def _is_read_in_parts(file: str) -> bool:
+    return is_zarr(file) or number_of_pixels(file) > _MOST_READ
 
 
 def _name(image: Union[str, Path, np.ndarray]) -> str:

@@ -6,13 +6,16 @@ of the network's strides: what the network says of a pixel does not depend on th
 what it sees beyond the margin.
 """
 
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+import tempfile
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from detectron2.structures import Instances
 from PIL import Image
 from scipy import ndimage
+
+from rpe_d2.utils.windows import NetworkWindows
 
 from .segmentation import Segmentation
 
@@ -30,6 +33,7 @@ _SAME = 0.5
 # An object of which less than this fraction is left beside earlier ones is dropped.
 _LEFT = 0.25
 _MOST_ENLARGED = 3
+_MOST_IN_MEMORY = 2**27  # pixels of the label map
 
 
 class Span(NamedTuple):
@@ -95,7 +99,9 @@ def _grid(factor: float, tile: int) -> int:
     return min(candidates, key=lambda unit: round(abs(unit / factor - round(unit / factor)), 3))
 
 
-def resized_window(image: np.ndarray, factor: float, rows: Span, columns: Span) -> np.ndarray:
+def resized_window(
+    image: Union[np.ndarray, NetworkWindows], factor: float, rows: Span, columns: Span
+) -> np.ndarray:
     """Returns a window of the resized image, without resizing all of it.
 
     Args:
@@ -129,7 +135,7 @@ def resized_window(image: np.ndarray, factor: float, rows: Span, columns: Span) 
 
 def predict_tiles(
     run: Callable[[Dict[str, Any]], Instances],
-    image: np.ndarray,
+    image: Union[np.ndarray, NetworkWindows],
     factor: float,
     tile: int,
     margin: int,
@@ -140,7 +146,8 @@ def predict_tiles(
     Args:
         run: maps the network's input of a window to instances with ``pred_masks`` (N, h, w),
             ``scores`` and ``pred_classes`` in pixels of the window's part of the image.
-        image: (H, W, C) uint8 in the format of the network.
+        image: (H, W, C) uint8 in the format of the network, or what has its shape and returns its
+            windows.
         factor: factor by which the image is resized.
         tile: length of the cores in pixels of the network's input.
         margin: what is seen beyond a core, in pixels of the network's input. If an object of the
@@ -148,7 +155,7 @@ def predict_tiles(
         progress: wraps the list of tiles, to show progress.
     """
     height, width = image.shape[:2]
-    canvas = _Canvas(height, width)
+    canvas = _Canvas(_empty_labels(height, width))
     rows, columns = (spans(side, factor, tile, margin) for side in (height, width))
     numbers = [(y, x) for y in range(len(rows)) for x in range(len(columns))]
     for y, x in progress(numbers):
@@ -231,11 +238,20 @@ def _names(instances: Instances) -> Sequence[str]:
     return [""] * (int(classes.max()) + 1 if len(classes) else 1)
 
 
+def _empty_labels(height: int, width: int) -> np.ndarray:
+    """Returns zeros (H, W) uint32, in a temporary file if they are many."""
+    if height * width <= _MOST_IN_MEMORY:
+        return np.zeros((height, width), np.uint32)
+    with tempfile.TemporaryFile() as file:  # exists as long as it is mapped
+        file.truncate(4 * height * width)
+        return np.memmap(file, np.uint32, "r+", shape=(height, width))
+
+
 class _Canvas:
     """The label map of the whole image and what is known about its objects."""
 
-    def __init__(self, height: int, width: int):
-        self.labels = np.zeros((height, width), np.uint32)
+    def __init__(self, labels: np.ndarray):
+        self.labels = labels
         self._objects: List[Tuple[float, int, int]] = []  # score, class and area
 
     def add(self, item: _Object) -> None:

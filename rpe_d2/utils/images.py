@@ -148,6 +148,20 @@ class ImageReader:
             return self
         return ImageReader(self.image_format, self._intensity_text, channels, self._plane)
 
+    def with_limits_of(self, sample: np.ndarray) -> "ImageReader":
+        """Returns a reader that scales intensities as those of a sample of pixels.
+
+        Args:
+            sample: (H, W, C) pixels of an image as they are stored.
+        """
+        if self._intensity.kind in ("range", "dtype"):
+            return self
+        if sample.dtype in (np.uint8, np.bool_) and self._intensity.kind == "auto":
+            return self
+        selected = self._select(sample, alpha=3 if sample.shape[2] == 4 else None)
+        low, high = self._intensity.limits(selected)
+        return ImageReader(self.image_format, f"{low!r},{high!r}", self._channels_text, self._plane)
+
     def _read(self, file_name: str, as_gray: bool) -> np.ndarray:
         path, plane = split_plane(file_name)
         with open_image(path) as image:

@@ -36,7 +36,7 @@ class Intensity(NamedTuple):
             pixels = pixels.astype(np.uint8) * np.uint8(255)
         if pixels.dtype == np.uint8 and self.kind in ("auto", "dtype"):
             return pixels
-        low, high = self._limits(pixels)
+        low, high = self.limits(pixels)
         # Wider than 16 bits, float32 would merge neighboring integers before they are scaled.
         kind = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
         with np.errstate(invalid="ignore", over="ignore"):
@@ -44,7 +44,8 @@ class Intensity(NamedTuple):
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
         return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
-    def _limits(self, pixels: np.ndarray) -> Tuple[float, float]:
+    def limits(self, pixels: np.ndarray) -> Tuple[float, float]:
+        """Returns the intensities of an image (H, W, C) that become 0 and 255."""
         if self.kind == "range":
             return self.low, self.high
         if self.kind == "dtype":

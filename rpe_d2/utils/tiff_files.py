@@ -122,6 +122,12 @@ class TiffPlanes:
         pixels = [_channels_last(page.axes, self._read_page(page)) for page in pages]
         return pixels[0] if len(pixels) == 1 else np.concatenate(pixels, axis=2)
 
+    def page(self, plane: int) -> Optional[Any]:
+        """Returns the page of a plane, or None if the plane is not one page of its own."""
+        series, (_, index) = self._of(plane), self._planes[plane]
+        pages = _pages_of(series, index)
+        return pages[0].aspage() if pages is not None and len(pages) == 1 else None
+
     def has_inverted_intensities(self, plane: int) -> bool:
         """Returns whether 0 is white."""
         return self._of(plane).keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE

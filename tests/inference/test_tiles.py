@@ -3,7 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
+import zarr
 from detectron2.config import get_cfg
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
@@ -132,3 +134,32 @@ def test_only_images_that_are_too_large_are_divided(segmenter):
     assert small._predictor.model.largest <= (200 + 2 * 160) ** 2
     with pytest.raises(ValueError, match="tile is 10; allowed: 0, or 64 or more pixels"):
         small.predict(image, tile=10)
+
+
+def test_files_are_read_and_written_in_parts(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr("rpe_d2.inference.segmenter._MOST_READ", 1000)
+    monkeypatch.setattr("rpe_d2.inference.tiles._MOST_IN_MEMORY", 1000)
+    image, labels = ellipses(700, 30, 60)
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, image.astype(np.uint16) * 16, tile=(128, 128))
+    array = zarr.open(str(tmp_path / "image.zarr"), mode="w", shape=image.shape, dtype="uint8")
+    array[:] = image
+    model = segmenter(SCALE=0.5)
+    whole = model.predict(image, tile=160)
+    for source in (path, tmp_path / "image.zarr"):
+        found = model.predict(source, tile=160)
+        assert isinstance(found.labels, np.memmap) and found.image is None
+        assert np.array_equal(found.labels, whole.labels)
+        assert np.array_equal(found.scores, whole.scores)
+        for suffix in (".tif", ".zarr"):
+            found.save(tmp_path / f"{source.suffix[1:]}_labels{suffix}")
+    assert np.array_equal(tifffile.imread(tmp_path / "tif_labels.tif"), whole.labels)
+    stored = zarr.open(str(tmp_path / "zarr_labels.zarr"), mode="r")
+    assert np.array_equal(stored[:], whole.labels)
+    found.save(tmp_path / "zarr_labels.zarr", overwrite=True)
+    with pytest.raises(FileExistsError):
+        found.save(tmp_path / "zarr_labels.zarr")
+    with pytest.raises(ValueError, match="cannot hold the objects of an image of 700 x 700"):
+        found.save(tmp_path / "labels.json")
+    with pytest.raises(ValueError, match="has no fixed scale; allowed: a tile of the size"):
+        segmenter().predict(path)
