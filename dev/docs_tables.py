@@ -76,7 +76,7 @@ _DIGIT_SCORES = [
     Score("best_iou", "mean", "mean best IoU"),
     Score("best_iou", "above50", "above .5, %"),
     Score("best_iou", "predictions", "predictions"),
-    Score("best_iou", "AP", "AP without classes"),
+    Score("best_iou", "AP", "class-agnostic AP"),
 ]
 _INSTANCE_SCORES = [
     Score("segm", "AP", "AP"),

@@ -165,8 +165,8 @@ def decoded_table(folder: Path) -> str:
     columns = {
         "mean": "mean best IoU",
         "predictions": "predictions",
-        "same_instance_below": "pairs of one object below, %",
-        "different_instances_above": "pairs of two objects above, %",
+        "same_instance_below": "pairs within an object not merged, %",
+        "different_instances_above": "pairs of two objects merged, %",
     }
     rows = []
     for name, records in groups.items():

@@ -138,6 +138,14 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "directions, or those of the largest variance",
     )
     parser.add_argument(
+        "--pixel",
+        type=int,
+        nargs=2,
+        metavar=("X", "Y"),
+        help="pixel of the images whose mean-shift kernel is drawn; default: one in the largest "
+        "object",
+    )
+    parser.add_argument(
         "--num-images",
         type=int,
         metavar="N",
@@ -216,7 +224,9 @@ def _drawer(
     predictor = Predictor(cfg)
     if hasattr(predictor.model, "predict_levels"):
         return lambda item, mapped: draw_boundaries(predictor, item, mapped, args.projection)
-    return lambda item, mapped: draw_prediction(predictor, item, mapped, metadata, min_score)
+    return lambda item, mapped: draw_prediction(
+        predictor, item, mapped, metadata, min_score, args.pixel and tuple(args.pixel)
+    )
 
 
 def _worst_first(

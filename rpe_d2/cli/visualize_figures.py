@@ -1,6 +1,6 @@
 """Figures of ``rpe-d2 visualize``: one PNG per image."""
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from rpe_d2.visualization import (
     InstanceMasks,
     Panel,
     Visualizer,
+    angle_panels,
     annotator_panels,
     boundary_panel,
     draw_classes,
@@ -96,6 +97,7 @@ def draw_prediction(
     mapped: Dict[str, Any],
     metadata: Metadata,
     min_score: float,
+    pixel: Optional[Tuple[int, int]] = None,
 ) -> bytes:
     """Runs a model on an image and draws what it predicts.
 
@@ -108,9 +110,14 @@ def draw_prediction(
         mapped: what the mapper returns for ``item``, at the size of the file.
         metadata: metadata with the names of the classes.
         min_score: instances with a lower score are left out.
+        pixel: x and y of the pixel whose kernel is drawn, for a model that groups embeddings. None:
+            one in the largest object.
 
     Returns:
         The content of a PNG.
+
+    Raises:
+        ValueError: The pixel is outside the image.
     """
     rgb = _rgb(mapped, predictor.input_format)
     inputs = predictor.network_input(_image(mapped))
@@ -128,7 +135,7 @@ def draw_prediction(
     rows = [[image_panel(rgb, "image", f"{rgb.shape[1]} x {rgb.shape[0]} pixels"), *panels]]
     legend = [INSTANCE_LEGEND] if predicted is not None else []
     if hasattr(predictor.model, "embeddings_per_loop"):
-        rows = _with_embeddings(rows, predictor.model, inputs, truth, predicted)
+        rows = _with_embeddings(rows, predictor.model, inputs, truth, predicted, pixel)
         legend.extend(LOOP_LEGEND)
     if legend:
         rows[0].append(text_panel("how to read this", legend))
@@ -166,7 +173,9 @@ def draw_boundaries(
     first.append(text_panel("how to read this", BOUNDARY_LEGEND))
     names = model.boundary_head.level_names
     levels = level_panels(maps.embeddings[0], scores, names, projection, truth)
-    return draw_figure([first, *levels], item["file_name"], rgb.shape[:2])
+    if truth is not None and truth.shape == maps.embeddings.shape[-2:]:
+        levels.append(angle_panels(maps.embeddings[0][-1], truth))
+    return draw_figure([first, *filter(None, levels)], item["file_name"], rgb.shape[:2])
 
 
 def _with_embeddings(
@@ -175,8 +184,18 @@ def _with_embeddings(
     inputs: Dict[str, Any],
     truth: Optional[InstanceMasks],
     predicted: InstanceMasks,
+    pixel: Optional[Tuple[int, int]] = None,
 ) -> List[List[Panel]]:
-    """Adds panels with the embeddings of each loop, on the sphere and as colors."""
+    """Adds panels with the embeddings of each loop, on the sphere and as colors.
+
+    Args:
+        rows: the panels so far.
+        model: has ``predict_maps`` and ``embeddings_per_loop``.
+        inputs: input of the model.
+        truth: annotated objects, if there are any.
+        predicted: predicted objects.
+        pixel: x and y of the pixel whose kernel is drawn. None: one in the largest object.
+    """
     (maps,) = model.predict_maps([inputs])
     maps = maps.unpadded()
     loops = model.embeddings_per_loop(maps)
@@ -193,7 +212,15 @@ def _with_embeddings(
     rows += [colors[i : i + _LOOPS_PER_ROW] for i in range(0, len(colors), _LOOPS_PER_ROW)]
     if len(loops) > 1 and len(loops[0]) > 1:
         labels = labels_of_cells(label_map(labeled.masks), maps.stride, maps.image_size)
-        encoded = embedding_panels(*loops[:2], labels, float(model.mean_shift.bandwidth))
+        cell = None
+        if pixel is not None:
+            (x, y), width, height = pixel, inputs["width"], inputs["height"]
+            if not (0 <= x < width and 0 <= y < height):
+                raise ValueError(
+                    f"--pixel is {x} {y}; allowed: inside the image of {width} x {height} pixels"
+                )
+            cell = y * labels.shape[0] // height, x * labels.shape[1] // width
+        encoded = embedding_panels(*loops[:2], labels, float(model.mean_shift.bandwidth), cell)
         rows += [[*encoded, text_panel("how to read this", EMBEDDING_LEGEND)]] if encoded else []
     return rows
 

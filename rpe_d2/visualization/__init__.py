@@ -1,6 +1,6 @@
 """Drawing of images and reports, from arrays to the contents of image files."""
 
-from .contours import BOUNDARY_LEGEND, annotator_panels, boundary_panel, level_panels
+from .contours import BOUNDARY_LEGEND, angle_panels, annotator_panels, boundary_panel, level_panels
 from .embeddings import EMBEDDING_LEGEND, embedding_panels
 from .figure import Panel, draw_figure, image_panel, text_panel
 from .instances import (
@@ -24,6 +24,7 @@ __all__ = [
     "LOOP_LEGEND",
     "Panel",
     "Visualizer",
+    "angle_panels",
     "annotator_panels",
     "boundary_panel",
     "class_colors",

@@ -5,8 +5,15 @@ from typing import List, Optional, Sequence
 import cv2
 import numpy as np
 import torch
+from scipy import ndimage
 
 from rpe_d2.ops.color import embedding_to_rgb
+from rpe_d2.ops.embedding_statistics import (
+    angle_colors,
+    orientation_correlation,
+    plane_angles,
+    variance_explained,
+)
 
 from .figure import PANEL_SIDE, Panel, image_panel
 
@@ -16,7 +23,12 @@ BOUNDARY_LEGEND = (
     "colors are equal embeddings. Boundaries should have one color and everything else another.",
     "Outputs of each level: their mean is the network's output, before thinning and, where several "
     "image sizes are tested, at the original size alone.",
+    "Angles of the embeddings of all levels near contours, in their plane of largest variance. "
+    "Orientation: their correlation with that of the contour, in 0 to 1. R²: how much of the "
+    "distance to the contour a linear function of the embeddings explains.",
 )
+# Pixels up to this distance from a contour have an angle.
+_NEAR = 4.0
 # Largest number of annotators with panels of their own.
 _MAX_ANNOTATORS = 6
 
@@ -67,6 +79,36 @@ def level_panels(
         colors.append(_panel(picture, f"embeddings, {name}", f"{dim}-D in {projection}"))
         outputs.append(boundary_panel(score, f"output, {name}", _separation(score, truth)))
     return [colors, outputs]
+
+
+def angle_panels(embeddings: torch.Tensor, truth: np.ndarray) -> List[Panel]:
+    """Draws the angles of embeddings around contours, single and doubled.
+
+    Kong & Fowlkes observe that they encode the orientation of a contour and the distance to it, and
+    that doubled angles vary smoothly along it, as on a Möbius strip.
+
+    Args:
+        embeddings: (D, H, W), D >= 2.
+        truth: (H, W) fraction of annotators, in 0 to 1. There are no panels if nobody drew a line.
+    """
+    lines = truth > 0
+    if not lines.any() or len(embeddings) < 2:
+        return []
+    distance = ndimage.distance_transform_edt(~lines)
+    rows, columns = np.gradient(ndimage.gaussian_filter(distance, 1))
+    orientation = torch.from_numpy(np.arctan2(rows, columns)).float()
+    near = torch.from_numpy(distance <= _NEAR)
+    embeddings = embeddings.detach().float().cpu()
+    angles = plane_angles(embeddings, near)
+    beside = near & torch.from_numpy(distance > 0)  # a line itself has no side
+    single, doubled = orientation_correlation(angles[beside], orientation[beside])
+    explained = variance_explained(embeddings[:, near].T, torch.from_numpy(distance)[near])
+    pictures = [angle_colors(angles, doubled=twice) for twice in (False, True)]
+    pictures = [torch.where(near, colors, 1.0).permute(1, 2, 0).numpy() for colors in pictures]
+    return [
+        _panel(pictures[0], "angle", f"orientation {single:.2f}, R² of distance {explained:.2f}"),
+        _panel(pictures[1], "angle, doubled", f"orientation {doubled:.2f}"),
+    ]
 
 
 def _separation(score: np.ndarray, truth: Optional[np.ndarray]) -> str:

@@ -1,6 +1,6 @@
 """Panels of what embeddings encode: their angle, their kernel and the steps of mean shift."""
 
-from typing import List
+from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -34,7 +34,11 @@ _MAX_ARROWS = 300
 
 
 def embedding_panels(
-    before: torch.Tensor, after: torch.Tensor, labels: np.ndarray, bandwidth: float
+    before: torch.Tensor,
+    after: torch.Tensor,
+    labels: np.ndarray,
+    bandwidth: float,
+    pixel: Optional[Tuple[int, int]] = None,
 ) -> List[Panel]:
     """Draws the angles of embeddings, their first mean-shift step and the kernel of one pixel.
 
@@ -43,6 +47,8 @@ def embedding_panels(
         after: (D, h, w) unit vectors after the first loop.
         labels: (h, w) int, the object of each cell, negative for none.
         bandwidth: bandwidth of the kernel.
+        pixel: row and column of the cell whose kernel is drawn. None: the middle of the largest
+            object.
 
     Returns:
         Panels with the angles, the doubled angles, the steps and the kernel. There are none if no
@@ -60,7 +66,7 @@ def embedding_panels(
     explained = [variance_explained(vectors, distance[inside])]
     explained += [variance_explained(vectors, values) for values in _objects(labels)]
     distance_r2, x_r2, y_r2, size_r2 = explained
-    row, column = _middle_of_largest(labels)
+    row, column = pixel or _middle_of_largest(labels)
     kernel = colormaps["magma"](kernel_row(before, row, column, bandwidth).numpy())[..., :3]
     return [
         _map_panel(

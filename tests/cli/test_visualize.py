@@ -59,6 +59,12 @@ def test_dataset(weights: str, tmp_path: Path, capsys) -> None:
     assert picture.std() > 10
 
     before = (tmp_path / files[0]).read_bytes()
+    assert run(tmp_path / "pixel", *arguments[:-1], "1", "--pixel", "20", "90") == 0
+    assert (tmp_path / "pixel" / "000000.png").read_bytes() != before  # another kernel
+    with pytest.raises(SystemExit):
+        run(tmp_path / "wrong", *arguments[:-1], "1", "--pixel", "20", "128")
+    error = "error: --pixel is 20 128; allowed: inside the image of 128 x 128 pixels"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == error
     assert run(tmp_path, *arguments[:-1], "1") == 0
     assert (tmp_path / files[0]).read_bytes() == before
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "000000-2.png")]

@@ -1,11 +1,13 @@
 """Contours stay visible, and every level has its own colors and outputs."""
 
+import math
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from rpe_d2.ops.color import embedding_to_rgb
-from rpe_d2.visualization import annotator_panels, level_panels
+from rpe_d2.visualization import angle_panels, annotator_panels, level_panels
 
 
 def pictures(panels):
@@ -44,3 +46,24 @@ def test_levels():
     assert outputs[0].note == "1.00 on boundaries, 0.00 off"
     np.testing.assert_allclose(pictures(outputs)[1], 0.75, atol=1e-4)
     assert level_panels(embeddings, scores, ["res2", "all"])[1][0].note == ""
+
+
+def test_angles_that_encode_the_orientation_of_a_contour():
+    """Around a circle, embeddings at twice the angle of the contour are on a Möbius strip."""
+    rows, columns = np.indices((120, 120)) - 59.5
+    radius = np.hypot(rows, columns)
+    truth = (np.abs(radius - 40) < 0.7).astype(float)
+    angle = np.arctan2(rows, columns)
+    noise = np.random.default_rng(0).normal(size=(2, 120, 120)) * 0.01
+    circle = torch.from_numpy(np.stack([np.cos(2 * angle), np.sin(2 * angle)]) + noise)
+    single, doubled = angle_panels(circle, truth)
+    assert (single.title, doubled.title) == ("angle", "angle, doubled")
+    assert float(single.note.split()[1].strip(",")) > 0.95
+    assert float(doubled.note.split()[1]) < 0.1
+    distance = torch.from_numpy(np.abs(radius - 40))
+    (first, _) = angle_panels(torch.stack([distance, torch.from_numpy(noise[0])]), truth)
+    assert float(first.note.split()[-1]) > 0.9
+    far = pictures([single])[0][0, 0]
+    assert far.min() > 0.99  # white
+    assert angle_panels(circle, np.zeros((120, 120))) == []
+    assert not math.isnan(float(first.note.split()[1].strip(",")))

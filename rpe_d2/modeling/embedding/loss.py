@@ -92,8 +92,9 @@ class EmbeddingLoss(nn.Module):
             negative_radius: distance in pixels up to which pixels of different instances repel each
                 other. 0 means any distance.
             num_points: number of pixels that are sampled per image.
-            sampling: "instances" samples the same number of pixels from each instance, "uniform"
-                samples all pixels with the same probability.
+            sampling: "instances" samples the same number of pixels from each instance, "contact"
+                takes half of them near other instances, and "uniform" samples all pixels with the
+                same probability.
             loop_weights: weights of the losses before the first loop and after each, scaled to a
                 sum of 1. Empty means equal weights.
             background_is_group: whether background is one more group of the pair loss. Otherwise it

@@ -112,6 +112,24 @@ def test_instances_drop_background_and_proposals_rank_it_last():
     assert float(proposals.objectness_logits[-1]) < 0 < float(proposals.objectness_logits[-2])
 
 
+def test_a_classifier_that_sees_only_background_leaves_no_instance_and_all_proposals():
+    maps, grid, size = maps_with_background()
+    maps = with_foreground(maps, torch.full(grid.shape, 0.01))
+    model = PixelEmbeddingNet(small_cfg_with(VOTE)).eval()
+    item = {"image": torch.zeros(3, *size, dtype=torch.uint8)}
+    assert len(model._output(item, maps.image(0, size), None)["instances"]) == 0
+    text = "MODEL: {RPE: {PROPOSALS: {STRIDE: 2, NUM_LEVELS: 1, SCALES: [1.0]}}}"
+    shape = model.backbone.output_shape()
+    generator = MeanShiftProposalGenerator(small_cfg_with(VOTE, text), shape).eval()
+    ranked = generator.rank_groups([maps], [size])
+    (proposals,) = generator._proposals(ranked, 2, [size])
+    areas = sorted(int(area) for area in proposals.proposal_boxes.area())[:-1]  # without background
+    assert areas == sorted(
+        int((grid == n).any(0).sum() * (grid == n).any(1).sum()) * maps.stride**2
+        for n in range(len(SQUARES))
+    )
+
+
 def test_kmeans_is_told_of_the_background():
     maps, grid, size = maps_with_background()
     grouping = vote_grouping("MODEL: {RPE: {GROUPING: kmeans}}")
