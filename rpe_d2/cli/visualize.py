@@ -31,7 +31,7 @@ from rpe_d2.utils.images import ImageReader
 from rpe_d2.visualization import panoptic_quality
 
 from .stored_predictions import StoredPredictions, UnusableMask
-from .visualize_figures import draw_boundaries, draw_prediction, draw_stored
+from .visualize_figures import PixelOutside, draw_boundaries, draw_prediction, draw_stored
 
 _SOURCES = ("model", "annotation", "dataloader")
 
@@ -74,7 +74,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         kind = BoundaryMapper if "boundary_file_name" in items[0] else PixelLabelMapper
         mapper = NameUnreadable(kind(cfg, is_train=True, **augmentations))
 
-    with one_line_errors((OSError, UnusableMask)):
+    with one_line_errors((OSError, UnusableMask, PixelOutside)):
         if args.worst:
             items = _worst_first(cfg, stored, items)
         items = items[: args.num_images]

@@ -90,6 +90,10 @@ def _rgb(mapped: Dict[str, Any], image_format: str) -> np.ndarray:
     return np.ascontiguousarray(rgb.clip(0, 255).astype(np.uint8))
 
 
+class PixelOutside(ValueError):
+    """A pixel is outside the image. The message is one line."""
+
+
 @torch.no_grad()
 def draw_prediction(
     predictor: Predictor,
@@ -117,7 +121,7 @@ def draw_prediction(
         The content of a PNG.
 
     Raises:
-        ValueError: The pixel is outside the image.
+        PixelOutside: The pixel is outside the image.
     """
     rgb = _rgb(mapped, predictor.input_format)
     inputs = predictor.network_input(_image(mapped))
@@ -216,7 +220,7 @@ def _with_embeddings(
         if pixel is not None:
             (x, y), width, height = pixel, inputs["width"], inputs["height"]
             if not (0 <= x < width and 0 <= y < height):
-                raise ValueError(
+                raise PixelOutside(
                     f"--pixel is {x} {y}; allowed: inside the image of {width} x {height} pixels"
                 )
             cell = y * labels.shape[0] // height, x * labels.shape[1] // width
