@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from safetensors.torch import load_file
 from torch import nn
 
 from rpe_d2.utils.files import TEMPORARY, replacing_file
@@ -32,7 +33,8 @@ class ModelCheckpointer(DetectionCheckpointer):
     * A file is written under a temporary name, synced and renamed, so that a file with its final
       name is complete.
     * Each ``NAME.pth`` has a checksum file ``NAME.pth.sha256``, which loading verifies.
-    * Loading does not run code from the file, and rejects infinite and NaN weights.
+    * Loading does not run code from the file, and rejects infinite and NaN weights. Files of the
+      kind safetensors are read, too; weights of 16 bits become those of the model.
     * Resuming skips unreadable checkpoints with a warning and uses the newest readable one.
     * Weights of another architecture are rejected. Detectron2 logs the missing ones and continues
       with random values.
@@ -170,6 +172,8 @@ class ModelCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Any:
         try:
             check_checksum(Path(filename))
+            if filename.endswith(".safetensors"):
+                return {"model": load_file(filename)}
             if not filename.endswith(".pkl"):
                 return super()._load_file(filename)
             with open(filename, "rb") as file:

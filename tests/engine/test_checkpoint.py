@@ -12,6 +12,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from rpe_d2.engine.checkpoint import ModelCheckpointer, UnreadableCheckpoint
@@ -112,6 +113,23 @@ def test_averaged_weights_that_are_no_tensors_are_refused(tmp_path):
     torch.save({"model": model().state_dict(), "ema": 5}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="no tensors under 'ema'"):
         ModelCheckpointer(model(), complete=True).load(str(tmp_path / "weights.pth"))
+
+
+def test_safetensors_of_16_bits(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights = {name: value.half() for name, value in model(0.1).state_dict().items()}
+    save_file(weights, path)
+    other = model()
+    ModelCheckpointer(other, complete=True).load(str(path))
+    assert other.weight.dtype == torch.float32
+    assert torch.equal(other.weight, weights["weight"].float())
+    with pytest.raises(ValueError, match="do not belong to this model"):
+        ModelCheckpointer(nn.Linear(5, 3), complete=True).load(str(path))
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"\xff" * 40, b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UnreadableCheckpoint, match="weights.safetensors: not a checkpoint"):
+            ModelCheckpointer(other, complete=True).load(str(path))
 
 
 def test_a_checksum_that_is_a_pipe_is_not_waited_for(tmp_path):

@@ -12,6 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from safetensors.torch import load_file
 
 from rpe_d2.config import check_config
 from rpe_d2.config.nearest import nearest
@@ -171,8 +172,6 @@ def load_timm_weights(name: str, weights: str, in_channels: int = 3) -> Dict[str
 
 def _read(path: str) -> Any:
     if path.endswith(".safetensors"):
-        from safetensors.torch import load_file  # timm depends on it
-
         try:
             return load_file(path)
         except Exception as error:  # a damaged file may raise any error
