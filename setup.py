@@ -8,6 +8,7 @@ setup(
     package_dir={"rpe_d2.configs": "configs"},
     include_package_data=False,  # what package_data names, and nothing else
     package_data={
+        "rpe_d2": ["napari.yaml"],  # the plugin's functions
         "rpe_d2.configs": ["**/*.yaml", "**/*.py"],
         "rpe_d2.ops": ["*.cpp"],  # compiled at first use, where there is a compiler
     },
