@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -20,12 +21,14 @@ from rpe_d2.inference import Segmentation, Segmenter
 from rpe_d2.inference.label_formats import FORMATS
 from rpe_d2.inference.predictor import find_images
 from rpe_d2.inference.segmenter import SMALLEST_TILE
+from rpe_d2.inference.stitching import stitch_planes
 from rpe_d2.utils.errors import is_out_of_memory, one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file, write_new_file
 from rpe_d2.utils.image_files import image_stem, printable, split_plane
 from rpe_d2.utils.images import parse_channels
 from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.utils.tiff_files import TiffLayout, ome_metadata
 
 from .arguments import command_line
 
@@ -110,6 +113,12 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "that are too large at once, if the model has a fixed scale",
     )
     parser.add_argument(
+        "--stitch",
+        type=_iou,
+        metavar="IOU",
+        help="in stacks, objects of neighboring planes with at least this IoU get one label",
+    )
+    parser.add_argument(
         "--shard",
         type=_shard,
         default=(1, 1),
@@ -127,6 +136,13 @@ def _score(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r}; allowed: 0 to 1")
+
+
+def _iou(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}; allowed: above 0 to 1")
 
 
 def _tile(text: str) -> int:
@@ -171,6 +187,7 @@ def _check_same_model(folder: Path, segmenter: Segmenter, args: argparse.Namespa
         "min_score": segmenter.min_score,
         "channels": args.channels,
         "tile": args.tile,
+        "stitch": args.stitch,
     }
     path = folder / "model.json"
     try:
@@ -181,7 +198,7 @@ def _check_same_model(folder: Path, segmenter: Segmenter, args: argparse.Namespa
         there = parse_json(read_text(str(path)), str(path))
     if not isinstance(there, dict):
         raise ValueError(f"{path} is damaged; allowed: another --output")
-    for key in ("fingerprint", "min_score", "channels", "tile"):
+    for key in ("fingerprint", "min_score", "channels", "tile", "stitch"):
         if there.get(key) != here[key]:
             raise ValueError(
                 f"--output {args.output} has predictions with {key} {there.get(key)!r}, and this "
@@ -322,6 +339,7 @@ def _predict(
 ) -> int:
     """Segments the planes of a picture and writes the files that are missing."""
     stack: List[np.ndarray] = []
+    layout = None
     is_stack = len(planes) > 1
     needs_stack = is_stack and (_LABELS, -1) in files and not files[_LABELS, -1].exists()
     objects = 0
@@ -345,8 +363,9 @@ def _predict(
                     "allowed for .tif: one size"
                 )
             stack.append(found.labels)
+            layout = found.layout
     if needs_stack:
-        _write_stack(stack, files[_LABELS, -1])
+        _write_stack(stack, files[_LABELS, -1], layout, args.stitch)
     return objects
 
 
@@ -360,14 +379,31 @@ def _write(found: Segmentation, kind: str, path: Path) -> None:
         file.write(content)
 
 
-def _write_stack(stack: List[np.ndarray], path: Path) -> None:
+def _write_stack(
+    stack: List[np.ndarray], path: Path, layout: Optional[TiffLayout], min_iou: Optional[float]
+) -> None:
+    """Writes the label maps of a stack with its axes, and links objects of neighboring planes."""
+    labels = np.stack(stack)
+    axes, sides = "Z", (len(stack),)
+    if layout and math.prod(layout.sides) == len(stack):
+        axes, sides = layout.axes, layout.sides
+    labels = labels.reshape(*sides, *labels.shape[1:])
+    if min_iou is not None:
+        depth = axes.index("Z") if "Z" in axes else len(axes) - 1
+        volumes = np.moveaxis(labels, depth, -3)
+        linked = np.zeros(volumes.shape, np.uint32)
+        for place in np.ndindex(*volumes.shape[:-3]):
+            linked[place] = stitch_planes(volumes[place], min_iou)
+        if linked.max(initial=0) <= np.iinfo(np.uint16).max:
+            linked = linked.astype(np.uint16)
+        labels = np.moveaxis(linked, -3, depth)
     with replacing_file(path) as file:
         tifffile.imwrite(
             file,
-            np.stack(stack),
+            np.ascontiguousarray(labels),
             compression="zlib",
             photometric="minisblack",
-            metadata={"axes": "ZYX"},
+            **ome_metadata(layout, f"{axes}YX"),
         )
 
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.label_maps import encode_labels
+from rpe_d2.utils.tiff_files import ome_metadata
 
 if TYPE_CHECKING:
     from .segmentation import Segmentation
@@ -91,13 +92,23 @@ def _masks(segmentation: "Segmentation"):
 def _tif(segmentation: "Segmentation") -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(
-        buffer, segmentation.labels, compression="zlib", photometric="minisblack", metadata=None
+        buffer,
+        segmentation.labels,
+        compression="zlib",
+        photometric="minisblack",
+        **_metadata(segmentation),
     )
     return buffer.getvalue()
 
 
-def _write_large_tif(labels: np.ndarray, path: Path) -> None:
+def _metadata(segmentation: "Segmentation") -> Dict[str, Any]:
+    layout = segmentation.layout
+    return ome_metadata(layout, "YX") if layout and layout.pixel_size else {"metadata": None}
+
+
+def _write_large_tif(segmentation: "Segmentation", path: Path) -> None:
     """Writes a label map tile by tile."""
+    labels = segmentation.labels
     height, width = labels.shape
 
     def tiles() -> Iterator[np.ndarray]:
@@ -114,7 +125,7 @@ def _write_large_tif(labels: np.ndarray, path: Path) -> None:
             tile=(_SIDE, _SIDE),
             compression="zlib",
             photometric="minisblack",
-            metadata=None,
+            **_metadata(segmentation),
         )
 
 
@@ -252,7 +263,7 @@ def _csv(segmentation: "Segmentation") -> bytes:
 
 def _write_tif(segmentation: "Segmentation", path: Path) -> None:
     if isinstance(segmentation.labels, np.memmap):
-        _write_large_tif(segmentation.labels, path)
+        _write_large_tif(segmentation, path)
     else:
         _file(_tif)(segmentation, path)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Instances
 
+from rpe_d2.utils.tiff_files import TiffLayout
 from rpe_d2.visualization import instance_colors
 
 from .label_formats import save_segmentation
@@ -34,6 +35,7 @@ class Segmentation:
         category_ids: ids of all classes in the training data, for files in COCO's format.
         image: (H, W, 3) uint8 RGB, as the model saw it, or None.
         name: name of the image.
+        layout: layout of the image's TIFF file, with the size of a pixel, or None.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Segmentation:
         image: Optional[np.ndarray] = None,
         name: str = "",
         instances: Optional[Instances] = None,
+        layout: Optional[TiffLayout] = None,
         is_packed: bool = False,
     ):
         """
@@ -59,6 +62,7 @@ class Segmentation:
             image: (H, W, 3) uint8 RGB.
             name: name of the image.
             instances: the objects with whole masks. None: they are made of the labels.
+            layout: layout of the image's TIFF file, whose pixel size is stored in label maps.
             is_packed: whether ``labels`` are uint32 without gaps, one for each score. They are not
                 copied then, because they may be larger than memory.
 
@@ -98,6 +102,7 @@ class Segmentation:
         self.category_ids = tuple(category_ids)
         self.image = image
         self.name = name
+        self.layout = layout
         self._instances = instances
 
     @classmethod
@@ -109,7 +114,7 @@ class Segmentation:
         Args:
             instances: ``pred_masks`` (N, H, W) bool, ``scores`` (N,) and ``pred_classes`` (N,).
             class_names: names of all classes of the model.
-            options: ``category_ids``, ``image`` and ``name``.
+            options: ``category_ids``, ``image``, ``name`` and ``layout``.
 
         Raises:
             ValueError: The instances have no masks.

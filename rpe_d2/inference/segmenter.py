@@ -20,7 +20,9 @@ from rpe_d2.engine.host_models import default_confidence_threshold
 from rpe_d2.engine.run_classes import drawing_metadata, read_classes
 from rpe_d2.engine.run_errors import named_run_errors
 from rpe_d2.engine.setup import read_config, use_available_device
+from rpe_d2.utils.image_files import split_plane
 from rpe_d2.utils.images import ImageReader, to_rgb
+from rpe_d2.utils.tiff_files import TiffLayout, tiff_layout
 from rpe_d2.utils.windows import NetworkWindows, is_zarr, number_of_pixels, open_windows
 
 from .predictor import Predictor, check_needs_only_pictures, with_instances
@@ -225,6 +227,7 @@ class Segmenter:
             category_ids=self._category_ids,
             image=None if picture is None else to_rgb(picture),
             name=name,
+            layout=_layout(name),
             is_packed=True,
         )
 
@@ -258,6 +261,7 @@ class Segmenter:
             category_ids=self._category_ids,
             image=to_rgb(picture),
             name=name,
+            layout=_layout(name),
         )
 
     @staticmethod
@@ -270,6 +274,12 @@ class Segmenter:
 
 def _is_read_in_parts(file: str) -> bool:
     return is_zarr(file) or number_of_pixels(file) > _MOST_READ
+
+
+def _layout(name: str) -> Optional[TiffLayout]:
+    """Returns the layout of an image's TIFF file, None for other files and for arrays."""
+    path, _ = split_plane(name)
+    return tiff_layout(path) if os.path.isfile(path) else None
 
 
 def _name(image: Union[str, Path, np.ndarray]) -> str:

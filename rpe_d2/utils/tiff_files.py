@@ -1,14 +1,15 @@
 """Reading TIFF files of any number type, with any number of channels and planes."""
 
+import html
 import logging
 import re
-from typing import Any, BinaryIO, List, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 import tifffile
 
-__all__ = ["TiffPlanes", "is_tiff"]
+__all__ = ["TiffLayout", "TiffPlanes", "is_tiff", "ome_metadata", "tiff_layout"]
 
 # It reports damage in lines of its own. What matters here is raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -19,6 +20,8 @@ _ORIENTATION = 274
 # By the number of samples of a pixel, what Pillow knows: gray and palettes, RGB, YCbCr, Lab, CMYK.
 _PLAIN = {1: (0, 1, 3), 3: (2, 6, 8), 4: (2, 5)}
 _SIZES = re.compile(r'\bSize[ZCT]\s*=\s*["\'](\d+)')  # in the metadata of OME-TIFF
+_PHYSICAL_SIZES = re.compile(r'\bPhysicalSize([XYZ])\s*=\s*["\']([\d.]+(?:[eE][-+]?\d+)?)')
+_PHYSICAL_UNITS = re.compile(r'\bPhysicalSize[XYZ]Unit\s*=\s*["\']([^"\']+)')
 _MOST_PLANES = 1_000_000
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 
@@ -26,6 +29,44 @@ _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 def is_tiff(start: bytes) -> bool:
     """Returns whether the first bytes of a file are those of a TIFF file."""
     return start[:4] in _MAGIC
+
+
+def tiff_layout(path: str) -> Optional["TiffLayout"]:
+    """Returns the layout of a TIFF file, or None for other files."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        return TiffPlanes(file).layout() if is_tiff(start) else None
+
+
+def ome_metadata(layout: Optional["TiffLayout"], axes: str) -> Dict[str, Any]:
+    """Returns arguments of ``tifffile.imwrite`` that store axes and the size of a pixel.
+
+    Args:
+        layout: layout of the image. None: no sizes are stored.
+        axes: letters of all axes of what is written.
+    """
+    metadata: Dict[str, Any] = {"axes": axes}
+    for axis, size in (layout.pixel_size if layout else {}).items():
+        metadata[f"PhysicalSize{axis}"] = size
+        metadata[f"PhysicalSize{axis}Unit"] = layout.unit
+    return {"ome": True, "metadata": metadata}
+
+
+class TiffLayout(NamedTuple):
+    """The axes of a file besides those of a plane, and the size of a pixel.
+
+    Attributes:
+        axes: letters of the axes before Y and X, such as "TZ" for times and slices.
+        sides: their lengths. The planes are in the order of these axes, the last one fastest.
+        pixel_size: sizes by the letters X, Y and Z, as far as the file has them.
+        unit: their unit, such as "µm".
+    """
+
+    axes: str
+    sides: Tuple[int, ...]
+    pixel_size: Dict[str, float]
+    unit: str
 
 
 class _Plane(NamedTuple):
@@ -121,6 +162,38 @@ class TiffPlanes:
             _check_complete(page)
         pixels = [_channels_last(page.axes, self._read_page(page)) for page in pages]
         return pixels[0] if len(pixels) == 1 else np.concatenate(pixels, axis=2)
+
+    def layout(self) -> Optional[TiffLayout]:
+        """Returns the layout of the file, or None if it has several images of different axes."""
+        if len(self._series) != 1:
+            return None
+        series = self._series[0]
+        leading = [
+            (axis, side)
+            for axis, side in zip(series.axes, series.shape)
+            if axis not in _CHANNEL_AXES + "YX"
+        ]
+        axes, sides = "".join(axis for axis, _ in leading), tuple(side for _, side in leading)
+        return TiffLayout(axes, sides, *self._pixel_size())
+
+    def _pixel_size(self) -> Tuple[Dict[str, float], str]:
+        if self._tiff.ome_metadata:
+            found = _PHYSICAL_SIZES.findall(self._tiff.ome_metadata)
+            units = _PHYSICAL_UNITS.findall(self._tiff.ome_metadata)
+            return {axis: float(size) for axis, size in found}, html.unescape(
+                units[0] if units else "µm"
+            )
+        page = self._series[0].keyframe
+        imagej = self._tiff.imagej_metadata or {}
+        unit = imagej.get("unit") or {2: "inch", 3: "cm"}.get(int(page.resolutionunit), "")
+        unit = {"um": "µm", "micron": "µm", "\\u00B5m": "µm"}.get(unit, unit)
+        if not unit:
+            return {}, ""
+        per_unit = dict(zip("XY", page.resolution))
+        sizes = {axis: 1 / value for axis, value in per_unit.items() if value > 0}
+        if isinstance(imagej.get("spacing"), (int, float)) and imagej["spacing"] > 0:
+            sizes["Z"] = float(imagej["spacing"])
+        return sizes, unit
 
     def page(self, plane: int) -> Optional[Any]:
         """Returns the page of a plane, or None if the plane is not one page of its own."""

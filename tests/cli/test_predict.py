@@ -11,6 +11,8 @@ import tifffile
 from rpe_d2.cli import predict
 from rpe_d2.cli.predict import main
 from rpe_d2.inference import Segmenter
+from rpe_d2.inference.stitching import stitch_planes
+from rpe_d2.utils.tiff_files import tiff_layout
 from tests.helpers.runs import CONFIG, TINY, save_random
 
 OPTS = ["--min-score", "0", "--opts", *TINY]
@@ -225,6 +227,33 @@ def test_one_line_errors(arguments, message, pictures, model, tmp_path, capsys):
         main([*model, *arguments, "--output", str(tmp_path / "output"), *OPTS])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_axes_and_pixel_sizes_are_kept_and_planes_are_stitched(pictures, model, tmp_path):
+    planes = [cv2.imread(str(pictures / f"{n}.png"), 0) for n in (0, 1, 0, 1, 1, 1)]
+    size = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 1.5}
+    metadata = {"axes": "TZYX", **size, "PhysicalSizeXUnit": "µm"}
+    stack = np.stack(planes).reshape(2, 3, 48, 64)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, ome=True, metadata=metadata)
+    tifffile.imwrite(
+        tmp_path / "plane.tif", planes[0], resolution=(200, 100), resolutionunit="CENTIMETER"
+    )
+    files = [str(tmp_path / "stack.tif"), str(tmp_path / "plane.tif")]
+    for name, stitch in (("apart", []), ("linked", ["--stitch", "0.9"])):
+        output = ["--output", str(tmp_path / name), *stitch, *OPTS]
+        assert main([*files, *model, *output]) == 0
+    layout = tiff_layout(str(tmp_path / "apart" / "stack.tif"))
+    assert (layout.axes, layout.sides) == ("TZ", (2, 3)) and layout.unit == "µm"
+    assert layout.pixel_size == {"X": 0.25, "Y": 0.25, "Z": 1.5}
+    layout = tiff_layout(str(tmp_path / "linked" / "plane.tif"))
+    assert layout.pixel_size == {"X": 0.005, "Y": 0.01} and layout.unit == "cm"
+    apart = tifffile.imread(tmp_path / "apart" / "stack.tif")
+    linked = tifffile.imread(tmp_path / "linked" / "stack.tif")
+    assert apart.shape == linked.shape == stack.shape
+    assert ((apart > 0) == (linked > 0)).all()
+    for t in range(2):
+        np.testing.assert_array_equal(linked[t], stitch_planes(apart[t], 0.9))
+    assert (linked[1, 1] == linked[1, 2]).all()  # equal planes
 
 
 def test_tiles(pictures, model, tmp_path, capsys):
