@@ -306,13 +306,15 @@ def test_metadata_needs_no_torch(declared: Distribution) -> None:
     assert f'__version__ = "{declared.version}"' in package
     assert declared.metadata["Requires-Python"] == ">=3.10"
     assert declared.metadata["License-Expression"] == "Apache-2.0"
-    extras = {"crf", "dev", "digits", "docs", "formats", "opencv", "timm", "wandb"}
-    assert set(declared.metadata.get_all("Provides-Extra")) == extras
+    extras = {"crf", "dev", "digits", "docs", "formats", "large", "napari", "opencv", "timm"}
+    assert set(declared.metadata.get_all("Provides-Extra")) == {*extras, "wandb"}
 
 
 def test_there_is_one_program(declared: Distribution) -> None:
-    scripts = {entry.name: entry.value for entry in declared.entry_points}
-    assert set(scripts) == {"rpe-d2"}
+    groups = {entry.group: entry.value for entry in declared.entry_points}
+    assert groups.pop("napari.manifest") == "rpe_d2:napari.yaml"
+    scripts = {e.name: e.value for e in declared.entry_points if e.group == "console_scripts"}
+    assert set(groups) == {"console_scripts"} and set(scripts) == {"rpe-d2"}
     for value in scripts.values():
         module, function = value.split(":")
         assert callable(getattr(importlib.import_module(module), function))

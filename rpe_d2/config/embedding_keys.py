@@ -101,8 +101,8 @@ def _loss_keys() -> Keys:
         "SAMPLING": Key(
             "instances",
             "How these pixels are sampled. `instances`: the same number from each instance. "
-            "`contact`: the same, half of them within 8 pixels of another instance. `uniform`: "
-            "all pixels with the same probability, as in the authors' release. With "
+            "`contact`: twice as many from instances with others within 8 pixels, half of them "
+            "there. `uniform`: all pixels with the same probability, as in the authors' release. With "
             "`MEAN_SHIFT.TRAIN_KEYS`, every loss has a sample of its own.",
             choices=("instances", "contact", "uniform"),
         ),

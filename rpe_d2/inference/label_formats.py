@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
@@ -143,8 +142,8 @@ def _write_zarr(segmentation: "Segmentation", path: Path) -> None:
         array = zarr.open(str(new), mode="w", shape=labels.shape, chunks=chunks, dtype=labels.dtype)
         for y in range(0, labels.shape[0], _SIDE):
             array[y : y + _SIDE] = np.asarray(labels[y : y + _SIDE])
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if os.path.lexists(path):  # to be replaced
+            os.rename(path, Path(folder) / "before")
         os.rename(new, path)
 
 

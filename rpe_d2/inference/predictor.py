@@ -62,7 +62,7 @@ def find_images(patterns: Sequence[str], argument: str = "--input") -> List[str]
     files: List[str] = []
     for pattern in patterns:
         if is_zarr(pattern):
-            matches = [pattern]
+            matches = [os.path.normpath(pattern)]
         elif os.path.isdir(pattern):
             inside = (os.path.join(pattern, name) for name in sorted(os.listdir(pattern)))
             matches = [*list_images(pattern), *filter(is_zarr, inside)]

@@ -175,8 +175,8 @@ class Segmenter:
         """Segments an image that is larger than memory, or a Zarr array."""
         if not (tile or self._scale):
             raise ValueError(
-                f"{name} is read in parts, and the model has no fixed scale; allowed: a tile of the "
-                "size of its training images (--tile)"
+                f"{name} is read in parts, and the model has no fixed scale; allowed: a tile of "
+                "the size of its training images (--tile)"
             )
         factor = self._scale or self._input.MIN_SIZE_TEST / tile
         length = max(1, round(tile * factor)) if tile else _TILE

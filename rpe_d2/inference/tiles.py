@@ -32,7 +32,7 @@ _TOLERANCE = 0.25
 _SAME = 0.5
 # An object of which less than this fraction is left beside earlier ones is dropped.
 _LEFT = 0.25
-_MOST_ENLARGED = 3
+_MOST_ENLARGED = 2
 _MOST_IN_MEMORY = 2**27  # pixels of the label map
 
 
@@ -151,7 +151,8 @@ def predict_tiles(
         factor: factor by which the image is resized.
         tile: length of the cores in pixels of the network's input.
         margin: what is seen beyond a core, in pixels of the network's input. If an object of the
-            core reaches the edge of the window, the tile is seen again with a larger margin.
+            core reaches the edge of the window, the tile is seen again with a margin of twice and
+            of four times the length. Larger objects are cut.
         progress: wraps the list of tiles, to show progress.
     """
     height, width = image.shape[:2]
@@ -183,13 +184,13 @@ class _Object(NamedTuple):
     """An object of a tile.
 
     Attributes:
-        mask: (h, w) bool, cropped to its box.
+        mask: (h, w) bool, cropped to its box, or what :func:`_packed` returns.
         y, x: the first row and column of the box, in pixels of the image.
         score: its score.
         class_id: index of its class.
     """
 
-    mask: np.ndarray
+    mask: Any
     y: int
     x: int
     score: float
@@ -252,18 +253,24 @@ class _Canvas:
 
     def __init__(self, labels: np.ndarray):
         self.labels = labels
+        self._waiting: List[_Object] = []
         self._objects: List[Tuple[float, int, int]] = []  # score, class and area
 
     def add(self, item: _Object) -> None:
-        """Adds an object, unless it is there already. Earlier objects are in front."""
-        height, width = item.mask.shape
+        """Notes an object."""
+        self._waiting.append(item._replace(mask=_packed(item.mask)))
+
+    def _draw(self, item: _Object) -> None:
+        """Draws an object behind those that are there, unless it is one of them."""
+        mask = _unpacked(item.mask)
+        height, width = mask.shape
         window = self.labels[item.y : item.y + height, item.x : item.x + width]
-        area = int(item.mask.sum())
-        there, counts = np.unique(window[item.mask], return_counts=True)
+        area = int(mask.sum())
+        there, counts = np.unique(window[mask], return_counts=True)
         for label, count in zip(there.tolist(), counts.tolist()):
             if label and count > _SAME * min(area, self._objects[label - 1][2]):
                 return
-        free = item.mask & (window == 0)
+        free = mask & (window == 0)
         left = int(free.sum())
         if left < _LEFT * area:
             return
@@ -271,12 +278,19 @@ class _Canvas:
         window[free] = len(self._objects)
 
     def found(self) -> Found:
-        """Returns the objects, the highest score first."""
+        """Draws the objects, the highest score first, and returns them."""
+        for item in sorted(self._waiting, key=lambda item: -item.score):
+            self._draw(item)
         scores = np.array([score for score, _, _ in self._objects], np.float32)
         class_ids = np.array([class_id for _, class_id, _ in self._objects], np.int64)
-        order = np.argsort(-scores, kind="stable")
-        renamed = np.zeros(len(scores) + 1, np.uint32)
-        renamed[order + 1] = np.arange(1, len(scores) + 1)
-        for row in self.labels:  # row by row, because a large map has no room for a copy
-            row[:] = renamed[row]
-        return Found(self.labels, scores[order], class_ids[order])
+        return Found(self.labels, scores, class_ids)
+
+
+def _packed(mask: np.ndarray) -> Tuple[np.ndarray, Tuple[int, int]]:
+    """Returns a mask (h, w) as bits, and its size."""
+    return np.packbits(mask), mask.shape
+
+
+def _unpacked(packed: Tuple[np.ndarray, Tuple[int, int]]) -> np.ndarray:
+    bits, shape = packed
+    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)

@@ -139,8 +139,22 @@ class ImageReader:
                 f"an image has shape {array.shape} and type {array.dtype}; allowed: numbers of "
                 "shape (H, W) or (H, W, C)"
             )
-        selected = self._select(pixels, alpha=3 if pixels.shape[2] == 4 else None)
-        return self._intensity.to_8bit(selected)
+        return self.to_8bit(pixels, alpha=3 if pixels.shape[2] == 4 else None)
+
+    def to_8bit(self, pixels: np.ndarray, alpha: Optional[int]) -> np.ndarray:
+        """Chooses the channels of pixels and scales their intensities.
+
+        Args:
+            pixels: (H, W, C) as they are stored.
+            alpha: index of the channel that holds opacities, or None.
+
+        Returns:
+            (H, W, 1) or (H, W, 3) RGB, uint8.
+
+        Raises:
+            ValueError: A key must say which channels to use.
+        """
+        return self._intensity.to_8bit(self._select(pixels, alpha))
 
     def with_channels(self, channels: Optional[str]) -> "ImageReader":
         """Returns a reader with another ``INPUT.CHANNELS``, or this one for None."""
@@ -148,17 +162,18 @@ class ImageReader:
             return self
         return ImageReader(self.image_format, self._intensity_text, channels, self._plane)
 
-    def with_limits_of(self, sample: np.ndarray) -> "ImageReader":
+    def with_limits_of(self, sample: np.ndarray, alpha: Optional[int]) -> "ImageReader":
         """Returns a reader that scales intensities as those of a sample of pixels.
 
         Args:
             sample: (H, W, C) pixels of an image as they are stored.
+            alpha: index of the channel that holds opacities, or None.
         """
         if self._intensity.kind in ("range", "dtype"):
             return self
         if sample.dtype in (np.uint8, np.bool_) and self._intensity.kind == "auto":
             return self
-        selected = self._select(sample, alpha=3 if sample.shape[2] == 4 else None)
+        selected = self._select(sample, alpha)
         low, high = self._intensity.limits(selected)
         return ImageReader(self.image_format, f"{low!r},{high!r}", self._channels_text, self._plane)
 

@@ -3,7 +3,8 @@
 import os
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Tuple
+from functools import lru_cache
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -20,6 +21,8 @@ _MOST_CHANNELS = 16
 # Pixels that are read for the percentiles of a whole image.
 _SAMPLE = 4_000_000
 _ROWS = 512  # at a time
+_LARGEST_PART = 256 << 20  # bytes of a strip or tile, and of those that are kept
+_PALETTE = 3  # TIFF's photometric interpretation
 
 
 class StoredWindows(ABC):
@@ -28,10 +31,12 @@ class StoredWindows(ABC):
     Attributes:
         shape: height, width and number of channels.
         dtype: the number type.
+        alpha: index of the channel that holds opacities, or None.
     """
 
     shape: Tuple[int, int, int]
     dtype: np.dtype
+    alpha: Optional[int] = None
 
     @abstractmethod
     def read(self, rows: slice, columns: slice) -> np.ndarray:
@@ -45,7 +50,10 @@ class _TiffWindows(StoredWindows):
         page = tiff.page(plane)
         if page is None or tiff.orientation(plane) != 1:
             raise ValueError("its planes are no separate, upright pages; allowed: those")
+        if page.photometric == _PALETTE:
+            raise ValueError("it has a palette; allowed: gray values or colors")
         self._page, self._file = page, page.parent.filehandle
+        self.alpha = tiff.alpha(plane)
         self._is_inverted = tiff.has_inverted_intensities(plane)
         self._is_planar = page.planarconfig == 2  # one strip or tile per channel
         height, width = page.imagelength, page.imagewidth
@@ -54,8 +62,38 @@ class _TiffWindows(StoredWindows):
             (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
         )
         self._grid = tuple(-(-side // part) for side, part in zip((height, width), self._part))
+        self._whole = self._mapped() if page.is_memmappable else None
+        size = self._part[0] * self._part[1] * self.shape[2] * self.dtype.itemsize
+        if self._whole is None and size > _LARGEST_PART:
+            raise ValueError(
+                f"it has compressed parts of {self._part[1]} x {self._part[0]} pixels; allowed: at "
+                f"most {_LARGEST_PART >> 20} MB each, as with tiles"
+            )
+        # Neighboring windows share strips or tiles.
+        self._decoded = lru_cache(max(1, _LARGEST_PART // max(size, 1)))(self._decode)
+
+    def _mapped(self) -> np.ndarray:
+        """Maps the pixels (H, W, C) of a page that is not compressed."""
+        page = self._page
+        dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
+        offset, shape = page.dataoffsets[0], self.shape
+        if self._is_planar:
+            shape = shape[2], shape[0], shape[1]
+        size = int(np.prod(shape)) * dtype.itemsize
+        self._check_end(offset + size)
+        name = self._file.path if os.path.isfile(self._file.path) else self._file.name
+        whole = np.memmap(name, dtype, "r", offset, shape)
+        return whole.transpose(1, 2, 0) if self._is_planar else whole
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
+        window = self._read(rows, columns)
+        if self._is_inverted and self.dtype.kind == "u":
+            return np.iinfo(self.dtype).max - window
+        return window
+
+    def _read(self, rows: slice, columns: slice) -> np.ndarray:
+        if self._whole is not None:
+            return np.ascontiguousarray(self._whole[rows, columns], dtype=self.dtype)
         window = np.zeros((rows.stop - rows.start, columns.stop - columns.start, self.shape[2]))
         window = window.astype(self.dtype)
         for y in range(rows.start // self._part[0], -(-rows.stop // self._part[0])):
@@ -79,19 +117,18 @@ class _TiffWindows(StoredWindows):
                         target[:, :, channel] = source[:, :, 0]
                     else:
                         target[...] = source
-        if self._is_inverted and self.dtype.kind == "u":
-            return np.iinfo(self.dtype).max - window
         return window
 
-    def _decoded(self, index: int) -> Any:
+    def _check_end(self, end: int) -> None:
+        if end > self._file.size:
+            raise ValueError(f"the file is truncated: it has {self._file.size} bytes of {end}")
+
+    def _decode(self, index: int) -> Any:
         """Returns the strip or tile (h, w, C) with an index, or None if it was not written."""
         offset, size = self._page.dataoffsets[index], self._page.databytecounts[index]
         if not size:
             return None
-        if offset + size > self._file.size:
-            raise ValueError(
-                f"the file is truncated: it has {self._file.size} bytes of {offset + size}"
-            )
+        self._check_end(offset + size)
         self._file.seek(offset)
         tables = {"jpegtables": self._page.jpegtables, "jpegheader": self._page.jpegheader}
         part, _, _ = self._page.decode(self._file.read(size), index, **tables)
@@ -180,8 +217,8 @@ def open_windows(file_name: str) -> Iterator[StoredWindows]:
             yield _TiffWindows(TiffPlanes(file), plane or 0)
     except UnreadableImage:
         raise
-    except (ValueError, OSError, KeyError, IndexError, ImportError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # a damaged file may raise any error
+        text = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{printable(file_name)}: {text}") from error
 
 
@@ -221,14 +258,15 @@ class NetworkWindows:
             reader: converts windows to the format of the network.
         """
         self._image = image
-        self._reader = reader.with_limits_of(self._sample())
+        self._reader = reader.with_limits_of(self._sample(), image.alpha)
         self.shape = (*image.shape[:2], self[:1, :1].shape[2])
 
     def __getitem__(self, window: Tuple[slice, slice]) -> np.ndarray:
         rows, columns = (
             slice(*part.indices(side)[:2]) for part, side in zip(window, self._image.shape)
         )
-        return self._reader.convert(self._reader.from_array(self._image.read(rows, columns)))
+        pixels = self._image.read(rows, columns)
+        return self._reader.convert(self._reader.to_8bit(pixels, self._image.alpha))
 
     def _sample(self) -> np.ndarray:
         height, width, _ = self._image.shape

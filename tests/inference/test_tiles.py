@@ -17,7 +17,7 @@ from torch import nn
 from rpe_d2 import add_rpe_config
 from rpe_d2.evaluation.label_metrics import label_metrics, label_overlaps
 from rpe_d2.inference import Segmenter
-from rpe_d2.inference.tiles import resized_window, spans
+from rpe_d2.inference.tiles import _Canvas, _Object, resized_window, spans
 
 
 @META_ARCH_REGISTRY.register()
@@ -118,6 +118,18 @@ def test_an_object_larger_than_a_tile_is_whole(segmenter):
     cv2.ellipse(image, (450, 350), (400, 40), 20, 0, 360, 255, -1)
     found = segmenter(SCALE=1.0).predict(image, tile=128)
     assert len(found) == 1 and label_overlaps(found.labels, image > 0).iou[0] > 0.99
+
+
+def test_the_higher_score_is_in_front_whichever_tile_finds_it_first():
+    canvas = _Canvas(np.zeros((40, 40), np.uint32))
+    disc = np.hypot(*np.indices((21, 21)) - 10) <= 10
+    canvas.add(_Object(disc, 5, 5, 0.1, 0))
+    canvas.add(_Object(disc, 6, 5, 0.9, 1))  # the same object
+    canvas.add(_Object(disc, 15, 14, 0.5, 0))  # another one, which overlaps it
+    labels, scores, class_ids = canvas.found()
+    assert scores.tolist() == pytest.approx([0.9, 0.5]) and class_ids.tolist() == [1, 0]
+    np.testing.assert_array_equal(labels[6:27, 5:26] == 1, disc)
+    assert (labels == 2).sum() < disc.sum()
 
 
 def test_only_images_that_are_too_large_are_divided(segmenter):

@@ -94,14 +94,38 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     cut = tmp_path / "cut.tif"
     tifffile.imwrite(cut, image(70, 90), rowsperstrip=10)
     cut.write_bytes(cut.read_bytes()[:-2000])
+    tifffile.imwrite(
+        tmp_path / "palette.tif", image(70, 90, dtype=np.uint8), colormap=image(3, 256)
+    )
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(cut.read_bytes()[:8] + b"\xff" * 60)
     deep = zarr.open(str(tmp_path / "a.zarr"), mode="w", shape=(30, 30, 30, 2), dtype="uint8")
     assert deep.ndim == 4 and number_of_pixels(str(tmp_path / "text.png")) == 0
     for name, message in (
         ("text.png", "only TIFF files and Zarr arrays can be read in parts"),
         ("none.tif", "none.tif"),
         ("cut.tif", "the file is truncated"),
+        ("broken.tif", "broken.tif: "),
+        ("palette.tif", "it has a palette; allowed: gray values or colors"),
         ("a.zarr", "the array has shape .30, 30, 30, 2.; allowed: height, width and up to 16"),
     ):
         with pytest.raises(UnreadableImage, match=message):
             with open_windows(str(tmp_path / name)) as stored:
                 stored.read(slice(0, 70), slice(0, 90))
+
+
+def test_opacities_are_dropped_and_other_channels_have_to_be_chosen(tmp_path):
+    pixels = image(70, 90, 4, dtype=np.uint8)
+    colors, channels = tmp_path / "rgba.tif", tmp_path / "channels.tif"
+    tifffile.imwrite(colors, pixels, photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(channels, pixels, photometric="minisblack", planarconfig="contig")
+    with open_windows(str(colors)) as stored:
+        np.testing.assert_array_equal(
+            NetworkWindows(stored, ImageReader("RGB"))[:, :], pixels[..., :3]
+        )
+    with pytest.raises(UnreadableImage, match="has 4 channels; choose with INPUT.CHANNELS"):
+        with open_windows(str(channels)) as stored:
+            NetworkWindows(stored, ImageReader("RGB"))
+    with open_windows(str(channels)) as stored:
+        found = NetworkWindows(stored, ImageReader("RGB", channels="3"))[5:9, 2:7]
+    np.testing.assert_array_equal(found, np.repeat(pixels[5:9, 2:7, 3:], 3, axis=2))
