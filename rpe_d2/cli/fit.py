@@ -1,8 +1,10 @@
 """The command line of ``rpe-d2 fit``."""
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -11,43 +13,52 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from rpe_d2.data import DeadWorker, UnreadableImage
+from rpe_d2.engine.hooks import TrainingStopped
+from rpe_d2.engine.run_errors import TooFewValues, named_run_errors
 from rpe_d2.engine.run_record import cpu_seconds, current_commit, hardware
 from rpe_d2.engine.setup import load_config, locked_output_dir
+from rpe_d2.engine.train_step import NonFinite
 from rpe_d2.engine.trainer import Trainer
 from rpe_d2.evaluation.label_metrics import mean_label_metrics
 from rpe_d2.inference import Segmenter
 from rpe_d2.inference.fit_data import (
+    LabelMaps,
     Measures,
-    label_map,
     measure,
     read_coco_data,
     read_label_data,
     split_images,
 )
-from rpe_d2.inference.fit_rules import MODELS, Setting, config_text, settings
-from rpe_d2.inference.fit_tuning import TRIED, predict_all, tune
+from rpe_d2.inference.fit_rules import MODELS, Setting, advice, config_text, settings
+from rpe_d2.inference.fit_tuning import TRIED, measure_all, tune
 from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file
+from rpe_d2.utils.images import ImageReader, check_size, parse_channels
 from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.visualization.fit_report import Example, fit_page
 
 from . import train_net
-from .arguments import command_line
+from .arguments import command_line, positive
 
 _STATE = "fit.json"
 _CONFIG = "fit.yaml"
 _REPORT = "report.html"
+_DATA = "data"
 _PARTS = "train", "held_out"
 # Part of the minutes that training gets; the rest is for tuning and the evaluation.
 _TRAINING = 0.8
+_TUNING = 0.1
 _TIMED_STEPS = 10
 _FEWEST_STEPS = 20
 _BATCH = 4
-# Held-out images on which settings are tried, at most.
-_MOST_TUNED = 40
+# Held-out images on which settings are tried.
+_FEWEST_TUNED, _MOST_TUNED = 3, 40
+# Larger held-out images are not evaluated by COCO's protocol after the training, which does not
+# divide them into tiles. In pixels of the network's input.
+_MOST_PIXELS = 1024**2
 _MOST_EXAMPLES = 4
 _PRINTED = "S@0.5", "S", "F1@0.5", "PQ", "AJI", "pred", "true"
 
@@ -61,22 +72,41 @@ def main(argv: Optional[List[str]] = None) -> int:
         Exit status: 0, or 2 with a one-line error if an argument or a file is wrong.
     """
     args = _parse(argv)
+    output = Path(args.output).resolve()
+    kinds = UnreadableImage, DeadWorker, NonFinite, TooFewValues, ValueError, OSError
     with one_line_errors():
-        output = Path(args.output)
         make_writable_folder("--output", output)
         with locked_output_dir(str(output)):
-            state = _read_state(output, args) or _prepare(output, args)
+            state = _read_state(output, args)
+    if state is None:
+        with one_line_errors(kinds), named_run_errors(), locked_output_dir(str(output)):
+            state = _prepare(output, args)
     if not (output / "model_final.pth").exists():
         flags = ["--config-file", str(output / _CONFIG), "--num-gpus", str(args.num_gpus)]
-        status = train_net.main([*flags, "--resume"])
+        status = train_net.main([*flags, "--resume", *_here(output, args)])
         if status:
             return status
-    with one_line_errors():
+    with one_line_errors(kinds), named_run_errors():
         if "scores" not in state:
-            _finish(output, state, args.device)
+            _finish(output, state, args)
             _write_state(output, state)
     _print_end(output, state)
     return 0
+
+
+def _here(output: Path, args: argparse.Namespace) -> List[str]:
+    """Returns the overrides that hold in the present place of the folder and on this machine."""
+    names = _dataset_names(output)
+    entries = [f"{names[part]}={_data_file(output, part)}:/" for part in _PARTS]
+    opts = ["OUTPUT_DIR", str(output), "DATASETS.COCO_JSONS", repr(entries)]
+    opts += ["DATASETS.TRAIN", repr((names["train"],))]
+    return [*opts, *(["MODEL.DEVICE", args.device] if args.device else [])]
+
+
+def _dataset_names(output: Path) -> Dict[str, str]:
+    # A process may fit several models; their datasets need names of their own.
+    mark = hashlib.sha256(str(output).encode()).hexdigest()[:8]
+    return {part: f"{part}_{mark}" for part in _PARTS}
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -92,47 +122,66 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--minutes", type=_minutes, default=60.0, help="wall time of the command, about (60)"
+        "--minutes", type=_above_0, default=60.0, help="wall time of the command, about (60)"
     )
     parser.add_argument("--model", choices=list(MODELS), default="embeddings")
     parser.add_argument(
-        "--channels", default="", help="channels of the images, as 2, 0,1,1 or mean"
+        "--channels",
+        type=_channels,
+        default="",
+        help="INPUT.CHANNELS: one as 2, three as 0,1,1 for red, green and blue, or mean",
     )
     parser.add_argument(
-        "--scale", type=_scale, help="factor by which images are resized; default: from the data"
+        "--plane",
+        type=int,
+        default=-1,
+        help="INPUT.PLANE: the plane that is used of files of several planes, from 0",
+    )
+    parser.add_argument(
+        "--scale", type=_above_0, help="factor by which images are resized; default: from the data"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the split and training (1)")
     parser.add_argument("--device", default="", help="cpu, cuda; default: a GPU where there is one")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes that train (1)")
+    parser.add_argument("--num-gpus", type=positive, default=1, help="processes that train (1)")
     args = parser.parse_args(argv)
-    args.command = command_line("rpe-d2 fit", argv)
+    if args.classes and args.data.endswith(".json"):
+        parser.error("--classes is for label maps; allowed: none, as a COCO JSON has classes")
+    if args.num_gpus > 1 and args.device != "cpu" and args.num_gpus > torch.cuda.device_count():
+        parser.error(
+            f"--num-gpus is {args.num_gpus}; this machine has {torch.cuda.device_count()} GPUs, "
+            "allowed: at most those, or more processes with --device cpu"
+        )
+    args.command = command_line("tools/fit.py", argv)
     return args
 
 
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 100000:
-        raise argparse.ArgumentTypeError(f"{text}; allowed: minutes above 0")
-    return value
+def _above_0(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 100000:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number above 0")
 
 
-def _scale(text: str) -> float:
-    value = float(text)
-    if not 0.01 <= value <= 16:
-        raise argparse.ArgumentTypeError(f"{text}; allowed: 0.01 to 16")
-    return value
+def _channels(text: str) -> str:
+    try:
+        parse_channels(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _arguments(args: argparse.Namespace) -> Dict[str, Any]:
     """Returns the arguments that must be the same when a command is continued."""
-    names = "data", "labels", "classes", "minutes", "model", "channels", "scale", "seed"
-    return {name: getattr(args, name) for name in names}
+    names = "classes", "minutes", "model", "channels", "plane", "scale", "seed"
+    paths = {name: os.path.abspath(getattr(args, name)) for name in ("data", "labels")}
+    return {**paths, **{name: getattr(args, name) for name in names}}
 
 
 def _read_state(output: Path, args: argparse.Namespace) -> Optional[Dict[str, Any]]:
     path = output / _STATE
     if not path.exists():
         others = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
+        others = [name for name in others if name != _DATA]  # of a command that was interrupted
         if others:
             raise ValueError(
                 f"--output is {output}, which has {others[0]} but no {_STATE}; allowed: a new "
@@ -140,6 +189,8 @@ def _read_state(output: Path, args: argparse.Namespace) -> Optional[Dict[str, An
             )
         return None
     state = parse_json(read_text(path), path)
+    if not isinstance(state, dict) or not isinstance(state.get("arguments"), dict):
+        raise ValueError(f"{path} is damaged; allowed: another --output")
     for name, value in _arguments(args).items():
         if state["arguments"].get(name) != value:
             raise ValueError(
@@ -162,28 +213,27 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     else:
         content = read_label_data(args.data, args.labels, args.classes)
     parts = dict(zip(_PARTS, split_images(content, seed=args.seed)))
-    (output / "data").mkdir(exist_ok=True)
+    (output / _DATA).mkdir(exist_ok=True)
     for name, part in parts.items():
         with replacing_file(_data_file(output, name)) as file:
             file.write(json.dumps(part).encode())
-    measures = measure(parts["train"], args.channels)
+    measures = measure(parts["train"], args.channels, args.plane)
+    _check_images(parts["held_out"], ImageReader("RGB", "auto", args.channels, args.plane))
     found = settings(measures, args.model, args.scale)
     _print_settings(measures, found)
-    # A process may fit several models; their datasets need names of their own.
-    mark = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:8]
-    names = {name: f"{name}_{mark}" for name in _PARTS}
-    batch = args.num_gpus * -(-_BATCH // args.num_gpus)
+    scale = next(setting.value for setting in found if setting.key == "INPUT.SCALE")
+    sizes = [image["height"] * image["width"] for image in parts["held_out"]["images"]]
+    names = _dataset_names(output)
     fixed = {
-        "DATASETS.COCO_JSONS": [f"{names[n]}={_data_file(output, n).resolve()}:/" for n in _PARTS],
-        "DATASETS.TRAIN": [names["train"]],
-        "DATASETS.TEST": [names["held_out"]],
+        "DATASETS.TEST": [names["held_out"]] if max(sizes) * scale**2 <= _MOST_PIXELS else [],
         "INPUT.CHANNELS": args.channels,
+        "INPUT.PLANE": args.plane,
         "TEST.FIELD_METRICS": True,
         "TEST.TOUCHING_INSTANCES": measures.touching > 0,
         "MODEL.DEVICE": args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "SOLVER.IMS_PER_BATCH": batch,
+        "SOLVER.IMS_PER_BATCH": args.num_gpus * -(-_BATCH // args.num_gpus),
         "SEED": args.seed,
-        "OUTPUT_DIR": str(output),
+        **dict(zip(*[iter(_here(output, args))] * 2)),
     }
     step = _seconds_per_step(config_text(found, args.model, fixed), args.num_gpus)
     left = 60 * args.minutes * _TRAINING - (time.monotonic() - start)
@@ -210,8 +260,14 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     return state
 
 
+def _check_images(content: Dict[str, Any], reader: ImageReader) -> None:
+    """Reads all images, because an unreadable one would end the command after the training."""
+    for image in content["images"]:
+        check_size(image, reader(image["file_name"]).shape[:2])
+
+
 def _data_file(output: Path, part: str) -> Path:
-    return output / "data" / f"{part}.json"
+    return output / _DATA / f"{part}.json"
 
 
 class _Clock(HookBase):
@@ -226,49 +282,65 @@ class _Clock(HookBase):
 
 def _seconds_per_step(text: str, num_gpus: int) -> float:
     """Returns the median time of a training step of one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / _CONFIG
-        path.write_text(text)
-        cfg = load_config(str(path), ["OUTPUT_DIR", folder, "DATASETS.TEST", "()"])
-        cfg.SOLVER.MAX_ITER = _TIMED_STEPS
-        cfg.SOLVER.IMS_PER_BATCH //= num_gpus
-        trainer, clock = Trainer(cfg), _Clock()
-        trainer.register_hooks([clock])
-        trainer.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // num_gpus))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / _CONFIG
+            path.write_text(text)
+            cfg = load_config(str(path), ["OUTPUT_DIR", folder, "DATASETS.TEST", "()"])
+            cfg.SOLVER.MAX_ITER = _TIMED_STEPS
+            cfg.SOLVER.IMS_PER_BATCH //= num_gpus
+            trainer, clock = Trainer(cfg), _Clock()
+            trainer.register_hooks([clock])
+            trainer.train()
+    except TrainingStopped as stop:
+        sys.exit(128 + stop.signal_number)
+    finally:
+        torch.set_num_threads(threads)
     return float(np.median(np.diff(clock.times)[2:]))
 
 
-def _finish(output: Path, state: Dict[str, Any], device: str) -> None:
+def _finish(output: Path, state: Dict[str, Any], args: argparse.Namespace) -> None:
     """Chooses the settings of prediction, evaluates the model and writes the report."""
     config, weights = str(output / _CONFIG), str(output / "model_final.pth")
-    content = parse_json(read_text(_data_file(output, "held_out")), "held_out.json")
-    images = [Path(image["file_name"]) for image in content["images"]]
-    truth = [label_map(content, image) for image in content["images"]]
-    chosen = np.linspace(0, len(images) - 1, min(len(images), _MOST_TUNED)).round().astype(int)
+    content = parse_json(read_text(_data_file(output, "held_out")), _data_file(output, "held_out"))
+    truth = LabelMaps(content)
 
     def load(opts: Sequence[Any]) -> Segmenter:
-        return Segmenter.load(config, weights, device or None, min_score=0.0, opts=opts)
+        opts = [*opts, *_here(output, args)]
+        return Segmenter.load(config, weights, min_score=0.0, opts=opts)
 
-    tried = TRIED if state["arguments"]["model"] == "embeddings" else {}
-    tuned = tune(load, [images[n] for n in chosen], [truth[n] for n in chosen], tried)
+    tried = TRIED if args.model == "embeddings" else {}
+    start = time.monotonic()
+    load(()).predict(truth.file(0))
+    passes = 1 + sum(map(len, tried.values()))
+    affordable = int(_TUNING * 60 * args.minutes / (passes * (time.monotonic() - start)))
+    count = min(len(truth), _MOST_TUNED, max(_FEWEST_TUNED, affordable))
+    chosen = np.linspace(0, len(truth) - 1, count).round().astype(int).tolist()
+    tuned = tune(load, truth, chosen, tried)
     opts = [*tuned.opts, "TEST.MIN_SCORE", tuned.min_score]
-    cfg = load_config(config, [*map(str, opts)])
+    cfg = load_config(config, [*map(str, opts), *_here(output, args)])
     cfg.MODEL.WEIGHTS = ""  # those of the folder
     with replacing_file(output / "config.yaml") as file:
         file.write(cfg.dump().encode())
-    found = predict_all(Segmenter.load(output, device=device or None), images, truth)
-    state["tuned"] = {"opts": opts, "score": tuned.score, "tried": tuned.tried}
-    state["scores"] = _scores([metrics for _, metrics in found])
+    segmenter = Segmenter.load(output, device=args.device or None)
+    metrics = measure_all(segmenter, truth)
+    state["tuned"] = {"opts": opts, "score": tuned.score, "tried": tuned.tried, "images": count}
+    state["scores"] = _scores(metrics)
     state["hardware"] = hardware(cfg.MODEL.DEVICE)
     state["cpu_seconds"] = round(cpu_seconds(), 1)
-    order = sorted(range(len(found)), key=lambda n: found[n][1]["S"])
-    shown = dict.fromkeys([*order[:_MOST_EXAMPLES], *order[-_MOST_EXAMPLES:]])
-    examples = [
-        Example(images[n].name, found[n][1]["S"], found[n][0].image, truth[n], found[n][0].labels)
-        for n in shown
-    ]
-    losses = _losses(output / "metrics.json")
-    page = fit_page(state, losses, examples, _advice(cfg, state))
+    order = sorted(range(len(truth)), key=lambda n: metrics[n]["S"])
+    examples = []
+    for number in dict.fromkeys([*order[:_MOST_EXAMPLES], *order[-_MOST_EXAMPLES:]]):
+        found, file = segmenter.predict(truth.file(number)), truth.file(number)
+        if found.image is not None:  # larger than memory
+            target = truth.target(number)[0]
+            score = metrics[number]["S"]
+            examples.append(Example(file.name, score, found.image, target, found.labels))
+    cells = 2 * cfg.MODEL.RPE.STRIDE if args.model == "embeddings" else 0
+    text = advice(Measures(**state["measures"]), state, cfg.INPUT.SCALE, cells)
+    page = fit_page(state, _losses(output / "metrics.json"), examples, text)
     with replacing_file(output / _REPORT) as file:
         file.write(page.encode())
 
@@ -280,43 +352,12 @@ def _scores(metrics: Sequence[Dict[str, float]]) -> Dict[str, Optional[float]]:
 
 def _losses(path: Path) -> List[Tuple[int, float]]:
     """Returns iterations and total losses from the log of a training."""
-    lines = map(json.loads, path.read_text().splitlines())
-    return [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]
-
-
-def _advice(cfg: CfgNode, state: Dict[str, Any]) -> List[str]:
-    """Returns what may help next, one sentence each."""
-    measures, scores = Measures(**state["measures"]), state["scores"]
-    found = []
-    small = measures.diameters[1] * cfg.INPUT.SCALE
-    cells = 2 * cfg.MODEL.RPE.STRIDE
-    if small < cells:
-        found.append(
-            f"A tenth of the objects are smaller than two cells of the network ({small:.0f} of "
-            f"{cells} px): try --scale {cfg.INPUT.SCALE * cells / small:.2g}."
-        )
-    if state["images"]["train"] < 10:
-        found.append(
-            f"{state['images']['train']} images were trained on. More labeled images help most."
-        )
-    if state["images"]["held_out"] < 5:
-        found.append(
-            f"The scores are of {state['images']['held_out']} held-out images alone, and the "
-            "settings of prediction were chosen on them: they may be lower on new images."
-        )
-    if scores["S@0.5"] is not None and scores["S"] is not None:
-        if scores["S@0.5"] < 0.6:
-            found.append(
-                f"Many objects are missed or merged (S@0.5 is {scores['S@0.5']:.2f}): give more "
-                f"--minutes than {state['arguments']['minutes']:g}, and look at the worst images "
-                "for labels that are missing."
-            )
-        elif scores["S"] < 0.65 * scores["S@0.5"]:
-            found.append(
-                "Objects are found, but their outlines are not exact (S is much lower than "
-                "S@0.5): more --minutes or a larger --scale may help."
-            )
-    return found or ["Nothing stands out. More images and more --minutes help most models."]
+    losses: Dict[int, float] = {}
+    for line in read_text(str(path)).splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a crash, or no losses
+            entry = json.loads(line)
+            losses[int(entry["iteration"])] = float(entry["total_loss"])
+    return sorted(losses.items())
 
 
 def _print_settings(measures: Measures, found: Sequence[Setting]) -> None:

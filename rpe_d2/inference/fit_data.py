@@ -3,6 +3,7 @@
 import os
 import random
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -14,12 +15,12 @@ from skimage.measure import regionprops_table
 from rpe_d2.data import read_label_dirs
 from rpe_d2.data.datasets.coco_jsons import read_coco_json
 from rpe_d2.utils.coco_annotations import rle_runs, usable_segmentation
-from rpe_d2.utils.image_files import file_exists, printable
+from rpe_d2.utils.image_files import image_exists, printable
 from rpe_d2.utils.images import ImageReader
 
 __all__ = [
+    "LabelMaps",
     "Measures",
-    "label_map",
     "measure",
     "read_coco_data",
     "read_label_data",
@@ -41,7 +42,7 @@ _NO_PREFERENCE = 0.3
 
 
 class Measures(NamedTuple):
-    """What the settings of a training are derived from.
+    """What data look like. The settings of a training are derived from it.
 
     Attributes:
         images: number of images.
@@ -138,7 +139,7 @@ def read_coco_data(json_file: str, images: str) -> Dict[str, Any]:
     content = read_coco_json("fit", json_file)
     for image in content["images"]:
         image["file_name"] = os.path.abspath(os.path.join(images, image["file_name"]))
-        if not file_exists(image["file_name"]):
+        if not image_exists(image["file_name"]):
             raise FileNotFoundError(
                 f"{printable(image['file_name'])}, an image of {json_file}, does not exist"
             )
@@ -188,14 +189,16 @@ def split_images(
     return part(False), part(True)
 
 
-def measure(content: Dict[str, Any], channels: str = "") -> Measures:
+def measure(content: Dict[str, Any], channels: str = "", plane: int = -1) -> Measures:
     """Measures images and objects.
 
     Args:
         content: data in COCO's format. An annotation without a mask is measured as its box.
         channels: ``INPUT.CHANNELS``.
+        plane: ``INPUT.PLANE``.
 
     Raises:
+        ValueError: No object has a pixel.
         UnreadableImage: An image cannot be read.
     """
     images = {image["id"]: image for image in content["images"]}
@@ -204,7 +207,7 @@ def measure(content: Dict[str, Any], channels: str = "") -> Measures:
         if not annotation.get("iscrowd", 0):
             by_image[annotation["image_id"]].append(annotation)
     chosen = [image for image in images.values() if by_image[image["id"]]]
-    diameters, ratios, directions, neighbors, touching = [], [], [], [], []
+    diameters, ratios, directions, neighbors, touching, boxes = [], [], [], [], [], []
     for image in _spaced(chosen, _MOST_IMAGES):
         masks = [_rle(annotation, image) for annotation in by_image[image["id"]]]
         areas = [int(mask_util.area(rle)) for rle in masks]
@@ -215,19 +218,18 @@ def measure(content: Dict[str, Any], channels: str = "") -> Measures:
         ratios += ratio.tolist()
         directions += shapes["orientation"][ratio >= _ELONGATED].tolist()
         touching += _touching(labels, len(masks))
-        boxes = np.array([mask_util.toBbox(rle) for rle in masks])
-        neighbors += _neighbors(boxes, float(np.median(diameters)))
+        boxes.append(np.array([mask_util.toBbox(rle) for rle in masks]))
+    if not diameters:
+        raise ValueError("no object has a pixel; allowed: masks or boxes with pixels")
+    for found in boxes:
+        neighbors += _neighbors(found, float(np.median(diameters)))
     resultant = abs(np.mean(np.exp(2j * np.array(directions)))) if len(directions) >= 30 else 0.0
     intensity = "auto"
-    pixels = _intensities(chosen, ImageReader("RGB", intensity, channels))
+    pixels = _intensities(chosen, ImageReader("RGB", intensity, channels, plane))
     if pixels.is_gray and pixels.peaks[0] < _DIM:
         intensity = _BY_PERCENTILES
-        pixels = pixels._replace(
-            **{
-                key: getattr(_intensities(chosen, ImageReader("RGB", intensity, channels)), key)
-                for key in ("mean", "std")
-            }
-        )
+        scaled = _intensities(chosen, ImageReader("RGB", intensity, channels, plane))
+        pixels = pixels._replace(mean=scaled.mean, std=scaled.std)
     sizes = np.array([(image["height"], image["width"]) for image in images.values()])
     category_names = {c["id"]: c["name"] for c in content["categories"]}
     return Measures(
@@ -267,19 +269,43 @@ def _rle(annotation: Dict[str, Any], image: Dict[str, Any]) -> Dict[str, Any]:
     return mask
 
 
-def label_map(content: Dict[str, Any], image: Dict[str, Any]) -> np.ndarray:
-    """Returns the objects of an image as a label map (H, W) int32, 0 for background.
+class LabelMaps:
+    """The true objects of images as label maps, which are made when they are asked for."""
 
-    Args:
-        content: data in COCO's format.
-        image: an image of them.
-    """
-    masks = [
-        _rle(annotation, image)
-        for annotation in content["annotations"]
-        if annotation["image_id"] == image["id"] and not annotation.get("iscrowd", 0)
-    ]
-    return _label_map(masks, (image["height"], image["width"]))
+    def __init__(self, content: Dict[str, Any]):
+        """
+        Args:
+            content: data in COCO's format.
+        """
+        self.images: List[Dict[str, Any]] = content["images"]
+        self._annotations: Dict[Any, List[Dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            self._annotations[annotation["image_id"]].append(annotation)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def file(self, number: int) -> Path:
+        """Returns the file of an image."""
+        return Path(self.images[number]["file_name"])
+
+    def target(self, number: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Returns the objects of an image as in ``FieldMetricsEvaluator``.
+
+        Returns:
+            (H, W) int32 labels, 0 for background, with smaller objects in front; and (H, W) bool,
+            where crowds are, which are ignored. They have no label.
+        """
+        image = self.images[number]
+        size = image["height"], image["width"]
+        masks, crowds = [], []
+        for annotation in self._annotations[image["id"]]:
+            (crowds if annotation.get("iscrowd", 0) else masks).append(_rle(annotation, image))
+        masks.sort(key=lambda rle: -int(mask_util.area(rle)))
+        crowd = _label_map(crowds, size) > 0
+        labels = _label_map(masks, size)
+        labels[crowd] = 0
+        return labels, crowd
 
 
 def _label_map(masks: Sequence[Dict[str, Any]], size: Tuple[int, int]) -> np.ndarray:
@@ -290,7 +316,7 @@ def _label_map(masks: Sequence[Dict[str, Any]], size: Tuple[int, int]) -> np.nda
         ends = np.cumsum(rle_runs(rle))
         for start, end in zip(ends[::2], ends[1::2]):
             flat[start:end] = number
-    return flat.reshape(width, height).T
+    return np.ascontiguousarray(flat.reshape(width, height).T)
 
 
 def _touching(labels: np.ndarray, count: int) -> List[bool]:

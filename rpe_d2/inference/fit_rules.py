@@ -10,7 +10,7 @@ from rpe_d2.config import find_config_file
 
 from .fit_data import Measures
 
-__all__ = ["MODELS", "Setting", "config_text", "settings"]
+__all__ = ["MODELS", "Setting", "advice", "config_text", "settings"]
 
 MODELS = {"embeddings": "nuclei/rpe_R_18.yaml", "mask_rcnn": "nuclei/mask_rcnn_R_18.yaml"}
 # Sizes in pixels of the network's input.
@@ -19,8 +19,8 @@ _SMALL_DIAMETER = 8.0
 _CROP = 192
 _LARGEST_CROP = 512
 _MOST_ENLARGED = 2.0
-# Smallest number of cells of the embedding map along the diameter of a small object.
 _STRIDE = 2
+# Instances that may be detected, by those of the fullest image.
 _MARGIN_OF_DETECTIONS = 1.5
 
 
@@ -165,6 +165,46 @@ def _mask_rcnn(measures: Measures, scale: float) -> List[Setting]:
             f"98 % of the objects are {smallest:.0f} to {largest:.0f} px wide",
         ),
     ]
+
+
+def advice(measures: Measures, state: Dict[str, Any], scale: float, cells: int) -> List[str]:
+    """Returns what may help next, one sentence each.
+
+    Args:
+        measures: measures of the training images.
+        state: content of ``fit.json``, with scores.
+        scale: ``INPUT.SCALE``.
+        cells: pixels of the network's input below which an object is too small; 0 for none.
+    """
+    scores, images = state["scores"], state["images"]
+    found = []
+    small = measures.diameters[1] * scale
+    if small < cells:
+        found.append(
+            f"A tenth of the objects are smaller than two cells of the network ({small:.0f} of "
+            f"{cells} px): try --scale {scale * cells / small:.2g}."
+        )
+    if images["train"] < 10:
+        found.append(
+            f"The model has learned from {images['train']} images. More labeled images help most."
+        )
+    if images["held_out"] < 5:
+        found.append(
+            f"The number of held-out images is {images['held_out']}, and the settings of "
+            "prediction were chosen on them: scores may be lower on new images."
+        )
+    if scores["S@0.5"] is not None and scores["S@0.5"] < 0.6:
+        found.append(
+            f"Many objects are missed or merged (S@0.5 is {scores['S@0.5']:.2f}): give more "
+            f"--minutes than {state['arguments']['minutes']:g}, and look at the worst images for "
+            "labels that are missing."
+        )
+    elif scores["S@0.5"] is not None and scores["S"] < 0.65 * scores["S@0.5"]:
+        found.append(
+            "Objects are found, but their outlines are not exact (S is much lower than S@0.5): "
+            "more --minutes or a larger --scale may help."
+        )
+    return found or ["Nothing stands out. More images and more --minutes help most models."]
 
 
 def config_text(found: List[Setting], model: str, fixed: Dict[str, Any]) -> str:

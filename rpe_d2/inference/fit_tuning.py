@@ -1,6 +1,5 @@
 """Choice of the settings of prediction on held-out images, for ``rpe-d2 fit``."""
 
-from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -8,10 +7,10 @@ from tqdm import tqdm
 
 from rpe_d2.evaluation.label_metrics import label_metrics, mean_label_metrics
 
-from .segmentation import Segmentation
+from .fit_data import LabelMaps
 from .segmenter import Segmenter
 
-__all__ = ["Tuned", "predict_all", "tune"]
+__all__ = ["TRIED", "Tuned", "measure_all", "tune"]
 
 Opts = Tuple[Any, ...]  # KEY and VALUE by turns
 
@@ -42,56 +41,54 @@ class Tuned(NamedTuple):
 
 def tune(
     load: Callable[[Opts], Segmenter],
-    images: Sequence[Path],
-    truth: Sequence[np.ndarray],
+    truth: LabelMaps,
+    chosen: Sequence[int],
     tried: Dict[str, Sequence[Any]],
 ) -> Tuned:
     """Chooses settings by the mean S of label maps.
 
     Args:
         load: returns a segmenter with overrides and a ``min_score`` of 0.
-        images: files of the images.
-        truth: their true label maps (H, W).
+        truth: images and their objects.
+        chosen: numbers of the images that are used.
         tried: values of each key that are tried, besides the present one.
     """
     opts: Opts = ()
-    min_score, score = _best_min_score(load(opts), images, truth)
+    min_score, score = _best_min_score(load(opts), truth, chosen)
     history = [(opts, min_score, score)]
     for key, values in tried.items():
-        chosen = opts
+        better = opts
         for value in values:
             candidate = (*opts, key, value)
-            found = _best_min_score(load(candidate), images, truth)
+            found = _best_min_score(load(candidate), truth, chosen)
             history.append((candidate, *found))
             if found[1] > score:
-                chosen, (min_score, score) = candidate, found
-        opts = chosen
+                better, (min_score, score) = candidate, found
+        opts = better
     return Tuned(opts, min_score, score, history)
 
 
 def _best_min_score(
-    segmenter: Segmenter, images: Sequence[Path], truth: Sequence[np.ndarray]
+    segmenter: Segmenter, truth: LabelMaps, chosen: Sequence[int]
 ) -> Tuple[float, float]:
     by_score: Dict[float, List[Dict[str, float]]] = {score: [] for score in MIN_SCORES}
-    for image, target in zip(tqdm(images, "tune", unit="image", leave=False, disable=None), truth):
-        found = segmenter.predict(image)
+    for number in tqdm(chosen, "tune", unit="image", leave=False, disable=None):
+        found, (target, crowd) = segmenter.predict(truth.file(number)), truth.target(number)
         for min_score in MIN_SCORES:
             # A pixel belongs to the object with the highest score, so that objects with lower ones
             # may be left out afterwards. Their scores decrease.
             count = int((found.scores >= min_score).sum())
-            pred = np.where(found.labels <= count, found.labels, 0)
+            pred = np.where((found.labels <= count) & ~crowd, found.labels, 0)
             by_score[min_score].append(label_metrics(pred, target))
     means = {score: mean_label_metrics(metrics)["S"] for score, metrics in by_score.items()}
     best = max(means, key=lambda score: (means[score], -abs(score - 0.5)))
     return best, means[best]
 
 
-def predict_all(
-    segmenter: Segmenter, images: Sequence[Path], truth: Sequence[np.ndarray]
-) -> List[Tuple[Segmentation, Dict[str, float]]]:
-    """Segments images and measures their label maps."""
-    found = []
-    for image, target in zip(tqdm(images, "evaluate", unit="image", disable=None), truth):
-        segmentation = segmenter.predict(image)
-        found.append((segmentation, label_metrics(segmentation.labels, target)))
-    return found
+def measure_all(segmenter: Segmenter, truth: LabelMaps) -> List[Dict[str, float]]:
+    """Segments all images and returns the measures of their label maps."""
+    metrics = []
+    for number in tqdm(range(len(truth)), "evaluate", unit="image", disable=None):
+        found, (target, crowd) = segmenter.predict(truth.file(number)), truth.target(number)
+        metrics.append(label_metrics(np.where(crowd, 0, found.labels), target))
+    return metrics

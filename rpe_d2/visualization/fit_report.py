@@ -68,6 +68,8 @@ def fit_page(
         _pictures(examples),
         "<h2>Training</h2>",
         f'<div class="plots">{svg_plot("Total loss", lambda axes: _curve(axes, losses))}</div>',
+        "<h2>The data</h2>",
+        _measures_table(state["measures"]),
         "<h2>Settings and their reasons</h2>",
         _settings_table(state),
         "<h2>Settings of prediction that were tried</h2>",
@@ -85,6 +87,26 @@ def _scores_table(scores: Dict[str, Any]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in _SCORES)
     body = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<div class="wide"><table><tr>{head}</tr><tr>{body}</tr></table></div>'
+
+
+def _measures_table(measures: Dict[str, Any]) -> str:
+    sizes = " / ".join(f"{diameter:.0f}" for diameter in measures["diameters"])
+    rows = {
+        "images to train on": measures["images"],
+        "objects": measures["objects"],
+        "classes": ", ".join(measures["classes"]),
+        "median size of the images, px": f"{measures['width']:.0f} x {measures['height']:.0f}",
+        "most objects in an image": measures["most_objects"],
+        "diameters (1, 10, 50, 90, 99 %), px": sizes,
+        "objects that touch another one": f"{100 * measures['touching']:.0f} %",
+        "median ratio of the axes of objects": f"{measures['elongation']:.1f}",
+        "colors": "gray" if measures["is_gray"] else "yes",
+    }
+    cells = "".join(
+        f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f'<div class="wide"><table>{cells}</table></div>'
 
 
 def _settings_table(state: Dict[str, Any]) -> str:

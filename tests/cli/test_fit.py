@@ -1,6 +1,7 @@
 """rpe-d2 fit from label folders to label maps, resumed and refused."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import tifffile
 
 from rpe_d2.cli.fit import main
 from rpe_d2.cli.predict import main as predict
+from rpe_d2.inference.fit_data import read_label_data, split_images
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,7 @@ def test_a_model_is_trained_tuned_and_reported(fitted, data, capsys):
     state = json.loads((output / "fit.json").read_text())
     assert state["images"] == {"train": 2, "held_out": 1}
     assert {"S", "AJI", "pred"} < set(state["scores"]) and len(state["tuned"]["tried"]) == 6
+    assert state["tuned"]["images"] == 1
     yaml = (output / "fit.yaml").read_text()
     assert "# an image has up to 5 objects" in yaml and "MAX_ITER: 20" in yaml
     report = (output / "report.html").read_text()
@@ -63,7 +66,12 @@ def test_the_same_command_continues(fitted, capsys):
     (output / "report.html").unlink()
     state = json.loads(before)
     (output / "fit.json").write_text(json.dumps({k: v for k, v in state.items() if k != "scores"}))
-    assert main(arguments) == 0
+    with open(output / "metrics.json", "a") as file:
+        file.write('{"iteration": 20, "total_l')  # cut by a crash
+    moved = output.with_name("moved")
+    output.rename(moved)
+    assert main([*arguments[:3], str(moved), *arguments[4:]]) == 0
+    moved.rename(output)
     assert (output / "report.html").exists()
     assert json.loads((output / "fit.json").read_text())["scores"] == state["scores"]
 
@@ -77,6 +85,15 @@ def test_wrong_arguments_are_one_line(fitted, data, tmp_path, capsys):
         (one / name / "0.tif").write_bytes(source.read_bytes())
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
+    unreadable = tmp_path / "unreadable"
+    shutil.copytree(data / "labels", unreadable / "labels")
+    shutil.copytree(data / "images", unreadable / "images")
+    content = read_label_data(str(unreadable / "images"), str(unreadable / "labels"))
+    (held_out,) = split_images(content)[1]["images"]
+    pixels = tifffile.imread(held_out["file_name"])
+    pixels = np.stack([pixels] * 5, axis=2)
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(held_out["file_name"], pixels, **options)
     cases = [
         ([*arguments, "--seed", "2"], "where seed was 1, now 2; allowed: the same arguments"),
         ([*arguments[:2], "--output", str(tmp_path / "taken")], "has file but no fit.json"),
@@ -84,7 +101,15 @@ def test_wrong_arguments_are_one_line(fitted, data, tmp_path, capsys):
             [str(one / "images"), str(one / "labels"), "--output", str(tmp_path / "a")],
             "1 images, 1 of them with objects; allowed: 2 or more with objects",
         ),
-        ([*arguments, "--minutes", "0"], "allowed: minutes above 0"),
+        ([*arguments, "--minutes", "0"], "'0'; allowed: a number above 0"),
+        ([*arguments, "--scale", "x"], "'x'; allowed: a number above 0"),
+        ([*arguments, "--channels", "x"], "INPUT.CHANNELS is 'x'"),
+        ([*arguments, "--num-gpus", "0"], "0; allowed: 1 or more"),
+        ([str(tmp_path / "a.json"), "b", "--classes", "c", "--output", "d"], "--classes is for"),
+        (
+            [*(str(unreadable / n) for n in ("images", "labels")), "--output", str(tmp_path / "c")],
+            "has 5 channels; choose with INPUT.CHANNELS",
+        ),
         (
             [str(tmp_path / "none.json"), str(tmp_path), "--output", str(tmp_path / "b")],
             "none.json",

@@ -11,7 +11,7 @@ import yaml
 
 from rpe_d2.engine.setup import load_config
 from rpe_d2.inference.fit_data import (
-    label_map,
+    LabelMaps,
     measure,
     read_coco_data,
     read_label_data,
@@ -51,13 +51,38 @@ def test_label_folders_become_coco_data(folders, tmp_path):
     json_file.write_text(json.dumps(content))
     again = read_coco_data(str(json_file), "/")
     assert again == content
-    for image in content["images"]:
+    truth = LabelMaps(content)
+    for number, image in enumerate(content["images"]):
         labels = tifffile.imread(f"{folders[1]}/{image['id']}.tif")
-        found = label_map(content, image)
+        assert truth.file(number).name == f"{image['id']}.png"
+        found, crowd = truth.target(number)
+        assert not crowd.any()
         assert np.array_equal(found > 0, labels > 0)
         assert len(np.unique(np.stack([found, labels]).reshape(2, -1), axis=1).T) == len(
             np.unique(labels)
         )
+
+
+def test_crowds_are_ignored_and_smaller_objects_are_in_front():
+    def annotation(x, y, w, h, is_crowd=0):
+        polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        box = {"bbox": [x, y, w, h], "segmentation": polygon, "iscrowd": is_crowd}
+        return {"image_id": "a", "category_id": 1, **box}
+
+    image = {"id": "a", "file_name": "a.png", "height": 30, "width": 40}
+    annotations = [annotation(5, 5, 4, 4), annotation(0, 0, 20, 20), annotation(15, 0, 9, 30, 1)]
+    content = {"images": [image], "annotations": annotations}
+    labels, crowd = LabelMaps(content).target(0)
+    assert crowd.sum() == 9 * 30 and not labels[crowd].any()
+    assert labels[6, 6] == 2 and (labels == 2).sum() == 16  # the smaller one
+    assert (labels == 1).sum() == 15 * 20 - 16
+
+
+def test_data_without_a_pixel_are_refused(folders):
+    content = read_label_data(*folders)
+    empty = [{**a, "segmentation": None, "bbox": [1, 1, 0, 0]} for a in content["annotations"]]
+    with pytest.raises(ValueError, match="no object has a pixel; allowed: masks or boxes with"):
+        measure({**content, "annotations": empty})
 
 
 def test_images_without_objects_are_not_held_out(folders):
