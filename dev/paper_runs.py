@@ -82,18 +82,12 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "margin_0.1": Run(DIGITS, f"{SHORT} MODEL.RPE.MARGIN 0.1"),
     },
     "shapes": {
-        **{
-            f"shapes_{name}": Run("paper/rpe_shapes", f"SOLVER.MAX_ITER 1000 {opts}")
-            for name, opts in SHAPES.items()
-        },
-        "shapes_ours": Run("quickstart/rpe_shapes", "SOLVER.MAX_ITER 1000"),
+        f"shapes_{name}": Run("paper/rpe_shapes", f"SOLVER.MAX_ITER 1000 {opts}")
+        for name, opts in SHAPES.items()
     },
     "nuclei": {
-        **{
-            f"nuclei_{name}": Run("paper/rpe_nuclei", f"SOLVER.MAX_ITER 500 {opts}")
-            for name, opts in NUCLEI.items()
-        },
-        "nuclei_ours": Run("nuclei/rpe_R_18", "SOLVER.MAX_ITER 500"),
+        f"nuclei_{name}": Run("paper/rpe_nuclei", f"SOLVER.MAX_ITER 500 {opts}")
+        for name, opts in NUCLEI.items()
     },
     # The runs with both losses from the start are those of results/boundary/bsds_*.json.
     "boundaries": {

@@ -102,8 +102,8 @@ def _loss_keys() -> Keys:
             "instances",
             "How these pixels are sampled. `instances`: the same number from each instance. "
             "`contact`: twice as many from instances with others within 8 pixels, half of them "
-            "there. `uniform`: all pixels with the same probability, as in the authors' release. With "
-            "`MEAN_SHIFT.TRAIN_KEYS`, every loss has a sample of its own.",
+            "there. `uniform`: all pixels with the same probability, as in the authors' release. "
+            "With `MEAN_SHIFT.TRAIN_KEYS`, every loss has a sample of its own.",
             choices=("instances", "contact", "uniform"),
         ),
         "LOOP_WEIGHTS": Key(
