@@ -10,6 +10,7 @@ from dev.result_tables import (
     Model,
     Score,
     ablation_table,
+    additions_table,
     decoded_table,
     holes_table,
     model_table,
@@ -26,6 +27,7 @@ PAGES = (
     "README.md",
     "docs/configuration.md",
     "docs/claims.md",
+    "docs/concepts.md",
     "docs/experiments.md",
     "docs/images.md",
     "docs/model_zoo.md",
@@ -78,23 +80,18 @@ _DIGIT_SCORES = [
     Score("best_iou", "predictions", "predictions"),
     Score("best_iou", "AP", "class-agnostic AP"),
 ]
-_INSTANCE_SCORES = [
-    Score("segm", "AP", "AP"),
-    Score("segm", "AP50", "AP50"),
-    Score("segm", "AR", "AR"),
-]
 _PAPER = {
     "digits": (["digits_*.json"], _DIGIT_SCORES),
     "loops": (["loops_*.json"], _DIGIT_SCORES),
     "dimensions": (["dim_*.json", "margin_*.json", "loops_0_*.json"], _DIGIT_SCORES),
 }
-# These runs differ in several keys, so that their files' names say more than the overrides.
-_PAPER_BY_FILE = {
-    "additions on shapes": ("shapes_*.json", _INSTANCE_SCORES),
-    "additions on nuclei": (
-        "nuclei_*.json",
-        [*_INSTANCE_SCORES[:2], Score("segm_touching", "AP", "touching: AP")],
-    ),
+# The forms of the method between the paper's and this project's, by the names of their records.
+_ADDITIONS = {
+    "paper": "as in the paper",
+    "kernel": "+ radius of the loss, spatial kernel on pixels",
+    "votes": "+ votes for the center, spatial kernel on votes",
+    "classifier": "+ foreground classifier",
+    "quality": "+ learned ranking",
 }
 _COMPARED_COLUMNS = {
     "instances": ["model", "AP", "AP50", "AP75", "AR", "boundary AP", "box AP"],
@@ -144,10 +141,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
             )
             for name, (patterns, scores) in _PAPER.items()
         },
-        **{
-            name: seeds_table((results / "paper").glob(pattern), scores, by_file=True)
-            for name, (pattern, scores) in _PAPER_BY_FILE.items()
-        },
+        "additions": additions_table(results / "paper", _ADDITIONS),
         "contours in two stages": seeds_table(
             [*results.glob("boundary/bsds_[0-9].json"), *results.glob("paper/bsds_last_*.json")],
             _BOUNDARY_SCORES,

@@ -179,6 +179,39 @@ def decoded_table(folder: Path) -> str:
     return markdown_table(["model", "loops", *columns.values(), "seeds"], rows)
 
 
+def additions_table(folder: Path, names: Dict[str, str]) -> str:
+    """Returns a table of the runs ``shapes_NAME_SEED.json`` and ``nuclei_NAME_SEED.json``.
+
+    Args:
+        folder: their folder.
+        names: NAME of each row, and its label.
+    """
+    columns = {
+        "shapes": [Score("segm", "AP", "shapes: AP"), Score("segm", "AP50", "AP50")],
+        "nuclei": [
+            *[Score("segm", "AP", "nuclei: AP"), Score("segm", "AP50", "AP50")],
+            Score("segm_touching", "AP", "touching: AP"),
+        ],
+    }
+    rows = []
+    for name, label in names.items():
+        cells = [label]
+        for data, scores in columns.items():
+            paths = sorted(folder.glob(f"{data}_{name}_*.json"))
+            records = [read_record(path) for path in paths]
+            cells += [
+                (
+                    _over_seeds([_score(record, score.task, score.name) for record in records])
+                    if records
+                    else NO_VALUE
+                )
+                for score in scores
+            ]
+        rows.append(cells)
+    headings = [score.heading for scores in columns.values() for score in scores]
+    return markdown_table(["form of the method", *headings], rows)
+
+
 def holes_table(folder: Path) -> str:
     """Returns a table of the runs ``holes_HEAD_WEIGHT_SEED.json`` and of their holes.
 

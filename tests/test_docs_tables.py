@@ -11,6 +11,7 @@ from dev.result_tables import (
     Model,
     Score,
     ablation_table,
+    additions_table,
     holes_table,
     markdown_table,
     model_table,
@@ -192,6 +193,17 @@ def test_seeds_table_has_means_and_ranges_over_seeds(tmp_path):
     (tmp_path / "detector_3.json").write_text(json.dumps(record))
     _, _, row = seeds_table(tmp_path.glob("*.json"), [score], by_file=True).splitlines()
     assert row == "| detector | 30.0 | 3 | 5 | 10.0 in all |"
+
+
+def test_additions_table_has_a_row_per_form_of_the_method(tmp_path):
+    run = {"metrics": {"segm": {"AP": 40.0, "AP50": 60.0}, "segm_touching": {"AP": 9.0}}, "seed": 1}
+    (tmp_path / "shapes_votes_1.json").write_text(json.dumps(run))
+    (tmp_path / "nuclei_votes_1.json").write_text(json.dumps(run))
+    table = additions_table(tmp_path, {"paper": "as in the paper", "votes": "+ votes"})
+    assert table.splitlines()[2:] == [
+        "| as in the paper | – | – | – | – | – |",
+        "| + votes | 40.0 | 60.0 | 40.0 | 60.0 | 9.0 |",
+    ]
 
 
 def test_holes_table_has_a_row_per_head_and_weight(tmp_path):
