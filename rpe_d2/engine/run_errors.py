@@ -83,6 +83,7 @@ def named_run_errors() -> Iterator[None]:
             raise
         raise TooFewValues(
             f"a normalization layer gets a map of a single value, {found[1]}, because the images "
-            "are too small; allowed: larger INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST, more "
-            "images in SOLVER.IMS_PER_BATCH with BN, or more channels in each group with GN"
+            "are too small; allowed: larger INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST, or "
+            "INPUT.SCALE where it is set, more images in SOLVER.IMS_PER_BATCH with BN, or more "
+            "channels in each group with GN"
         ) from error

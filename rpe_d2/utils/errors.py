@@ -22,7 +22,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 _MEMORY_ADVICE = (
     "what helps: a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN or INPUT.MIN_SIZE_TEST, or "
-    "fewer channels"
+    "INPUT.SCALE where it is set, or fewer channels"
 )
 
 
