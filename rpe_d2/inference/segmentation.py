@@ -2,11 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
+from scipy import ndimage
 
 from rpe_d2.utils.tiff_files import TiffLayout
 from rpe_d2.visualization import instance_colors
@@ -104,6 +105,7 @@ class Segmentation:
         self.name = name
         self.layout = layout
         self._instances = instances
+        self._is_tiled = is_packed
 
     @classmethod
     def from_instances(
@@ -139,16 +141,33 @@ class Segmentation:
 
     @property
     def instances(self) -> Instances:
-        """Detectron2's ``Instances``, with the masks that the model predicted if there are any."""
+        """Detectron2's ``Instances``, with the masks that the model predicted if there are any.
+
+        Of an image that was divided into tiles, ``pred_masks`` is a list of N masks (h, w) bool,
+        each cropped to the box of the object: whole masks would not fit into memory.
+        """
         if self._instances is None:
             instances = Instances(self.labels.shape)
-            numbers = np.arange(1, len(self) + 1, dtype=self.labels.dtype).reshape(-1, 1, 1)
-            instances.pred_masks = torch.from_numpy(self.labels[None] == numbers)
-            instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+            if self._is_tiled:
+                boxes, instances.pred_masks = self._cropped_masks()
+                instances.pred_boxes = Boxes(boxes)
+            else:
+                numbers = np.arange(1, len(self) + 1, dtype=self.labels.dtype).reshape(-1, 1, 1)
+                instances.pred_masks = torch.from_numpy(self.labels[None] == numbers)
+                instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
             instances.scores = torch.from_numpy(self.scores)
             instances.pred_classes = torch.from_numpy(self.class_ids)
             self._instances = instances
         return self._instances
+
+    def _cropped_masks(self) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+        """Returns the boxes (N, 4) of the objects, and their masks inside the boxes."""
+        boxes, masks = torch.zeros(len(self), 4), []
+        windows = ndimage.find_objects(self.labels.astype(np.int32, copy=False), len(self))
+        for number, (rows, columns) in enumerate(windows):
+            boxes[number] = torch.tensor([columns.start, rows.start, columns.stop, rows.stop])
+            masks.append(torch.from_numpy(self.labels[rows, columns] == number + 1))
+        return boxes, masks
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -110,6 +110,10 @@ def test_objects_are_the_same_as_in_the_whole_image(segmenter, scale):
     iou = label_overlaps(tiled.labels, whole.labels).iou
     assert (iou >= 0.9).sum() == labels.max()
     assert label_metrics(tiled.labels, labels)["S@0.5"] == 1
+    boxes = tiled.instances.pred_boxes.tensor.long().tolist()
+    for number, (mask, (x0, y0, x1, y1)) in enumerate(zip(tiled.instances.pred_masks, boxes)):
+        np.testing.assert_array_equal(mask, tiled.labels[y0:y1, x0:x1] == number + 1)
+        assert mask.sum() == (tiled.labels == number + 1).sum()
     assert (np.diff(tiled.scores) <= 0).all() and tiled.classes == ["bright"] * len(tiled)
 
 
