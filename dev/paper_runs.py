@@ -99,13 +99,12 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "bsds_last": Run(BSDS, "SOLVER.WARMUP_ITERS 20 SOLVER.MAX_ITER 100", "bsds_first"),
     },
     "holes": {
-        f"holes_{head}_{weight}": Run(
-            f"semantic/{head}_shapes",
+        f"holes_fcn_8s_{weight}": Run(
+            "semantic/fcn_8s_shapes",
             "SOLVER.MAX_ITER 300 TEST.EVAL_PERIOD 0 "
             f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT {weight}.0 "
             "DATASETS.TRAIN ('shapes_train_noisy_sem_seg',)",
         )
-        for head in ("fcn_8s", "recurrent")
         for weight in (0, 1)
     },
 }
