@@ -142,7 +142,9 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
         folder = OUTPUT / f"{name}_{seed}"
         opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
         record = RESULTS / f"{name}_{seed}.json"
-        if not record.exists():
+        # A first stage without an evaluation has no record, but weights.
+        is_stage = "DATASETS.TEST ()" in run.opts
+        if not (folder / "model_final.pth" if is_stage else record).exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             start = []
@@ -154,7 +156,8 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
             if cpu_seconds_of(command, folder / "output.txt") is None:
                 return False
             RESULTS.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "result.json", record)
+            if not is_stage:
+                shutil.copy(folder / "result.json", record)
         for prefix, (script, place) in MEASURED.items():
             measures = RESULTS / place / f"{name}_{seed}.json"
             if name.startswith(prefix) and not measures.exists():
