@@ -105,6 +105,7 @@ def test_models_are_timed(tmp_path: Path, capsys) -> None:
     assert config in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_models_are_timed_on_their_own_data(real_data, tmp_path: Path) -> None:
     nuclei = real_data("nuclei")
     configs = [str(ROOT / f"configs/nuclei/{name}_R_18.yaml") for name in ("mask_rcnn", "rpe")]

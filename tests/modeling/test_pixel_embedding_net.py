@@ -90,7 +90,7 @@ def test_with_loss_weights_of_zero_only_the_class_map_is_trained():
         assert reached != name.startswith(("embedding.", "voter.")), name
 
 
-@pytest.mark.parametrize("relative", [0.0, 0.2])
+@pytest.mark.parametrize("relative", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_a_few_images_are_overfitted(relative):
     model = build(f"MODEL: {{RPE: {{STRIDE: 2}}, MEAN_SHIFT: {{RELATIVE_BANDWIDTH: {relative}}}}}")
     batch = [
