@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Draws the embeddings of a contour model before and after the second stage of its training.
 
-usage: python dev/contour_figures.py CONFIG BEFORE.pth AFTER.pth BSDS [--image N]
+usage: python dev/contour_figures.py CONFIG BEFORE.pth AFTER.pth [--image NAME]
 
-The level that is drawn has all levels together.
+The image is one of scikit-image's own. What is drawn has the levels of the network together.
 """
 
 import argparse
@@ -12,16 +12,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import skimage.data
 import torch
-from detectron2.data import DatasetCatalog
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dev.measured_record import load_model  # noqa: E402
-from rpe_d2.data import BoundaryMapper  # noqa: E402
-from rpe_d2.visualization import draw_figure, image_panel  # noqa: E402
-from rpe_d2.visualization.contours import annotator_panels, level_panels  # noqa: E402
+from rpe_d2.visualization import draw_figure, image_panel, level_panels  # noqa: E402
+
+_SIDE = 480  # pixels of the longer side, as in BSDS500
+_STAGES = {
+    # Without the logistic stage, pixels are scored by their distances from the two groups' centers.
+    "pair loss alone": ["MODEL.BOUNDARY.LOGISTIC_LOSS_WEIGHT", "0.0"],
+    "both losses": [],
+}
 
 
 def main() -> None:
@@ -29,30 +34,22 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("before")
     parser.add_argument("after")
-    parser.add_argument("bsds", help="folder of BSDS500")
-    parser.add_argument("--image", type=int, default=0, help="number of the image, from 0")
+    parser.add_argument("--image", default="chelsea", help="a function of skimage.data")
     args = parser.parse_args()
-    rows = []
-    for name, weights in (("pair loss alone", args.before), ("both losses", args.after)):
-        cfg, model = load_model(args.config, weights, ["DATASETS.BSDS", args.bsds])
-        item = DatasetCatalog.get(cfg.DATASETS.TEST[0])[args.image]
-        mapped = BoundaryMapper(cfg, is_train=False)(item)
-        annotations = mapped["boundaries"].numpy()
+    rgb = getattr(skimage.data, args.image)()
+    scale = _SIDE / max(rgb.shape[:2])
+    rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    row = [image_panel(rgb, "image", f"{args.image}, of scikit-image")]
+    for (name, opts), weights in zip(_STAGES.items(), (args.before, args.after)):
+        cfg, model = load_model(args.config, weights, opts)
+        image = rgb if cfg.INPUT.FORMAT == "RGB" else rgb[:, :, ::-1]
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         with torch.no_grad():
-            maps, scores = model.predict_levels(mapped)
-        embeddings = maps.embeddings[0][-1:]
-        (panels,), (output,) = level_panels(
-            embeddings, scores[-1:], ["all levels"], "pca", annotations.mean(axis=0)
-        )
-        row = [panels._replace(title=name), output._replace(title=f"{name}: output")]
-        if rows:
-            rows.append([*annotator_panels(annotations), *row])
-        else:
-            rgb = mapped["image"].permute(1, 2, 0).numpy()
-            if cfg.INPUT.FORMAT == "BGR":
-                rgb = rgb[:, :, ::-1]
-            rows.append([image_panel(rgb, "image", ""), *row])
-    png = draw_figure(rows, "Embeddings before and after fine-tuning", rgb.shape[:2])
+            maps, scores = model.predict_levels({"image": tensor})
+        levels = level_panels(maps.embeddings[0][-1:], scores[-1:], ["all levels"], "pca")
+        (embeddings,), (output,) = levels
+        row += [embeddings._replace(title=name), output._replace(title=f"{name}: contours")]
+    png = draw_figure([row], "Embeddings of contours after each stage", rgb.shape[:2])
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     path = ROOT / "docs" / "contour_embeddings.jpg"
     cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
