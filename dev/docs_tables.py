@@ -6,17 +6,21 @@ from typing import Dict
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table
 from dev.input_kinds import input_table
+from dev.pair_loss_tables import (
+    pair_loss_rows,
+    pair_loss_runs_table,
+    pair_loss_table,
+)
+from dev.paper_tables import (
+    additions_table,
+    decoded_table,
+    holes_table,
+)
 from dev.result_tables import (
     Model,
     Score,
     ablation_table,
-    additions_table,
-    decoded_table,
-    holes_table,
     model_table,
-    pair_loss_rows,
-    pair_loss_runs_table,
-    pair_loss_table,
     runs_table,
     scores_table,
     seeds_table,

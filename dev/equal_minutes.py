@@ -8,7 +8,6 @@ follows from it. A run that misses its time by more than 5 % is repeated with a 
 Records that exist in results/equal_minutes/ are kept; weights remain in output/equal_minutes/.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import Dict, List, NamedTuple, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dev.training_runs import cpu_seconds_of, data_opts  # noqa: E402
+from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E402
 
 RESULTS = ROOT / "results" / "equal_minutes"
 OUTPUT = ROOT / "output" / "equal_minutes"
@@ -54,12 +53,7 @@ RUNS: Dict[str, Dict[str, Run]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="+", choices=list(RUNS), metavar="GROUP")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
-    args = parser.parse_args()
+    args = parse_runs(__doc__.splitlines()[0], RUNS)
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [
             pool.submit(train, name, run, seed, args.data)

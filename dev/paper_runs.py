@@ -7,7 +7,6 @@ Records that exist are kept, and weights remain in output/paper/. Those of "loop
 after other numbers of loops, too, and the holes in the label maps of "holes" are counted.
 """
 
-import argparse
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Dict, NamedTuple, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dev.training_runs import cpu_seconds_of, data_opts  # noqa: E402
+from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E402
 
 RESULTS = ROOT / "results" / "paper"
 OUTPUT = ROOT / "output" / "paper"
@@ -117,12 +116,7 @@ MEASURED = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="+", choices=list(RUNS), metavar="GROUP")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
-    args = parser.parse_args()
+    args = parse_runs(__doc__.splitlines()[0], RUNS)
     with ThreadPoolExecutor(args.jobs) as pool:
         chains = [
             pool.submit(run_chain, RUNS[group], seed, args.data)

@@ -1,12 +1,23 @@
 """What the scripts share that train many models: processes and the names of the data."""
 
+import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_runs(description: str, groups: Iterable[str]) -> argparse.Namespace:
+    """Parses the command line of a script that trains groups of models."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("groups", nargs="+", choices=list(groups), metavar="GROUP")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
+    return parser.parse_args()
 
 
 def cpu_seconds_of(command: List[str], output: Path) -> Optional[float]:

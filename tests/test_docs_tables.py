@@ -7,17 +7,21 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from dev.docs_tables import config_table, generated_tables, update_pages
+from dev.pair_loss_tables import (
+    pair_loss_rows,
+    pair_loss_runs_table,
+    pair_loss_table,
+)
+from dev.paper_tables import (
+    additions_table,
+    holes_table,
+)
 from dev.result_tables import (
     Model,
     Score,
     ablation_table,
-    additions_table,
-    holes_table,
     markdown_table,
     model_table,
-    pair_loss_rows,
-    pair_loss_runs_table,
-    pair_loss_table,
     runs_table,
     scores_table,
     seeds_table,

@@ -1,9 +1,10 @@
 """Parts of command lines that several commands share."""
 
 import argparse
+import contextlib
 import shlex
 import sys
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 
 def positive(text: str) -> int:
@@ -12,6 +13,23 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}; allowed: 1 or more")
     return number
+
+
+def number_type(allowed: str, is_allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    """Returns a parser of numbers, for the ``type`` of an argument.
+
+    Args:
+        allowed: what is allowed, for messages.
+        is_allowed: whether a number is.
+    """
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if is_allowed(float(text)):
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: {allowed}")
+
+    return parse
 
 
 def command_line(tool: str, argv: Optional[List[str]]) -> str:

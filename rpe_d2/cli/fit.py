@@ -41,7 +41,7 @@ from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.visualization.fit_report import Example, fit_page
 
 from . import train_net
-from .arguments import command_line, positive
+from .arguments import command_line, number_type, positive
 
 _STATE = "fit.json"
 _CONFIG = "fit.yaml"
@@ -61,6 +61,8 @@ _FEWEST_TUNED, _MOST_TUNED = 3, 40
 _MOST_PIXELS = 1024**2
 _MOST_EXAMPLES = 4
 _PRINTED = "S@0.5", "S", "F1@0.5", "PQ", "AJI", "pred", "true"
+
+_ABOVE_0 = number_type("a number above 0", lambda value: 0 < value <= 100000)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -122,7 +124,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--minutes", type=_above_0, default=60.0, help="wall time of the command, about (60)"
+        "--minutes", type=_ABOVE_0, default=60.0, help="wall time of the command, about (60)"
     )
     parser.add_argument("--model", choices=list(MODELS), default="embeddings")
     parser.add_argument(
@@ -138,7 +140,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         help="INPUT.PLANE: the plane that is used of files of several planes, from 0",
     )
     parser.add_argument(
-        "--scale", type=_above_0, help="factor by which images are resized; default: from the data"
+        "--scale", type=_ABOVE_0, help="factor by which images are resized; default: from the data"
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the split and training (1)")
     parser.add_argument("--device", default="", help="cpu, cuda; default: a GPU where there is one")
@@ -153,13 +155,6 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         )
     args.command = command_line("tools/fit.py", argv)
     return args
-
-
-def _above_0(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= 100000:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number above 0")
 
 
 def _channels(text: str) -> str:

@@ -30,13 +30,16 @@ from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.utils.tiff_files import TiffLayout, ome_metadata
 
-from .arguments import command_line
+from .arguments import command_line, number_type
 
 # Subfolders of the output, so that their files have no names of pictures.
 _RUN = "run"
 _OVERLAYS = "overlays"
 _OVERLAY = "overlay"
 _LABELS = "tif"
+
+_SCORE = number_type("0 to 1", lambda value: 0 <= value <= 1)
+_IOU = number_type("above 0 to 1", lambda value: 0 < value <= 1)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -92,7 +95,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument(
         "--min-score",
-        type=_score,
+        type=_SCORE,
         metavar="SCORE",
         help="omit objects below this score; default: the model's own, for most models 0.5",
     )
@@ -114,7 +117,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stitch",
-        type=_iou,
+        type=_IOU,
         metavar="IOU",
         help="in stacks, objects of neighboring planes with at least this IoU get one label",
     )
@@ -129,20 +132,6 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
     )
     return parser.parse_args(argv)
-
-
-def _score(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; allowed: 0 to 1")
-
-
-def _iou(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r}; allowed: above 0 to 1")
 
 
 def _tile(text: str) -> int:

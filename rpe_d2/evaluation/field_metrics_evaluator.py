@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from .ground_truth import coco_ground_truth
+from .ground_truth import coco_ground_truth, target_label_map
 from .label_metrics import label_metrics, mean_label_metrics
 
 _COUNTS = ("DiC", "|DiC|", "pred", "true")
@@ -56,22 +56,9 @@ class FieldMetricsEvaluator(DatasetEvaluator):
             pred = np.zeros(instances.image_size, np.int64)
             for number in instances.scores.argsort(stable=True).tolist():
                 pred[instances.pred_masks[number].numpy()] = number + 1
-            target, crowd = self._target(item["image_id"], pred.shape)
+            target, crowd = target_label_map(self._truth, item["image_id"])
             pred[crowd] = 0
             self._metrics.append(label_metrics(pred, target))
-
-    def _target(self, image_id: Any, size: tuple) -> tuple:
-        """Returns the true label map (H, W) of an image, and where its crowds are (H, W) bool."""
-        target, crowd = np.zeros(size, np.int64), np.zeros(size, bool)
-        annotations = self._truth.imgToAnns[image_id]
-        masks = [(self._truth.annToMask(a).astype(bool), a["iscrowd"]) for a in annotations]
-        for number, (mask, is_crowd) in enumerate(sorted(masks, key=lambda m: -m[0].sum()), 1):
-            if is_crowd:
-                crowd |= mask
-            else:
-                target[mask] = number
-        target[crowd] = 0
-        return target, crowd
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
         """Returns metrics on the main process and None on others.

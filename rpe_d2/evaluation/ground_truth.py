@@ -2,8 +2,9 @@
 
 import contextlib
 import io
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
+import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
@@ -17,6 +18,7 @@ from rpe_d2.utils.coco_annotations import (
     replacement_box,
     usable_segmentation,
 )
+from rpe_d2.utils.label_maps import decode_labels
 
 
 def has_semantic_maps(dataset_name: str) -> bool:
@@ -34,12 +36,45 @@ def coco_ground_truth(dataset_name: str) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         if path:
             truth = COCO(path)
-        else:
-            truth = COCO()
-            truth.dataset = convert_to_coco_dict(dataset_name)
-            truth.createIndex()
+            make_fit_for_cocoeval(truth)
+            return truth
+    return complete_ground_truth(convert_to_coco_dict(dataset_name))
+
+
+def complete_ground_truth(content: Dict[str, Any]) -> COCO:
+    """Indexes data in COCO's format and completes them as :func:`make_fit_for_cocoeval` does.
+
+    Args:
+        content: the data, which are not modified.
+    """
+    truth = COCO()
+    truth.dataset = {**content, "annotations": [dict(a) for a in content["annotations"]]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
     make_fit_for_cocoeval(truth)
     return truth
+
+
+def target_label_map(truth: COCO, image_id: Any) -> Tuple[np.ndarray, np.ndarray]:
+    """Draws the objects of an image into a label map.
+
+    Args:
+        truth: ground truth as :func:`coco_ground_truth` returns it.
+        image_id: id of the image.
+
+    Returns:
+        (H, W) int32 labels, 0 for background, with smaller objects in front; and (H, W) bool, where
+        crowds are. Crowds have no label.
+    """
+    image = truth.imgs[image_id]
+    size = image["height"], image["width"]
+    objects, crowds = [], []
+    for annotation in truth.imgToAnns[image_id]:
+        (crowds if annotation["iscrowd"] else objects).append(truth.annToRLE(annotation))
+    objects.sort(key=lambda rle: -int(mask_util.area(rle)))
+    labels, crowd = decode_labels(objects, size), decode_labels(crowds, size) > 0
+    labels[crowd] = 0
+    return labels, crowd
 
 
 def make_fit_for_cocoeval(truth: COCO) -> None:

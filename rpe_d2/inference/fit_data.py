@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
@@ -14,9 +14,10 @@ from skimage.measure import regionprops_table
 
 from rpe_d2.data import read_label_dirs
 from rpe_d2.data.datasets.coco_jsons import read_coco_json
-from rpe_d2.utils.coco_annotations import rle_runs, usable_segmentation
+from rpe_d2.evaluation.ground_truth import complete_ground_truth, target_label_map
 from rpe_d2.utils.image_files import image_exists, printable
 from rpe_d2.utils.images import ImageReader
+from rpe_d2.utils.label_maps import decode_labels
 
 __all__ = [
     "LabelMaps",
@@ -42,7 +43,7 @@ _NO_PREFERENCE = 0.3
 
 
 class Measures(NamedTuple):
-    """What data look like. The settings of a training are derived from it.
+    """Measures of images and objects, from which the settings of a training are derived.
 
     Attributes:
         images: number of images.
@@ -201,18 +202,16 @@ def measure(content: Dict[str, Any], channels: str = "", plane: int = -1) -> Mea
         ValueError: No object has a pixel.
         UnreadableImage: An image cannot be read.
     """
-    images = {image["id"]: image for image in content["images"]}
-    by_image: Dict[Any, List[Dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd", 0):
-            by_image[annotation["image_id"]].append(annotation)
+    truth = complete_ground_truth(content)
+    images = truth.imgs
+    by_image = {key: [a for a in truth.imgToAnns[key] if not a["iscrowd"]] for key in images}
     chosen = [image for image in images.values() if by_image[image["id"]]]
     diameters, ratios, directions, neighbors, touching, boxes = [], [], [], [], [], []
     for image in _spaced(chosen, _MOST_IMAGES):
-        masks = [_rle(annotation, image) for annotation in by_image[image["id"]]]
+        masks = [truth.annToRLE(annotation) for annotation in by_image[image["id"]]]
         areas = [int(mask_util.area(rle)) for rle in masks]
         diameters += [2 * np.sqrt(area / np.pi) for area in areas if area]
-        labels = _label_map(masks, (image["height"], image["width"]))
+        labels = decode_labels(masks, (image["height"], image["width"]))
         shapes = regionprops_table(labels, properties=_SHAPE)
         ratio = shapes["axis_major_length"] / np.maximum(shapes["axis_minor_length"], 1)
         ratios += ratio.tolist()
@@ -255,20 +254,6 @@ def _spaced(values: Sequence[Any], most: int) -> List[Any]:
     return [values[n] for n in index]
 
 
-def _rle(annotation: Dict[str, Any], image: Dict[str, Any]) -> Dict[str, Any]:
-    """Returns the compressed mask of an annotation, or its filled box."""
-    height, width = image["height"], image["width"]
-    mask = usable_segmentation(annotation)
-    if not mask:
-        x, y, w, h = annotation["bbox"]
-        mask = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    if isinstance(mask, list):
-        return mask_util.merge(mask_util.frPyObjects(mask, height, width))
-    if isinstance(mask["counts"], list):
-        return mask_util.frPyObjects(mask, height, width)
-    return mask
-
-
 class LabelMaps:
     """The true objects of images as label maps, which are made when they are asked for."""
 
@@ -278,9 +263,7 @@ class LabelMaps:
             content: data in COCO's format.
         """
         self.images: List[Dict[str, Any]] = content["images"]
-        self._annotations: Dict[Any, List[Dict[str, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            self._annotations[annotation["image_id"]].append(annotation)
+        self._truth = complete_ground_truth(content)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -290,33 +273,11 @@ class LabelMaps:
         return Path(self.images[number]["file_name"])
 
     def target(self, number: int) -> Tuple[np.ndarray, np.ndarray]:
-        """Returns the objects of an image as in ``FieldMetricsEvaluator``.
+        """Returns the label map of an image and where its crowds are, which are ignored.
 
-        Returns:
-            (H, W) int32 labels, 0 for background, with smaller objects in front; and (H, W) bool,
-            where crowds are, which are ignored. They have no label.
+        They are those of :func:`rpe_d2.evaluation.ground_truth.target_label_map`.
         """
-        image = self.images[number]
-        size = image["height"], image["width"]
-        masks, crowds = [], []
-        for annotation in self._annotations[image["id"]]:
-            (crowds if annotation.get("iscrowd", 0) else masks).append(_rle(annotation, image))
-        masks.sort(key=lambda rle: -int(mask_util.area(rle)))
-        crowd = _label_map(crowds, size) > 0
-        labels = _label_map(masks, size)
-        labels[crowd] = 0
-        return labels, crowd
-
-
-def _label_map(masks: Sequence[Dict[str, Any]], size: Tuple[int, int]) -> np.ndarray:
-    """Returns a map (H, W) int32 in which the first mask has the label 1, and so on."""
-    height, width = size
-    flat = np.zeros(height * width, np.int32)  # column by column
-    for number, rle in enumerate(masks, start=1):
-        ends = np.cumsum(rle_runs(rle))
-        for start, end in zip(ends[::2], ends[1::2]):
-            flat[start:end] = number
-    return np.ascontiguousarray(flat.reshape(width, height).T)
+        return target_label_map(self._truth, self.images[number]["id"])
 
 
 def _touching(labels: np.ndarray, count: int) -> List[bool]:

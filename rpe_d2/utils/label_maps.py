@@ -1,17 +1,19 @@
 """Readers of label maps, shared by datasets, evaluators and tools."""
 
 from pathlib import Path
-from typing import Any, Dict, Iterable, Set, Union
+from typing import Any, Dict, Iterable, Sequence, Set, Tuple, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
 
+from .coco_annotations import rle_runs
 from .image_files import open_image, split_plane
 from .readable import UnreadableImage
 
 __all__ = [
     "LABEL_SUFFIXES",
     "check_unlabeled",
+    "decode_labels",
     "encode_labels",
     "read_class_indices",
     "read_label_map",
@@ -107,6 +109,26 @@ def encode_labels(labels: np.ndarray) -> Dict[int, Dict[str, Any]]:
         rle = mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         encoded[label] = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
     return encoded
+
+
+def decode_labels(masks: Sequence[Dict[str, Any]], size: Tuple[int, int]) -> np.ndarray:
+    """Draws masks into a label map, without decoding any of them as a whole.
+
+    Args:
+        masks: RLE of the objects, all of the size.
+        size: height and width.
+
+    Returns:
+        (H, W) int32: 1 for the first mask, 2 for the next one, which is in front, and so on; 0 for
+        background.
+    """
+    height, width = size
+    flat = np.zeros(height * width, np.int32)  # column by column
+    for number, rle in enumerate(masks, start=1):
+        ends = np.cumsum(rle_runs(rle))
+        for start, end in zip(ends[::2], ends[1::2]):
+            flat[start:end] = number
+    return np.ascontiguousarray(flat.reshape(width, height).T)
 
 
 def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) -> None:

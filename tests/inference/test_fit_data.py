@@ -67,7 +67,7 @@ def test_crowds_are_ignored_and_smaller_objects_are_in_front():
     def annotation(x, y, w, h, is_crowd=0):
         polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         box = {"bbox": [x, y, w, h], "segmentation": polygon, "iscrowd": is_crowd}
-        return {"image_id": "a", "category_id": 1, **box}
+        return {"id": x, "image_id": "a", "category_id": 1, **box}
 
     image = {"id": "a", "file_name": "a.png", "height": 30, "width": 40}
     annotations = [annotation(5, 5, 4, 4), annotation(0, 0, 20, 20), annotation(15, 0, 9, 30, 1)]

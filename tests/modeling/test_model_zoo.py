@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Dict, Tuple
 
 import detectron2
 import pytest
@@ -9,7 +10,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.structures import ImageList, Keypoints
+from detectron2.structures import ImageList, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
 from rpe_d2 import add_rpe_config
@@ -69,8 +70,8 @@ def needs_zoo():
         pytest.skip(f"the installed Detectron2 has no configuration files in {ZOO}")
 
 
-def check_one_step(cfg: CfgNode) -> None:
-    """Trains one step on a tiny image and predicts it."""
+def one_step(cfg: CfgNode) -> Tuple[Dict[str, torch.Tensor], Instances]:
+    """Trains one step on a tiny image and predicts it; returns the losses and the instances."""
     torch.manual_seed(0)
     item = training_input()
     item["sem_seg"] = torch.zeros(64, 96, dtype=torch.int64)
@@ -89,6 +90,7 @@ def check_one_step(cfg: CfgNode) -> None:
     with torch.no_grad():
         output = model.eval()([{key: item[key] for key in ("image", "height", "width")}])[0]
     assert output["instances"].image_size == (64, 96)
+    return losses, output["instances"]
 
 
 @pytest.mark.release
@@ -97,7 +99,8 @@ def test_each_kind_of_model_trains_and_predicts_with_both_components(name):
     needs_zoo()
     cfg = zoo_cfg(name)
     cfg.merge_from_list(SWAP["both"])
-    check_one_step(cfg)
+    losses, instances = one_step(cfg)
+    assert torch.isfinite(sum(losses.values())) and instances.has("pred_masks")
 
 
 @pytest.mark.slow
@@ -112,7 +115,7 @@ def test_every_model_trains_and_predicts(variant):
         cfg.MODEL.MASK_ON = cfg.MODEL.MASK_ON or variant != "swap"
         count += 1
         try:
-            check_one_step(cfg)
+            one_step(cfg)
         except Exception as error:  # the sweep goes on and reports all of them
             failed.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
             print(failed[-1], flush=True)
@@ -134,7 +137,7 @@ def test_the_masks_of_c4_keep_the_size_of_its_features():
     """
     for resolution, side in ((0, 14), (56, 28)):
         cfg = small_cfg_with(MASK_RCNN, text, f"MODEL: {{SPN: {{RESOLUTION: {resolution}}}}}")
-        check_one_step(cfg)
+        one_step(cfg)
         head = build_model(cfg).roi_heads.mask_head
         features = torch.randn(3, head.conv_norm_relus[0].in_channels, 7, 7)
         upsampled, logits = head._upsampled_and_logits(features)
