@@ -29,7 +29,8 @@ class Segmentation:
     from 1, has the label n, and its score and class are at index n - 1. Scores of a model decrease.
 
     Attributes:
-        labels: (H, W) uint16, or uint32 if there are more than 65,535 objects. 0 is background.
+        labels: (H, W) uint16, or uint32 if there are more than 65,535 objects or if the image is
+            larger than memory. 0 is background.
         scores: (N,) float32 in 0-1.
         class_ids: (N,) int64, indices of the classes.
         class_names: names of all classes of the model.

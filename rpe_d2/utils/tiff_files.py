@@ -20,7 +20,9 @@ _ORIENTATION = 274
 # By the number of samples of a pixel, what Pillow knows: gray and palettes, RGB, YCbCr, Lab, CMYK.
 _PLAIN = {1: (0, 1, 3), 3: (2, 6, 8), 4: (2, 5)}
 _SIZES = re.compile(r'\bSize[ZCT]\s*=\s*["\'](\d+)')  # in the metadata of OME-TIFF
-_PHYSICAL_SIZES = re.compile(r'\bPhysicalSize([XYZ])\s*=\s*["\']([\d.]+(?:[eE][-+]?\d+)?)')
+_PHYSICAL_SIZES = re.compile(
+    r'\bPhysicalSize([XYZ])\s*=\s*["\'](\d+(?:\.\d*)?(?:[eE][-+]?\d{1,2})?)["\']'
+)
 _PHYSICAL_UNITS = re.compile(r'\bPhysicalSize[XYZ]Unit\s*=\s*["\']([^"\']+)')
 _MOST_PLANES = 1_000_000
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
