@@ -11,6 +11,7 @@ from rpe_d2.utils.image_files import plane_names
 from rpe_d2.utils.images import ImageReader
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.utils.tiff_files import tiff_layout
 
 STACK = np.random.default_rng(0).integers(0, 9999, (3, 20, 30)).astype(np.uint16)
 OME = (
@@ -91,3 +92,15 @@ def test_label_maps_keep_their_numbers_where_0_is_shown_white(tmp_path):
         path = tmp_path / f"{dtype.__name__}.tif"
         tifffile.imwrite(path, labels.astype(dtype), photometric="miniswhite")
         assert (read_class_indices(path) == labels).all()
+
+
+@pytest.mark.parametrize("size", ["1.2.3", "INF", "-1", "", "1e999"])
+def test_a_pixel_size_that_is_no_number_is_left_out(size, tmp_path):
+    pixels, path = np.zeros((4, 5), np.uint16), str(tmp_path / "a.ome.tif")
+    sizes = {"PhysicalSizeX": 1, "PhysicalSizeY": 2}
+    tifffile.imwrite(path, pixels, metadata=sizes)
+    with tifffile.TiffFile(path) as file:
+        text = file.ome_metadata.replace('PhysicalSizeX="1"', f'PhysicalSizeX="{size}"')
+    tifffile.imwrite(path, pixels, description=text.encode(), metadata=None)
+    layout = tiff_layout(path)
+    assert layout.pixel_size == {"Y": 2.0} and layout.sides == ()
