@@ -38,7 +38,8 @@ def coco_ground_truth(dataset_name: str) -> COCO:
             truth = COCO(path)
             make_fit_for_cocoeval(truth)
             return truth
-    return complete_ground_truth(convert_to_coco_dict(dataset_name))
+    # The converter leaves the key out where there are no objects.
+    return complete_ground_truth({"annotations": [], **convert_to_coco_dict(dataset_name)})
 
 
 def complete_ground_truth(content: Dict[str, Any]) -> COCO:

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import coco_report, register_coco_jsons
@@ -33,6 +34,15 @@ def test_numbers(coco_folder):
     # Areas of 6 and 48 pixels.
     assert "2.5, 3.6, 4.7, 5.8, 6.9 px" in report.summary
     assert report.warnings == [] and report.num_instances == 2
+
+
+def test_a_dataset_in_memory_without_objects(coco_folder):
+    record = {"file_name": str(coco_folder / "images/a.png"), "image_id": 1, "annotations": []}
+    DatasetCatalog.register("empty", lambda: [dict(record, height=4, width=4)])
+    MetadataCatalog.get("empty").set(thing_classes=["cell"])
+    report = coco_report("empty")
+    assert report.summary.startswith("empty: 1 images (1 without instances); 0 instances")
+    assert report.warnings == ["empty: there are no annotations"]
 
 
 def test_names_of_files_that_are_no_text_can_be_logged(coco_folder):

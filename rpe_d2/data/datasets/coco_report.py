@@ -67,7 +67,8 @@ def coco_report(name: str) -> CocoReport:
         with PathManager.open(path) as file:
             content = parse_json(file.read(), name)
     else:
-        content = convert_to_coco_dict(name)
+        # The converter leaves the key out where there are no objects.
+        content = {"annotations": [], **convert_to_coco_dict(name)}
     images = {image["id"]: image for image in content["images"]}
     annotations = content["annotations"]
     objects = [a for a in annotations if not a.get("iscrowd", 0)]
