@@ -3,8 +3,8 @@
 
 usage: python dev/equal_minutes.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data DIR]
 
-The CPU time of a step is that of two short runs of different lengths, and the number of iterations
-follows from it. A run that misses its time by more than 5 % is repeated with a corrected number.
+The CPU time of a step is that of two short runs of different lengths, or of the same run with
+another seed, and the number of iterations follows from it. A run that misses its time by more than 5 % is repeated with a corrected number.
 Records that exist in results/equal_minutes/ are kept; weights remain in output/equal_minutes/.
 """
 
@@ -39,7 +39,21 @@ CONTROL = (
     "MODEL.RPE.PAIR_LOSS_WEIGHT 0.0 MODEL.RPE.VOTE_LOSS_WEIGHT 0.0 MODEL.RPE.QUALITY False "
     "MODEL.RPE.GROUPING components"
 )
+# Changes of the model, one at a time, on images that are neither trained on nor reported.
+CHANGES = {
+    "as_configured": "",
+    "group_head": "MODEL.RPE.GROUP_CLASSES head",
+    "group_product": "MODEL.RPE.GROUP_CLASSES product",
+    "group_attention": "MODEL.RPE.GROUP_CLASSES product MODEL.RPE.GROUP_POOLING attention",
+    "squared_hinge": "MODEL.RPE.PAIR_LOSS_FORM squared_hinge",
+    "loops_0": "MODEL.MEAN_SHIFT.TRAIN_LOOPS 0",
+    "contact": "MODEL.RPE.SAMPLING contact",
+}
 RUNS: Dict[str, Dict[str, Run]] = {
+    "changes": {
+        f"dev_{name}": Run("quickstart/rpe_shapes", f"DATASETS.TEST ('shapes_dev',) {opts}", 8)
+        for name, opts in CHANGES.items()
+    },
     "shapes": {
         "shapes_rpe": Run("quickstart/rpe_shapes", "", 25),
         "shapes_mask_rcnn": Run("proposals/mask_rcnn_rpn_shapes", "", 25),
@@ -72,7 +86,7 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
     folder = OUTPUT / f"{name}_{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
-    iterations = _iterations(run, opts, folder)
+    iterations = _known_iterations(name, run) or _iterations(run, opts, folder)
     for trial in range(_MOST_TRIALS):
         place = folder / str(trial)
         if not iterations or _trained(run, opts, place, iterations) is None:
@@ -87,6 +101,14 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         iterations = round(iterations / (1 + miss))
     print(f"{name}_{seed}: {100 * miss:.0f} % off after {_MOST_TRIALS} trials", flush=True)
     return False
+
+
+def _known_iterations(name: str, run: Run) -> int:
+    """Returns how many iterations take the minutes of a run by its other seeds, or 0."""
+    for path in RESULTS.glob(f"{name}_[0-9]*.json"):
+        record = json.loads(path.read_text())
+        return round(record["iterations"] * 60 * run.minutes / record["training_cpu_seconds"])
+    return 0
 
 
 def _iterations(run: Run, opts: List[str], folder: Path) -> int:

@@ -36,13 +36,13 @@ def test_numbers(coco_folder):
     assert report.warnings == [] and report.num_instances == 2
 
 
-def test_a_dataset_in_memory_without_objects(coco_folder):
+def test_a_dataset_in_no_objects(coco_folder):
     record = {"file_name": str(coco_folder / "images/a.png"), "image_id": 1, "annotations": []}
-    DatasetCatalog.register("empty", lambda: [dict(record, height=4, width=4)])
-    MetadataCatalog.get("empty").set(thing_classes=["cell"])
-    report = coco_report("empty")
-    assert report.summary.startswith("empty: 1 images (1 without instances); 0 instances")
-    assert report.warnings == ["empty: there are no annotations"]
+    DatasetCatalog.register("no_objects", lambda: [dict(record, height=4, width=4)])
+    MetadataCatalog.get("no_objects").set(thing_classes=["cell"])
+    report = coco_report("no_objects")
+    assert report.summary.startswith("no_objects: 1 images (1 without instances); 0 instances")
+    assert report.warnings == ["no_objects: there are no annotations"]
 
 
 def test_names_of_files_that_are_no_text_can_be_logged(coco_folder):

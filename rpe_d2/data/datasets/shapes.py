@@ -4,8 +4,10 @@ Every image is rendered from a seed on access. Objects touch and occlude each ot
 their own class, so that semantic segmentation alone does not separate the instances: connected
 components of the ground-truth semantic map have less than 40 mask AP.
 
+``shapes_dev`` serves to choose settings, so that nothing is chosen on ``shapes_val``.
+
 ``shapes_large_train`` and ``shapes_large_val`` are such scenes at four times the size, to evaluate
-mask boundaries. Each of the four also exists with semantic label maps instead of instances, such
+mask boundaries. Each of the five also exists with semantic label maps instead of instances, such
 as ``shapes_train_sem_seg``. ``shapes_train_noisy_sem_seg`` and ``shapes_large_train_noisy_sem_seg``
 have carelessly drawn maps. ``shapes_train_panoptic`` and ``shapes_val_panoptic`` have both
 instances and maps of the background.
@@ -37,7 +39,8 @@ __all__ = [
 
 SHAPES_CLASSES = ("ellipse", "rectangle", "triangle", "star")
 SHAPES_SEM_SEG_CLASSES = ("background", *SHAPES_CLASSES)
-SHAPES_SPLITS = {"train": 1500, "val": 100, "large_train": 400, "large_val": 60}
+# The position of a split is part of the seed of its images.
+SHAPES_SPLITS = {"train": 1500, "val": 100, "large_train": 400, "large_val": 60, "dev": 100}
 
 _ELLIPSE, _RECTANGLE, _TRIANGLE, _STAR = range(len(SHAPES_CLASSES))
 _PREFIX = "shapes://"
@@ -348,8 +351,10 @@ def _encode(split: str, index: int, suffix: str) -> bytes:
     return encoded(_sem_seg(split, index, suffix) if suffix else render_shapes(split, index))
 
 
-# All small images together take 80 MB, as much as a hundred large ones.
-_encode_once = functools.lru_cache(maxsize=SHAPES_SPLITS["train"] + SHAPES_SPLITS["val"])(_encode)
+# All small images together take 85 MB, as much as a hundred large ones.
+_encode_once = functools.lru_cache(
+    maxsize=sum(size for split, size in SHAPES_SPLITS.items() if _scale(split) == 1)
+)(_encode)
 
 
 def _open(path: str) -> bytes:
