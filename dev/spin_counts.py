@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Times training steps by how long waiting OpenMP threads spin, alone and beside another program.
+
+usage: python dev/spin_counts.py results/benchmark_spin.json [KEY VALUE ...]
+
+Every run trains the quickstart with one thread for each core. The other program is a Python process
+for each core that computes all the time.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Dict, Iterator, List
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rpe_d2.engine.run_record import current_commit, hardware  # noqa: E402
+
+CONFIG = "quickstart/rpe_shapes.yaml"
+STEPS = 30
+SETTINGS: Dict[str, Dict[str, str]] = {
+    "as torch has it": {},
+    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+
+
+def main() -> None:
+    record, *opts = sys.argv[1:]
+    start = time.perf_counter()
+    found: Dict[str, Dict[str, float]] = {}
+    for name, variables in SETTINGS.items():
+        found[name] = {"alone": seconds_per_step(variables, opts)}
+        with busy_processes():
+            found[name]["beside another program"] = seconds_per_step(variables, opts)
+        print(name, found[name], flush=True)
+    content = {
+        "config": CONFIG,
+        "overrides": opts,
+        "command": shlex.join(["python", "dev/spin_counts.py", *sys.argv[1:]]),
+        "seed": 1,
+        "commit": current_commit(),
+        "hardware": hardware("cpu"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - start, 1),
+        "iterations": STEPS,
+        "seconds_per_step": found,
+    }
+    Path(record).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def seconds_per_step(variables: Dict[str, str], opts: List[str]) -> float:
+    """Trains with environment variables and returns the median time of a step in seconds."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["tools/train_net.py", "--config-file", f"configs/{CONFIG}", "SEED", "1", *opts]
+        command += ["SOLVER.MAX_ITER", str(STEPS), "DATASETS.TEST", "()", "OUTPUT_DIR", folder]
+        subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env={**environment, **variables},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        lines = (Path(folder) / "metrics.json").read_text().splitlines()
+    return round(float(np.median([json.loads(line)["time"] for line in lines])), 3)
+
+
+@contextlib.contextmanager
+def busy_processes() -> Iterator[None]:
+    """Keeps every core busy."""
+    endless = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(endless) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()
