@@ -92,9 +92,14 @@ def test_models_are_timed(tmp_path: Path, capsys) -> None:
     path = tmp_path / "result.json"
     config = str(Path(__file__).resolve().parents[2] / "configs/quick/rpe_instant_test.yaml")
     size = ["--height", "64", "--width", "96", "--instances", "3", "--repeat", "1"]
-    assert main(["model", config, *size, "--batch", "2", "--json", str(path)]) == 0
+    assert main(["model", config, *size, "--batch", "2", "--parts", "--json", str(path)]) == 0
     result = json.loads(path.read_text())["results"][config]
     assert result["training_step_seconds"] > result["inference_seconds"] > 0
+    assert result["training_step_cpu_seconds"] > 0
+    parts = result["training_step_parts_seconds"]
+    assert {"backbone", "embedding_head", "embedding_loss", "backward pass"} < parts.keys()
+    # There is one step: its parts are all of it.
+    assert sum(parts.values()) == pytest.approx(result["training_step_seconds"], rel=0.05)
     assert 5 < result["parameters_million"] < 50
     # The minimum: parameters, their gradients and two moments, in float32.
     assert result["training_peak_mb"] > 4 * 4 * result["parameters_million"]

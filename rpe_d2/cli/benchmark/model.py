@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import statistics
+import time
 from typing import Any, Callable, Dict, List, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
+from torch import nn
 
 from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.run_record import plain_numbers
@@ -19,7 +21,13 @@ from rpe_d2.engine.trainer import Trainer
 from rpe_d2.utils.flops import inference_flops
 
 from .arguments import add_noise_arguments, add_override_argument
-from .measure import measure_in_new_process, peak_memory_mb, random_input, timed
+from .measure import (
+    measure_in_new_process,
+    peak_memory_mb,
+    random_input,
+    synchronize,
+    timed,
+)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +48,47 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of noise, use N batches and N images of the data sets of each configuration, "
         "with its own sizes and batch size",
     )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="also print how long each part of a training step takes",
+    )
     add_override_argument(parser)
+
+
+class _Parts:
+    """The time of each part of training steps.
+
+    The parts are the modules of the model, what else its forward pass does, the backward pass and
+    the optimizer. A module that another one calls is a part of its own.
+    """
+
+    def __init__(self, model: nn.Module, device: str):
+        self.seconds: Dict[str, float] = {}
+        self._device = device
+        self._open: List[str] = []
+        self._last = 0.0
+        for name, module in model.named_children():
+            module.register_forward_pre_hook(lambda *_, name=name: self.start(name))
+            module.register_forward_hook(lambda *_: self.stop())
+
+    def start(self, name: str) -> None:
+        """Starts a part, which interrupts the one around it."""
+        self._count()
+        self._open.append(name)
+
+    def stop(self) -> None:
+        """Ends the part that started last."""
+        self._count()
+        self._open.pop()
+
+    def _count(self) -> None:
+        synchronize(self._device)
+        now = time.perf_counter()
+        if self._open:
+            name = self._open[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 class _Run(NamedTuple):
@@ -51,12 +99,14 @@ class _Run(NamedTuple):
         inference: runs inference on one image.
         flops: counts the multiply-adds of an inference.
         parameters: the number of parameters.
+        parts: the time of the parts of all training steps so far.
     """
 
     training_step: Callable[[], None]
     inference: Callable[[], None]
     flops: Callable[[], float]
     parameters: int
+    parts: _Parts
 
 
 def run_model_benchmark(args: argparse.Namespace) -> dict:
@@ -67,21 +117,28 @@ def run_model_benchmark(args: argparse.Namespace) -> dict:
     one. ``CONFIG@WEIGHTS`` and ``--data`` measure the cost in practice.
 
     Returns:
-        By configuration: median seconds of a training step and of the inference on an image, peak
-        memory of the step in MB, millions of parameters, GFLOPs of inference (multiply-adds, as
-        Detectron2 counts them), and both times relative to those of the first configuration.
+        By configuration: median seconds of a training step and of the inference on an image, median
+        CPU seconds of the step, peak memory of the step in MB, millions of parameters, GFLOPs of
+        inference (multiply-adds, as Detectron2 counts them), both times relative to those of the
+        first configuration and, with ``--parts``, mean seconds of the parts of a step.
     """
     runs = {config: _make_run(config, args) for config in args.configs}
     seconds: Dict[str, Dict[str, List[float]]] = {
         config: {"training_step": [], "inference": []} for config in runs
     }
+    cpu_seconds: Dict[str, List[float]] = {config: [] for config in runs}
     repetitions = max(1, args.data) * args.repeat
     for repetition in range(repetitions + 1):  # the first is the warm-up
         for config, run in runs.items():
             for name, times in seconds[config].items():
+                cpu_start = time.process_time()
                 elapsed = timed(getattr(run, name), args.device)
                 if repetition:
                     times.append(elapsed)
+                    if name == "training_step":
+                        cpu_seconds[config].append(time.process_time() - cpu_start)
+            if not repetition:
+                run.parts.seconds.clear()
     results: Dict[str, Dict[str, Any]] = {}
     for config, run in runs.items():
         times = {name: statistics.median(values) for name, values in seconds[config].items()}
@@ -89,6 +146,7 @@ def run_model_benchmark(args: argparse.Namespace) -> dict:
         results[config] = plain_numbers(
             {
                 "training_step_seconds": times["training_step"],
+                "training_step_cpu_seconds": statistics.median(cpu_seconds[config]),
                 "inference_seconds": times["inference"],
                 "training_peak_mb": measure_in_new_process(
                     _measure_memory, config, args, device=args.device
@@ -104,6 +162,7 @@ def run_model_benchmark(args: argparse.Namespace) -> dict:
     headers = [
         "",
         "training step s",
+        "CPU s",
         "inference s",
         "training peak MB",
         "parameters M",
@@ -113,6 +172,16 @@ def run_model_benchmark(args: argparse.Namespace) -> dict:
     ]
     rows = [[config, *row.values()] for config, row in results.items()]
     print(tabulate(rows, headers, floatfmt=".2f"))
+    if args.parts:
+        for config, run in runs.items():
+            parts = {name: spent / repetitions for name, spent in run.parts.seconds.items()}
+            results[config]["training_step_parts_seconds"] = plain_numbers(parts)
+            total = sum(parts.values())
+            shares = [
+                [name, spent, f"{spent / total:.0%}"]
+                for name, spent in sorted(parts.items(), key=lambda item: -item[1])
+            ]
+            print("", tabulate(shares, [config, "s", "of a step"], floatfmt=".3f"), sep="\n")
     return results
 
 
@@ -132,14 +201,21 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
         batches = [[random_input(args, seed) for seed in range(args.batch)]]
         images = batches[0][:1]
     next_batch, next_image = itertools.cycle(batches), itertools.cycle(images)
+    parts = _Parts(model, args.device)
 
     def training_step() -> None:
         model.train()
+        parts.start("rest of the forward pass")
         with EventStorage():
             loss = sum(model(next(next_batch)).values())
+        parts.stop()
+        parts.start("optimizer")
         optimizer.zero_grad()
+        parts.start("backward pass")
         loss.backward()
+        parts.stop()
         optimizer.step()
+        parts.stop()
 
     def inference() -> None:
         model.eval()
@@ -151,7 +227,7 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
         return inference_flops(model, images[:1])
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return _Run(training_step, inference, flops, parameters)
+    return _Run(training_step, inference, flops, parameters, parts)
 
 
 def _data(cfg: CfgNode, count: int):
