@@ -69,8 +69,8 @@ class _Parts:
         self._open: List[str] = []
         self._last = 0.0
         for name, module in model.named_children():
-            module.register_forward_pre_hook(lambda *_, name=name: self.start(name))
-            module.register_forward_hook(lambda *_: self.stop())
+            module.register_forward_pre_hook(lambda *_, name=name: self._start_module(name))
+            module.register_forward_hook(lambda *_: self._stop_module())
 
     def start(self, name: str) -> None:
         """Starts a part, which interrupts the one around it."""
@@ -81,6 +81,14 @@ class _Parts:
         """Ends the part that started last."""
         self._count()
         self._open.pop()
+
+    def _start_module(self, name: str) -> None:
+        if self._open:  # inference is no part of a step
+            self.start(name)
+
+    def _stop_module(self) -> None:
+        if self._open:
+            self.stop()
 
     def _count(self) -> None:
         synchronize(self._device)
