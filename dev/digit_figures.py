@@ -19,7 +19,12 @@ sys.path.insert(0, str(ROOT))
 
 from dev.measured_record import load_model  # noqa: E402
 from rpe_d2.data import PixelLabelMapper  # noqa: E402
-from rpe_d2.visualization import draw_figure, image_panel, loop_panels  # noqa: E402
+from rpe_d2.visualization import (  # noqa: E402
+    draw_figure,
+    image_panel,
+    instance_colors,
+    loop_panels,
+)
 
 
 def main() -> None:
@@ -45,23 +50,28 @@ def main() -> None:
         ours = model.embeddings_per_loop(maps.unpadded())[: len(theirs) + 1]
     dim = ours[0].shape[0]
     ours = on_three_axes(ours, labels)
-    everywhere = torch.ones(labels.shape, dtype=torch.bool)
-    rows = []
-    for name, loops, note in (
-        ("authors", theirs, "3 dimensions"),
-        ("ours", ours[1:], f"{dim} dimensions, their 3 main axes"),
-    ):
-        _, colors = loop_panels(loops, everywhere, labels, "", 1, labels.shape)
-        panels = [
-            panel._replace(title=f"{name}, loop {number}", note=note)
-            for number, panel in enumerate(colors, start=1)
-        ]
-        rows.append([image_panel(rgb, "image", "64 x 64 pixels"), *panels])
+    image = image_panel(rgb, "image", "64 x 64 pixels")
+    colors = np.concatenate([[[0.0] * 3], instance_colors(len(masks))])
+    digits = image_panel((255 * colors[labels + 1]).astype(np.uint8), "true digits", smooth=False)
+    rows = [
+        [image, digits, *panels("authors", theirs, 1, "3 dimensions", labels)],
+        [image, *panels("ours", ours, 0, f"{dim} dimensions, their 3 main axes", labels)],
+    ]
     png = draw_figure(rows, "Embeddings after each loop of mean shift, as colors", labels.shape)
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     path = ROOT / "docs" / "paper_loops.jpg"
     cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 80])
     print(path.relative_to(ROOT))
+
+
+def panels(name: str, loops: list, first: int, note: str, labels: np.ndarray) -> list:
+    """Draws embeddings (3, H, W) as colors, one panel for each loop from number ``first`` on."""
+    everywhere = torch.ones(labels.shape, dtype=torch.bool)
+    _, colors = loop_panels(loops, everywhere, labels, "", 1, labels.shape)
+    return [
+        panel._replace(title=f"{name}, loop {number}", note=note)
+        for number, panel in enumerate(colors, start=first)
+    ]
 
 
 def on_three_axes(loops: list, labels: np.ndarray) -> list:
