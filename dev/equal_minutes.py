@@ -5,9 +5,11 @@ usage: python dev/equal_minutes.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] 
 
 The CPU time of a step is that of two short runs of different lengths, or of the same run with
 another seed, and the number of iterations follows from it. A run that misses its time by more than 5 % is repeated with a corrected number.
-Records that exist in results/equal_minutes/ are kept; weights remain in output/equal_minutes/.
+Records that exist in results/equal_minutes/ are kept; weights remain in output/equal_minutes/. The
+predictions of seed 1 are kept in results/predictions/.
 """
 
+import gzip
 import json
 import shutil
 import sys
@@ -21,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E402
 
 RESULTS = ROOT / "results" / "equal_minutes"
+PREDICTIONS = ROOT / "results" / "predictions"
 OUTPUT = ROOT / "output" / "equal_minutes"
 _SHORT = 15, 60  # iterations of the runs that measure a step
 _TOLERANCE = 0.05
@@ -85,7 +88,8 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         return True
     folder = OUTPUT / f"{name}_{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
+    on_split = name.startswith("dev_")
+    opts = [*run.opts.split(), *data_opts(run.config, data, on_split), "SEED", str(seed)]
     iterations = _known_iterations(name, run) or _iterations(run, opts, folder)
     for trial in range(_MOST_TRIALS):
         place = folder / str(trial)
@@ -97,10 +101,19 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         if abs(miss) <= _TOLERANCE:
             RESULTS.mkdir(parents=True, exist_ok=True)
             shutil.copy(place / "result.json", record)
+            if seed == 1 and not on_split:
+                _keep_predictions(place / "inference" / "coco_instances_results.json", name)
             return True
         iterations = round(iterations / (1 + miss))
     print(f"{name}_{seed}: {100 * miss:.0f} % off after {_MOST_TRIALS} trials", flush=True)
     return False
+
+
+def _keep_predictions(path: Path, name: str) -> None:
+    PREDICTIONS.mkdir(parents=True, exist_ok=True)
+    # Without the time, the same predictions are the same file.
+    content = gzip.compress(path.read_bytes(), mtime=0)
+    (PREDICTIONS / f"{name}.json.gz").write_bytes(content)
 
 
 def _known_iterations(name: str, run: Run) -> int:

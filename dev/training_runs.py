@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Iterable, List, Optional
 
+from rpe_d2.cli import split_coco
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -45,14 +47,31 @@ def cpu_seconds_of(command: List[str], output: Path) -> Optional[float]:
     return usage.ru_utime + usage.ru_stime
 
 
-def data_opts(config: str, data: str) -> List[str]:
-    """Returns the overrides that name the data sets of a configuration."""
+def data_opts(config: str, data: str, on_split: bool = False) -> List[str]:
+    """Returns the overrides that name the data sets of a configuration.
+
+    Args:
+        config: path of the configuration.
+        data: folder of the data.
+        on_split: whether nuclei are trained and evaluated on parts of the training images, so that
+            nothing is chosen on the validation images.
+    """
     if "digits" in config:
         return [
             *["DATASETS.DIGITS", f"{data}/mnist_digits/digits.npz"],
             *["DATASETS.DIGITS_AUTHORS", f"{data}/rpe_golden/main001.mat"],
             *["DATASETS.TEST", "('digits_authors',)"],
         ]
+    if "nuclei" in config and on_split:
+        folder = ROOT / "output" / "nuclei_split"
+        if not folder.exists():
+            split_coco.main([f"{data}/nuclei/train.json", "--output", str(folder)])
+        parts = {"train": "fit", "val": "held_out"}
+        sets = [
+            f"nuclei_{name}={folder}/train_{part}.json:{data}/nuclei"
+            for name, part in parts.items()
+        ]
+        return ["DATASETS.COCO_JSONS", repr(sets)]
     if "nuclei" in config:
         sets = [f"nuclei_{part}={data}/nuclei/{part}.json" for part in ("train", "val")]
         return ["DATASETS.COCO_JSONS", repr(sets)]
