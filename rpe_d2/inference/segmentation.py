@@ -51,6 +51,7 @@ class Segmentation:
         image: Optional[np.ndarray] = None,
         name: str = "",
         instances: Optional[Instances] = None,
+        probability: Optional[np.ndarray] = None,
         layout: Optional[TiffLayout] = None,
         is_packed: bool = False,
     ):
@@ -64,6 +65,7 @@ class Segmentation:
             image: (H, W, 3) uint8 RGB.
             name: name of the image.
             instances: the objects with whole masks. None: they are made of the labels.
+            probability: (H, W) in 0-1. None: the scores of the objects in the label map.
             layout: layout of the image's TIFF file, whose pixel size is stored in label maps.
             is_packed: whether ``labels`` are uint32 without gaps, one for each score. They are not
                 copied then, because they may be larger than memory.
@@ -106,17 +108,23 @@ class Segmentation:
         self.name = name
         self.layout = layout
         self._instances = instances
+        self._probability = probability
         self._is_tiled = is_packed
 
     @classmethod
     def from_instances(
-        cls, instances: Instances, class_names: Sequence[str] = ("object",), **options: Any
+        cls,
+        instances: Instances,
+        class_names: Sequence[str] = ("object",),
+        min_score: float = 0.0,
+        **options: Any,
     ) -> "Segmentation":
         """Makes a label map of instances, in which the highest score is in front.
 
         Args:
             instances: ``pred_masks`` (N, H, W) bool, ``scores`` (N,) and ``pred_classes`` (N,).
             class_names: names of all classes of the model.
+            min_score: instances with a lower score are no objects, but count in the probability.
             options: ``category_ids``, ``image``, ``name`` and ``layout``.
 
         Raises:
@@ -127,8 +135,13 @@ class Segmentation:
         instances = instances.to("cpu")
         instances = instances[instances.scores.argsort(descending=True, stable=True)]
         labels = np.zeros(instances.image_size, np.uint32)
+        probability = np.zeros(instances.image_size, np.float32)
+        scores = instances.scores.numpy()
         for number in range(len(instances), 0, -1):  # from the lowest score to the highest
-            labels[instances.pred_masks[number - 1].numpy()] = number
+            mask = instances.pred_masks[number - 1].numpy()
+            probability[mask] = scores[number - 1]
+            if scores[number - 1] >= min_score:
+                labels[mask] = number
         visible = np.unique(labels)
         instances = instances[[int(number) - 1 for number in visible if number > 0]]
         return cls(
@@ -137,6 +150,7 @@ class Segmentation:
             instances.pred_classes.numpy(),
             class_names,
             instances=instances,
+            probability=probability,
             **options,
         )
 
@@ -160,6 +174,18 @@ class Segmentation:
             instances.pred_classes = torch.from_numpy(self.class_ids)
             self._instances = instances
         return self._instances
+
+    @property
+    def probability(self) -> np.ndarray:
+        """(H, W) float32, the highest score of an object at each pixel, 0 where there is none.
+
+        Objects that were left out because of their score count, too, except in an image that was
+        divided into tiles.
+        """
+        if self._probability is None:
+            of_label = np.concatenate([[0], self.scores]).astype(np.float32)
+            self._probability = of_label[self.labels]
+        return self._probability
 
     def _cropped_masks(self) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         """Returns the boxes (N, 4) of the objects, and their masks inside the boxes."""

@@ -254,10 +254,10 @@ class Segmenter:
             return self._predictor.model(inputs)
 
     def _segmentation(self, output: Dict[str, Any], picture: np.ndarray, name: str) -> Segmentation:
-        instances = self._instances(output)
         return Segmentation.from_instances(
-            instances[instances.scores >= self.min_score],
+            self._instances(output),
             self.class_names,
+            self.min_score,
             category_ids=self._category_ids,
             image=to_rgb(picture),
             name=name,

@@ -64,6 +64,18 @@ def test_the_highest_score_is_in_front_and_covered_objects_are_left_out(segmenta
     assert repr(segmentation) == "Segmentation('a.png', 3 objects, 50 x 40 pixels)"
 
 
+def test_the_probability_knows_of_objects_below_the_lowest_score():
+    masks = [rectangle(10, 10, 20, 30), rectangle(2, 2, 14, 14), rectangle(12, 20, 30, 30)]
+    instances = instances_of(masks, [0.5, 0.9, 0.2], [0, 0, 0])
+    found = Segmentation.from_instances(instances, min_score=0.3)
+    expected = (np.array(masks) * np.float32([0.5, 0.9, 0.2])[:, None, None]).max(axis=0)
+    assert len(found) == 2 and found.probability.dtype == np.float32
+    np.testing.assert_array_equal(found.probability, expected)
+    # A label map alone knows the objects that it holds.
+    alone = Segmentation(found.labels, found.scores).probability
+    np.testing.assert_array_equal(alone, np.where(found.labels > 0, expected, 0))
+
+
 def test_an_image_without_objects_and_one_without_background():
     empty = Segmentation.from_instances(instances_of([], [], []))
     assert len(empty) == 0 and not empty.labels.any() and empty.overlay().shape == (*SIZE, 3)
