@@ -306,8 +306,8 @@ def test_metadata_needs_no_torch(declared: Distribution) -> None:
     assert f'__version__ = "{declared.version}"' in package
     assert declared.metadata["Requires-Python"] == ">=3.10"
     assert declared.metadata["License-Expression"] == "Apache-2.0"
-    extras = {"crf", "dev", "digits", "docs", "formats", "large", "napari", "opencv", "timm"}
-    assert set(declared.metadata.get_all("Provides-Extra")) == {*extras, "wandb"}
+    extras = {"crf", "dev", "digits", "docs", "formats", "large", "napari", "opencv", "serve"}
+    assert set(declared.metadata.get_all("Provides-Extra")) == {*extras, "timm", "wandb"}
 
 
 def test_there_is_one_program(declared: Distribution) -> None:
@@ -330,6 +330,7 @@ def test_every_import_is_declared(declared: Distribution) -> None:
     allowed |= {"timm"}  # an extra, for its backbones
     allowed |= {"zarr"}  # an extra, for arrays that are larger than memory
     allowed |= {"magicgui", "napari"}  # the plugin for napari
+    allowed |= {"gradio"}  # an extra, for the page in the browser
     allowed |= {"cv2"}  # of any package
     undeclared = {}
     sources = (ROOT / "rpe_d2").rglob("*.py"), (ROOT / "tools").glob("*.py")

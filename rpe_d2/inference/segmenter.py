@@ -29,7 +29,7 @@ from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
 from .tiles import predict_tiles
 
-__all__ = ["SMALLEST_TILE", "Segmenter"]
+__all__ = ["MOST_READ", "SMALLEST_TILE", "Segmenter"]
 
 # Weights of a run's folder, the best first.
 _WEIGHTS = ("model_best.pth", "model_final.pth")
@@ -38,7 +38,7 @@ _BATCH = 8
 # Pixels of the network's input up to which an image is not divided into tiles.
 _MOST_PIXELS = 1024**2
 # Pixels up to which an image is read at once.
-_MOST_READ = 100_000_000
+MOST_READ = 100_000_000
 # Length of a tile's core, and what is seen around it, in pixels of the network's input.
 _TILE, _MARGIN = 768, 128
 SMALLEST_TILE = 64
@@ -273,7 +273,7 @@ class Segmenter:
 
 
 def _is_read_in_parts(file: str) -> bool:
-    return is_zarr(file) or number_of_pixels(file) > _MOST_READ
+    return is_zarr(file) or number_of_pixels(file) > MOST_READ
 
 
 def _layout(name: str) -> Optional[TiffLayout]:

@@ -153,7 +153,7 @@ def test_only_images_that_are_too_large_are_divided(segmenter):
 
 
 def test_files_are_read_and_written_in_parts(segmenter, tmp_path, monkeypatch):
-    monkeypatch.setattr("rpe_d2.inference.segmenter._MOST_READ", 1000)
+    monkeypatch.setattr("rpe_d2.inference.segmenter.MOST_READ", 1000)
     monkeypatch.setattr("rpe_d2.inference.tiles._MOST_IN_MEMORY", 1000)
     image, labels = ellipses(700, 30, 60)
     path = tmp_path / "image.tif"

@@ -1,4 +1,4 @@
-"""The documentation site, built once for all release tests of a process."""
+"""The documentation site and a browser, made once for all release tests of a process."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.helpers.browser import open_browser
 from tests.helpers.environment import required
 
 
@@ -25,3 +26,11 @@ def site(tmp_path_factory):
     log = build.stdout.decode()
     assert build.returncode == 0 and "WARNING" not in log, log
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A Chromium without a window."""
+    window = open_browser(tmp_path_factory.mktemp("profile"))
+    yield window
+    window.quit()

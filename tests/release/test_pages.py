@@ -1,7 +1,6 @@
 """Every page of the documentation site in a real browser, on a wide and on a narrow screen."""
 
 import re
-import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,15 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers.environment import chromium, required
+from tests.helpers.browser import wait
 
 pytestmark = pytest.mark.release
 PAGES = re.findall(r": (\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
 WIDTHS = 1280, 390  # pixels: a laptop and a telephone
-FLAGS = """
---headless --no-sandbox --disable-gpu --disable-quic --no-first-run
---disable-background-networking --disable-component-update --disable-sync
-"""
 LOADED = "return document.readyState == 'complete'"
 BROKEN_IMAGES = """
 return [...document.images].filter(image => !image.complete || !image.naturalWidth)
@@ -61,34 +56,6 @@ def address(site: Path):
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    """A new Chromium without a window, driven by Selenium."""
-    required("selenium", "-e '.[dev]'")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium()
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("no chromedriver here: apt install chromium-driver")
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # A driver that is named keeps Selenium from searching the network for one.
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
-
-
-def wait(browser, script: str, seconds: float = 20):
-    """Returns what a script returns in the page as soon as that is true."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, seconds, 0.05).until(lambda page: page.execute_script(script))
 
 
 def show(browser, url: str, width: int) -> None:
