@@ -19,7 +19,7 @@ from rpe_d2.data import DeadWorker, UnreadableImage
 from rpe_d2.engine.hooks import TrainingStopped
 from rpe_d2.engine.run_errors import TooFewValues, named_run_errors
 from rpe_d2.engine.run_record import cpu_seconds, current_commit, hardware
-from rpe_d2.engine.setup import load_config, locked_output_dir
+from rpe_d2.engine.setup import load_config, locked_output_dir, read_config
 from rpe_d2.engine.train_step import NonFinite
 from rpe_d2.engine.trainer import Trainer
 from rpe_d2.evaluation.label_metrics import mean_label_metrics
@@ -32,8 +32,16 @@ from rpe_d2.inference.fit_data import (
     read_label_data,
     split_images,
 )
-from rpe_d2.inference.fit_rules import MODELS, Setting, advice, config_text, settings
+from rpe_d2.inference.fit_rules import (
+    MODELS,
+    Setting,
+    advice,
+    as_started_from,
+    config_text,
+    settings,
+)
 from rpe_d2.inference.fit_tuning import TRIED, measure_all, tune
+from rpe_d2.inference.segmenter import weights_of_folder
 from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file
 from rpe_d2.utils.images import ImageReader, check_size, parse_channels
@@ -128,6 +136,13 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=list(MODELS), default="embeddings")
     parser.add_argument(
+        "--from",
+        dest="start",
+        default="",
+        metavar="DIR",
+        help="start from this model, the output folder of another fit or training",
+    )
+    parser.add_argument(
         "--channels",
         type=_channels,
         default="",
@@ -169,7 +184,8 @@ def _arguments(args: argparse.Namespace) -> Dict[str, Any]:
     """Returns the arguments that must be the same when a command is continued."""
     names = "classes", "minutes", "model", "channels", "plane", "scale", "seed"
     paths = {name: os.path.abspath(getattr(args, name)) for name in ("data", "labels")}
-    return {**paths, **{name: getattr(args, name) for name in names}}
+    start = os.path.abspath(args.start) if args.start else ""
+    return {**paths, "start": start, **{name: getattr(args, name) for name in names}}
 
 
 def _read_state(output: Path, args: argparse.Namespace) -> Optional[Dict[str, Any]]:
@@ -215,6 +231,9 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     measures = measure(parts["train"], args.channels, args.plane)
     _check_images(parts["held_out"], ImageReader("RGB", "auto", args.channels, args.plane))
     found = settings(measures, args.model, args.scale)
+    weights = ""
+    if args.start:
+        found, weights = _started_from(args.start, found, args.model)
     _print_settings(measures, found)
     scale = next(setting.value for setting in found if setting.key == "INPUT.SCALE")
     sizes = [image["height"] * image["width"] for image in parts["held_out"]["images"]]
@@ -225,6 +244,7 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
         "INPUT.PLANE": args.plane,
         "TEST.FIELD_METRICS": True,
         "TEST.TOUCHING_INSTANCES": measures.touching > 0,
+        "MODEL.WEIGHTS": weights,
         "MODEL.DEVICE": args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "SOLVER.IMS_PER_BATCH": args.num_gpus * -(-_BATCH // args.num_gpus),
         "SEED": args.seed,
@@ -253,6 +273,16 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     }
     _write_state(output, state)
     return state
+
+
+def _started_from(folder: str, found: List[Setting], model: str) -> Tuple[List[Setting], str]:
+    """Returns the settings that fit the weights of another model, and these weights."""
+    try:
+        source = read_config(str(Path(folder) / "config.yaml"), [])
+        weights = os.path.abspath(weights_of_folder(Path(folder)))
+        return as_started_from(found, source, model), weights
+    except ValueError as error:
+        raise ValueError(f"--from {folder}: {error}") from error
 
 
 def _check_images(content: Dict[str, Any], reader: ImageReader) -> None:

@@ -6,11 +6,11 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import yaml
 from detectron2.config import CfgNode
 
-from rpe_d2.config import find_config_file
+from rpe_d2.config import find_config_file, get_cfg
 
 from .fit_data import Measures
 
-__all__ = ["MODELS", "Setting", "advice", "config_text", "settings"]
+__all__ = ["MODELS", "Setting", "advice", "as_started_from", "config_text", "settings"]
 
 MODELS = {"embeddings": "nuclei/rpe_R_18.yaml", "mask_rcnn": "nuclei/mask_rcnn_R_18.yaml"}
 # Sizes in pixels of the network's input.
@@ -20,6 +20,19 @@ _CROP = 192
 _LARGEST_CROP = 512
 _MOST_ENLARGED = 2.0
 _STRIDE = 2
+# What another model has to share before its weights can be used.
+_ARCHITECTURE = "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.DEPTH"
+# Settings on which the meaning or the shape of weights depends.
+_OF_WEIGHTS = {
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.RPE.EMBEDDING_DIM",
+    "MODEL.RPE.STRIDE",
+    "MODEL.RPE.VOTE_UNIT",
+    "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH",
+    "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+}
 # Instances that may be detected, by those of the fullest image.
 _MARGIN_OF_DETECTIONS = 1.5
 
@@ -165,6 +178,38 @@ def _mask_rcnn(measures: Measures, scale: float) -> List[Setting]:
             f"98 % of the objects are {smallest:.0f} to {largest:.0f} px wide",
         ),
     ]
+
+
+def as_started_from(found: List[Setting], source: CfgNode, model: str) -> List[Setting]:
+    """Replaces the settings that belong to the weights of another model by those of that model.
+
+    Args:
+        found: derived settings.
+        source: configuration of the other model.
+        model: one of ``MODELS``.
+
+    Raises:
+        ValueError: The other model has another architecture. The message is one line.
+    """
+    base = get_cfg(MODELS[model])
+    for key in _ARCHITECTURE:
+        theirs, ours = _value(source, key), _value(base, key)
+        if theirs != ours:
+            raise ValueError(f"its {key} is {theirs}; allowed: {ours}, that of --model {model}")
+    return [
+        (
+            Setting(setting.key, _value(source, setting.key), "as in the model to start from")
+            if setting.key in _OF_WEIGHTS
+            else setting
+        )
+        for setting in found
+    ]
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def advice(measures: Measures, state: Dict[str, Any], scale: float, cells: int) -> List[str]:

@@ -29,7 +29,7 @@ from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
 from .tiles import predict_tiles
 
-__all__ = ["MOST_READ", "SMALLEST_TILE", "Segmenter"]
+__all__ = ["MOST_READ", "SMALLEST_TILE", "Segmenter", "weights_of_folder"]
 
 # Weights of a run's folder, the best first.
 _WEIGHTS = ("model_best.pth", "model_final.pth")
@@ -107,7 +107,7 @@ class Segmenter:
             folder, config = Path(config), str(Path(config) / "config.yaml")
             if not os.path.isfile(config):
                 raise ValueError(f"{folder} has no config.yaml; allowed: a folder of a training")
-            weights = weights or _weights_of_folder(folder)
+            weights = weights or weights_of_folder(folder)
         cfg = read_config(config, [*map(str, opts), *(["MODEL.DEVICE", device] if device else [])])
         use_available_device(cfg)
         if read_classes(config) is None:
@@ -286,8 +286,12 @@ def _name(image: Union[str, Path, np.ndarray]) -> str:
     return "" if isinstance(image, np.ndarray) else str(image)
 
 
-def _weights_of_folder(folder: Path) -> str:
-    """Returns the weights of a training's folder: the best, the final or the last ones."""
+def weights_of_folder(folder: Path) -> str:
+    """Returns the weights of a training's folder: the best, the final or the last ones.
+
+    Raises:
+        ValueError: There are none. The message is one line.
+    """
     names = list(_WEIGHTS)
     with contextlib.suppress(OSError, UnicodeDecodeError):
         names.append((folder / "last_checkpoint").read_text().strip())

@@ -76,6 +76,26 @@ def test_the_same_command_continues(fitted, capsys):
     assert json.loads((output / "fit.json").read_text())["scores"] == state["scores"]
 
 
+def test_a_model_starts_from_another_one(fitted, data, tmp_path, capsys):
+    _, first = fitted
+    output = tmp_path / "second"
+    arguments = [str(data / "images"), str(data / "labels"), "--minutes", "0.01", "--device", "cpu"]
+    assert main([*arguments, "--output", str(output), "--from", str(first)]) == 0
+    assert "EMBEDDING_DIM 8: as in the model to start from" in capsys.readouterr().out
+    log = (output / "log.txt").read_text()
+    assert f"Loading from {first / 'model_final.pth'}" in log and "not found in" not in log
+    assert str(first) not in (output / "config.yaml").read_text()
+    # Weights of another kind of model are refused before anything is trained.
+    other = [*arguments, "--output", str(tmp_path / "third"), "--model", "mask_rcnn"]
+    with pytest.raises(SystemExit) as stop:
+        main([*other, "--from", str(first)])
+    message = f"--from {first}: its MODEL.META_ARCHITECTURE is PixelEmbeddingNet; allowed: General"
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--output", str(tmp_path / "fourth"), "--from", str(tmp_path / "none")])
+    assert stop.value.code == 2 and f"--from {tmp_path / 'none'}: " in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_one_line(fitted, data, tmp_path, capsys):
     arguments, output = fitted
     one = tmp_path / "one"
