@@ -101,7 +101,8 @@ WITH_CONFIG = {
     "benchmark proposals": "{config} --height 64 --width 64 --opts KEYS",
     "benchmark processes": "{config} --processes 1 --height 64 --width 64 --opts KEYS",
 }
-WITHOUT_CONFIG = {"convert", "evaluate", "eval-bsds", "fit", "prepare-voc", "split-coco"}
+# "serve" loads models as "predict" does, and would wait for visitors.
+WITHOUT_CONFIG = {"serve", "convert", "evaluate", "eval-bsds", "fit", "prepare-voc", "split-coco"}
 FILES = {
     "proposals": "MODEL.LOAD_PROPOSALS True DATASETS.PROPOSAL_FILES_TRAIN ('{trap}',) "
     "DATASETS.PROPOSAL_FILES_TEST ('{trap}',)",

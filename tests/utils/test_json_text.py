@@ -1,5 +1,6 @@
 """JSON that is nested too deeply or has numbers that are too long, and files that are no text."""
 
+import gzip
 import os
 
 import pytest
@@ -32,3 +33,18 @@ def test_files_that_are_no_text_are_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe is a pipe or a device; allowed: a file"):
         read_text(tmp_path / "pipe")
+
+
+def test_compressed_text(tmp_path, monkeypatch):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress("[名]".encode()))
+    assert read_text(path) == "[名]"
+    whole = path.read_bytes()
+    for content in (whole[:-4], whole[:12] + b"\0" + whole[13:], b"[1]"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="^--x: .*a.json.gz is not a whole gzip file"):
+            read_text(path, "--x")
+    monkeypatch.setattr("rpe_d2.utils.json_text._MOST_BYTES", 1000)
+    path.write_bytes(gzip.compress(bytes(1001)))
+    with pytest.raises(ValueError, match="a.json.gz is larger than 1000 bytes; allowed: at most"):
+        read_text(path)
