@@ -129,6 +129,7 @@ def seeds_table(paths: Iterable[Path], columns: Sequence[Score], by_file: bool =
         paths: files of run records. Records that have none of the scores are omitted.
         columns: the scores to show.
         by_file: whether a run is called after its file, ``NAME_SEED.json``, instead of its setting.
+            Its seeds may have different numbers of iterations.
     """
     groups: Dict[Tuple[str, int], List[dict]] = {}
     for path in sorted(paths):
@@ -139,14 +140,17 @@ def seeds_table(paths: Iterable[Path], columns: Sequence[Score], by_file: bool =
         if any(task.endswith(_FILLED_BOXES) for task in record["metrics"]):
             title += " (masks: filled boxes)"
         if any(score_of(record, column.task, column.name) is not None for column in columns):
-            groups.setdefault((title, record["iterations"]), []).append(record)
+            key = title, 0 if by_file else record["iterations"]
+            groups.setdefault(key, []).append(record)
     rows = []
-    for (title, iterations), records in sorted(groups.items()):
+    for (title, _), records in sorted(groups.items()):
         cells = [
             over_seeds([score_of(record, column.task, column.name) for record in records])
             for column in columns
         ]
-        rows.append([title, *cells, seeds_of(records), str(iterations), cpu_minutes_of(records)])
+        counts = sorted({record["iterations"] for record in records})
+        iterations = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        rows.append([title, *cells, seeds_of(records), iterations, cpu_minutes_of(records)])
     headings = ["run", *(column.heading for column in columns)]
     return markdown_table([*headings, "seeds", "iterations", "CPU minutes a run"], rows)
 
