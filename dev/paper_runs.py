@@ -74,6 +74,9 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "loops_5": Run(DIGITS, f"{SHORT} {LOOPS} 5"),
         "loops_first": Run(DIGITS, f"SOLVER.MAX_ITER 600 {LOOPS} 0"),
         "loops_last": Run("paper/rpe_digits_loops", "SOLVER.MAX_ITER 240", "loops_first"),
+        "no_loops_last": Run(
+            "paper/rpe_digits_loops", f"SOLVER.MAX_ITER 240 {LOOPS} 0", "loops_first"
+        ),
         # The CPU time of loops_5.
         "no_loops": Run(DIGITS, f"SOLVER.MAX_ITER 1640 {LOOPS} 0"),
     },
