@@ -4,8 +4,9 @@
 usage: python dev/equal_minutes.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data DIR]
 
 The CPU time of a step is that of two short runs of different lengths, or of the same run with
-another seed, and the number of iterations follows from it. A run that misses its time by more than
-5 % is repeated with a corrected number. Records that exist in results/equal_minutes/ are kept, and
+another seed, and the number of iterations follows from it. The first steps of a training are slower
+than later ones, by a factor that is learned from the first run of a configuration. A run that
+misses its time by more than 5 % is repeated with a corrected number. Records that exist in results/equal_minutes/ are kept, and
 weights remain in output/equal_minutes/. The predictions of seed 1 are kept in results/predictions/.
 """
 
@@ -25,6 +26,7 @@ from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E40
 RESULTS = ROOT / "results" / "equal_minutes"
 PREDICTIONS = ROOT / "results" / "predictions"
 OUTPUT = ROOT / "output" / "equal_minutes"
+FACTORS = OUTPUT / "factors.json"
 _SHORT = 15, 60  # iterations of the runs that measure a step
 _TOLERANCE = 0.05
 _MOST_TRIALS = 3
@@ -90,7 +92,8 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     on_split = name.startswith("dev_")
     opts = [*run.opts.split(), *data_opts(run.config, data, on_split), "SEED", str(seed)]
-    iterations = _known_iterations(name, run) or _iterations(run, opts, folder)
+    known = _known_iterations(name, run)
+    iterations = known or _iterations(run, opts, folder)
     for trial in range(_MOST_TRIALS):
         place = folder / str(trial)
         if not iterations or _trained(run, opts, place, iterations) is None:
@@ -98,6 +101,8 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         seconds = json.loads((place / "result.json").read_text())["training_cpu_seconds"]
         miss = seconds / (60 * run.minutes) - 1
         print(f"{name}_{seed}: {iterations} iterations, {seconds / 60:.1f} CPU minutes", flush=True)
+        if not known and trial == 0:
+            _learn(run.config, 1 / (1 + miss))
         if abs(miss) <= _TOLERANCE:
             RESULTS.mkdir(parents=True, exist_ok=True)
             shutil.copy(place / "result.json", record)
@@ -133,7 +138,18 @@ def _iterations(run: Run, opts: List[str], folder: Path) -> int:
             return 0
         used.append(seconds)
     step = (used[1] - used[0]) / (_SHORT[1] - _SHORT[0])
-    return max(1, round(60 * run.minutes / step))
+    return max(1, round(60 * run.minutes / step * _factors().get(run.config, 1.0)))
+
+
+def _factors() -> Dict[str, float]:
+    """Returns how much faster all steps of a configuration are than its first ones."""
+    return json.loads(FACTORS.read_text()) if FACTORS.exists() else {}
+
+
+def _learn(config: str, factor: float) -> None:
+    factors = _factors()
+    factors[config] = factors.get(config, 1.0) * factor
+    FACTORS.write_text(json.dumps(factors))
 
 
 def _trained(run: Run, opts: List[str], folder: Path, iterations: int) -> Optional[float]:
