@@ -6,8 +6,9 @@ usage: python dev/equal_minutes.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] 
 The CPU time of a step is that of two short runs of different lengths, or of the same run with
 another seed, and the number of iterations follows from it. The first steps of a training are slower
 than later ones, by a factor that is learned from the first run of a configuration. A run that
-misses its time by more than 5 % is repeated with a corrected number. Records that exist in results/equal_minutes/ are kept, and
-weights remain in output/equal_minutes/. The predictions of seed 1 are kept in results/predictions/.
+misses its time by more than 5 % is repeated with a corrected number. Records that exist in
+results/equal_minutes/ are kept, and weights remain in output/equal_minutes/. The predictions of
+seed 1 are kept in results/predictions/.
 """
 
 import gzip
