@@ -1,6 +1,13 @@
 """Drawing of images and reports, from arrays to the contents of image files."""
 
-from .contours import BOUNDARY_LEGEND, angle_panels, annotator_panels, boundary_panel, level_panels
+from .contours import (
+    BOUNDARY_LEGEND,
+    angle_panels,
+    annotator_panels,
+    boundary_panel,
+    contour_angles,
+    level_panels,
+)
 from .embeddings import EMBEDDING_LEGEND, embedding_panels
 from .figure import Panel, draw_figure, image_panel, text_panel
 from .instances import (
@@ -28,6 +35,7 @@ __all__ = [
     "annotator_panels",
     "boundary_panel",
     "class_colors",
+    "contour_angles",
     "draw_classes",
     "draw_figure",
     "draw_instances",

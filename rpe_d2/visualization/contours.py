@@ -1,6 +1,6 @@
 """Panels of contour detection: annotators' contours, predicted contours, and their embeddings."""
 
-from typing import List, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -81,19 +81,40 @@ def level_panels(
     return [colors, outputs]
 
 
-def angle_panels(embeddings: torch.Tensor, truth: np.ndarray) -> List[Panel]:
-    """Draws the angles of embeddings around contours, single and doubled.
+class ContourAngles(NamedTuple):
+    """Angles of embeddings around contours, and what they encode.
+
+    Attributes:
+        angles: (H, W) float32 in radians, in the plane of largest variance.
+        near: (H, W) bool, the pixels close to a contour, which alone have a meaningful angle.
+        orientation: correlation of the angles with the orientation of the contour, in 0-1.
+        doubled: the same of the doubled angles.
+        distance: R squared of the distance to the contour and a linear function of the embeddings.
+    """
+
+    angles: torch.Tensor
+    near: torch.Tensor
+    orientation: float
+    doubled: float
+    distance: float
+
+
+def contour_angles(embeddings: torch.Tensor, truth: np.ndarray) -> Optional[ContourAngles]:
+    """Compares the angles of embeddings with the contours near them.
 
     Kong & Fowlkes observe that they encode the orientation of a contour and the distance to it, and
     that doubled angles vary smoothly along it, as on a Möbius strip.
 
     Args:
         embeddings: (D, H, W), D >= 2.
-        truth: (H, W) fraction of annotators, in 0 to 1. There are no panels if nobody drew a line.
+        truth: (H, W) fraction of annotators, in 0 to 1.
+
+    Returns:
+        None if nobody drew a line, or D is 1.
     """
     lines = truth > 0
     if not lines.any() or len(embeddings) < 2:
-        return []
+        return None
     distance = ndimage.distance_transform_edt(~lines)
     rows, columns = np.gradient(ndimage.gaussian_filter(distance, 1))
     orientation = torch.from_numpy(np.arctan2(rows, columns)).float()
@@ -103,11 +124,25 @@ def angle_panels(embeddings: torch.Tensor, truth: np.ndarray) -> List[Panel]:
     beside = near & torch.from_numpy(distance > 0)  # a line itself has no side
     single, doubled = orientation_correlation(angles[beside], orientation[beside])
     explained = variance_explained(embeddings[:, near].T, torch.from_numpy(distance)[near])
-    pictures = [angle_colors(angles, doubled=twice) for twice in (False, True)]
-    pictures = [torch.where(near, colors, 1.0).permute(1, 2, 0).numpy() for colors in pictures]
+    return ContourAngles(angles, near, single, doubled, explained)
+
+
+def angle_panels(embeddings: torch.Tensor, truth: np.ndarray) -> List[Panel]:
+    """Draws the angles of embeddings around contours, single and doubled.
+
+    Args:
+        embeddings: (D, H, W), D >= 2.
+        truth: (H, W) fraction of annotators, in 0 to 1. There are no panels if nobody drew a line.
+    """
+    found = contour_angles(embeddings, truth)
+    if found is None:
+        return []
+    pictures = [angle_colors(found.angles, doubled=twice) for twice in (False, True)]
+    pictures = [torch.where(found.near, x, 1.0).permute(1, 2, 0).numpy() for x in pictures]
+    note = f"orientation {found.orientation:.2f}, R² of distance {found.distance:.2f}"
     return [
-        _panel(pictures[0], "angle", f"orientation {single:.2f}, R² of distance {explained:.2f}"),
-        _panel(pictures[1], "angle, doubled", f"orientation {doubled:.2f}"),
+        _panel(pictures[0], "angle", note),
+        _panel(pictures[1], "angle, doubled", f"orientation {found.doubled:.2f}"),
     ]
 
 
