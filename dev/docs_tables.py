@@ -87,7 +87,7 @@ _DIGIT_SCORES = [
 _PAPER = {
     "digits": (["digits_*.json"], _DIGIT_SCORES),
     "loops": (["loops_*.json", "no_loops_*.json"], _DIGIT_SCORES),
-    "dimensions": (["dim_*.json", "margin_*.json", "loops_0_*.json"], _DIGIT_SCORES),
+    "dimensions": (["dim_*.json", "margin_*.json", "loops_0_[1-3].json"], _DIGIT_SCORES),
 }
 # The forms of the method between the paper's and this project's, by the names of their records.
 _ADDITIONS = {

@@ -142,6 +142,8 @@ def seeds_table(paths: Iterable[Path], columns: Sequence[Score], by_file: bool =
         if any(score_of(record, column.task, column.name) is not None for column in columns):
             key = title, 0 if by_file else record["iterations"]
             groups.setdefault(key, []).append(record)
+    # One unit for a table: older records have the time of the whole run alone.
+    in_all = any(_lacks_parts(records) for records in groups.values())
     rows = []
     for (title, _), records in sorted(groups.items()):
         cells = [
@@ -150,7 +152,8 @@ def seeds_table(paths: Iterable[Path], columns: Sequence[Score], by_file: bool =
         ]
         counts = sorted({record["iterations"] for record in records})
         iterations = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-        rows.append([title, *cells, seeds_of(records), iterations, cpu_minutes_of(records)])
+        minutes = cpu_minutes_of(records, in_all=in_all)
+        rows.append([title, *cells, seeds_of(records), iterations, minutes])
     headings = ["run", *(column.heading for column in columns)]
     return markdown_table([*headings, "seeds", "iterations", "CPU minutes a run"], rows)
 
@@ -259,17 +262,27 @@ def seeds_of(records: Sequence[dict]) -> str:
     return ", ".join(sorted(str(record["seed"]) for record in records))
 
 
-def cpu_minutes_of(records: Sequence[dict], digits: int = 1) -> str:
+def cpu_minutes_of(records: Sequence[dict], digits: int = 1, in_all: bool = False) -> str:
     """Returns the mean CPU minutes of training of the runs that were not resumed.
 
     Older records have only the time of the whole run, which is marked by "in all". An evaluation
     without training has the time of the whole run, too.
+
+    Args:
+        records: records of runs with the same setting.
+        digits: digits after the point.
+        in_all: whether to give the time of the whole run in any case.
     """
     runs = [record for record in records if not _is_resumed(record)]
     if not runs:
         return NO_VALUE
     trained = any(run["iterations"] for run in runs)
-    parts = trained and all("training_cpu_seconds" in run for run in runs)
+    parts = trained and not in_all and not _lacks_parts(runs)
     seconds = [run["training_cpu_seconds" if parts else "cpu_seconds"] for run in runs]
     mark = " in all" if trained and not parts else ""
     return f"{statistics.mean(seconds) / 60:.{digits}f}{mark}"
+
+
+def _lacks_parts(records: Sequence[dict]) -> bool:
+    """Returns whether the training has no time of its own in the record of some run."""
+    return any("training_cpu_seconds" not in record for record in records)

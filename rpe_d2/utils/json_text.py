@@ -8,7 +8,6 @@ from typing import Any, Union
 
 from .image_files import check_is_file
 
-
 # A small file may hold endless zeros.
 _MOST_BYTES = 2**31
 

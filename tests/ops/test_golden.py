@@ -29,6 +29,24 @@ def loops(golden):
     return [cell.permute(3, 0, 1, 2).reshape(NUM_IMAGES, -1, 3).float() for cell in stored]
 
 
+def test_figures_of_the_stored_embeddings(golden, loops):
+    """Those of docs/claims.md: no ground truth, one threshold, and no components."""
+    ious, count = [], 0
+    for i in range(NUM_IMAGES):
+        groups = cluster_embeddings(loops[4][i], 0.9).reshape(64, 64).numpy()
+        areas = np.bincount(groups.ravel())
+        kept = np.flatnonzero(areas >= 16)
+        kept = kept[kept != areas.argmax()]  # the largest group is the background
+        count += len(kept)
+        instances = golden["instanceMaskMat"][:, :, i]
+        for digit in np.unique(instances[instances > 0]):
+            truth = instances == digit
+            masks = [groups == group for group in kept]
+            ious.append(max((mask & truth).sum() / (mask | truth).sum() for mask in masks))
+    assert (len(ious), count) == (110, 103)
+    assert np.mean(ious) == pytest.approx(0.820, abs=5e-4)
+
+
 @pytest.mark.parametrize("loop", [1, 2, 3, 4])
 def test_each_stored_loop_gives_the_next(loops, loop):
     before, after = loops[loop - 1], loops[loop]
