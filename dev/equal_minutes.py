@@ -51,6 +51,7 @@ CHANGES = {
     "group_head": "MODEL.RPE.GROUP_CLASSES head",
     "group_product": "MODEL.RPE.GROUP_CLASSES product",
     "group_attention": "MODEL.RPE.GROUP_CLASSES product MODEL.RPE.GROUP_POOLING attention",
+    "group_grid": "MODEL.RPE.GROUP_CLASSES head MODEL.RPE.GROUP_POOLING grid",
     "squared_hinge": "MODEL.RPE.PAIR_LOSS_FORM squared_hinge",
     "loops_0": "MODEL.MEAN_SHIFT.TRAIN_LOOPS 0",
     "contact": "MODEL.RPE.SAMPLING contact",

@@ -161,8 +161,9 @@ def _loss_keys() -> Keys:
         "GROUP_POOLING": Key(
             "mean",
             "Features of the group head. `mean`: the mean over the mask. `attention`: each class "
-            "also weights the pixels of the mask by a learned query.",
-            choices=("mean", "attention"),
+            "also weights the pixels of the mask by a learned query. `grid`: also the mask and the "
+            "features under it on 8 x 8 cells of its box.",
+            choices=("mean", "attention", "grid"),
         ),
     }
 

@@ -386,8 +386,17 @@ class PixelEmbeddingNet(PaddedInput):
                 loss = quality_loss(self.quality_head(maps, groups), iou)
                 losses["loss_quality"] += self.quality_loss_weight * loss / count
             if self.group_head is not None:
-                logits, classes = self.group_head(maps, groups), labels[index].classes
-                losses["loss_group"] += group_class_loss(logits, iou, instance, classes) / count
+                # The true groups show each class from the first step on.
+                true = true_groups(maps, labels[index])
+                cells = labels[index].at_cells(maps.stride)
+                logits = [self.group_head(maps, part) for part in (groups, true)]
+                loss = group_class_loss(
+                    torch.cat(logits),
+                    torch.cat([iou, iou.new_ones(len(true))]),
+                    torch.cat([instance, torch.unique(cells[cells >= 0])]),
+                    labels[index].classes,
+                )
+                losses["loss_group"] += loss / count
             if gates is not None:
                 good = iou >= _MIN_REFINABLE_IOU
                 pred = self._propagated(groups.soft_masks[good], gates, maps.image_size)

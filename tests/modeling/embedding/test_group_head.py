@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from rpe_d2.modeling import PixelEmbeddingNet
-from rpe_d2.modeling.embedding.group_head import GroupHead, group_class_loss
+from rpe_d2.modeling.embedding.group_head import GroupHead, _boxes, group_class_loss
 from rpe_d2.modeling.embedding.grouping import build_grouping
 from rpe_d2.modeling.embedding.mean_shift_layer import MeanShiftLayer
 from tests.helpers.configs import small_cfg_with
@@ -41,7 +41,28 @@ def test_attention_is_a_weighted_mean_over_the_pixels_of_the_mask(scene):
         torch.testing.assert_close(difference[number].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_the_grid_knows_the_shape_but_not_the_place():
+    """An ellipse and a rectangle of equal area and features differ; a moved one does not."""
+    torch.manual_seed(0)
+    layers = GroupHead(6, 3, "grid").grid
+    features = torch.ones(6, 40, 60)
+    masks = torch.zeros(4, 40, 60)
+    masks[0, 4:20, 5:25] = 1
+    masks[1, 20:36, 30:50] = 1
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(60.0), indexing="ij")
+    masks[2][((rows - 11.5) / 9) ** 2 + ((columns - 14.5) / 11.3) ** 2 < 1] = 1
+    boxes = _boxes(masks)
+    assert boxes[:2].tolist() == [[5, 4, 25, 20], [30, 20, 50, 36]]
+    assert boxes[3].tolist() == [0, 0, 60, 40]  # of a mask without a cell
+    assert masks[2].sum() == pytest.approx(float(masks[0].sum()), rel=0.02)
+    with torch.no_grad():
+        logits = layers(features, masks)
+    torch.testing.assert_close(logits[0], logits[1])
+    assert (logits[0] - logits[2]).abs().max() > 10 * (logits[0] - logits[1]).abs().max() + 1e-4
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "grid"])
 def test_gradients_reach_the_features_and_all_parameters(scene, pooling):
     maps, groups = scene
     features = maps.features.clone().requires_grad_()
@@ -99,5 +120,5 @@ def test_a_head_is_needed():
     with pytest.raises(ValueError, match="group_classes is head; allowed without group_head: vote"):
         model = PixelEmbeddingNet(small_cfg_with())
         PixelEmbeddingNet(model.backbone, 3, group_classes="head")
-    with pytest.raises(ValueError, match="pooling is 'max'; allowed: mean, attention"):
+    with pytest.raises(ValueError, match="pooling is 'max'; allowed: mean, attention, grid"):
         GroupHead(6, 3, "max")
