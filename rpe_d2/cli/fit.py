@@ -9,13 +9,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
 
 from rpe_d2.data import DeadWorker, UnreadableImage
+from rpe_d2.engine.checkpoint import ModelCheckpointer
 from rpe_d2.engine.hooks import TrainingStopped
 from rpe_d2.engine.run_errors import TooFewValues, named_run_errors
 from rpe_d2.engine.run_record import cpu_seconds, current_commit, hardware
@@ -42,7 +45,7 @@ from rpe_d2.inference.fit_rules import (
 )
 from rpe_d2.inference.fit_tuning import TRIED, measure_all, tune
 from rpe_d2.inference.segmenter import weights_of_folder
-from rpe_d2.utils.errors import one_line_errors
+from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file
 from rpe_d2.utils.images import ImageReader, check_size, parse_channels
 from rpe_d2.utils.json_text import parse_json, read_text
@@ -203,10 +206,12 @@ def _read_state(output: Path, args: argparse.Namespace) -> Optional[Dict[str, An
     if not isinstance(state, dict) or not isinstance(state.get("arguments"), dict):
         raise ValueError(f"{path} is damaged; allowed: another --output")
     for name, value in _arguments(args).items():
-        if state["arguments"].get(name) != value:
+        before = state["arguments"].get(name, "" if name == "start" else None)
+        if before != value:
+            flag = "--from" if name == "start" else name
             raise ValueError(
-                f"--output is {output}, where {name} was {state['arguments'].get(name)!r}, now "
-                f"{value!r}; allowed: the same arguments, or a new folder"
+                f"--output is {output}, where {flag} was {before!r}, now {value!r}; allowed: the "
+                "same arguments, or a new folder"
             )
     return state
 
@@ -219,6 +224,7 @@ def _write_state(output: Path, state: Dict[str, Any]) -> None:
 def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     """Reads the data, derives the settings, and writes the configuration."""
     start = time.monotonic()
+    source, weights = _read_start(args.start) if args.start else (None, "")
     if args.data.endswith(".json"):
         content = read_coco_data(args.data, args.labels)
     else:
@@ -231,9 +237,9 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     measures = measure(parts["train"], args.channels, args.plane)
     _check_images(parts["held_out"], ImageReader("RGB", "auto", args.channels, args.plane))
     found = settings(measures, args.model, args.scale)
-    weights = ""
-    if args.start:
-        found, weights = _started_from(args.start, found, args.model)
+    if source is not None:
+        with _errors_of_start(args.start):
+            found = as_started_from(found, source, args.model)
     _print_settings(measures, found)
     scale = next(setting.value for setting in found if setting.key == "INPUT.SCALE")
     sizes = [image["height"] * image["width"] for image in parts["held_out"]["images"]]
@@ -250,6 +256,9 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
         "SEED": args.seed,
         **dict(zip(*[iter(_here(output, args))] * 2)),
     }
+    if source is not None:
+        with _errors_of_start(args.start):
+            _check_fits(config_text(found, args.model, fixed), source, weights)
     step = _seconds_per_step(config_text(found, args.model, fixed), args.num_gpus)
     left = 60 * args.minutes * _TRAINING - (time.monotonic() - start)
     steps = max(_FEWEST_STEPS, int(left / step))
@@ -275,14 +284,35 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
     return state
 
 
-def _started_from(folder: str, found: List[Setting], model: str) -> Tuple[List[Setting], str]:
-    """Returns the settings that fit the weights of another model, and these weights."""
+@contextlib.contextmanager
+def _errors_of_start(folder: str) -> Iterator[None]:
+    """Raises what is wrong with ``--from`` as a ValueError of one line that names it."""
     try:
-        source = read_config(str(Path(folder) / "config.yaml"), [])
+        yield
+    except USER_ERRORS as error:
+        raise ValueError(f"--from {folder}: {one_line(error)}") from error
+
+
+def _read_start(folder: str) -> Tuple[CfgNode, str]:
+    """Returns the configuration of the model to start from, and its weights."""
+    with _errors_of_start(folder):
         weights = os.path.abspath(weights_of_folder(Path(folder)))
-        return as_started_from(found, source, model), weights
-    except ValueError as error:
-        raise ValueError(f"--from {folder}: {error}") from error
+        return read_config(str(Path(folder) / "config.yaml"), []), weights
+
+
+def _check_fits(text: str, source: CfgNode, weights: str) -> None:
+    """Checks that weights fit a configuration, apart from its number of classes.
+
+    Raises:
+        ValueError: A tensor does not fit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _CONFIG
+        path.write_text(text)
+        cfg = load_config(str(path), ["OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu"])
+    cfg.MODEL.RPE.NUM_CLASSES = source.MODEL.RPE.NUM_CLASSES
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = source.MODEL.ROI_HEADS.NUM_CLASSES
+    ModelCheckpointer(build_model(cfg), complete=True).load(weights)
 
 
 def _check_images(content: Dict[str, Any], reader: ImageReader) -> None:

@@ -108,7 +108,11 @@ class Segmentation:
         self.name = name
         self.layout = layout
         self._instances = instances
-        self._probability = probability
+        self._probability = None if probability is None else np.float32(probability)
+        if probability is not None and self._probability.shape != labels.shape:
+            raise ValueError(
+                f"probability has shape {self._probability.shape}; allowed: {labels.shape}"
+            )
         self._is_tiled = is_packed
 
     @classmethod

@@ -76,7 +76,8 @@ class _Results:
         self._kept.append(folder)
         if len(self._kept) > _KEPT:
             shutil.rmtree(self._kept.popleft(), ignore_errors=True)
-        stem = Path(folder) / Path(path).stem
+        # Gradio shows no file whose name starts with a dot.
+        stem = Path(folder) / (Path(path).stem.lstrip(".") or "image")
         files = [str(found.save(f"{stem}{suffix}")) for suffix in _FORMATS]
         image = found.image if found.image is not None else np.zeros((*found.labels.shape, 3))
         pictures = _preview(image.astype(np.uint8)), _preview(found.overlay())
@@ -121,7 +122,8 @@ def build_page(segmenter: Segmenter, folder: Path) -> Any:
         except Exception as error:
             if isinstance(error, USER_ERRORS) or is_out_of_memory(error):
                 # The name of the upload, without the server's folders.
-                message = one_line(error).replace(path, Path(path).name)
+                parent = " ".join(str(Path(path).parent).split())
+                message = one_line(error).replace(f"{parent}{os.sep}", "")
                 raise gradio.Error(message, duration=None, print_exception=False) from error
             raise
 

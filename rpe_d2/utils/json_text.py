@@ -25,8 +25,9 @@ def read_text(path: Union[str, Path], where: str = "") -> str:
     check_is_file(str(path))
     prefix = f"{where}: " if where else ""
     try:
-        if Path(path).suffix == ".gz":
-            return _decompressed(path).decode("utf-8")
+        if Path(path).suffix.lower() == ".gz":
+            text = _decompressed(path, prefix).decode("utf-8")
+            return text.replace("\r\n", "\n").replace("\r", "\n")  # as in plain files
         return Path(path).read_text(encoding="utf-8")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{prefix}{path} is not a whole gzip file ({error})") from error
@@ -34,11 +35,13 @@ def read_text(path: Union[str, Path], where: str = "") -> str:
         raise ValueError(f"{prefix}{path} is not text in UTF-8 ({error})") from error
 
 
-def _decompressed(path: Union[str, Path]) -> bytes:
+def _decompressed(path: Union[str, Path], prefix: str) -> bytes:
     with gzip.open(path) as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise ValueError(f"{path} is larger than {_MOST_BYTES} bytes; allowed: at most that")
+        raise ValueError(
+            f"{prefix}{path} is larger than {_MOST_BYTES} bytes; allowed: at most that"
+        )
     return content
 
 

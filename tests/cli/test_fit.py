@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from rpe_d2.cli.fit import main
 from rpe_d2.cli.predict import main as predict
@@ -86,14 +87,27 @@ def test_a_model_starts_from_another_one(fitted, data, tmp_path, capsys):
     assert f"Loading from {first / 'model_final.pth'}" in log and "not found in" not in log
     assert str(first) not in (output / "config.yaml").read_text()
     # Weights of another kind of model are refused before anything is trained.
-    other = [*arguments, "--output", str(tmp_path / "third"), "--model", "mask_rcnn"]
+    third = ["--output", str(tmp_path / "third"), "--model", "mask_rcnn"]
     with pytest.raises(SystemExit) as stop:
-        main([*other, "--from", str(first)])
+        main([*arguments, *third, "--from", str(first)])
     message = f"--from {first}: its MODEL.META_ARCHITECTURE is PixelEmbeddingNet; allowed: General"
     assert stop.value.code == 2 and message in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--output", str(tmp_path / "fourth"), "--from", str(tmp_path / "none")])
-    assert stop.value.code == 2 and f"--from {tmp_path / 'none'}: " in capsys.readouterr().err
+    # So are folders without a model, damaged ones, and layers of another size.
+    damaged, other = tmp_path / "damaged", tmp_path / "other"
+    for folder, change in ((damaged, "[[[:"), (other, None)):
+        folder.mkdir()
+        config = (first / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(change or config)
+        shutil.copy(first / "model_final.pth", folder)
+    weights = torch.load(other / "model_final.pth", weights_only=True)["model"]
+    weights["backbone.extra.weight"] = weights.pop(next(n for n in weights if "embedding" in n))
+    torch.save({"model": weights}, other / "model_final.pth")
+    for number, folder in enumerate((tmp_path / "none", damaged, other)):
+        with pytest.raises(SystemExit) as stop:
+            output = str(tmp_path / f"refused_{number}")
+            main([*arguments, "--output", output, "--from", str(folder)])
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2 and f"--from {folder}: " in lines[-1], lines
 
 
 def test_wrong_arguments_are_one_line(fitted, data, tmp_path, capsys):

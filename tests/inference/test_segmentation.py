@@ -74,6 +74,8 @@ def test_the_probability_knows_of_objects_below_the_lowest_score():
     # A label map alone knows the objects that it holds.
     alone = Segmentation(found.labels, found.scores).probability
     np.testing.assert_array_equal(alone, np.where(found.labels > 0, expected, 0))
+    with pytest.raises(ValueError, match=r"probability has shape .2, 2.; allowed: .40, 50."):
+        Segmentation(found.labels, probability=np.ones((2, 2)))
 
 
 def test_an_image_without_objects_and_one_without_background():

@@ -37,6 +37,15 @@ def test_an_upload_gives_pictures_a_summary_and_files(segmenter, upload, tmp_pat
     assert np.array_equal(tifffile.imread(files[0]), found.labels)
 
 
+def test_names_with_a_dot_in_front(segmenter, upload, tmp_path):
+    hidden = tmp_path / ".hidden.png"
+    hidden.write_bytes(Path(upload).read_bytes())
+    folder = tmp_path / "results"
+    folder.mkdir()
+    files = web_page._Results(segmenter, folder).segment(str(hidden))[2]
+    assert [Path(file).name for file in files] == ["hidden.tif", "hidden.geojson", "hidden.csv"]
+
+
 def test_large_pictures_are_shown_smaller():
     assert web_page._preview(np.zeros((3200, 800, 3), np.uint8)).shape == (1600, 400, 3)
     assert web_page._preview(np.zeros((90, 80, 3), np.uint8)).shape == (90, 80, 3)
@@ -62,6 +71,11 @@ def test_errors_name_the_upload_but_no_folder_of_the_server(segmenter, tmp_path,
         segment(str(broken))
     assert "broken.png" in raised.value.message and str(tmp_path) not in raised.value.message
     assert "\n" not in raised.value.message
+    spaces = tmp_path / "a  b\u3000c.png"
+    spaces.write_bytes(b"no image")
+    with pytest.raises(gradio.Error) as raised:
+        segment(str(spaces))
+    assert "a b c.png" in raised.value.message and str(tmp_path) not in raised.value.message
     large = tmp_path / "large.tif"
     tifffile.imwrite(large, np.zeros((40, 60), np.uint8))
     monkeypatch.setattr(web_page, "MOST_READ", 2000)

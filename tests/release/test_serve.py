@@ -1,6 +1,7 @@
 """The page of rpe-d2 serve in a real browser."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -34,11 +35,17 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(model):
+def server(model, tmp_path_factory):
     required("gradio", "-e '.[dev]'")
     command = [sys.executable, "tools/serve.py", "--model", str(model), "--port", "0"]
     command += ["--min-score", "0", "--max-mb", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    folder = tmp_path_factory.mktemp("temporary")
+    # A proxy is not asked for this machine's own page.
+    environment = {**os.environ, "TMPDIR": str(folder), "HTTP_PROXY": "http://127.0.0.1:9"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    process.folder = folder
     yield process
     process.kill()
     process.wait()
@@ -87,9 +94,20 @@ def send(browser, path):
     browser.find_element("css selector", "#upload input[type=file]").send_keys(str(path))
 
 
-def test_a_signal_ends_it(server):
-    server.send_signal(signal.SIGTERM)
+def test_a_signal_ends_it_and_nothing_remains(server):
+    assert list(server.folder.rglob("cells.*"))
+    server.send_signal(signal.SIGHUP)
     assert server.wait(30) == 0
+    assert [path for path in server.folder.rglob("*") if path.is_file()] == []
+
+
+def test_an_address_of_ipv6(model):
+    command = [sys.executable, "tools/serve.py", "--model", str(model), "--port", "0"]
+    command += ["--host", "::1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("http://[::1]:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 def test_a_port_that_is_taken(model, capsys):

@@ -39,6 +39,8 @@ def test_compressed_text(tmp_path, monkeypatch):
     path = tmp_path / "a.json.gz"
     path.write_bytes(gzip.compress("[名]".encode()))
     assert read_text(path) == "[名]"
+    (tmp_path / "a.GZ").write_bytes(gzip.compress(b"a\r\nb\r"))
+    assert read_text(tmp_path / "a.GZ") == "a\nb\n"
     whole = path.read_bytes()
     for content in (whole[:-4], whole[:12] + b"\0" + whole[13:], b"[1]"):
         path.write_bytes(content)
