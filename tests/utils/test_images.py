@@ -4,6 +4,7 @@ import os
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from detectron2.config import get_cfg
@@ -64,7 +65,12 @@ def test_8_bit_images_are_the_same_as_detectron2s(image_format, tmp_path):
     for name in ("a.webp", "a.bmp", "a.gif", "a.jpg", "a.ppm"):
         picture.save(tmp_path / name)
     for path in sorted(tmp_path.iterdir()):
-        expected = read_image(str(path), image_format)
+        try:
+            expected = read_image(str(path), image_format)
+        except OSError:
+            # Pillow 12 cannot read the YCbCr TIFF files that it writes.
+            assert path.name == "YCbCr.tif" and int(PIL.__version__.split(".")[0]) < 13
+            continue
         actual = read(path, image_format)
         assert actual.dtype == expected.dtype, path.name
         np.testing.assert_array_equal(actual, expected, err_msg=path.name)
