@@ -4,14 +4,9 @@
 python tools/fit.py my_images my_labels --minutes 60 --output my_model
 """
 
-import os
 import sys
 
-# Beside other programs, threads that spin for long make a step several times slower
-# (docs/benchmarks.md). The variable is read when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-from rpe_d2.cli.fit import main  # noqa: E402
+from rpe_d2.cli.fit import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -61,7 +61,7 @@ def test_every_command_documents_its_exit_status(name) -> None:
 def test_every_tool_is_a_shim_on_a_command(name) -> None:
     tool = "train_net" if name == "train" else name.replace("-", "_")
     source = (ROOT / "tools" / f"{tool}.py").read_text(encoding="utf-8")
-    assert f"from {COMMANDS[name].module} import main" in source
+    assert f"from {COMMANDS[name].module} import main\n" in source
 
 
 def test_a_command_is_called_by_its_name(tmp_path, capsys, monkeypatch) -> None:
