@@ -34,10 +34,47 @@ def load_model(config: str, weights: str, opts: list) -> Tuple[CfgNode, nn.Modul
     return cfg, model
 
 
+def write_record(
+    path: str,
+    script: str,
+    config: Any,
+    overrides: list,
+    seed: int,
+    start: float,
+    measures: Dict[str, Any],
+    device: str = "cpu",
+) -> None:
+    """Writes the record of a measurement.
+
+    Args:
+        path: the file.
+        script: path of the script below the repository.
+        config: the configuration, or several.
+        overrides: its overrides.
+        seed: the seed.
+        start: ``time.perf_counter()`` at the start of the script.
+        measures: what was measured, added to the record.
+        device: the device that it was measured on.
+    """
+    record = {
+        "config": config,
+        "overrides": overrides,
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "seed": seed,
+        "commit": current_commit(),
+        "hardware": hardware(device),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time(), 1),
+        **measures,
+    }
+    Path(path).write_text(json.dumps(record, indent=1) + "\n")
+
+
 def write_measured_record(
     script: str, args: argparse.Namespace, cfg: CfgNode, start: float, measures: Dict[str, Any]
 ) -> None:
-    """Writes the record of a measurement to ``args.record``.
+    """Writes the record of a measurement of weights to ``args.record``.
 
     Args:
         script: path of the script below the repository.
@@ -46,17 +83,7 @@ def write_measured_record(
         start: ``time.perf_counter()`` at the start of the script.
         measures: what was measured, added to the record.
     """
-    record = {
-        "config": args.config,
-        "overrides": args.opts,
-        "weights": args.weights,
-        "command": shlex.join(["python", script, *sys.argv[1:]]),
-        "seed": cfg.SEED,
-        "commit": current_commit(),
-        "hardware": hardware(cfg.MODEL.DEVICE),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(time.process_time(), 1),
-        **measures,
-    }
-    Path(args.record).write_text(json.dumps(record, indent=1) + "\n")
+    measures = {"weights": args.weights, **measures}
+    write_record(
+        args.record, script, args.config, args.opts, cfg.SEED, start, measures, cfg.MODEL.DEVICE
+    )

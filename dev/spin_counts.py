@@ -10,12 +10,10 @@ for each core that computes all the time.
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Dict, Iterator, List
 
@@ -24,10 +22,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rpe_d2.engine.run_record import current_commit, hardware  # noqa: E402
+from dev.measured_record import write_record  # noqa: E402
 
 CONFIG = "quickstart/rpe_shapes.yaml"
 STEPS = 30
+SEED = 1
 # The first one is what libgomp does without the variable, the last OMP_WAIT_POLICY=PASSIVE.
 SPIN_COUNTS = (300_000, 10_000, 0)
 
@@ -41,27 +40,24 @@ def main() -> None:
         with busy_processes():
             here["beside another program"] = seconds_per_step(count, opts)
         print(count, here, flush=True)
-    content = {
-        "config": CONFIG,
-        "overrides": opts,
-        "command": shlex.join(["python", "dev/spin_counts.py", *sys.argv[1:]]),
-        "seed": 1,
-        "commit": current_commit(),
-        "hardware": hardware("cpu"),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - start, 1),
-        "iterations": STEPS,
-        "seconds_per_step": found,
-    }
-    Path(record).write_text(json.dumps(content, indent=1) + "\n")
+    measures = {"iterations": STEPS, "seconds_per_step": found}
+    write_record(record, "dev/spin_counts.py", CONFIG, opts, SEED, start, measures)
 
 
 def seconds_per_step(spin_count: int, opts: List[str]) -> float:
     """Trains with a GOMP_SPINCOUNT and returns the median time of a step in seconds."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     with tempfile.TemporaryDirectory() as folder:
-        command = ["tools/train_net.py", "--config-file", f"configs/{CONFIG}", "SEED", "1", *opts]
-        command += ["SOLVER.MAX_ITER", str(STEPS), "DATASETS.TEST", "()", "OUTPUT_DIR", folder]
+        command = ["tools/train_net.py", "--config-file", f"configs/{CONFIG}", "SEED", str(SEED)]
+        command += [
+            *opts,
+            "SOLVER.MAX_ITER",
+            str(STEPS),
+            "DATASETS.TEST",
+            "()",
+            "OUTPUT_DIR",
+            folder,
+        ]
         subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,

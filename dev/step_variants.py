@@ -6,12 +6,9 @@ usage: python dev/step_variants.py results/benchmark_step_variants.json CONFIG [
 All variants of a configuration take their steps in turn, with one thread, on batches of its data.
 """
 
-import json
-import shlex
 import statistics
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Dict, List
 
@@ -23,14 +20,15 @@ from detectron2.utils.events import EventStorage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rpe_d2.cli.benchmark.model import _data  # noqa: E402
-from rpe_d2.engine.run_record import current_commit, hardware  # noqa: E402
+from dev.measured_record import write_record  # noqa: E402
+from rpe_d2.cli.benchmark.model import own_data  # noqa: E402
 from rpe_d2.engine.setup import load_config  # noqa: E402
 from rpe_d2.engine.trainer import Trainer  # noqa: E402
 
 VARIANTS = "plain", "channels_last", "foreach", "bfloat16"
 BATCHES = 3
 ROUNDS = 8
+SEED = 0
 
 
 def main() -> None:
@@ -38,24 +36,14 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     found = {config: measure(config) for config in configs}
-    content = {
-        "config": configs,
-        "overrides": [],
-        "command": shlex.join(["python", "dev/step_variants.py", *sys.argv[1:]]),
-        "seed": 0,
-        "commit": current_commit(),
-        "hardware": hardware("cpu"),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds_per_step": found,
-    }
-    Path(record).write_text(json.dumps(content, indent=1) + "\n")
+    measures = {"cpu_seconds_per_step": found}
+    write_record(record, "dev/step_variants.py", configs, [], SEED, start, measures)
 
 
 def measure(config: str) -> Dict[str, Dict[str, float]]:
     """Returns the median CPU seconds of a step, and their ratio to the plain ones, by variant."""
     cfg = load_config(config, ["MODEL.DEVICE", "cpu"])
-    batches, _ = _data(cfg, BATCHES)
+    batches, _ = own_data(cfg, BATCHES)
     steps = {variant: make_step(cfg, variant) for variant in VARIANTS}
     seconds: Dict[str, List[float]] = {variant: [] for variant in VARIANTS}
     for number in range(ROUNDS + 1):
@@ -76,7 +64,7 @@ def measure(config: str) -> Dict[str, Dict[str, float]]:
 
 def make_step(cfg, variant: str) -> Callable[[list], None]:
     """Builds a model of its own and returns what trains it on a batch, without changing it."""
-    seed_all_rng(0)
+    seed_all_rng(SEED)
     model = build_model(cfg).train()
     optimizer = Trainer.build_optimizer(cfg, model)
     for group in optimizer.param_groups:

@@ -6,6 +6,8 @@ import shlex
 import sys
 from typing import Callable, List, Optional
 
+from rpe_d2.inference import Segmenter
+
 
 def positive(text: str) -> int:
     """Parses a whole number of at least 1; the ``type`` of an argument."""
@@ -42,3 +44,32 @@ def command_line(tool: str, argv: Optional[List[str]]) -> str:
     """
     program = sys.argv[0].split() if sys.argv[0].startswith("rpe-d2 ") else [tool]
     return shlex.join([*program, *(sys.argv[1:] if argv is None else argv)])
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of :func:`load_segmenter`."""
+    parser.add_argument(
+        "--model", required=True, help="the output folder of a training, or a configuration"
+    )
+    parser.add_argument("--weights", default="", metavar="FILE", help="default: the model's own")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument(
+        "--min-score",
+        type=number_type("0 to 1", lambda value: 0 <= value <= 1),
+        metavar="SCORE",
+        help="omit objects below this score; default: the model's own, for most models 0.5",
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
+    )
+
+
+def load_segmenter(args: argparse.Namespace) -> Segmenter:
+    """Loads the model that a command line names.
+
+    Raises:
+        ValueError: There is no such model, or the weights do not fit. The message is one line.
+    """
+    return Segmenter.load(
+        args.model, args.weights, args.device, min_score=args.min_score, opts=args.opts
+    )

@@ -43,7 +43,7 @@ from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.flops import inference_flops
 from rpe_d2.utils.images import ImageReader, to_rgb
 from rpe_d2.utils.json_text import parse_json
-from rpe_d2.visualization import draw_instances, instance_colors
+from rpe_d2.visualization import at_most, draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 from rpe_d2.visualization.report import comparison_page, comparison_table
 
@@ -378,9 +378,7 @@ def _picture(
     image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
     drawn = draw_instances(image, masks, colors[: len(masks)], [""] * len(masks))
-    scale = _PICTURE_SIDE / max(drawn.shape[:2])
-    if scale < 1:
-        drawn = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    drawn = at_most(drawn, _PICTURE_SIDE)
     encoded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 

@@ -30,7 +30,7 @@ from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.utils.tiff_files import TiffLayout, ome_metadata
 
-from .arguments import command_line, number_type
+from .arguments import add_model_arguments, command_line, load_segmenter, number_type
 
 # Subfolders of the output, so that their files have no names of pictures.
 _RUN = "run"
@@ -38,7 +38,6 @@ _OVERLAYS = "overlays"
 _OVERLAY = "overlay"
 _LABELS = "tif"
 
-_SCORE = number_type("0 to 1", lambda value: 0 <= value <= 1)
 _IOU = number_type("above 0 to 1", lambda value: 0 < value <= 1)
 
 
@@ -66,9 +65,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         overlays = [output / _OVERLAYS] if _OVERLAY in args.save else []
         for folder in (output, output / _RUN, *overlays):
             make_writable_folder("--output", folder)
-        segmenter = Segmenter.load(
-            args.model, args.weights, args.device, min_score=args.min_score, opts=args.opts
-        )
+        segmenter = load_segmenter(args)
         _check_same_model(output / _RUN, segmenter, args)
         report = _Report(len(share))
         part = "" if count == 1 else f"-{number}-of-{count}"
@@ -87,18 +84,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         description="Segments pictures and writes label maps.", usage="%(prog)s PICTURES [options]"
     )
     parser.add_argument("pictures", nargs="+", help="image files, folders or quoted globs")
-    parser.add_argument(
-        "--model", required=True, help="the output folder of a training, or a configuration"
-    )
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: the model's own")
+    add_model_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
-    parser.add_argument(
-        "--min-score",
-        type=_SCORE,
-        metavar="SCORE",
-        help="omit objects below this score; default: the model's own, for most models 0.5",
-    )
     parser.add_argument(
         "--save",
         nargs="+",
@@ -127,9 +114,6 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         default=(1, 1),
         metavar="I/N",
         help="segment part I of N parts of the pictures",
-    )
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
     )
     return parser.parse_args(argv)
 

@@ -10,16 +10,14 @@ import threading
 from pathlib import Path
 from typing import List, Optional
 
-from rpe_d2.inference import Segmenter
 from rpe_d2.inference.web_page import build_page, load_gradio, theme
 from rpe_d2.utils.errors import one_line_errors
 
-from .arguments import number_type, positive
+from .arguments import add_model_arguments, load_segmenter, number_type, positive
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _LOOPBACK = "127.0.0.1", "localhost", "::1"
 _PORT = number_type("a whole number from 0 to 65535", lambda n: 0 <= n <= 65535 and n == int(n))
-_SCORE = number_type("0 to 1", lambda value: 0 <= value <= 1)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -51,10 +49,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), args.host]))
     load_gradio()
     port = _free_port(args.host, int(args.port))
-    segmenter = Segmenter.load(
-        args.model, args.weights, args.device, min_score=args.min_score, opts=args.opts
-    )
-    page = build_page(segmenter, results)
+    page = build_page(load_segmenter(args), results)
     try:
         _, url, _ = page.launch(
             server_name=f"[{args.host}]" if ":" in args.host else args.host,
@@ -79,23 +74,13 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Shows a page in the browser that segments uploaded images."
     )
-    parser.add_argument(
-        "--model", required=True, help="the output folder of a training, or a configuration"
-    )
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: the model's own")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
-    parser.add_argument(
-        "--min-score", type=_SCORE, metavar="SCORE", help="omit objects below this score"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address; default: 127.0.0.1, this machine alone"
     )
     parser.add_argument("--port", type=_PORT, default=7860, help="port (7860); 0: any free one")
     parser.add_argument(
         "--max-mb", type=positive, default=100, help="size limit of an upload in MB (100)"
-    )
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of the configuration"
     )
     return parser.parse_args(argv)
 

@@ -3,6 +3,7 @@
 from .config import add_rpe_config, check_config
 from .config_files import find_config_file, get_cfg, get_config_file
 from .file_checks import check_config_file
+from .key import value_of
 from .key_table import all_keys
 from .registered_names import check_registered_names
 
@@ -15,4 +16,5 @@ __all__ = [
     "find_config_file",
     "get_cfg",
     "get_config_file",
+    "value_of",
 ]

@@ -4,13 +4,11 @@ Each key is defined once, in the modules ``*_keys``, with its default, its meani
 values. The defaults, the checks and docs/configuration.md are generated from these definitions.
 """
 
-from functools import reduce
-from operator import getitem
 from typing import List
 
 from detectron2.config import CfgNode
 
-from .key import GN_GROUPS
+from .key import GN_GROUPS, value_of
 from .key_table import all_keys
 from .saved import accept_saved_configs
 
@@ -48,7 +46,7 @@ def check_config(cfg: CfgNode, *nodes: str) -> None:
     for node_name, keys in all_keys().items():
         if nodes and not f"{node_name}.".startswith(tuple(f"{node}." for node in nodes)):
             continue
-        values = reduce(getitem, _parts(node_name), cfg)
+        values = value_of(cfg, node_name) if node_name else cfg
         for name, key in keys.items():
             key.check(f"{node_name}.{name}".lstrip("."), values[name])
         if values.get("NORM") == "GN" and values.get("CONV_DIM", 0) % GN_GROUPS:

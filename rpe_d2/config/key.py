@@ -2,7 +2,9 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Tuple
+from functools import reduce
+from operator import getitem
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 # The normalization layers that detectron2.layers.get_norm knows by name; "" is none.
 NORMS = (
@@ -10,6 +12,11 @@ NORMS = (
 )  # fmt: skip
 GN_GROUPS = 32  # of the normalization "GN" of get_norm
 _LARGEST = {bool: 1, int: 2**63 - 1, float: sys.float_info.max}
+
+
+def value_of(cfg: Mapping[str, Any], key: str) -> Any:
+    """Returns the value of a key such as "MODEL.RPE.STRIDE"."""
+    return reduce(getitem, key.split("."), cfg)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import functools
 import math
 import re
-from operator import getitem
 from typing import Any, Dict, Iterator, List
 
 from detectron2.config import CfgNode
 
+from .key import value_of
 from .key_table import all_keys
 from .nearest import nearest
 
@@ -164,7 +164,7 @@ class RPECfgNode(CfgNode):
             return message
         values, key = mismatch.groups()
         node, _, name = key.rpartition(".")
-        default = functools.reduce(getitem, key.split("."), self)
+        default = value_of(self, key)
         value = values[len(f"{default} vs. ") :]
         known = all_keys().get(node, {})
         allowed = known[name].allowed if name in known else _TYPES.get(type(default), "text")

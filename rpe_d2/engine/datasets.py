@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from rpe_d2.config import check_config
+from rpe_d2.config import check_config, value_of
 from rpe_d2.data import (
     CocoReport,
     check_voc_files,
@@ -92,13 +92,7 @@ def number_of_classes(cfg: CfgNode) -> Dict[str, int]:
     A kind is omitted if the model does not declare the key of its number of classes.
     """
     keys = {"stuff": "MODEL.SEM_SEG_HEAD.NUM_CLASSES", **num_classes_keys(cfg)}
-    return {f"{kind}_classes": _value(cfg, key) for kind, key in keys.items()}
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    return {f"{kind}_classes": value_of(cfg, key) for kind, key in keys.items()}
 
 
 def check_datasets(cfg: CfgNode) -> None:
@@ -167,10 +161,10 @@ def _check_classes(cfg: CfgNode, kind: str, class_key: str) -> None:
                     f"{first[0]} has {_listed(first[1])}; "
                     "allowed: the same, in the order of their category ids"
                 )
-            if class_key and len(classes) != _value(cfg, class_key):
+            if class_key and len(classes) != value_of(cfg, class_key):
                 raise ValueError(
-                    f"{class_key} is {_value(cfg, class_key)}; {name} has {len(classes)} classes, "
-                    "which is the only value allowed"
+                    f"{class_key} is {value_of(cfg, class_key)}; {name} has {len(classes)} "
+                    "classes, which is the only value allowed"
                 )
             ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
             label = MetadataCatalog.get(name).get("ignore_label", ignored)

@@ -7,7 +7,6 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools.coco import COCO
 
@@ -15,6 +14,7 @@ from rpe_d2.utils.coco_annotations import (
     box_problem,
     mask_problem,
     raise_problems,
+    registered_as_coco,
     replacement_box,
     usable_segmentation,
 )
@@ -38,8 +38,7 @@ def coco_ground_truth(dataset_name: str) -> COCO:
             truth = COCO(path)
             make_fit_for_cocoeval(truth)
             return truth
-    # The converter leaves the key out where there are no objects.
-    return complete_ground_truth({"annotations": [], **convert_to_coco_dict(dataset_name)})
+    return complete_ground_truth(registered_as_coco(dataset_name))
 
 
 def complete_ground_truth(content: Dict[str, Any]) -> COCO:

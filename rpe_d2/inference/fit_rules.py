@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import yaml
 from detectron2.config import CfgNode
 
-from rpe_d2.config import find_config_file, get_cfg
+from rpe_d2.config import find_config_file, get_cfg, value_of
 
 from .fit_data import Measures
 
@@ -193,23 +193,17 @@ def as_started_from(found: List[Setting], source: CfgNode, model: str) -> List[S
     """
     base = get_cfg(MODELS[model])
     for key in _ARCHITECTURE:
-        theirs, ours = _value(source, key), _value(base, key)
+        theirs, ours = value_of(source, key), value_of(base, key)
         if theirs != ours:
             raise ValueError(f"its {key} is {theirs}; allowed: {ours}, that of --model {model}")
     return [
         (
-            Setting(setting.key, _value(source, setting.key), "as in the model to start from")
+            Setting(setting.key, value_of(source, setting.key), "as in the model to start from")
             if setting.key in _OF_WEIGHTS
             else setting
         )
         for setting in found
     ]
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def advice(measures: Measures, state: Dict[str, Any], scale: float, cells: int) -> List[str]:

@@ -8,11 +8,11 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any, Deque, List, Tuple
 
-import cv2
 import numpy as np
 
 from rpe_d2.utils.errors import USER_ERRORS, is_out_of_memory, one_line
 from rpe_d2.utils.windows import number_of_pixels
+from rpe_d2.visualization import at_most, counted
 
 from .segmentation import Segmentation
 from .segmenter import MOST_READ, Segmenter
@@ -80,19 +80,12 @@ class _Results:
         stem = Path(folder) / (Path(path).stem.lstrip(".") or "image")
         files = [str(found.save(f"{stem}{suffix}")) for suffix in _FORMATS]
         image = found.image if found.image is not None else np.zeros((*found.labels.shape, 3))
-        pictures = _preview(image.astype(np.uint8)), _preview(found.overlay())
-        return pictures, f"{_summary(found)}, {seconds:.1f} s", files
-
-
-def _preview(picture: np.ndarray) -> np.ndarray:
-    scale = _PREVIEW / max(picture.shape[:2])
-    if scale >= 1:
-        return picture
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        pictures = [at_most(x, _PREVIEW) for x in (image.astype(np.uint8), found.overlay())]
+        return tuple(pictures), f"{_summary(found)}, {seconds:.1f} s", files
 
 
 def _summary(found: Segmentation) -> str:
-    count = f"{len(found)} object{'' if len(found) == 1 else 's'}"
+    count = counted(len(found), "object")
     if len(found.class_names) == 1 or not len(found):
         return count
     names = Counter(found.classes).most_common()

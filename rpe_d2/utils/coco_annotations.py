@@ -6,6 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.data.datasets.coco import convert_to_coco_dict
 
 # Largest distance of a coordinate from the origin, in widths or heights of the image. Values of
 # about 1e8 or more crash pycocotools with a segmentation fault.
@@ -22,6 +23,14 @@ class Problem(NamedTuple):
 
     found: str
     allowed: str
+
+
+def registered_as_coco(name: str) -> Dict[str, Any]:
+    """Converts a registered dataset to COCO's format, with "annotations" even if it has none.
+
+    Detectron2's converter leaves the key out then.
+    """
+    return {"annotations": [], **convert_to_coco_dict(name)}
 
 
 def are_numbers(values: Any) -> bool:

@@ -9,7 +9,7 @@ from .contours import (
     level_panels,
 )
 from .embeddings import EMBEDDING_LEGEND, embedding_panels
-from .figure import Panel, draw_figure, image_panel, text_panel
+from .figure import Panel, at_most, counted, draw_figure, image_panel, text_panel
 from .instances import (
     INSTANCE_LEGEND,
     InstanceMasks,
@@ -33,9 +33,11 @@ __all__ = [
     "Visualizer",
     "angle_panels",
     "annotator_panels",
+    "at_most",
     "boundary_panel",
     "class_colors",
     "contour_angles",
+    "counted",
     "draw_classes",
     "draw_figure",
     "draw_instances",

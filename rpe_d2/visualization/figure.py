@@ -37,6 +37,19 @@ class Panel(NamedTuple):
     draw: Callable[[Axes], None]
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as "1 object" or "2 objects"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def at_most(image: np.ndarray, side: int) -> np.ndarray:
+    """Shrinks an image (H, W, 3) whose longer side exceeds ``side`` pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
 def fit_to_panel(image: np.ndarray, smooth: bool = False) -> np.ndarray:
     """Resizes an image so that its longer side is ``PANEL_SIDE``.
 

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from rpe_d2.utils.image_files import printable
 
-from .figure import Panel, fit_to_panel
+from .figure import Panel, counted, fit_to_panel
 
 _ERROR_COLOR = (230, 0, 0)  # not in the palette of instances
 _MATCH_IOU = 0.5
@@ -141,7 +141,7 @@ def instance_panels(
         missed, wrong = np.zeros(num_truth, bool), np.zeros(num_predicted, bool)
         predicted_colors, wrong_name = colors[:num_predicted], [False] * num_predicted
     if truth:
-        note = _count(num_truth, "object")
+        note = counted(num_truth, "object")
         if predicted:
             note += f", {int(missed.sum())} missed"
         no_name_wrong = [False] * num_truth
@@ -158,7 +158,7 @@ def instance_panels(
             )
         )
     if predicted:
-        note = f"{_count(num_predicted, 'instance')} (score ≥ {min_score:g})"
+        note = f"{counted(num_predicted, 'instance')} (score ≥ {min_score:g})"
         if truth:
             note += f", {int(wrong.sum())} wrong"
         panels.append(
@@ -214,10 +214,6 @@ def _innermost_pixel(mask: np.ndarray) -> Tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(x), int(y)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _largest_first(masks: np.ndarray) -> np.ndarray:

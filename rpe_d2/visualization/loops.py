@@ -9,7 +9,7 @@ from matplotlib.patches import Circle
 
 from rpe_d2.ops.color import embedding_to_rgb
 
-from .figure import Panel, image_panel
+from .figure import Panel, counted, image_panel
 from .instances import instance_colors
 
 LOOP_LEGEND = (
@@ -78,7 +78,7 @@ def loop_panels(
         _sphere_panel(points @ axes_3d, point_labels[kept], title, f"{view}, colors: {label_kind}")
         for points, title in (
             (before, "sphere before shifting"),
-            (after, f"sphere after {count} loop{'' if count == 1 else 's'}"),
+            (after, f"sphere after {counted(count, 'loop')}"),
         )
     ]
     return [sphere_panels, color_panels]

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from rpe_d2.ops.boundary_scores import BoundaryScores, OperatingPoint
 from rpe_d2.utils.image_files import printable
 
+from .figure import counted
+
 # Written to the metadata of PNG files, so that a tool recognizes its own output.
 SOFTWARE = "rpe_d2 precision-recall plot"
 _ISO_F = np.arange(0.1, 0.95, 0.1)
@@ -75,7 +77,7 @@ def precision_recall_plot(
     axes.set_yticks(np.linspace(0, 1, 11))
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
-    axes.set_title(f"boundaries, {num_images} image{'' if num_images == 1 else 's'}")
+    axes.set_title(f"boundaries, {counted(num_images, 'image')}")
     legend = axes.legend(loc="lower left", fontsize=8, framealpha=0.95)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a dollar sign in the name does not start a formula

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
+from .figure import counted
+
 # Title of a column, keys of its value in a row ("-" before them: smaller is better), and format.
 _COLUMNS = (
     ("AP", "segm AP", ".1f"),
@@ -99,7 +101,7 @@ def comparison_page(
     colors = {id(row): color for row, color in zip(rows, _colors(len(rows)))}
     parts = [
         f"<h1>{html.escape(dataset)}</h1>",
-        f"<p>{_count(len(rows), 'model')}, {_count(num_images, 'image')}.</p>",
+        f"<p>{counted(len(rows), 'model')}, {counted(num_images, 'image')}.</p>",
         f'<div class="wide">{_html_table(rows, colors)}</div>',
         "<p>AP and AR in percent as defined by COCO; boundary AP at 2 % of the image diagonal "
         "(Cheng et al. 2021). AR@n, AUC and R50@n are class-agnostic recalls of masks, and box "
@@ -119,10 +121,6 @@ def html_page(title: str, body: str) -> str:
     """Returns a self-contained HTML page in the style of this package's reports."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _columns(rows: Sequence[Dict[str, Any]]) -> List[Tuple[str, str, str]]:

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 from rpe_d2.inference import Segmenter, web_page
+from rpe_d2.visualization import at_most
 from tests.helpers.environment import required
 from tests.helpers.runs import CONFIG, TINY, save_random
 
@@ -47,8 +48,8 @@ def test_names_with_a_dot_in_front(segmenter, upload, tmp_path):
 
 
 def test_large_pictures_are_shown_smaller():
-    assert web_page._preview(np.zeros((3200, 800, 3), np.uint8)).shape == (1600, 400, 3)
-    assert web_page._preview(np.zeros((90, 80, 3), np.uint8)).shape == (90, 80, 3)
+    assert at_most(np.zeros((3200, 800, 3), np.uint8), 1600).shape == (1600, 400, 3)
+    assert at_most(np.zeros((90, 80, 3), np.uint8), 1600).shape == (90, 80, 3)
 
 
 def test_only_files_of_the_last_results_are_kept(segmenter, upload, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import statistics
 import time
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -204,7 +204,7 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # every repetition does the same work
     if args.data:
-        batches, images = _data(cfg, args.data)
+        batches, images = own_data(cfg, args.data)
     else:
         batches = [[random_input(args, seed) for seed in range(args.batch)]]
         images = batches[0][:1]
@@ -238,8 +238,8 @@ def _make_run(config: str, args: argparse.Namespace) -> _Run:
     return _Run(training_step, inference, flops, parameters, parts)
 
 
-def _data(cfg: CfgNode, count: int):
-    """Loads training batches and test images of a configuration."""
+def own_data(cfg: CfgNode, count: int) -> Tuple[List[list], List[dict]]:
+    """Loads ``count`` training batches and test images of a configuration."""
     check_datasets(cfg)
     cfg.DATALOADER.NUM_WORKERS = 0
     batches = list(itertools.islice(iter(Trainer.build_train_loader(cfg)), count))

@@ -8,10 +8,9 @@ from typing import Any, Dict, List, NamedTuple
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.utils.file_io import PathManager
 
-from rpe_d2.utils.coco_annotations import usable_segmentation
+from rpe_d2.utils.coco_annotations import registered_as_coco, usable_segmentation
 from rpe_d2.utils.image_files import printable
 from rpe_d2.utils.json_text import parse_json
 
@@ -67,8 +66,7 @@ def coco_report(name: str) -> CocoReport:
         with PathManager.open(path) as file:
             content = parse_json(file.read(), name)
     else:
-        # The converter leaves the key out where there are no objects.
-        content = {"annotations": [], **convert_to_coco_dict(name)}
+        content = registered_as_coco(name)
     images = {image["id"]: image for image in content["images"]}
     annotations = content["annotations"]
     objects = [a for a in annotations if not a.get("iscrowd", 0)]

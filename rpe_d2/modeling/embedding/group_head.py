@@ -9,6 +9,8 @@ from ..argument_checks import check_choice, check_range
 from ..layers import at_least_float32
 from .group_features import group_feature_dim, group_features
 from .head import ImageMaps
+from .labels import PixelLabels
+from .oracles import true_groups
 from .pixel_groups import PixelGroups
 
 GROUP_CLASSES = ("vote", "head", "product")
@@ -141,6 +143,37 @@ def _boxes(soft_masks: torch.Tensor) -> torch.Tensor:
     starts = [part.argmax(dim=1) for part in (columns, rows)]
     stops = [side - part.flip(1).argmax(dim=1) for part, side in ((columns, width), (rows, height))]
     return torch.stack([*starts, *stops], dim=1).to(soft_masks.dtype)
+
+
+def group_head_loss(
+    head: GroupHead,
+    maps: ImageMaps,
+    groups: PixelGroups,
+    iou: torch.Tensor,
+    instance: torch.Tensor,
+    labels: PixelLabels,
+) -> torch.Tensor:
+    """Computes the loss of a head on predicted groups and, from the first step on, on true ones.
+
+    Args:
+        head: the head.
+        maps: predictions for one image.
+        groups: R groups of its pixels.
+        iou, instance: (R,) of :func:`rpe_d2.modeling.embedding.quality_head.best_match`.
+        labels: ground truth of the image.
+
+    Returns:
+        A 0-d tensor.
+    """
+    cells = labels.at_cells(maps.stride)
+    visible = torch.unique(cells[cells >= 0])
+    logits = torch.cat([head(maps, part) for part in (groups, true_groups(maps, labels))])
+    return group_class_loss(
+        logits,
+        torch.cat([iou, iou.new_ones(len(visible))]),
+        torch.cat([instance, visible]),
+        labels.classes,
+    )
 
 
 def group_class_loss(

@@ -17,7 +17,7 @@ from rpe_d2.config import check_config
 
 from ..argument_checks import check_choice, check_range
 from ..embedding.data_checks import check_object_areas, check_separation
-from ..embedding.group_head import GROUP_CLASSES, GroupHead, group_class_loss
+from ..embedding.group_head import GROUP_CLASSES, GroupHead, group_head_loss
 from ..embedding.group_masks import masks_of_groups, proposals_of_groups
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping, drop_background
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
@@ -386,16 +386,7 @@ class PixelEmbeddingNet(PaddedInput):
                 loss = quality_loss(self.quality_head(maps, groups), iou)
                 losses["loss_quality"] += self.quality_loss_weight * loss / count
             if self.group_head is not None:
-                # The true groups show each class from the first step on.
-                true = true_groups(maps, labels[index])
-                cells = labels[index].at_cells(maps.stride)
-                logits = [self.group_head(maps, part) for part in (groups, true)]
-                loss = group_class_loss(
-                    torch.cat(logits),
-                    torch.cat([iou, iou.new_ones(len(true))]),
-                    torch.cat([instance, torch.unique(cells[cells >= 0])]),
-                    labels[index].classes,
-                )
+                loss = group_head_loss(self.group_head, maps, groups, iou, instance, labels[index])
                 losses["loss_group"] += loss / count
             if gates is not None:
                 good = iou >= _MIN_REFINABLE_IOU
