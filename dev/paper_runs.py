@@ -9,6 +9,7 @@ after other numbers of loops, too, and the holes in the label maps of "holes" ar
 
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, NamedTuple, Optional
@@ -16,6 +17,7 @@ from typing import Dict, NamedTuple, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dev.measured_record import write_record  # noqa: E402
 from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E402
 
 RESULTS = ROOT / "results" / "paper"
@@ -141,7 +143,7 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
         folder = OUTPUT / f"{name}_{seed}"
         opts = [*run.opts.split(), *data_opts(run.config, data), "SEED", str(seed)]
         record = RESULTS / f"{name}_{seed}.json"
-        # A first stage without an evaluation has no record, but weights.
+        # A first stage without an evaluation has no scores: its record is its time.
         is_stage = "DATASETS.TEST ()" in run.opts
         if not (folder / "model_final.pth" if is_stage else record).exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -152,10 +154,16 @@ def run_chain(runs: Dict[str, Run], seed: int, data: str) -> bool:
                 start = ["MODEL.WEIGHTS", str(weights.relative_to(ROOT))]
             command = ["tools/train_net.py", "--config-file", f"configs/{run.config}.yaml", *opts]
             command += [*start, "OUTPUT_DIR", str(folder.relative_to(ROOT))]
-            if cpu_seconds_of(command, folder / "output.txt") is None:
+            begin = time.perf_counter()
+            used = cpu_seconds_of(command, folder / "output.txt")
+            if used is None:
                 return False
             RESULTS.mkdir(parents=True, exist_ok=True)
-            if not is_stage:
+            if is_stage:
+                measures = {"cpu_seconds": round(used, 1)}
+                path, config = str(record), f"{run.config}.yaml"
+                write_record(path, "dev/paper_runs.py", config, opts, seed, begin, measures)
+            else:
                 shutil.copy(folder / "result.json", record)
         for prefix, (script, place) in MEASURED.items():
             measures = RESULTS / place / f"{name}_{seed}.json"
