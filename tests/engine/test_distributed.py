@@ -91,6 +91,7 @@ def test_torchrun_is_the_same_run(by_flags, options, tmp_path):
     assert_equal(weights(tmp_path), weights(by_flags))
 
 
+@pytest.mark.slow
 def test_srun_is_the_same_run(by_flags, options, tmp_path):
     """Two processes with the variables that srun sets."""
     shared = {
@@ -211,7 +212,7 @@ def assert_equal(actual: dict, expected: dict) -> None:
         assert torch.equal(actual[name], tensor), name
 
 
-@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("images", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_evaluations_gather_where_processes_have_unequal_or_no_images(images, by_flags, tmp_path):
     options = [
         *few_images(tmp_path, images),
