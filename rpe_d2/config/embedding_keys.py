@@ -148,7 +148,8 @@ def _loss_keys() -> Keys:
         "QUALITY_IMAGES": Key(
             2,
             "Number of images of a batch whose instances are decoded to train the quality head and "
-            "the group head. 0: all.",
+            "the group head. 0: all. The group head is also trained on the true instances of all "
+            "images.",
             low=0,
             unit="images",
         ),

@@ -29,7 +29,8 @@ class GroupHead(nn.Module):
     """Predicts the class of each group of pixels, or background where a group is no object.
 
     The class scores of pixels do not know the group. This head sees the features under the whole
-    soft mask, as the heads of region-based detectors do.
+    soft mask, as the heads of region-based detectors do. It does not backpropagate into the
+    features, so that classification does not disturb grouping.
     """
 
     def __init__(self, feature_dim: int, num_classes: int, pooling: str = "mean"):
@@ -66,8 +67,6 @@ class GroupHead(nn.Module):
     def forward(self, maps: ImageMaps, groups: PixelGroups) -> torch.Tensor:
         """Predicts the classes of groups.
 
-        Gradients reach the features of the maps, but not the masks.
-
         Args:
             maps: predictions for one image; only the features are used.
             groups: R groups of its pixels.
@@ -75,7 +74,7 @@ class GroupHead(nn.Module):
         Returns:
             (R, K + 1) float32 logits, background last.
         """
-        feature_map = at_least_float32(maps.features)
+        feature_map = at_least_float32(maps.features.detach())
         features = feature_map.flatten(1).T  # (h * w, C)
         logits = [features.new_zeros(0, self.num_classes + 1)]
         for index, soft_masks in groups.chunks():
@@ -145,35 +144,23 @@ def _boxes(soft_masks: torch.Tensor) -> torch.Tensor:
     return torch.stack([*starts, *stops], dim=1).to(soft_masks.dtype)
 
 
-def group_head_loss(
-    head: GroupHead,
-    maps: ImageMaps,
-    groups: PixelGroups,
-    iou: torch.Tensor,
-    instance: torch.Tensor,
-    labels: PixelLabels,
-) -> torch.Tensor:
-    """Computes the loss of a head on predicted groups and, from the first step on, on true ones.
+def true_group_loss(head: GroupHead, maps: ImageMaps, labels: PixelLabels) -> torch.Tensor:
+    """Computes the loss of a head on the true groups of an image.
+
+    They need no grouping, and they show the head whole objects from the first step on.
 
     Args:
         head: the head.
-        maps: predictions for one image.
-        groups: R groups of its pixels.
-        iou, instance: (R,) of :func:`rpe_d2.modeling.embedding.quality_head.best_match`.
+        maps: predictions for the image.
         labels: ground truth of the image.
 
     Returns:
-        A 0-d tensor.
+        A 0-d tensor, 0 for an image without objects.
     """
     cells = labels.at_cells(maps.stride)
     visible = torch.unique(cells[cells >= 0])
-    logits = torch.cat([head(maps, part) for part in (groups, true_groups(maps, labels))])
-    return group_class_loss(
-        logits,
-        torch.cat([iou, iou.new_ones(len(visible))]),
-        torch.cat([instance, visible]),
-        labels.classes,
-    )
+    logits = head(maps, true_groups(maps, labels))
+    return group_class_loss(logits, logits.new_ones(len(visible)), visible, labels.classes)
 
 
 def group_class_loss(

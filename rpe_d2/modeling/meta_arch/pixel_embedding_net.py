@@ -17,7 +17,7 @@ from rpe_d2.config import check_config
 
 from ..argument_checks import check_choice, check_range
 from ..embedding.data_checks import check_object_areas, check_separation
-from ..embedding.group_head import GROUP_CLASSES, GroupHead, group_head_loss
+from ..embedding.group_head import GROUP_CLASSES, GroupHead, group_class_loss, true_group_loss
 from ..embedding.group_masks import masks_of_groups, proposals_of_groups
 from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping, drop_background
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
@@ -97,8 +97,8 @@ class PixelEmbeddingNet(PaddedInput):
             use_quality_head: whether instances are ranked by class probability times an estimate of
                 their mask's IoU. Otherwise they are ranked by the class probability.
             quality_loss_weight: weight of the loss of that estimate.
-            quality_images: number of images of a batch that train the estimate, the group head and
-                the refinement. 0 means all.
+            quality_images: number of images of a batch whose predicted groups train the estimate,
+                the group head and the refinement. 0 means all.
             group_head: classifies groups by their features.
             group_classes: class probabilities of an instance: "vote", the mean of its pixels;
                 "head", those of the group head; or "product" of both.
@@ -386,13 +386,19 @@ class PixelEmbeddingNet(PaddedInput):
                 loss = quality_loss(self.quality_head(maps, groups), iou)
                 losses["loss_quality"] += self.quality_loss_weight * loss / count
             if self.group_head is not None:
-                loss = group_head_loss(self.group_head, maps, groups, iou, instance, labels[index])
+                logits = self.group_head(maps, groups)
+                loss = group_class_loss(logits, iou, instance, labels[index].classes)
                 losses["loss_group"] += loss / count
             if gates is not None:
                 good = iou >= _MIN_REFINABLE_IOU
                 pred = self._propagated(groups.soft_masks[good], gates, maps.image_size)
                 loss = self._propagation_loss(pred, instance[good], labels[index], maps.image_size)
                 losses["loss_propagation"] += self.propagation_loss_weight * loss / count
+        if self.group_head is not None:
+            for index, image_labels in enumerate(labels):
+                maps, _ = prediction.image(index)
+                loss = true_group_loss(self.group_head, maps, image_labels)
+                losses["loss_group"] += loss / len(labels)
         return losses
 
     def _propagation_loss(
