@@ -38,7 +38,11 @@ def _guided_backbone_keys() -> Keys:
 
 
 def _resnets_keys() -> Keys:
-    """`build_dilated_resnet_backbone`, Detectron2's ResNet with dilation in two stages."""
+    """`build_dilated_resnet_backbone`, Detectron2's ResNet with dilation in two stages.
+
+    `build_short_resnet_fpn_backbone`, a ResNet with FPN that may end at `res3` or `res4`, has no
+    keys besides Detectron2's `MODEL.RESNETS.OUT_FEATURES` and `MODEL.FPN.IN_FEATURES`.
+    """
     return {
         "RES4_DILATION": Key(
             1,

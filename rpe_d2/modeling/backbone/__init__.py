@@ -1,6 +1,7 @@
 """Registered backbones."""
 
 from .dilated_resnet import build_dilated_resnet_backbone
+from .fpn import build_short_resnet_fpn_backbone
 from .guided_backbone import IMAGE, GuidedBackbone, build_guided_backbone
 from .timm_backbone import TimmBackbone, build_timm_backbone, build_timm_fpn_backbone
 
@@ -10,6 +11,7 @@ __all__ = [
     "TimmBackbone",
     "build_dilated_resnet_backbone",
     "build_guided_backbone",
+    "build_short_resnet_fpn_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
 ]

@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from safetensors.torch import load_file
 
 from rpe_d2.config import check_config
@@ -20,6 +19,7 @@ from rpe_d2.utils.errors import one_line
 from rpe_d2.utils.safe_loading import load_tensors
 
 from ..argument_checks import check_choice
+from .fpn import build_fpn
 
 logger = logging.getLogger(__name__)
 
@@ -281,14 +281,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Builds the architecture ``MODEL.TIMM.NAME`` of timm with Detectron2's FPN."""
-    return FPN(
-        bottom_up=build_timm_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return build_fpn(cfg, build_timm_backbone(cfg, input_shape))
 
 
 def _input_warnings(cfg: CfgNode) -> List[str]:
