@@ -8,7 +8,8 @@ setup(
     package_dir={"rpe_d2.configs": "configs"},
     include_package_data=False,  # what package_data names, and nothing else
     package_data={
-        "rpe_d2": ["napari.yaml"],  # the plugin's functions
+        # The plugin's functions, and the models of rpe-d2 models.
+        "rpe_d2": ["napari.yaml", "weights/*/*"],
         "rpe_d2.configs": ["**/*.yaml", "**/*.py"],
         "rpe_d2.ops": ["*.cpp"],  # compiled at first use, where there is a compiler
     },

@@ -49,7 +49,9 @@ def command_line(tool: str, argv: Optional[List[str]]) -> str:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of :func:`load_segmenter`."""
     parser.add_argument(
-        "--model", required=True, help="the output folder of a training, or a configuration"
+        "--model",
+        required=True,
+        help="a model of rpe-d2 models, the output folder of a training, or a configuration",
     )
     parser.add_argument("--weights", default="", metavar="FILE", help="default: the model's own")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")

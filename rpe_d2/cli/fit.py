@@ -44,7 +44,7 @@ from rpe_d2.inference.fit_rules import (
     settings,
 )
 from rpe_d2.inference.fit_tuning import TRIED, measure_all, tune
-from rpe_d2.inference.segmenter import weights_of_folder
+from rpe_d2.inference.model_folders import CONFIG, find_model_folder, weights_of_folder
 from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file
 from rpe_d2.utils.images import ImageReader, check_size, parse_channels
@@ -142,8 +142,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--from",
         dest="start",
         default="",
-        metavar="DIR",
-        help="start from this model, the output folder of another fit or training",
+        metavar="MODEL",
+        help="start from the output folder of another fit or training, or a model of rpe-d2 models",
     )
     parser.add_argument(
         "--channels",
@@ -187,7 +187,11 @@ def _arguments(args: argparse.Namespace) -> Dict[str, Any]:
     """Returns the arguments that must be the same when a command is continued."""
     names = "classes", "minutes", "model", "channels", "plane", "scale", "seed"
     paths = {name: os.path.abspath(getattr(args, name)) for name in ("data", "labels")}
-    start = os.path.abspath(args.start) if args.start else ""
+    start = args.start
+    if start:
+        with contextlib.suppress(ValueError):  # it may be gone once the training has started
+            start = str(find_model_folder(start))
+        start = os.path.abspath(start)
     return {**paths, "start": start, **{name: getattr(args, name) for name in names}}
 
 
@@ -296,8 +300,9 @@ def _errors_of_start(folder: str) -> Iterator[None]:
 def _read_start(folder: str) -> Tuple[CfgNode, str]:
     """Returns the configuration of the model to start from, and its weights."""
     with _errors_of_start(folder):
-        weights = os.path.abspath(weights_of_folder(Path(folder)))
-        return read_config(str(Path(folder) / "config.yaml"), []), weights
+        found = find_model_folder(folder)
+        weights = os.path.abspath(weights_of_folder(found))
+        return read_config(str(found / CONFIG), []), weights
 
 
 def _check_fits(text: str, source: CfgNode, weights: str) -> None:
@@ -377,7 +382,7 @@ def _finish(output: Path, state: Dict[str, Any], args: argparse.Namespace) -> No
     opts = [*tuned.opts, "TEST.MIN_SCORE", tuned.min_score]
     cfg = load_config(config, [*map(str, opts), *_here(output, args)])
     cfg.MODEL.WEIGHTS = ""  # those of the folder
-    with replacing_file(output / "config.yaml") as file:
+    with replacing_file(output / CONFIG) as file:
         file.write(cfg.dump().encode())
     segmenter = Segmenter.load(output, device=args.device or None)
     metrics = measure_all(segmenter, truth)

@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command("rpe_d2.cli.predict", "segment pictures and write label maps"),
+    "models": Command("rpe_d2.cli.models", "list the models that come with rpe_d2"),
     "serve": Command("rpe_d2.cli.serve", "segment pictures on a page in the browser"),
     "fit": Command(
         "rpe_d2.cli.fit", "train a model on pictures and label maps, with no key to set"

@@ -25,14 +25,13 @@ from rpe_d2.utils.images import ImageReader, to_rgb
 from rpe_d2.utils.tiff_files import TiffLayout, tiff_layout
 from rpe_d2.utils.windows import NetworkWindows, is_zarr, number_of_pixels, open_windows
 
+from .model_folders import CONFIG, find_model_folder, weights_of_folder
 from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
 from .tiles import predict_tiles
 
-__all__ = ["MOST_READ", "SMALLEST_TILE", "Segmenter", "weights_of_folder"]
+__all__ = ["MOST_READ", "SMALLEST_TILE", "Segmenter"]
 
-# Weights of a run's folder, the best first.
-_WEIGHTS = ("model_best.pth", "model_final.pth")
 # Images that go through the network together, at most.
 _BATCH = 8
 # Pixels of the network's input up to which an image is not divided into tiles.
@@ -91,8 +90,8 @@ class Segmenter:
         """Loads a model.
 
         Args:
-            model: the output folder of a training, or a configuration: a file, or the name of one
-                that comes with rpe_d2.
+            model: the output folder of a training, the name of a model that comes with rpe_d2, or
+                a configuration: a file, or the name of one that comes with rpe_d2.
             weights: file of weights. Empty: those of the folder, the best ones if an evaluation
                 chose them, or those that the configuration names.
             device: "cpu", "cuda" or "cuda:1". None: a GPU where there is one.
@@ -103,10 +102,9 @@ class Segmenter:
             ValueError: There is no such model, or the weights do not fit. The message is one line.
         """
         config = str(model)
-        if os.path.isdir(config):
-            folder, config = Path(config), str(Path(config) / "config.yaml")
-            if not os.path.isfile(config):
-                raise ValueError(f"{folder} has no config.yaml; allowed: a folder of a training")
+        if os.path.isdir(config) or not (os.path.isfile(config) or config.endswith(".yaml")):
+            folder = find_model_folder(model)
+            config = str(folder / CONFIG)
             weights = weights or weights_of_folder(folder)
         cfg = read_config(config, [*map(str, opts), *(["MODEL.DEVICE", device] if device else [])])
         use_available_device(cfg)
@@ -284,18 +282,3 @@ def _layout(name: str) -> Optional[TiffLayout]:
 
 def _name(image: Union[str, Path, np.ndarray]) -> str:
     return "" if isinstance(image, np.ndarray) else str(image)
-
-
-def weights_of_folder(folder: Path) -> str:
-    """Returns the weights of a training's folder: the best, the final or the last ones.
-
-    Raises:
-        ValueError: There are none. The message is one line.
-    """
-    names = list(_WEIGHTS)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        names.append((folder / "last_checkpoint").read_text().strip())
-    for name in names:
-        if (folder / name).is_file():
-            return str(folder / name)
-    raise ValueError(f"{folder} has no weights; allowed: a folder with {' or '.join(_WEIGHTS)}")

@@ -151,8 +151,10 @@ def test_wrong_models(arguments, message):
 
 
 def test_a_folder_without_a_configuration(tmp_path):
-    with pytest.raises(ValueError, match="has no config.yaml; allowed: a folder of a training"):
+    with pytest.raises(ValueError, match="has no config.yaml; allowed: the folder of a training"):
         Segmenter.load(tmp_path)
+    with pytest.raises(ValueError, match="there is no model nowhere; allowed: the folder of"):
+        Segmenter.load("nowhere")
 
 
 def test_a_file_that_cannot_be_read_is_named(segmenter, tmp_path):
