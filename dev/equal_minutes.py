@@ -42,29 +42,45 @@ class Run(NamedTuple):
 
 
 CONTROL = (
-    "MODEL.RPE.PAIR_LOSS_WEIGHT 0.0 MODEL.RPE.VOTE_LOSS_WEIGHT 0.0 MODEL.RPE.QUALITY False "
-    "MODEL.RPE.GROUPING components"
+    "MODEL.RPE.PAIR_LOSS_WEIGHT 0.0 MODEL.RPE.VOTE_LOSS_WEIGHT 0.0 " "MODEL.RPE.GROUPING components"
+)
+_LONG_FPN = (
+    "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5'] "
+    "MODEL.FPN.IN_FEATURES ['res2','res3','res4','res5']"
 )
 # Changes of the model, one at a time, on images that are neither trained on nor reported.
 CHANGES = {
     "as_configured": "",
-    "group_head": "MODEL.RPE.GROUP_CLASSES head",
+    "no_image": (
+        "MODEL.BACKBONE.NAME build_short_resnet_fpn_backbone "
+        "MODEL.RPE.IN_FEATURES ['p2','p3','p4','p5']"
+    ),
+    "res5": f"MODEL.GUIDED_BACKBONE.NAME build_resnet_fpn_backbone {_LONG_FPN}",
+    "vote_weight": "MODEL.RPE.VOTE_LOSS_WEIGHT 0.1",
+    "group_vote": "MODEL.RPE.GROUP_CLASSES vote",
     "group_product": "MODEL.RPE.GROUP_CLASSES product",
-    "group_attention": "MODEL.RPE.GROUP_CLASSES product MODEL.RPE.GROUP_POOLING attention",
-    "group_grid": "MODEL.RPE.GROUP_CLASSES head MODEL.RPE.GROUP_POOLING grid",
+    "group_mean": "MODEL.RPE.GROUP_POOLING mean",
+    "group_attention": "MODEL.RPE.GROUP_POOLING attention",
     "squared_hinge": "MODEL.RPE.PAIR_LOSS_FORM squared_hinge",
     "loops_0": "MODEL.MEAN_SHIFT.TRAIN_LOOPS 0",
     "contact": "MODEL.RPE.SAMPLING contact",
 }
+SHAPES = {"rpe": "quickstart/rpe_shapes", "mask_rcnn": "quickstart/mask_rcnn_shapes"}
+_RATES = {"rpe": ("0.001", "0.005"), "mask_rcnn": ("0.001", "0.003", "0.005")}
+_DEV = "DATASETS.TEST ('shapes_dev',)"
 RUNS: Dict[str, Dict[str, Run]] = {
     "changes": {
-        f"dev_{name}": Run("quickstart/rpe_shapes", f"DATASETS.TEST ('shapes_dev',) {opts}", 8)
-        for name, opts in CHANGES.items()
+        f"dev_{name}": Run(SHAPES["rpe"], f"{_DEV} {opts}", 8) for name, opts in CHANGES.items()
+    },
+    # dev_as_configured has the rate 0.003.
+    "rates": {
+        f"dev_{name}_{rate}": Run(SHAPES[name], f"{_DEV} SOLVER.BASE_LR {rate}", 8)
+        for name, rates in _RATES.items()
+        for rate in rates
     },
     "shapes": {
-        "shapes_rpe": Run("quickstart/rpe_shapes", "", 25),
-        "shapes_mask_rcnn": Run("proposals/mask_rcnn_rpn_shapes", "", 25),
-        "shapes_control": Run("quickstart/rpe_shapes", CONTROL, 25),
+        **{f"shapes_{name}": Run(config, "", 25) for name, config in SHAPES.items()},
+        "shapes_control": Run(SHAPES["rpe"], CONTROL, 25),
     },
     "nuclei": {
         "nuclei_rpe": Run("nuclei/rpe_R_18", "", 60),

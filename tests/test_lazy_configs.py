@@ -66,7 +66,8 @@ def test_pixel_embeddings_train_one_step(four_shapes, tmp_path):
     cfg.train.output_dir = str(tmp_path)
     default_setup(cfg, LazyArguments(FOLDER / "rpe_coco.py"))
     model, losses, moved = train(cfg)
-    assert set(losses) == {"loss_pair", "loss_vote", "loss_sem_seg", "loss_quality"}
+    names = {"loss_pair", "loss_vote", "loss_sem_seg", "loss_quality", "loss_group"}
+    assert set(losses) == names
     assert all(math.isfinite(loss) for loss in losses.values())
     assert any(name.startswith("embedding_head.") for name in moved)
 

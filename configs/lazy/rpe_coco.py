@@ -16,6 +16,7 @@ from rpe_d2.data import PixelLabelMapper
 from rpe_d2.modeling import (
     EmbeddingHead,
     EmbeddingLoss,
+    GroupHead,
     MeanShiftGrouping,
     MeanShiftLayer,
     PixelEmbeddingNet,
@@ -39,9 +40,16 @@ model = L(PixelEmbeddingNet)(
         embedding_dim=32,
         vote_unit=12.0,
     ),
-    embedding_loss=L(EmbeddingLoss)(num_points=2048, negative_radius=128.0, sem_seg_stride=4),
+    embedding_loss=L(EmbeddingLoss)(
+        num_points=2048,
+        negative_radius=128.0,
+        sem_seg_stride=4,
+        loss_weights={"loss_vote": 1.0, "loss_size": 1.0},
+    ),
     mean_shift=L(MeanShiftLayer)(spatial_bandwidth=12.0),
     grouping=L(MeanShiftGrouping)(min_area=64),
+    group_head=L(GroupHead)(feature_dim=128, num_classes="${..embedding_head.num_classes}"),
+    group_classes="head",
     min_area=64,
 )
 

@@ -160,7 +160,7 @@ def _loss_keys() -> Keys:
             choices=("vote", "head", "product"),
         ),
         "GROUP_POOLING": Key(
-            "mean",
+            "grid",
             "Features of the group head. `mean`: the mean over the mask. `attention`: each class "
             "also weights the pixels of the mask by a learned query. `grid`: also the mask and the "
             "features under it on 8 x 8 cells of its box.",

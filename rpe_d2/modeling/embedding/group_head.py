@@ -33,7 +33,7 @@ class GroupHead(nn.Module):
     features, so that classification does not disturb grouping.
     """
 
-    def __init__(self, feature_dim: int, num_classes: int, pooling: str = "mean"):
+    def __init__(self, feature_dim: int, num_classes: int, pooling: str = "grid"):
         """
         Args:
             feature_dim: C, the number of channels of the embedding head's features.

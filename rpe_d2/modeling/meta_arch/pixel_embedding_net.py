@@ -130,6 +130,11 @@ class PixelEmbeddingNet(PaddedInput):
         check_choice("group_classes", group_classes, GROUP_CLASSES)
         if group_head is None and group_classes != "vote":
             raise ValueError(f"group_classes is {group_classes}; allowed without group_head: vote")
+        if group_head is not None and group_head.num_classes != embedding_head.num_classes:
+            raise ValueError(
+                f"group_head.num_classes is {group_head.num_classes}; allowed: "
+                f"{embedding_head.num_classes}, that of the embedding head"
+            )
         check_range("propagation_loss_weight", propagation_loss_weight, 0)
         check_range("detections_per_image", detections_per_image, 1)
         check_range("score_threshold", score_threshold, 0, 1)

@@ -148,5 +148,7 @@ def test_a_head_is_needed():
     with pytest.raises(ValueError, match="group_classes is head; allowed without group_head: vote"):
         model = PixelEmbeddingNet(small_cfg_with())
         PixelEmbeddingNet(model.backbone, 3, group_classes="head")
+    with pytest.raises(ValueError, match="group_head.num_classes is 2; allowed: 3, that of"):
+        PixelEmbeddingNet(model.backbone, 3, group_head=GroupHead(128, 2), group_classes="head")
     with pytest.raises(ValueError, match="pooling is 'max'; allowed: mean, attention, grid"):
         GroupHead(6, 3, "max")
