@@ -27,6 +27,7 @@ _OF_WEIGHTS = {
     "MODEL.PIXEL_MEAN",
     "MODEL.PIXEL_STD",
     "MODEL.RPE.EMBEDDING_DIM",
+    "MODEL.RPE.GROUP_CLASSES",
     "MODEL.RPE.STRIDE",
     "MODEL.RPE.VOTE_UNIT",
     "MODEL.MEAN_SHIFT.SPATIAL_BANDWIDTH",
@@ -128,6 +129,11 @@ def _embeddings(measures: Measures, scale: float) -> List[Setting]:
     dim = min(max(8, 4 * math.ceil(groups / 8)), 64)
     found = [
         Setting("MODEL.RPE.NUM_CLASSES", len(measures.classes), "classes of the data"),
+        Setting(
+            "MODEL.RPE.GROUP_CLASSES",
+            "head" if len(measures.classes) > 1 else "vote",
+            "several classes need a head that sees whole objects; one class does not",
+        ),
         Setting("MODEL.RPE.STRIDE", _STRIDE, f"objects are {median / _STRIDE:.0f} cells wide"),
         Setting(
             "MODEL.RPE.NEGATIVE_RADIUS",

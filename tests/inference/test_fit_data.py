@@ -154,6 +154,9 @@ def test_rules(folders, tmp_path, model):
     if model == "embeddings":
         dim = values_of_crowded["MODEL.RPE.EMBEDDING_DIM"]
         assert min_margin(41, dim)[0] <= 0.5 and values["MODEL.RPE.EMBEDDING_DIM"] == 8
+        several = {s.key: s.value for s in settings(measures._replace(classes=["a", "b"]), model)}
+        heads = [v["MODEL.RPE.GROUP_CLASSES"] for v in (values, several)]
+        assert heads == ["vote", "head"]
 
     text = config_text(found, model, {"OUTPUT_DIR": "out", "SOLVER.MAX_ITER": 7})
     path = tmp_path / "fit.yaml"
