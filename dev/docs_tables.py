@@ -151,11 +151,14 @@ def generated_tables(results: Path) -> Dict[str, str]:
             _BOUNDARY_SCORES,
             by_file=True,
         ),
-        "changes": seeds_table(
-            (results / "equal_minutes").glob("dev_*.json"),
-            [Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")],
-            by_file=True,
-        ),
+        **{
+            title: seeds_table(
+                (results / "equal_minutes").glob(f"{start}_*.json"),
+                [Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")],
+                by_file=True,
+            )
+            for title, start in (("changes", "dev"), ("equal minutes", "shapes"))
+        },
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

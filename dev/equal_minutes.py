@@ -44,6 +44,11 @@ class Run(NamedTuple):
 CONTROL = (
     "MODEL.RPE.PAIR_LOSS_WEIGHT 0.0 MODEL.RPE.VOTE_LOSS_WEIGHT 0.0 " "MODEL.RPE.GROUPING components"
 )
+_SHORT_FPN = (
+    "MODEL.GUIDED_BACKBONE.NAME build_short_resnet_fpn_backbone "
+    "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4'] "
+    "MODEL.FPN.IN_FEATURES ['res2','res3','res4']"
+)
 _LONG_FPN = (
     "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5'] "
     "MODEL.FPN.IN_FEATURES ['res2','res3','res4','res5']"
@@ -65,6 +70,15 @@ CHANGES = {
     "loops_0": "MODEL.MEAN_SHIFT.TRAIN_LOOPS 0",
     "contact": "MODEL.RPE.SAMPLING contact",
 }
+# The same for nuclei, on a split of the training images.
+NUCLEI_CHANGES = {
+    "as_configured": "",
+    "short": _SHORT_FPN,
+    "rate_0.003": "SOLVER.BASE_LR 0.003",
+    "quality_image": "MODEL.RPE.QUALITY_IMAGES 1",
+    "group_head": "MODEL.RPE.GROUP_CLASSES head",
+    "squared_hinge": "MODEL.RPE.PAIR_LOSS_FORM squared_hinge",
+}
 SHAPES = {"rpe": "quickstart/rpe_shapes", "mask_rcnn": "quickstart/mask_rcnn_shapes"}
 _RATES = {"rpe": ("0.001", "0.005"), "mask_rcnn": ("0.001", "0.003", "0.005")}
 _DEV = "DATASETS.TEST ('shapes_dev',)"
@@ -77,6 +91,9 @@ RUNS: Dict[str, Dict[str, Run]] = {
         f"dev_{name}_{rate}": Run(SHAPES[name], f"{_DEV} SOLVER.BASE_LR {rate}", 8)
         for name, rates in _RATES.items()
         for rate in rates
+    },
+    "nuclei_changes": {
+        f"split_{name}": Run("nuclei/rpe_R_18", opts, 12) for name, opts in NUCLEI_CHANGES.items()
     },
     "shapes": {
         **{f"shapes_{name}": Run(config, "", 25) for name, config in SHAPES.items()},
@@ -108,7 +125,7 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         return True
     folder = OUTPUT / f"{name}_{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    on_split = name.startswith("dev_")
+    on_split = name.startswith(("dev_", "split_"))
     opts = [*run.opts.split(), *data_opts(run.config, data, on_split), "SEED", str(seed)]
     known = _known_iterations(name, run)
     iterations = known or _iterations(run, opts, folder)
