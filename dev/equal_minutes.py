@@ -28,7 +28,7 @@ RESULTS = ROOT / "results" / "equal_minutes"
 PREDICTIONS = ROOT / "results" / "predictions"
 OUTPUT = ROOT / "output" / "equal_minutes"
 FACTORS = OUTPUT / "factors.json"
-_SHORT = 15, 60  # iterations of the runs that measure a step
+_SHORT = 20, 140  # iterations of the runs that measure a step
 _TOLERANCE = 0.05
 _MOST_TRIALS = 3
 
