@@ -37,13 +37,10 @@ PAGES = (
     "docs/model_zoo.md",
     "docs/benchmarks.md",
 )
-# The first pattern that matches is used: the quickstart's score is the mean of all its records.
-_QUICKSTART = ("quickstart/rpe_shapes_[0-9].json", "shapes_quickstart.json")
 _MODELS = (
-    Model("PixelEmbeddingNet", "shapes", _QUICKSTART),
-    Model("class map, connected components", "shapes", ("shapes_quickstart_control.json",)),
-    Model("Mask R-CNN", "shapes", ("proposals/mask_rcnn_rpn_shapes_*.json",)),
-    Model("Mask R-CNN, mean-shift proposals", "shapes", ("proposals/mask_rcnn_rpe_shapes_*.json",)),
+    Model("PixelEmbeddingNet", "shapes", ("equal_minutes/shapes_rpe_*.json",)),
+    Model("class map, connected components", "shapes", ("shapes_rpe_control.json",)),
+    Model("Mask R-CNN", "shapes", ("equal_minutes/shapes_mask_rcnn_*.json",)),
     Model("PixelEmbeddingNet, as in the paper", "digits", ("paper/digits_[0-9].json",)),
     Model("Mask R-CNN", "digits", ("paper/digits_mask_rcnn_*.json",)),
     Model("PixelEmbeddingNet", "nuclei", ("nuclei_rpe_R_18.json",)),
@@ -134,7 +131,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "search runs": runs_table(results, "search", by_file=True),
         "ablations": ablation_table(results / "ablations"),
         "quickstart": seeds_table(
-            next(filter(None, (list(results.glob(pattern)) for pattern in _QUICKSTART))),
+            results.glob("quickstart/*.json"),
             [Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")],
         ),
         "boundaries": seeds_table((results / "boundary").glob("*.json"), _BOUNDARY_SCORES),
