@@ -131,7 +131,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "search runs": runs_table(results, "search", by_file=True),
         "ablations": ablation_table(results / "ablations"),
         "quickstart": seeds_table(
-            results.glob("quickstart/*.json"),
+            results.glob("equal_minutes/shapes_rpe_*.json"),
             [Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")],
         ),
         "boundaries": seeds_table((results / "boundary").glob("*.json"), _BOUNDARY_SCORES),

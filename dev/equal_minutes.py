@@ -8,7 +8,7 @@ another seed, and the number of iterations follows from it. The first steps of a
 than later ones, by a factor that is learned from the first run of a configuration. A run that
 misses its time by more than 5 % is repeated with a corrected number. Records that exist in
 results/equal_minutes/ are kept, and weights remain in output/equal_minutes/. The predictions of
-seed 1 are kept in results/predictions/.
+seed 1 on nuclei are kept in results/predictions/.
 """
 
 import gzip
@@ -141,7 +141,7 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         if abs(miss) <= _TOLERANCE:
             RESULTS.mkdir(parents=True, exist_ok=True)
             shutil.copy(place / "result.json", record)
-            if seed == 1 and not on_split:
+            if seed == 1 and name.startswith("nuclei"):
                 _keep_predictions(place / "inference" / "coco_instances_results.json", name)
             return True
         iterations = round(iterations / (1 + miss))
