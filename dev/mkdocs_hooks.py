@@ -11,11 +11,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-_LINKED = {"results": "*.json", "configs": "*.yaml"}
+_LINKED = {"results": "*.json", "configs": "*.yaml", "tests": "test_*.py"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the records and the configurations to the files of the site."""
+    """Adds the records, the configurations and the tests to the files of the site."""
     root = Path(config.config_file_path).parent
     for folder, pattern in _LINKED.items():
         for path in sorted((root / folder).rglob(pattern)):

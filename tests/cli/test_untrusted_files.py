@@ -102,7 +102,9 @@ WITH_CONFIG = {
     "benchmark processes": "{config} --processes 1 --height 64 --width 64 --opts KEYS",
 }
 # "serve" loads models as "predict" does, and would wait for visitors.
-WITHOUT_CONFIG = {"serve", "convert", "evaluate", "eval-bsds", "fit", "prepare-voc", "split-coco"}
+WITHOUT_CONFIG = {
+    *("serve", "models", "convert", "evaluate", "eval-bsds", "fit", "prepare-voc", "split-coco")
+}
 FILES = {
     "proposals": "MODEL.LOAD_PROPOSALS True DATASETS.PROPOSAL_FILES_TRAIN ('{trap}',) "
     "DATASETS.PROPOSAL_FILES_TEST ('{trap}',)",
