@@ -157,10 +157,10 @@ def true_group_loss(head: GroupHead, maps: ImageMaps, labels: PixelLabels) -> to
     Returns:
         A 0-d tensor, 0 for an image without objects.
     """
-    cells = labels.at_cells(maps.stride)
-    visible = torch.unique(cells[cells >= 0])
-    logits = head(maps, true_groups(maps, labels))
-    return group_class_loss(logits, logits.new_ones(len(visible)), visible, labels.classes)
+    with torch.no_grad():
+        groups, instance = true_groups(maps, labels)
+    logits = head(maps, groups)
+    return group_class_loss(logits, logits.new_ones(len(instance)), instance, labels.classes)
 
 
 def group_class_loss(

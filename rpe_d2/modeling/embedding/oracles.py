@@ -3,6 +3,8 @@
 They show how much accuracy that step costs.
 """
 
+from typing import Tuple
+
 import torch
 
 from .head import ImageMaps
@@ -33,18 +35,21 @@ class LabelMasks(SoftMasks):
         return (self._labels == self._numbers[index].view(-1, 1, 1)) * self._weights
 
 
-def true_groups(maps: ImageMaps, labels: PixelLabels) -> PixelGroups:
+def true_groups(maps: ImageMaps, labels: PixelLabels) -> Tuple[PixelGroups, torch.Tensor]:
     """Groups the cells by their true instances, with the predicted foreground and classes.
 
     Args:
         maps: predictions for the image.
         labels: ground truth of the image, including the padding of its batch.
+
+    Returns:
+        R groups, one for each instance that has a cell, and these instances (R,) int64.
     """
     cells = labels.at_cells(maps.stride)
     probability = maps.logits.softmax(dim=0)
     numbers = torch.unique(cells[cells >= 0])
     masks = LabelMasks(cells, numbers, (1 - probability[-1]) * maps.valid)
-    return PixelGroups(masks, probability.new_ones(len(numbers)), probability)
+    return PixelGroups(masks, probability.new_ones(len(numbers)), probability), numbers
 
 
 def with_true_foreground(maps: ImageMaps, labels: PixelLabels) -> ImageMaps:

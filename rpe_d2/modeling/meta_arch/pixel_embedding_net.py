@@ -281,7 +281,7 @@ class PixelEmbeddingNet(PaddedInput):
         maps, gates = prediction.image(0)
         (labels,) = self._labels([item], prediction.maps)
         outputs = {
-            "true grouping": self._output(item, maps, gates, true_groups(maps, labels)),
+            "true grouping": self._output(item, maps, gates, true_groups(maps, labels)[0]),
             "true foreground": self._output(item, with_true_foreground(maps, labels), gates),
         }
         return {name: output["instances"] for name, output in outputs.items()}

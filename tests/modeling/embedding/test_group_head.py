@@ -110,8 +110,9 @@ def test_true_groups_have_the_classes_of_their_instances():
     instances.gt_masks, instances.gt_classes = BitMasks(masks), torch.tensor([2, 0, 1])
     labels = pixel_labels(instances, (height, width))
     head = GroupHead(6, 3, "grid")
-    logits = head(maps, true_groups(maps, labels))
-    assert len(logits) == 2
+    groups, visible = true_groups(maps, labels)
+    logits = head(maps, groups)
+    assert visible.tolist() == [0, 2]
     expected = F.cross_entropy(logits, torch.tensor([2, 1]))
     torch.testing.assert_close(true_group_loss(head, maps, labels), expected)
     empty = pixel_labels(instances[:0], (height, width))

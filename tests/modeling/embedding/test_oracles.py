@@ -33,8 +33,8 @@ def scene():
 
 def test_a_true_grouping_and_a_true_foreground_make_true_masks(scene):
     maps, labels, cells = scene
-    groups = true_groups(with_true_foreground(maps, labels), labels)
-    assert len(groups) == len(SQUARES)
+    groups, instances = true_groups(with_true_foreground(maps, labels), labels)
+    assert instances.tolist() == list(range(len(SQUARES))) and len(groups) == len(SQUARES)
     for number, soft in enumerate(groups.soft_masks):
         torch.testing.assert_close(soft, (cells == number).float())
 
@@ -42,7 +42,7 @@ def test_a_true_grouping_and_a_true_foreground_make_true_masks(scene):
 def test_a_true_grouping_keeps_the_predicted_foreground_and_classes(scene):
     maps, labels, cells = scene
     probability = maps.logits.softmax(dim=0)
-    groups = true_groups(maps, labels)
+    groups, _ = true_groups(maps, labels)
     for number, soft in enumerate(groups.soft_masks):
         inside = cells == number
         torch.testing.assert_close(soft[inside], 1 - probability[-1][inside])
