@@ -49,6 +49,11 @@ _SHORT_FPN = (
     "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4'] "
     "MODEL.FPN.IN_FEATURES ['res2','res3','res4']"
 )
+_SHORT_MASK_RCNN = (
+    _SHORT_FPN.replace("GUIDED_BACKBONE", "BACKBONE")
+    + " MODEL.RPN.IN_FEATURES ['p2','p3','p4','p5'] MODEL.ROI_HEADS.IN_FEATURES ['p2','p3','p4']"
+    " MODEL.ANCHOR_GENERATOR.SIZES [[8],[16],[32],[64]]"
+)
 _LONG_FPN = (
     "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5'] "
     "MODEL.FPN.IN_FEATURES ['res2','res3','res4','res5']"
@@ -93,7 +98,12 @@ RUNS: Dict[str, Dict[str, Run]] = {
         for rate in rates
     },
     "nuclei_changes": {
-        f"split_{name}": Run("nuclei/rpe_R_18", opts, 12) for name, opts in NUCLEI_CHANGES.items()
+        **{
+            f"split_{name}": Run("nuclei/rpe_R_18", opts, 12)
+            for name, opts in NUCLEI_CHANGES.items()
+        },
+        "split_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 12),
+        "split_mask_rcnn_short": Run("nuclei/mask_rcnn_R_18", _SHORT_MASK_RCNN, 12),
     },
     "shapes": {
         **{f"shapes_{name}": Run(config, "", 25) for name, config in SHAPES.items()},

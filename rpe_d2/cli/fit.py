@@ -49,7 +49,7 @@ from rpe_d2.utils.errors import USER_ERRORS, one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file
 from rpe_d2.utils.images import ImageReader, check_size, parse_channels
 from rpe_d2.utils.json_text import parse_json, read_text
-from rpe_d2.visualization.fit_report import Example, fit_page
+from rpe_d2.visualization.fit_report import Example, comparison_page, fit_page
 
 from . import train_net
 from .arguments import command_line, number_type, positive
@@ -86,6 +86,22 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = _parse(argv)
     output = Path(args.output).resolve()
+    if not args.compare:
+        return _fit(output, args)
+    with one_line_errors():
+        _check_comparison(output)
+    for model in MODELS:
+        print(f"--model {model}")
+        status = _fit(output / model, argparse.Namespace(**{**vars(args), "model": model}))
+        if status:
+            return status
+    _write_comparison(output, args)
+    return 0
+
+
+def _fit(output: Path, args: argparse.Namespace) -> int:
+    """Fits one model and returns the exit status."""
+    before = cpu_seconds()
     kinds = UnreadableImage, DeadWorker, NonFinite, TooFewValues, ValueError, OSError
     with one_line_errors():
         make_writable_folder("--output", output)
@@ -94,6 +110,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     if state is None:
         with one_line_errors(kinds), named_run_errors(), locked_output_dir(str(output)):
             state = _prepare(output, args)
+            state["cpu_seconds"] = cpu_seconds() - before
+            _write_state(output, state)
+            before = cpu_seconds()
     if not (output / "model_final.pth").exists():
         flags = ["--config-file", str(output / _CONFIG), "--num-gpus", str(args.num_gpus)]
         status = train_net.main([*flags, "--resume", *_here(output, args)])
@@ -102,9 +121,33 @@ def main(argv: Optional[List[str]] = None) -> int:
     with one_line_errors(kinds), named_run_errors():
         if "scores" not in state:
             _finish(output, state, args)
+            # Of a training that was interrupted, the time since it was continued.
+            state["cpu_seconds"] = round(state["cpu_seconds"] + cpu_seconds() - before, 1)
             _write_state(output, state)
     _print_end(output, state)
     return 0
+
+
+def _check_comparison(output: Path) -> None:
+    make_writable_folder("--output", output)
+    others = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    others -= {*MODELS, _REPORT}
+    if others:
+        raise ValueError(
+            f"--output is {output}, which has {min(others)}; allowed with --compare: a new "
+            "folder, or that of the same command"
+        )
+
+
+def _write_comparison(output: Path, args: argparse.Namespace) -> None:
+    """Writes the page that compares the models of a folder, and prints their scores."""
+    states = {model: parse_json(read_text(output / model / _STATE), "") for model in MODELS}
+    with replacing_file(output / _REPORT) as file:
+        file.write(comparison_page(states, args.minutes).encode())
+    print()
+    for model, state in states.items():
+        print(f"{model:<12}{_printed_scores(state['scores'])}")
+    print(f"report: {output / _REPORT}")
 
 
 def _here(output: Path, args: argparse.Namespace) -> List[str]:
@@ -133,11 +176,19 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--classes", default="", metavar="PATH", help="CSV file, or folder of class maps"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--output", default="output/fit", metavar="DIR", help="a new folder (output/fit)"
+    )
     parser.add_argument(
         "--minutes", type=_ABOVE_0, default=60.0, help="wall time of the command, about (60)"
     )
-    parser.add_argument("--model", choices=list(MODELS), default="embeddings")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", choices=list(MODELS), default="embeddings")
+    models.add_argument(
+        "--compare",
+        action="store_true",
+        help="fit all these models, each for --minutes, and compare their scores",
+    )
     parser.add_argument(
         "--from",
         dest="start",
@@ -166,6 +217,8 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.classes and args.data.endswith(".json"):
         parser.error("--classes is for label maps; allowed: none, as a COCO JSON has classes")
+    if args.compare and args.start:
+        parser.error("--from is for one model; allowed: --model instead of --compare")
     if args.num_gpus > 1 and args.device != "cpu" and args.num_gpus > torch.cuda.device_count():
         parser.error(
             f"--num-gpus is {args.num_gpus}; this machine has {torch.cuda.device_count()} GPUs, "
@@ -284,7 +337,6 @@ def _prepare(output: Path, args: argparse.Namespace) -> Dict[str, Any]:
         "settings": [setting._asdict() for setting in found],
         "seconds_per_step": step,
     }
-    _write_state(output, state)
     return state
 
 
@@ -389,7 +441,6 @@ def _finish(output: Path, state: Dict[str, Any], args: argparse.Namespace) -> No
     state["tuned"] = {"opts": opts, "score": tuned.score, "tried": tuned.tried, "images": count}
     state["scores"] = _scores(metrics)
     state["hardware"] = hardware(cfg.MODEL.DEVICE)
-    state["cpu_seconds"] = round(cpu_seconds(), 1)
     order = sorted(range(len(truth)), key=lambda n: metrics[n]["S"])
     examples = []
     for number in dict.fromkeys([*order[:_MOST_EXAMPLES], *order[-_MOST_EXAMPLES:]]):
@@ -429,11 +480,14 @@ def _print_settings(measures: Measures, found: Sequence[Setting]) -> None:
         print(f"  {setting.key} {setting.value}: {setting.reason}")
 
 
-def _print_end(output: Path, state: Dict[str, Any]) -> None:
-    scores = state["scores"]
-    shown = ", ".join(
+def _printed_scores(scores: Dict[str, Optional[float]]) -> str:
+    return ", ".join(
         f"{name} {scores[name]:.3f}" for name in _PRINTED if scores.get(name) is not None
     )
+
+
+def _print_end(output: Path, state: Dict[str, Any]) -> None:
+    shown = _printed_scores(state["scores"])
     print(f"held-out images ({state['images']['held_out']}): {shown}")
     print(f"report: {output / _REPORT}")
     print(f"use it: rpe-d2 predict PICTURES --model {output} --output DIR")

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from typing import Any, Dict, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from .report import html_page, svg_plot
 
-__all__ = ["Example", "fit_page"]
+__all__ = ["Example", "comparison_page", "fit_page"]
 
 _SCORES = ("S@0.5", "S@0.75", "S", "F1@0.5", "PQ", "AJI", "AJI+", "SBD", "|DiC|", "pred", "true")
 # Longer side of the pictures in pixels.
@@ -78,15 +78,48 @@ def fit_page(
     return html_page(title, "\n".join(parts))
 
 
+def comparison_page(states: Dict[str, Dict[str, Any]], minutes: float) -> str:
+    """Creates an HTML page that compares the models of ``rpe-d2 fit --compare``.
+
+    Args:
+        states: content of ``fit.json`` of each model. Its own page is ``MODEL/report.html``.
+        minutes: what each model was given.
+    """
+    first = next(iter(states.values()))
+    title = f"rpe-d2 fit --compare: {first['arguments']['data']}"
+    rows = []
+    for model, state in states.items():
+        steps = next(s["value"] for s in state["settings"] if s["key"] == "SOLVER.MAX_ITER")
+        cells = [*_score_cells(state["scores"]), f"{steps}", f"{state['cpu_seconds'] / 60:.1f}"]
+        link = f'<a href="{model}/report.html">{model}</a>'
+        rows.append(f"<tr><td>{link}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    names = ["model", *map(html.escape, _SCORES), "training steps", "CPU minutes"]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{minutes:g} minutes for each model. {first['images']['train']} images to train on, "
+        f"{first['images']['held_out']} held out. <code>{html.escape(first['command'])}</code></p>",
+        "<h2>Scores on the held-out images</h2>",
+        f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>',
+        "<p>The settings of prediction were chosen on the same images. CPU minutes are those of "
+        "all processes, including the choice of settings and the evaluation.</p>",
+    ]
+    return html_page(title, "\n".join(parts))
+
+
 def _scores_table(scores: Dict[str, Any]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in _SCORES)
+    body = "".join(f"<td>{cell}</td>" for cell in _score_cells(scores))
+    return f'<div class="wide"><table><tr>{head}</tr><tr>{body}</tr></table></div>'
+
+
+def _score_cells(scores: Dict[str, Any]) -> List[str]:
     cells = []
     for name in _SCORES:
         value = scores.get(name)
         digits = 0 if name in ("pred", "true") else 3
         cells.append("-" if value is None else f"{value:.{digits}f}")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in _SCORES)
-    body = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<div class="wide"><table><tr>{head}</tr><tr>{body}</tr></table></div>'
+    return cells
 
 
 def _measures_table(measures: Dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from rpe_d2.cli.fit import main
 from rpe_d2.cli.predict import main as predict
 from rpe_d2.inference.fit_data import read_label_data, split_images
+from rpe_d2.inference.fit_rules import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,36 @@ def test_a_model_starts_from_another_one(fitted, data, tmp_path, capsys):
             main([*arguments, "--output", output, "--from", str(folder)])
         lines = capsys.readouterr().err.strip().splitlines()
         assert stop.value.code == 2 and f"--from {folder}: " in lines[-1], lines
+
+
+def test_both_models_are_compared(fitted, data, tmp_path, capsys):
+    output = tmp_path / "both"
+    shutil.copytree(fitted[1], output / "embeddings")  # is continued, or rather finished
+    arguments = [str(data / "images"), str(data / "labels"), "--minutes", "0.01", "--device", "cpu"]
+    arguments += ["--output", str(output), "--compare"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-3].startswith("embeddings  S@0.5 ")
+    assert printed[-2].startswith("mask_rcnn   S@0.5 ")
+    page = (output / "report.html").read_text()
+    states = {m: json.loads((output / m / "fit.json").read_text()) for m in MODELS}
+    for model, state in states.items():
+        assert (output / model / "report.html").exists()
+        assert f'<a href="{model}/report.html">' in page
+        assert f"<td>{state['scores']['true']:.0f}</td>" in page
+        assert f"<td>20</td><td>{state['cpu_seconds'] / 60:.1f}</td></tr>" in page
+    # The same images are held out.
+    first, second = ((output / m / "data" / "held_out.json").read_bytes() for m in MODELS)
+    assert first == second
+    assert main(arguments) == 0  # nothing is left to do
+    for extra, message in (
+        (["--from", str(fitted[1])], "--from is for one model"),
+        (["--model", "mask_rcnn"], "not allowed with argument --compare"),
+        (["--output", str(fitted[1])], "has classes.json; allowed with --compare: a new folder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, *extra])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_wrong_arguments_are_one_line(fitted, data, tmp_path, capsys):
