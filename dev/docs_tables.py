@@ -156,6 +156,14 @@ def generated_tables(results: Path) -> Dict[str, str]:
             )
             for title, start in (("changes", "dev"), ("equal minutes", "shapes"))
         },
+        "nuclei changes": seeds_table(
+            (results / "equal_minutes").glob("split_*.json"),
+            [
+                *(Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")),
+                Score("segm_touching", "AP", "touching: AP"),
+            ],
+            by_file=True,
+        ),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

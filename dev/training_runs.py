@@ -68,7 +68,7 @@ def data_opts(config: str, data: str, on_split: bool = False) -> List[str]:
             split_coco.main([f"{data}/nuclei/train.json", "--output", str(folder)])
         parts = {"train": "fit", "val": "held_out"}
         sets = [
-            f"nuclei_{name}={folder}/train_{part}.json:{data}/nuclei"
+            f"nuclei_{name}={folder.relative_to(ROOT)}/train_{part}.json:{data}/nuclei"
             for name, part in parts.items()
         ]
         return ["DATASETS.COCO_JSONS", repr(sets)]

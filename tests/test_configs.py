@@ -135,7 +135,7 @@ WINDOWS_OF_COCO = (
 
 def test_as_many_regions_of_nuclei_are_sampled():
     names = ("nuclei/mask_rcnn_R_18", *(f"baselines/{n}_nuclei" for n in ("mnc", "fcis", "sds")))
-    assert {read(f"{n}.yaml").MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE for n in names} == {256}
+    assert {read(f"{n}.yaml").MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE for n in names} == {128}
 
 
 def test_as_many_proposals_of_shapes_are_evaluated():

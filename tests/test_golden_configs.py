@@ -24,7 +24,20 @@ CHANGED_SETTINGS = {
     "semantic/fcn_8s_voc.yaml": "MODEL.RESNETS.",
 }
 # Files that were changed on purpose since.
-CHANGED_FILES = {"quickstart/rpe_shapes.yaml", "quick/rpe_instant_test.yaml"}
+CHANGED_FILES = {
+    "quickstart/rpe_shapes.yaml",
+    "quick/rpe_instant_test.yaml",
+    "nuclei/rpe_R_18.yaml",
+    "nuclei/mask_rcnn_R_18.yaml",
+    "nuclei/semantic_control.yaml",
+    # These inherit the ones above.
+    *(f"baselines/{name}_nuclei.yaml" for name in ("deepmask", "fcis", "hypercolumn", "mnc")),
+    *(f"baselines/{name}_nuclei.yaml" for name in ("instance_fcn", "sds", "sharpmask")),
+    "proposals/rpe_nuclei.yaml",
+    "proposals/rpn_nuclei.yaml",
+    "semantic/embedding_nuclei.yaml",
+    "spn/mask_rcnn_spn_nuclei.yaml",
+}
 # Keys that rpe_coco.yaml has set since, and files that inherit it.
 CHANGED_KEYS = {"MODEL.RPE.GROUP_CLASSES", "MODEL.RPE.VOTE_LOSS_WEIGHT"}
 

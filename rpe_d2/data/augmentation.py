@@ -16,18 +16,42 @@ def resizing_of_tests(cfg: CfgNode) -> T.Augmentation:
 
 
 def with_own_scale(cfg: CfgNode, augmentations: Sequence[T.Augmentation]) -> List[T.Augmentation]:
-    """Replaces Detectron2's resizing by that of ``INPUT.SCALE``, if it is set."""
+    """Adapts Detectron2's own augmentations to this package's keys of sizes.
+
+    ``INPUT.SCALE`` replaces their resizing. With ``INPUT.SCALE_JITTER``, crops of an absolute size
+    cover the more of an image the smaller it becomes, so that all inputs have the same size.
+    """
     scale = cfg.INPUT.get("SCALE", 0.0)
-    if not scale:
-        return list(augmentations)
-    resize = RandomScale(scale, scale)
-    return [resize if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
+    found = list(augmentations)
+    if scale:
+        resize = RandomScale(scale, scale)
+        found = [resize if isinstance(a, T.ResizeShortestEdge) else a for a in found]
+    if _crops_by_scale(cfg) and found and isinstance(found[0], T.RandomCrop):
+        found[0] = RandomScaledCrop(found[0].crop_size, *_jitter(cfg), scale)
+        if scale:
+            found.remove(resize)
+    return found
+
+
+def _crops_by_scale(cfg: CfgNode) -> bool:
+    crop = cfg.INPUT.CROP
+    return bool(_jitter(cfg)) and crop.ENABLED and crop.TYPE == "absolute"
+
+
+def _jitter(cfg: CfgNode) -> Sequence[float]:
+    scales = cfg.INPUT.get("SCALE_JITTER", [])
+    if scales and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
+        raise ValueError(
+            f"INPUT.SCALE_JITTER is {list(scales)}; allowed: [] or two factors above 0, the "
+            "smaller one first"
+        )
+    return scales
 
 
 def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
     """Builds the training augmentations for this package's keys in ``INPUT``.
 
-    They are applied after Detectron2's own.
+    They are applied after Detectron2's own, which :func:`with_own_scale` has adapted.
 
     Raises:
         ValueError: A key is out of range.
@@ -35,13 +59,8 @@ def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
     # Projects that have not added this package's keys may use the mapper too.
     read = cfg.INPUT.get
     augmentations: List[T.Augmentation] = []
-    scales = read("SCALE_JITTER", [])
-    if scales:
-        if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
-            raise ValueError(
-                f"INPUT.SCALE_JITTER is {list(scales)}; allowed: [] or two factors above 0, the "
-                "smaller one first"
-            )
+    scales = _jitter(cfg)
+    if scales and not _crops_by_scale(cfg):
         augmentations.append(RandomScale(*scales))
     angle = read("ROTATION", 0.0)
     if angle:
@@ -84,6 +103,36 @@ class RandomScale(T.Augmentation):
         height, width = image.shape[:2]
         new = (max(1, round(side * factor)) for side in (height, width))
         return T.ResizeTransform(height, width, *new)
+
+
+class RandomScaledCrop(T.Augmentation):
+    """Crops an image and resizes the crop by a random factor, to nearly the same size."""
+
+    def __init__(self, size: Sequence[int], low: float, high: float, scale: float = 0.0):
+        """
+        Args:
+            size: height and width of the crop in pixels of the image, for a factor of 1. Where the
+                image is smaller, the crop is, too.
+            low, high: the smallest and the largest factor.
+            scale: multiplies the factors by which crops are resized. 0: crops are not resized,
+                because another augmentation resizes them to the same size.
+        """
+        super().__init__()
+        self.size, self.low, self.high, self.scale = tuple(size), low, high, scale
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        factor = np.random.uniform(self.low, self.high)
+        height, width = (
+            min(max(1, round(side / factor)), whole)
+            for side, whole in zip(self.size, image.shape[:2])
+        )
+        y = np.random.randint(image.shape[0] - height + 1)
+        x = np.random.randint(image.shape[1] - width + 1)
+        crop = T.CropTransform(x, y, width, height)
+        if not self.scale:
+            return crop
+        new = (max(1, round(side * factor * self.scale)) for side in (height, width))
+        return T.TransformList([crop, T.ResizeTransform(height, width, *new)])
 
 
 class RandomGamma(T.Augmentation):

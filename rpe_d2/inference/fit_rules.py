@@ -26,6 +26,8 @@ _ARCHITECTURE = "MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.RESNETS
 _OF_WEIGHTS = {
     "MODEL.PIXEL_MEAN",
     "MODEL.PIXEL_STD",
+    "MODEL.FPN.NORM",
+    "MODEL.RPE.NORM",
     "MODEL.RPE.EMBEDDING_DIM",
     "MODEL.RPE.GROUP_CLASSES",
     "MODEL.RPE.STRIDE",
@@ -34,6 +36,7 @@ _OF_WEIGHTS = {
     "MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH",
     "MODEL.ANCHOR_GENERATOR.SIZES",
 }
+_NORM = "BN", "what is predicted for a pixel does not depend on the rest of a tile, as with GN"
 # Instances that may be detected, by those of the fullest image.
 _MARGIN_OF_DETECTIONS = 1.5
 
@@ -56,6 +59,7 @@ def settings(measures: Measures, model: str, scale: Optional[float] = None) -> L
     """
     scale = scale or _scale(measures)
     shared = _inputs(measures, scale) + _outputs(measures)
+    shared.append(Setting("MODEL.FPN.NORM", *_NORM))
     return shared + (_embeddings if model == "embeddings" else _mask_rcnn)(measures, scale)
 
 
@@ -134,6 +138,7 @@ def _embeddings(measures: Measures, scale: float) -> List[Setting]:
             "head" if len(measures.classes) > 1 else "vote",
             "several classes need a head that sees whole objects; one class does not",
         ),
+        Setting("MODEL.RPE.NORM", *_NORM),
         Setting("MODEL.RPE.STRIDE", _STRIDE, f"objects are {median / _STRIDE:.0f} cells wide"),
         Setting(
             "MODEL.RPE.NEGATIVE_RADIUS",

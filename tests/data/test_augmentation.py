@@ -7,12 +7,13 @@ from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.data import ImageMapper, resizing_of_tests
+from rpe_d2.data import ImageMapper, build_train_mapper, resizing_of_tests
 from rpe_d2.data.augmentation import (
     QuarterTurnTransform,
     RandomGamma,
     RandomQuarterTurn,
     RandomScale,
+    RandomScaledCrop,
     additional_augmentations,
 )
 
@@ -78,6 +79,32 @@ def test_a_scale_replaces_the_resizing_to_a_side(tmp_path):
         assert 0.44 < heights.min() < heights.max() < 0.56
     cfg.INPUT.SCALE = 0.0
     assert ImageMapper(cfg, is_train=False)(dict(item))["image"].shape == (3, 1333, 800)
+
+
+@pytest.mark.parametrize("scale, side", [(0.5, 32), (0.0, 90)])
+def test_crops_of_all_scales_become_inputs_of_one_size(tmp_path, scale, side):
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.INPUT.SCALE, cfg.INPUT.SCALE_JITTER = scale, [0.8, 1.25]
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [64, 64]
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (90,), "none"
+    # The value of a pixel is its column, so that the step between columns tells the factor.
+    picture = np.tile(np.arange(120, dtype=np.uint8)[:, None], (100, 1, 3))
+    path = str(tmp_path / "columns.png")
+    cv2.imwrite(path, picture)
+    item = {"file_name": path, "height": 100, "width": 120}
+    factors = []
+    for mapper in (ImageMapper(cfg, is_train=True), build_train_mapper("DatasetMapper", cfg)):
+        for _ in range(30):
+            image = mapper(dict(item))["image"]
+            assert np.abs(np.array(image.shape[1:]) - side).max() <= 1, image.shape
+            columns = image[0, 0].numpy().astype(float)
+            factors.append((len(columns) - 1) / (columns[-1] - columns[0]))
+    factors = np.array(factors) / (scale or side / 64)
+    assert 0.77 < factors.min() < 0.88 and 1.14 < factors.max() < 1.32
+    # A crop is not larger than its image.
+    transform = RandomScaledCrop((64, 400), 1.0, 1.0).get_transform(picture)
+    assert transform.apply_image(picture).shape == (64, 120, 3)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,40 @@ import zarr
 from detectron2.config import get_cfg
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from scipy import ndimage
 from torch import nn
+from torch.nn import functional as F
 
+import rpe_d2
 from rpe_d2 import add_rpe_config
 from rpe_d2.evaluation.label_metrics import label_metrics, label_overlaps
 from rpe_d2.inference import Segmenter
+from rpe_d2.inference.fit_data import Measures
+from rpe_d2.inference.fit_rules import MODELS, settings
+from rpe_d2.inference.segmenter import _MARGIN
 from rpe_d2.inference.tiles import _Canvas, _Object, resized_window, spans
+
+MEASURES = Measures(
+    images=20,
+    objects=500,
+    classes=("cell",),
+    height=256,
+    width=256,
+    smallest_side=256,
+    diameters=(6, 10, 20, 30, 50),
+    most_objects=50,
+    neighbors=8,
+    touching=0.2,
+    elongation=1.3,
+    is_directed=False,
+    is_gray=True,
+    peaks=(200, 255),
+    intensity="auto",
+    mean=(100, 100, 100),
+    std=(50, 50, 50),
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -115,6 +140,39 @@ def test_objects_are_the_same_as_in_the_whole_image(segmenter, scale):
         np.testing.assert_array_equal(mask, tiled.labels[y0:y1, x0:x1] == number + 1)
         assert mask.sum() == (tiled.labels == number + 1).sum()
     assert (np.diff(tiled.scores) <= 0).all() and tiled.classes == ["bright"] * len(tiled)
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_what_is_predicted_for_a_pixel_does_not_depend_on_the_tile(norm):
+    found = settings(MEASURES, "embeddings")
+    norms = [setting.value for setting in found if setting.key.endswith(".NORM")]
+    assert norms == ["BN", "BN"]
+    cfg = rpe_d2.get_cfg(MODELS["embeddings"])
+    for setting in found:
+        is_norm = setting.key.endswith(".NORM")
+        cfg.merge_from_list([setting.key, norm if is_norm else setting.value])
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    image = F.interpolate(255 * torch.rand(1, 3, 40, 56), scale_factor=16, mode="bilinear")[0]
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # statistics of this image
+        model.train().predict_maps([{"image": image}])
+        model.eval()
+        whole = model.predict_maps([{"image": image}])[0]
+        tile = model.predict_maps([{"image": image[:, 64:576, 128:768]}])[0]
+    stride, margin = whole.stride, _MARGIN // whole.stride
+    corner = torch.tensor([128.0, 64.0])  # x and y of the tile
+    whole = whole._replace(votes=whole.votes - corner[:, None, None])
+    for name in ("embeddings", "logits", "votes"):
+        expected = getattr(whole, name)[:, 64 // stride :, 128 // stride :]
+        pred = getattr(tile, name)
+        core = tuple(slice(margin, side - margin) for side in pred.shape[1:])
+        error = (pred - expected[:, : pred.shape[1], : pred.shape[2]]).abs()[:, core[0], core[1]]
+        # The statistics of group normalization are those of the tile.
+        assert (error.max() < 1e-4 * expected.std()) == (norm == "BN"), name
 
 
 def test_an_object_larger_than_a_tile_is_whole(segmenter):
