@@ -9,6 +9,7 @@ import pytest
 import tifffile
 import yaml
 
+from rpe_d2 import get_cfg
 from rpe_d2.engine.setup import load_config
 from rpe_d2.inference.fit_data import (
     LabelMaps,
@@ -157,6 +158,12 @@ def test_rules(folders, tmp_path, model):
         several = {s.key: s.value for s in settings(measures._replace(classes=["a", "b"]), model)}
         heads = [v["MODEL.RPE.GROUP_CLASSES"] for v in (values, several)]
         assert heads == ["vote", "head"]
+    else:
+        sizes = np.array(values["MODEL.ANCHOR_GENERATOR.SIZES"]).squeeze(1)
+        levels = get_cfg(MODELS[model]).MODEL.RPN.IN_FEATURES
+        assert len(sizes) == len(levels)
+        # A disc of 20 px has the area of a square of 17.7 px.
+        np.testing.assert_allclose(np.sqrt(sizes[0] * sizes[-1]), 17.7, rtol=0.1)
 
     text = config_text(found, model, {"OUTPUT_DIR": "out", "SOLVER.MAX_ITER": 7})
     path = tmp_path / "fit.yaml"
