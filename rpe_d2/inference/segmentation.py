@@ -125,6 +125,9 @@ class Segmentation:
     ) -> "Segmentation":
         """Makes a label map of instances, in which the highest score is in front.
 
+        An instance of which less than half is visible behind better ones is no object of the map,
+        as in the panoptic format (Kirillov et al., CVPR 2019).
+
         Args:
             instances: ``pred_masks`` (N, H, W) bool, ``scores`` (N,) and ``pred_classes`` (N,).
             class_names: names of all classes of the model.
@@ -141,11 +144,13 @@ class Segmentation:
         labels = np.zeros(instances.image_size, np.uint32)
         probability = np.zeros(instances.image_size, np.float32)
         scores = instances.scores.numpy()
-        for number in range(len(instances), 0, -1):  # from the lowest score to the highest
+        for number, score in enumerate(scores, start=1):
             mask = instances.pred_masks[number - 1].numpy()
-            probability[mask] = scores[number - 1]
-            if scores[number - 1] >= min_score:
-                labels[mask] = number
+            np.copyto(probability, score, where=mask & (probability == 0))
+            if score >= min_score:
+                visible = mask & (labels == 0)
+                if 2 * np.count_nonzero(visible) >= np.count_nonzero(mask):
+                    labels[visible] = number
         visible = np.unique(labels)
         instances = instances[[int(number) - 1 for number in visible if number > 0]]
         return cls(

@@ -88,11 +88,20 @@ def mask_overlaps(
     Returns:
         (R, R) in 0-1, 0 for empty masks.
     """
+    return _relative(_intersections(soft_masks, mask_threshold), relative_to)
+
+
+def _intersections(soft_masks: torch.Tensor, mask_threshold: float) -> torch.Tensor:
+    """Returns the numbers (R, R) of cells that masks have in common."""
     common = torch.zeros(len(soft_masks), len(soft_masks), device=soft_masks.device)
     at_once = max(1, _OVERLAP_ELEMENTS // max(1, len(soft_masks)))
     for cells in soft_masks.flatten(1).split(at_once, dim=1):
         masks = (cells >= mask_threshold).float()
         common += masks @ masks.T
+    return common
+
+
+def _relative(common: torch.Tensor, relative_to: str) -> torch.Tensor:
     areas = common.diagonal()
     if relative_to == "union":
         area = areas[:, None] + areas - common
@@ -126,24 +135,38 @@ def greedy_nms(overlaps: torch.Tensor, scores: torch.Tensor, threshold: float) -
         kept = decided
 
 
-def contained_mask_nms(
-    soft_masks: torch.Tensor, scores: torch.Tensor, threshold: float, mask_threshold: float
-) -> torch.Tensor:
-    """Non-maximum suppression with the intersection over the smaller mask.
+def contained_mask_soft_nms(
+    soft_masks: torch.Tensor,
+    scores: torch.Tensor,
+    threshold: float,
+    mask_threshold: float,
+    decay: float,
+    duplicate_threshold: float,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Soft non-maximum suppression with the intersection over the smaller mask.
 
-    If a narrow bandwidth splits a group into two halves, either the group or the halves are kept.
-    With the IoU, both the group and its smaller half would be kept.
+    If a narrow bandwidth splits a group into two halves, either the group or the halves are right.
+    The others remain with lower scores, for measures that count objects at every score. The IoU
+    would not tell: that of the group and its smaller half is below 0.5.
 
     Args:
         soft_masks: (R, h, w) bool or in 0-1.
         scores: (R,) scores.
-        threshold: overlap in 0-1. At 1 everything is kept.
+        threshold: overlap in 0-1 with a better mask above which a score is multiplied by ``decay``.
         mask_threshold: value at or above which a cell belongs to a mask.
+        decay: factor in 0-1.
+        duplicate_threshold: IoU with a better mask above which a mask is dropped.
 
     Returns:
-        (K,) indices of the kept masks in descending order of their scores.
+        (K,) indices of the kept masks and (K,) factors of their scores, in descending order of the
+        given scores.
     """
-    return greedy_nms(mask_overlaps(soft_masks, "smaller", mask_threshold), scores, threshold)
+    common = _intersections(soft_masks, mask_threshold)
+    kept = greedy_nms(_relative(common, "union"), scores, duplicate_threshold)
+    overlaps = _relative(common[kept][:, kept], "smaller")
+    factors = torch.full_like(scores[kept], decay)
+    factors[greedy_nms(overlaps, scores[kept], threshold)] = 1
+    return kept, factors
 
 
 def soft_nms(

@@ -64,6 +64,15 @@ def test_the_highest_score_is_in_front_and_covered_objects_are_left_out(segmenta
     assert repr(segmentation) == "Segmentation('a.png', 3 objects, 50 x 40 pixels)"
 
 
+@pytest.mark.parametrize("columns, is_visible", [(10, True), (11, False)])
+def test_an_object_that_is_mostly_behind_a_better_one_is_left_out(columns, is_visible):
+    """Two halves of an object, and the whole one, which a lower score makes an alternative."""
+    whole, front = rectangle(10, 10, 20, 30), rectangle(10, 10, 20, 10 + columns)
+    found = Segmentation.from_instances(instances_of([whole, front], [0.5, 0.9], [0, 0]))
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5] if is_visible else [0.9])
+    assert (found.labels[whole & ~front] == 2 * is_visible).all()
+
+
 def test_the_probability_knows_of_objects_below_the_lowest_score():
     masks = [rectangle(10, 10, 20, 30), rectangle(2, 2, 14, 14), rectangle(12, 20, 30, 30)]
     instances = instances_of(masks, [0.5, 0.9, 0.2], [0, 0, 0])

@@ -205,7 +205,8 @@ def test_only_images_that_are_too_large_are_divided(segmenter):
     # A tile of 400 pixels is what images of INPUT.MIN_SIZE_TEST are.
     small = segmenter(MIN_SIZE_TEST=200, MAX_SIZE_TEST=300)
     assert len(small.predict(image, tile=400)) == labels.max()
-    assert small._predictor.model.largest <= (200 + 2 * 160) ** 2
+    # A core of 192 pixels, on the grid of the strides, and the margin on both sides.
+    assert small._predictor.model.largest == (192 + 2 * _MARGIN) ** 2
     with pytest.raises(ValueError, match="tile is 10; allowed: 0, or 64 or more pixels"):
         small.predict(image, tile=10)
 

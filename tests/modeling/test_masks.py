@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
 from rpe_d2.modeling.masks import (
-    contained_mask_nms,
+    contained_mask_soft_nms,
     greedy_nms,
     mask_overlaps,
     soft_mask_boxes,
@@ -132,7 +132,8 @@ def test_proposals_are_sorted_and_scaled(mask_size):
 @pytest.mark.parametrize("mask_size", [14, None])
 def test_no_masks_give_no_proposals(mask_size):
     none, scores = torch.zeros(0, 8, 8), torch.zeros(0)
-    assert contained_mask_nms(none, scores, 0.5, 0.5).shape == (0,)
+    kept, factors = contained_mask_soft_nms(none, scores, 0.5, 0.5, 0.3, 0.6)
+    assert kept.shape == factors.shape == (0,)
     kept, kept_scores = soft_nms(mask_overlaps(none, "union", 0.5), scores, 0.5, 0.9)
     assert kept.shape == kept_scores.shape == (0,)
     _, boxes = soft_mask_boxes(none, 4, (32, 32), 0.5)

@@ -31,7 +31,7 @@ from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..embedding.training_pictures import embeddings_per_loop, training_picture
 from ..layers import resize_maps, zero_loss
 from ..masks import (
-    contained_mask_nms,
+    contained_mask_soft_nms,
     masks_on_grid,
 )
 from ..spn import MaskPropagation, propagation_loss
@@ -40,6 +40,10 @@ from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
 REFINEMENTS = ("", "spn")
 # Groups with a lower IoU with every object are not used to train the refinement.
 _MIN_REFINABLE_IOU = 0.5
+# Groups of several scales: scores of those in conflict with a better one are multiplied by the
+# first number, and those with a higher IoU with a better one than the second are dropped.
+_DECAY = 0.3
+_DUPLICATE = 0.6
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,7 +59,7 @@ class PixelEmbeddingNet(PaddedInput):
 
     dataset_mapper_name = "PixelLabelMapper"
     num_classes_keys = {"thing": "MODEL.RPE.NUM_CLASSES"}
-    default_confidence_threshold = 0.1  # its instances hardly overlap
+    default_confidence_threshold = 0.3  # lower ones may be alternatives to better ones
 
     @configurable
     def __init__(
@@ -108,8 +112,8 @@ class PixelEmbeddingNet(PaddedInput):
             score_threshold: instances with a lower score are dropped.
             mask_threshold: value at or above which a pixel belongs to a soft mask.
             min_area: smallest area of a mask in pixels of the image.
-            overlap_threshold: threshold of :func:`rpe_d2.modeling.masks.contained_mask_nms` for
-                groups of several scales.
+            overlap_threshold: threshold of
+                :func:`rpe_d2.modeling.masks.contained_mask_soft_nms` for groups of several scales.
             return_proposals, return_sem_seg: whether to return the additional outputs.
             proposal_mask_size: side of the proposals' masks.
             pixel_mean, pixel_std: mean and standard deviation of each channel.
@@ -299,8 +303,15 @@ class PixelEmbeddingNet(PaddedInput):
         if len(self.grouping.scales) > 1 and len(groups):
             masks = torch.cat([soft >= self.mask_threshold for _, soft in groups.chunks()])
             best = scores.amax(dim=1)
-            kept = contained_mask_nms(masks, best, self.overlap_threshold, self.mask_threshold)
-            groups, scores = groups.select(kept), scores[kept]
+            kept, factors = contained_mask_soft_nms(
+                masks,
+                best,
+                self.overlap_threshold,
+                self.mask_threshold,
+                decay=_DECAY,
+                duplicate_threshold=_DUPLICATE,
+            )
+            groups, scores = groups.select(kept), scores[kept] * factors[:, None]
         size = maps.image_size
         out_size = (item.get("height", size[0]), item.get("width", size[1]))
         output = {"instances": self._instances(maps, groups, scores, out_size, gates)}

@@ -12,7 +12,7 @@ from rpe_d2.modeling.embedding import (
 )
 from rpe_d2.modeling.embedding.labels import pixel_labels
 from rpe_d2.modeling.embedding.quality_head import best_match
-from rpe_d2.modeling.masks import contained_mask_nms
+from rpe_d2.modeling.masks import contained_mask_soft_nms
 from tests.helpers.configs import small_cfg_with
 from tests.helpers.models import CLASSES, SQUARES, perfect_maps, square_instances
 
@@ -205,7 +205,12 @@ def test_every_scale_groups_all_pixels_and_scores_select_among_the_groups():
         scores = torch.full((9,), 0.5)
         scores[last - 4 : last] = 0.9
         scores[4:9] += 0.1 if last == 9 else 0
-        assert len(contained_mask_nms(both.soft_masks, scores, 0.5, 0.5)) == expected
+        kept, factors = contained_mask_soft_nms(both.soft_masks, scores, 0.5, 0.5, 0.3, 0.6)
+        assert (factors == 1).sum() == expected
+        # Of the divided square, the whole and its larger half remain as alternatives at most, and
+        # the other squares are the same at both scales.
+        assert factors[factors < 1].tolist() == pytest.approx([0.3] * (len(kept) - expected))
+        assert len(kept) < len(scores)
 
 
 @pytest.mark.parametrize("distance, scale, count", [(4.0, 1.0, 5), (12.0, 1.0, 4), (12.0, 0.4, 5)])
@@ -216,28 +221,46 @@ def test_the_merge_distance_limits_the_votes_of_a_cluster(distance, scale, count
     assert len(grouping(divided_maps()).soft_masks) == count
 
 
-def test_contained_mask_nms_is_greedy():
-    """A suppressed mask does not suppress others."""
-    masks = torch.zeros(5, 10, 40)
-    for mask, (x0, x1) in zip(masks, [(0, 10), (6, 16), (12, 22), (30, 40), (32, 36)]):
+def test_contained_masks_get_lower_scores_and_duplicates_are_dropped():
+    """A mask in conflict with a better one does not suppress others."""
+    masks = torch.zeros(6, 10, 40)
+    spans = [(0, 10), (6, 16), (12, 22), (30, 40), (32, 36), (1, 10)]
+    for mask, (x0, x1) in zip(masks, spans):
         mask[:, x0:x1] = 1
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.6])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.6, 0.5])
+
+    def ranked(threshold):
+        kept, factors = contained_mask_soft_nms(masks, scores, threshold, 0.5, 0.3, 0.6)
+        assert kept.tolist() == [0, 1, 2, 4, 3]  # mask 5 has an IoU of 0.9 with mask 0
+        return kept[factors == 1].tolist(), {round(f, 4) for f in factors[factors < 1].tolist()}
+
     # Mask 1 shares 0.4 of its area with each of 0 and 2. Mask 4 is in 3 and has a higher score.
-    assert contained_mask_nms(masks, scores, 0.3, 0.5).tolist() == [0, 2, 4]
-    assert contained_mask_nms(masks, scores, 0.5, 0.5).tolist() == [0, 1, 2, 4]
-    assert contained_mask_nms(masks, scores, 1.0, 0.5).tolist() == [0, 1, 2, 4, 3]
-    assert contained_mask_nms(masks[:0], scores[:0], 0.5, 0.5).tolist() == []
+    assert ranked(0.3) == ([0, 2, 4], {0.3})
+    assert ranked(0.5) == ([0, 1, 2, 4], {0.3})
+    assert ranked(1.0) == ([0, 1, 2, 4, 3], set())
     generator = torch.Generator().manual_seed(0)
     many = (torch.rand(60, 6, 6, generator=generator) > 0.6).float()
     ranks = torch.rand(60, generator=generator)
-    expected = []
-    for index in torch.argsort(ranks, descending=True).tolist():
-        mask = many[index].bool()
-        areas = [min(int(mask.sum()), int(many[kept].sum())) for kept in expected]
-        common = [int((mask & many[kept].bool()).sum()) for kept in expected]
-        if all(c <= 0.4 * a for c, a in zip(common, areas)):
-            expected.append(index)
-    assert contained_mask_nms(many, ranks, 0.4, 0.5).tolist() == expected
+    kept, factors = contained_mask_soft_nms(many, ranks, 0.4, 0.5, 0.0, 0.3)
+
+    def chosen(candidates, limit, relative_to):
+        found = []
+        for index in candidates:
+            mask = many[index].bool()
+            for other in (many[number].bool() for number in found):
+                common = int((mask & other).sum())
+                area = int((mask | other).sum())
+                if relative_to == "smaller":
+                    area = min(int(mask.sum()), int(other.sum()))
+                if common > limit * area:
+                    break
+            else:
+                found.append(index)
+        return found
+
+    distinct = chosen(torch.argsort(ranks, descending=True).tolist(), 0.3, "union")
+    assert kept.tolist() == distinct
+    assert kept[factors == 1].tolist() == chosen(distinct, 0.4, "smaller")
 
 
 def test_a_relative_bandwidth_keeps_a_large_instance_whole_and_small_ones_apart():
