@@ -157,7 +157,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
             for title, start in (("changes", "dev"), ("equal minutes", "shapes"))
         },
         "nuclei changes": seeds_table(
-            (results / "equal_minutes").glob("split_*.json"),
+            [*(results / "split").glob("*.json"), *results.glob("equal_minutes/split_*.json")],
             [
                 *(Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")),
                 Score("segm_touching", "AP", "touching: AP"),

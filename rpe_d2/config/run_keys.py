@@ -146,8 +146,8 @@ def _input_keys() -> Keys:
         "SCALE_JITTER": Key(
             [],
             "Resize training images by a random factor between these two, after Detectron2's own "
-            "resizing. `INPUT.CROP` of `TYPE` `absolute` covers the more of an image the smaller it "
-            "becomes, so that inputs have the same size. Empty: no jitter.",
+            "resizing. With `INPUT.CROP.TYPE` `absolute`, crops are larger for smaller factors, so "
+            "that inputs have the same size. Empty: no jitter.",
             above=0,
             unit="factors",
             elements=float,

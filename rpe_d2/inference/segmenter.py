@@ -38,8 +38,8 @@ _BATCH = 8
 _MOST_PIXELS = 1024**2
 # Pixels up to which an image is read at once.
 MOST_READ = 100_000_000
-# Length of a tile's core, and what is seen around it, in pixels of the network's input. The networks
-# of rpe-d2 fit look at most 188 pixels far, so that a tile's core is predicted as the whole image.
+# Length of a tile's core, and what is seen around it, in pixels of the network's input. Networks of
+# rpe-d2 fit look at most 188 pixels far, so that a tile's core is predicted as the whole image.
 _TILE, _MARGIN = 768, 192
 SMALLEST_TILE = 64
 
