@@ -159,7 +159,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "nuclei changes": seeds_table(
             [*(results / "split").glob("*.json"), *results.glob("equal_minutes/split_*.json")],
             [
-                *(Score("segm", name, name) for name in ("AP", "AP50", "AP75", "AR")),
+                *(Score("segm", name, name) for name in ("AP", "AP50", "AR")),
                 Score("segm_touching", "AP", "touching: AP"),
             ],
             by_file=True,
