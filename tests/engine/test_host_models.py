@@ -115,7 +115,7 @@ def test_inputs_beside_images(text, inputs, message):
 def test_what_is_drawn_and_evaluated():
     thresholds = [host_models.default_confidence_threshold(config(PIXEL_EMBEDDING_NET))]
     thresholds.append(host_models.default_confidence_threshold(config(MASK_RCNN)))
-    assert thresholds == [0.1, 0.5]
+    assert thresholds == [0.3, 0.5]
     assert host_models.only_proposals(config(DEEP_MASK))
     assert not host_models.only_proposals(config(MASK_RCNN))
 
