@@ -172,10 +172,13 @@ def fit(name: str, seed: int, data: str) -> None:
     start = time.monotonic()
     seconds = [run(command, folder / f"log{n}.txt") for n, command in enumerate(commands)]
     state = json.loads((ROOT / model / "fit.json").read_text())
-    metrics: Dict[str, Any] = {"labels": json.loads((ROOT / scores).read_text())["mean"]}
+    metrics: Dict[str, Any] = {"label_maps": json.loads((ROOT / scores).read_text())["mean"]}
     if found.overrides:
         metrics.update(json.loads((ROOT / model / "ap" / "result.json").read_text())["metrics"])
     record = {
+        "config": "rpe-d2 fit",
+        "overrides": [],
+        "command": f"python dev/fit_runs.py {name} --seed {seed}",
         "commands": [shlex.join(["python", *command]) for command in commands],
         "seed": seed,
         "minutes": case.minutes,
@@ -193,7 +196,7 @@ def fit(name: str, seed: int, data: str) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}_{seed}.json").write_text(json.dumps(record, indent=1) + "\n")
-    s, aji = (metrics["labels"][key] for key in ("S@0.5", "AJI"))
+    s, aji = (metrics["label_maps"][key] for key in ("S@0.5", "AJI"))
     print(f"{name}: {seconds[0] / 60:.1f} CPU minutes, S@0.5 {s:.3f}, AJI {aji:.3f}", flush=True)
 
 

@@ -14,7 +14,7 @@ __all__ = ["TRIED", "Tuned", "measure_all", "tune"]
 
 Opts = Tuple[Any, ...]  # KEY and VALUE by turns
 
-MIN_SCORES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MIN_SCORES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Values that are tried one key after the other. A predicted group is larger with more foreground,
 # and objects of other sizes are separated with another bandwidth.
 TRIED: Dict[str, Sequence[Any]] = {

@@ -1,5 +1,7 @@
 """Models that come with rpe_d2: their folders, their 16 bits and the command that lists them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -98,7 +100,18 @@ def test_the_command_lists_models_and_prints_cards(shipped, capsys):
     assert "there is no model cats; allowed: cells" in capsys.readouterr().err
 
 
+def test_the_model_of_nuclei_labels_the_examples():
+    """Without a network or other files: 24 coins, and nuclei in three images."""
+    segmenter = Segmenter.load("nuclei", device="cpu")
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    true = {"coins": 24, "nuclei_1": 56, "nuclei_2": 20, "nuclei_3": 183}
+    counts = {path.stem: len(segmenter.predict(path)) for path in examples.glob("*.png")}
+    assert counts.keys() == true.keys() and counts["coins"] == 24
+    assert all(0.8 * true[name] <= count <= true[name] for name, count in counts.items()), counts
+
+
 def test_the_models_of_the_package_have_cards():
+    assert list(shipped_models()) == ["nuclei"]
     for folder in shipped_models().values():
         assert (folder / "README.md").is_file() and (folder / "classes.json").is_file()
         assert sum(path.stat().st_size for path in folder.iterdir()) < 12e6
