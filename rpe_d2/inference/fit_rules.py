@@ -179,7 +179,7 @@ def _embeddings(measures: Measures, scale: float) -> List[Setting]:
 def _mask_rcnn(measures: Measures, scale: float) -> List[Setting]:
     smallest, _, _, _, largest = (d * scale for d in measures.diameters)
     # A factor of two between levels, and the square root of the area of an object in the middle.
-    levels = len(get_cfg(MODELS["mask_rcnn"]).MODEL.RPN.IN_FEATURES)
+    levels = len(get_cfg(MODELS["mask_rcnn"]).MODEL.ANCHOR_GENERATOR.SIZES)
     middle = math.sqrt(smallest * largest) * math.sqrt(math.pi) / 2
     sizes = [[max(4, round(middle * 2 ** (n - (levels - 1) / 2)))] for n in range(levels)]
     return [
