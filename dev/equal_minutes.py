@@ -44,20 +44,6 @@ class Run(NamedTuple):
 CONTROL = (
     "MODEL.RPE.PAIR_LOSS_WEIGHT 0.0 MODEL.RPE.VOTE_LOSS_WEIGHT 0.0 MODEL.RPE.GROUPING components"
 )
-_SHORT_FPN = (
-    "MODEL.GUIDED_BACKBONE.NAME build_short_resnet_fpn_backbone "
-    "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4'] "
-    "MODEL.FPN.IN_FEATURES ['res2','res3','res4']"
-)
-_SHORT_MASK_RCNN = (
-    _SHORT_FPN.replace("GUIDED_BACKBONE", "BACKBONE")
-    + " MODEL.RPN.IN_FEATURES ['p2','p3','p4','p5'] MODEL.ROI_HEADS.IN_FEATURES ['p2','p3','p4']"
-    " MODEL.ANCHOR_GENERATOR.SIZES [[8],[16],[32],[64]]"
-)
-_LIGHT_HEADS = (
-    " MODEL.ROI_BOX_HEAD.FC_DIM 256 MODEL.ROI_MASK_HEAD.CONV_DIM 64"
-    " MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 128"
-)
 _LONG_FPN = (
     "MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5'] "
     "MODEL.FPN.IN_FEATURES ['res2','res3','res4','res5']"
@@ -79,18 +65,15 @@ CHANGES = {
     "loops_0": "MODEL.MEAN_SHIFT.TRAIN_LOOPS 0",
     "contact": "MODEL.RPE.SAMPLING contact",
 }
-# The same for nuclei, on a split of the training images. All but the first are without res5.
-_NUCLEI_CHANGES = {
-    "short": "",
-    "bn": "MODEL.FPN.NORM BN MODEL.RPE.NORM BN",
+# The same for nuclei, on a split of the training images.
+NUCLEI_CHANGES = {
+    "as_configured": "",
     "rate_0.003": "SOLVER.BASE_LR 0.003",
     "quality_image": "MODEL.RPE.QUALITY_IMAGES 1",
     "group_head": "MODEL.RPE.GROUP_CLASSES head",
     "squared_hinge": "MODEL.RPE.PAIR_LOSS_FORM squared_hinge",
-}
-NUCLEI_CHANGES = {
-    "as_configured": "",
-    **{name: f"{_SHORT_FPN} {opts}" for name, opts in _NUCLEI_CHANGES.items()},
+    "contact": "MODEL.RPE.SAMPLING contact",
+    "narrow_head": "MODEL.RPE.CONV_DIM 32",
 }
 SHAPES = {"rpe": "quickstart/rpe_shapes", "mask_rcnn": "quickstart/mask_rcnn_shapes"}
 _RATES = {"rpe": ("0.001", "0.005"), "mask_rcnn": ("0.001", "0.003", "0.005")}
@@ -111,8 +94,6 @@ RUNS: Dict[str, Dict[str, Run]] = {
             for name, opts in NUCLEI_CHANGES.items()
         },
         "split_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 12),
-        "split_mask_rcnn_short": Run("nuclei/mask_rcnn_R_18", _SHORT_MASK_RCNN, 12),
-        "split_mask_rcnn_light": Run("nuclei/mask_rcnn_R_18", _SHORT_MASK_RCNN + _LIGHT_HEADS, 12),
     },
     "shapes": {
         **{f"shapes_{name}": Run(config, "", 25) for name, config in SHAPES.items()},

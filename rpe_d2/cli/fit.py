@@ -122,7 +122,8 @@ def _fit(output: Path, args: argparse.Namespace) -> int:
         if "scores" not in state:
             _finish(output, state, args)
             # Of a training that was interrupted, the time since it was continued.
-            state["cpu_seconds"] = round(state["cpu_seconds"] + cpu_seconds() - before, 1)
+            used = state.get("cpu_seconds", 0.0) + cpu_seconds() - before
+            state["cpu_seconds"] = round(used, 1)
             _write_state(output, state)
     _print_end(output, state)
     return 0
