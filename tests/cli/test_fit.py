@@ -111,6 +111,7 @@ def test_a_model_starts_from_another_one(fitted, data, tmp_path, capsys):
         assert stop.value.code == 2 and f"--from {folder}: " in lines[-1], lines
 
 
+@pytest.mark.slow
 def test_both_models_are_compared(fitted, data, tmp_path, capsys):
     output = tmp_path / "both"
     shutil.copytree(fitted[1], output / "embeddings")  # is continued, or rather finished
