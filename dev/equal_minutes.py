@@ -68,7 +68,7 @@ CHANGES = {
 # The same for nuclei, on a split of the training images.
 NUCLEI_CHANGES = {
     "as_configured": "",
-    "rate_0.003": "SOLVER.BASE_LR 0.003",
+    "rate_0.001": "SOLVER.BASE_LR 0.001",
     "quality_image": "MODEL.RPE.QUALITY_IMAGES 1",
     "group_head": "MODEL.RPE.GROUP_CLASSES head",
     "squared_hinge": "MODEL.RPE.PAIR_LOSS_FORM squared_hinge",
