@@ -21,11 +21,21 @@ ALLOWED = {
     "data": BASE,
     "evaluation": BASE,
     "visualization": BASE,
-    "modeling": BASE,
+    "refinement": {"ops", "utils"},
+    "modeling": {"refinement", *BASE},
     "baselines": {"modeling", *BASE},
     "engine": {"data", "evaluation", "visualization", "modeling", *BASE},
     "inference": {"engine", "data", "evaluation", "visualization", "modeling", *BASE},
-    "cli": {"inference", "engine", "data", "evaluation", "visualization", "modeling", *BASE},
+    "cli": {
+        "inference",
+        "engine",
+        "data",
+        "evaluation",
+        "visualization",
+        "modeling",
+        "refinement",
+        *BASE,
+    },
 }
 ALLOWED["rpe_d2"] = set(ALLOWED) - {"cli"}  # rpe_d2/__init__.py
 ENGINE_FILES = 14

@@ -30,13 +30,16 @@ COMMANDS = {
     "fit": Command(
         "rpe_d2.cli.fit", "train a model on pictures and label maps, with no key to set"
     ),
+    "refine": Command("rpe_d2.cli.refine", "refine label maps or masks of any model"),
     "evaluate": Command("rpe_d2.cli.evaluate", "compare label maps with true ones"),
     "convert": Command("rpe_d2.cli.convert", "convert label maps, COCO, GeoJSON and other files"),
     "train": Command("rpe_d2.cli.train_net", "train and evaluate a configuration"),
     "demo": Command("rpe_d2.cli.demo", "run a trained model on images or a video"),
     "visualize": Command("rpe_d2.cli.visualize", "draw ground truth, predictions and embeddings"),
     "compare": Command("rpe_d2.cli.compare", "compare several models on one data set"),
-    "refine-masks": Command("rpe_d2.cli.refine_masks", "refine masks or label maps of any model"),
+    "refine-masks": Command(
+        "rpe_d2.cli.refine_masks", "refine masks with a refiner of your own training"
+    ),
     "eval-bsds": Command("rpe_d2.cli.eval_bsds", "evaluate contours with the BSDS500 benchmark"),
     "prepare-voc": Command("rpe_d2.cli.prepare_voc", "report which VOC 2012 and SBD files exist"),
     "split-coco": Command("rpe_d2.cli.split_coco", "split a COCO-format file by images"),

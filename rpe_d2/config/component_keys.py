@@ -84,7 +84,9 @@ def _timm_keys() -> Keys:
 
 
 def _spn_keys() -> Keys:
-    """Spatial propagation networks: `SPNMaskHead`, `SPNSemSegHead`, `SPNRefiner`, `RPE.REFINE`."""
+    """Spatial propagation networks: `SPNMaskHead`, `SPNSemSegHead`, `SPNRefiner`, `RPE.REFINE`,
+    `LabelPropagationNet`.
+    """
     return {
         "IN_FEATURES": Key(
             [],
@@ -103,6 +105,12 @@ def _spn_keys() -> Keys:
             low=0,
             high=65536,
             unit="channels",
+        ),
+        "MAX_SHIFT": Key(
+            8.0,
+            "Largest distance by which `LabelPropagationNet` moves a boundary.",
+            low=1,
+            unit="pixels",
         ),
         "NUM_UNITS": Key(
             2,

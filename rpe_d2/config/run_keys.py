@@ -51,6 +51,13 @@ def _datasets_keys() -> Keys:
             "`name=images/:labels/:classes.txt`.",
             unit="entries name=images/:labels/",
         ),
+        "COARSE_DIRS": Key(
+            [],
+            "Predictions of another model, which `LabelPropagationNet` refines, each as "
+            "`name=folder/` with the name of a data set. For every image there is an NPZ file of "
+            "the same stem with `probabilities`, (K, H, W) uint8, in which 255 is 1.",
+            unit="entries name=folder/",
+        ),
         "DIGITS": Key(
             "",
             "File with `images` (N, 28, 28) uint8 and `labels` (N,), such as MNIST's digits, of "

@@ -17,6 +17,7 @@ from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
 
 from .augmentation import additional_augmentations, with_own_scale
+from .datasets.coarse_dirs import COARSE_FILE, read_coarse_maps
 
 __all__ = ["ImageMapper"]
 
@@ -30,6 +31,8 @@ class ImageMapper(DatasetMapper):
       ``INPUT.INTENSITY``, ``INPUT.CHANNELS`` and ``INPUT.PLANE``. Detectron2 cuts intensities above
       255;
     * images are resized by ``INPUT.SCALE``, if that is set;
+    * predictions of another model, ``DATASETS.COARSE_DIRS``, are read as ``coarse_sem_seg``
+      (K, H, W) float32, and transformed like label maps;
     * palette indices of label maps are their labels. Detectron2 takes the brightness of the color;
     * training images also get the augmentations ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
     """
@@ -77,6 +80,9 @@ class ImageMapper(DatasetMapper):
         sem_seg_file = dataset_dict.pop("sem_seg_file_name", None)
         sem_seg = None if sem_seg_file is None else _read_labels(sem_seg_file, dataset_dict)
 
+        coarse_file = dataset_dict.pop(COARSE_FILE, None)
+        coarse = None if coarse_file is None else read_coarse_maps(coarse_file, image.shape[:2])
+
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         try:
             transforms = self.augmentations(aug_input)
@@ -89,6 +95,10 @@ class ImageMapper(DatasetMapper):
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if coarse is not None:
+            moved = transforms.apply_segmentation(coarse.transpose(1, 2, 0))
+            coarse = np.ascontiguousarray(moved.transpose(2, 0, 1))
+            dataset_dict["coarse_sem_seg"] = torch.from_numpy(coarse)
         if self.proposal_topk is not None:
             detection_utils.transform_proposals(
                 dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk

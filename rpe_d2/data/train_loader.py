@@ -221,7 +221,7 @@ def _named_deaths(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def build_resumable_train_loader(
-    cfg: CfgNode, mapper: Mapper
+    cfg: CfgNode, mapper: Mapper, same_classes: bool = True
 ) -> Union[ResumableLoader, DataLoader]:
     """Builds Detectron2's training loader so that batches depend only on ``SEED`` and their number.
 
@@ -231,6 +231,7 @@ def build_resumable_train_loader(
     Args:
         cfg: the configuration. A negative ``SEED`` is replaced by a random one.
         mapper: maps a dataset dict to the input of the model.
+        same_classes: whether all data sets must have the same classes.
 
     Raises:
         UnreadableImage: While iterating, more than ``DATALOADER.MAX_UNREADABLE`` images cannot be
@@ -242,6 +243,7 @@ def build_resumable_train_loader(
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        check_consistency=same_classes,
     )
     if not isinstance(dicts, list):
         return build_detection_train_loader(cfg, mapper=mapper)

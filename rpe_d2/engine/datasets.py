@@ -16,6 +16,7 @@ from rpe_d2.data import (
     check_voc_files,
     coco_report,
     register_bsds,
+    register_coarse_dirs,
     register_coco_jsons,
     register_digits,
     register_digits_authors,
@@ -27,7 +28,7 @@ from rpe_d2.data import (
 from rpe_d2.data.datasets.coco_report import PERCENTILES
 from rpe_d2.utils.files import replacing_file
 
-from .host_models import check_object_areas, num_classes_keys
+from .host_models import check_object_areas, is_class_agnostic, num_classes_keys
 
 REPORT_FILE = "data_report.json"
 
@@ -83,6 +84,8 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
             partial(register_sem_seg_dirs, [entry], head.NUM_CLASSES, head.IGNORE_VALUE)
             for entry in data.SEM_SEG_DIRS
         ),
+        # Last, because it adds to the others.
+        *(partial(register_coarse_dirs, [entry]) for entry in data.COARSE_DIRS),
     ]
 
 
@@ -111,6 +114,8 @@ def check_datasets(cfg: CfgNode) -> None:
                 )
             check_voc_files(name)
             _report(key, name)
+    if is_class_agnostic(cfg):
+        return
     # If a model declares no number of classes, the data sets must still agree with each other.
     for kind, class_key in (num_classes_keys(cfg) or {"thing": ""}).items():
         _check_classes(cfg, kind, class_key)

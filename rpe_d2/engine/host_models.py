@@ -4,6 +4,8 @@ The classes that a configuration names declare them as class attributes and clas
 
 * ``dataset_mapper_name``: the mapper for training if ``INPUT.DATASET_MAPPER_NAME`` is "".
 * ``num_classes_keys``: for each kind, "thing" or "stuff", the key that holds its number of classes.
+* ``is_class_agnostic``: whether classes do not matter, so that data sets of different classes can be
+  trained on together.
 * ``default_confidence_threshold``: the score below which demo and visualize omit instances.
 * ``only_proposals``: whether the model predicts proposals and nothing else.
 * ``inference_inputs(cfg)``: the inputs that the model needs at inference besides images,
@@ -40,6 +42,7 @@ __all__ = [
     "check_training_data",
     "default_confidence_threshold",
     "inference_inputs",
+    "is_class_agnostic",
     "model_classes",
     "num_classes_keys",
     "only_proposals",
@@ -124,6 +127,11 @@ def default_confidence_threshold(cfg: CfgNode) -> float:
     if cfg.TEST.MIN_SCORE >= 0:
         return cfg.TEST.MIN_SCORE
     return _first_declared(cfg, "default_confidence_threshold", 0.5)
+
+
+def is_class_agnostic(cfg: CfgNode) -> bool:
+    """Returns whether the classes of the data do not matter to the model."""
+    return _first_declared(cfg, "is_class_agnostic", False)
 
 
 def only_proposals(cfg: CfgNode) -> bool:

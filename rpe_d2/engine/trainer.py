@@ -60,6 +60,7 @@ from .hooks import (
 from .host_models import (
     default_confidence_threshold,
     inference_inputs,
+    is_class_agnostic,
     only_proposals,
     training_mapper_name,
 )
@@ -285,7 +286,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_resumable_train_loader(cfg, NameUnreadable(cls.build_train_mapper(cfg)))
+        mapper = NameUnreadable(cls.build_train_mapper(cfg))
+        return build_resumable_train_loader(cfg, mapper, same_classes=not is_class_agnostic(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

@@ -17,7 +17,7 @@ from .embedding import (
     PixelGroups,
     QualityHead,
 )
-from .meta_arch import BoundaryEmbeddingNet, PixelEmbeddingNet, SPNRefiner
+from .meta_arch import BoundaryEmbeddingNet, LabelPropagationNet, PixelEmbeddingNet, SPNRefiner
 from .proposal_generator import MeanShiftProposalGenerator
 from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
 from .sem_seg import EmbeddingSemSegHead, SPNSemSegHead
@@ -38,6 +38,7 @@ __all__ = [
     "GuidedROIHeads",
     "ImageMaps",
     "KMeansGrouping",
+    "LabelPropagationNet",
     "MeanShiftGrouping",
     "MeanShiftLayer",
     "MeanShiftProposalGenerator",

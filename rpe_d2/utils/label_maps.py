@@ -44,7 +44,7 @@ def read_class_indices(path: Union[str, Path], where: str = "") -> np.ndarray:
         where: prefix of error messages, such as a configuration key.
 
     Returns:
-        (H, W) uint8, uint16, uint32 or int32.
+        (H, W) uint8, uint16, uint32 or int32. Other integers become int32, or uint32.
 
     Raises:
         UnreadableImage: The file cannot be read, or it does not have one index per pixel.
@@ -69,6 +69,8 @@ def _read(name: str) -> np.ndarray:
         labels = image.indices(plane or 0)
     if not isinstance(labels, str) and labels.dtype == bool:
         labels = labels.astype(np.uint8)
+    if not isinstance(labels, str) and labels.dtype.kind in "iu" and labels.dtype not in _DTYPES:
+        labels = _as_32_bits(labels, path)
     if isinstance(labels, str) or labels.dtype not in _DTYPES:
         found = labels if isinstance(labels, str) else f"indices of {labels.dtype}"
         raise UnreadableImage(
@@ -76,6 +78,18 @@ def _read(name: str) -> np.ndarray:
             f" {', '.join(map(str, _DTYPES))}"
         )
     return labels
+
+
+def _as_32_bits(labels: np.ndarray, path: str) -> np.ndarray:
+    """Converts integers of other types, whose values are usually small."""
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    for dtype in (np.int32, np.uint32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return labels.astype(dtype)
+    raise UnreadableImage(
+        f"{path} has labels of {low} to {high}; allowed: -{2**31} to {2**31 - 1}, or 0 to "
+        f"{2**32 - 1}"
+    )
 
 
 def encode_labels(labels: np.ndarray) -> Dict[int, Dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The synthetic shapes dataset, and datasets that configuration keys name."""
 
 from .bsds import register_bsds
+from .coarse_dirs import register_coarse_dirs
 from .coco_jsons import register_coco_jsons
 from .coco_report import CocoReport, coco_report
 from .digits import DIGITS_SPLITS, register_digits, register_digits_authors, render_digits
@@ -43,6 +44,7 @@ __all__ = [
     "load_shapes_panoptic",
     "load_shapes_sem_seg",
     "register_bsds",
+    "register_coarse_dirs",
     "register_coco_jsons",
     "register_digits",
     "register_digits_authors",

@@ -1,0 +1,1 @@
+"""Refinement of label maps by spatial propagation, which needs no Detectron2."""
