@@ -69,9 +69,10 @@ def random_walker(image: np.ndarray, maps: np.ndarray, beta: float) -> np.ndarra
     order[present] = np.arange(1, len(present) + 1)
     found = walk(image / 255.0, order[seeds], beta=beta, mode="cg_j", channel_axis=-1)
     result = np.zeros_like(maps)
-    result[np.where(found > 0, present[np.maximum(found, 1) - 1], labels) - 1 == np.arange(
-        len(maps)
-    )[:, None, None]] = 1
+    result[
+        np.where(found > 0, present[np.maximum(found, 1) - 1], labels) - 1
+        == np.arange(len(maps))[:, None, None]
+    ] = 1
     return result
 
 

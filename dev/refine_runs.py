@@ -10,6 +10,7 @@ and evaluates them before and after. Records are stored in results/refine/.
 """
 
 import argparse
+import gzip
 import json
 import shlex
 import sys
@@ -29,12 +30,18 @@ sys.path.insert(0, str(ROOT))
 from dev.refine_opponents import OPPONENTS, apply  # noqa: E402
 from rpe_d2.data import load_shapes  # noqa: E402
 from rpe_d2.engine.run_record import current_commit, hardware  # noqa: E402
+from rpe_d2.evaluation.boundary_ap_evaluator import boundary_metrics  # noqa: E402
+from rpe_d2.evaluation.coco_scores import instance_scores  # noqa: E402
+from rpe_d2.evaluation.label_metrics import label_metrics, mean_label_metrics  # noqa: E402
 from rpe_d2.evaluation.mask_boundaries import mask_boundary  # noqa: E402
 from rpe_d2.refinement.degradation import DEGRADATIONS  # noqa: E402
 from rpe_d2.refinement.refine import LabelRefiner  # noqa: E402
 from rpe_d2.utils.images import ImageReader  # noqa: E402
 
 RESULTS = ROOT / "results" / "refine"
+PREDICTIONS = ROOT / "results" / "predictions"
+# Predictions with lower scores are left out; label maps show those above the second score.
+_LEAST_SCORE, _LABEL_SCORE = 0.05, 0.5
 _WIDTH = 2  # of boundaries in pixels
 _STRENGTH = 4.0  # of the degradations in pixels
 _SHAPES, _NUCLEI = "shapes", "nuclei"
@@ -45,7 +52,7 @@ Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["degraded"])
+    parser.add_argument("what", choices=["degraded", "predictions"])
     parser.add_argument("--weights", default=None)
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--images", type=int, default=12, help="images of each kind")
@@ -53,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     start, cpu = time.time(), time.process_time()
     refiner = LabelRefiner.load(args.weights, "cpu")
-    record = degraded(refiner, args)
+    record = degraded(refiner, args) if args.what == "degraded" else predictions(refiner, args)
     content = {
         "command": shlex.join(["dev/refine_runs.py", *sys.argv[1:]]),
         "config": "configs/spn/refiner.yaml",
@@ -117,6 +124,58 @@ def degraded(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, Any]:
         "cpu_seconds_per_image": {name: round(s / count, 4) for name, s in seconds.items()},
         "scores": table,
     }
+
+
+def predictions(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, Any]:
+    """Refines the stored predictions of each model on the nuclei's validation images."""
+    truth = COCO(f"{args.data}/nuclei/val.json")
+    reader = ImageReader("RGB", "percentile:0.1,99.8")
+    table = {}
+    for path in sorted(PREDICTIONS.glob("*.json.gz")):
+        given = json.loads(gzip.decompress(path.read_bytes()))
+        given = [result for result in given if result["score"] >= _LEAST_SCORE]
+        refined = []
+        for image_id, item in tqdm(sorted(truth.imgs.items()), desc=path.name):
+            part = sorted(
+                (r for r in given if r["image_id"] == image_id), key=lambda r: -r["score"]
+            )
+            image = reader(f"{args.data}/nuclei/{item['file_name']}")
+            masks = np.array([mask_util.decode(r["segmentation"]) for r in part], bool)
+            masks = refiner.refine(image, masks.reshape(-1, *image.shape[:2])).result
+            for result, mask in zip(part, masks):
+                rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+                refined.append({**result, "segmentation": rle, "bbox": mask_util.toBbox(rle)})
+        name = path.name.removesuffix(".json.gz")
+        table[name] = {
+            kind: _instance_metrics(truth, results)
+            for kind, results in (("given", given), ("refined", refined))
+        }
+        print(name, json.dumps(table[name], indent=1), flush=True)
+    return {"scores": table}
+
+
+def _instance_metrics(truth: COCO, results: List[Dict[str, Any]]) -> Dict[str, float]:
+    """Returns COCO's AP of masks and boxes, boundary AP, and S of the label maps, in percent."""
+    limit = 600
+    metrics = {
+        "AP": instance_scores(truth, results, limit, "segm")["AP"],
+        "box AP": instance_scores(truth, results, limit, "bbox")["AP"],
+        "boundary AP": boundary_metrics(truth, results, limit)["AP"],
+        "boundary AP, 1 px": boundary_metrics(truth, results, limit, 1)["AP"],
+    }
+    images = []
+    for image_id, item in truth.imgs.items():
+        size = item["height"], item["width"]
+        kept = [r for r in results if r["image_id"] == image_id and r["score"] >= _LABEL_SCORE]
+        kept.sort(key=lambda r: r["score"])  # the best ones are drawn last
+        labels = np.zeros(size, np.int32)
+        for number, result in enumerate(kept, start=1):
+            labels[mask_util.decode(result["segmentation"]) > 0] = number
+        target = _labels_of([truth.annToRLE(a) for a in truth.imgToAnns[image_id]], size)
+        images.append(label_metrics(labels, target))
+    mean = mean_label_metrics(images)
+    metrics |= {name: 100 * mean[name] for name in ("S@0.5", "S@0.9", "S")}
+    return {name: round(float(value), 2) for name, value in metrics.items()}
 
 
 def _method(name: str, value: float) -> Method:

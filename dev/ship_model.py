@@ -33,6 +33,7 @@ WEIGHTS = ROOT / "rpe_d2" / "weights"
 # What a prediction does not need, and what names files of the machine that trained the model.
 _RESET = "DATASETS", "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE"
 _MOST_MEGABYTES = 12
+_REFINER = "LabelPropagationNet"
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -43,7 +44,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = parser.parse_args(argv)
     weights = weights_of_folder(args.folder)
     state = load_tensors("weights", weights)
-    content = save(halved(state.get("model", state)))
+    state = state.get("model", state)
+    is_refiner = read_config(str(args.folder / CONFIG), []).MODEL.META_ARCHITECTURE == _REFINER
+    if is_refiner:  # rpe_d2.refine builds the network without a configuration
+        prefix = "network."
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    content = save(halved(state))
     if len(content) > 1e6 * _MOST_MEGABYTES:
         used = f"{len(content) / 1e6:.1f} MB"
         print(f"error: {weights} has {used}; allowed: {_MOST_MEGABYTES} MB", file=sys.stderr)
@@ -51,8 +57,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     target = WEIGHTS / args.name
     target.mkdir(parents=True, exist_ok=True)
     (target / SHIPPED_WEIGHTS).write_bytes(content)
-    (target / CONFIG).write_text(config_of(args.folder / CONFIG))
-    shutil.copy(args.folder / CLASSES, target / CLASSES)
+    if not is_refiner:
+        (target / CONFIG).write_text(config_of(args.folder / CONFIG))
+        shutil.copy(args.folder / CLASSES, target / CLASSES)
     print(f"{target}: {len(content) / 1e6:.1f} MB")
     return 0
 

@@ -7,7 +7,7 @@ from typing import List, Optional
 
 from tabulate import tabulate
 
-from rpe_d2.inference.model_folders import CARD, shipped_models, weights_of_folder
+from rpe_d2.inference.model_folders import CARD, shipped_cards, weights_of_folder
 from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.json_text import read_text
 
@@ -24,7 +24,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("name", nargs="?", help="print the card of this model")
     args = parser.parse_args(argv)
     with one_line_errors():
-        models = shipped_models()
+        models = shipped_cards()
         if args.name is None:
             rows = [[name, _megabytes(folder), _summary(folder)] for name, folder in models.items()]
             print(tabulate(rows, headers=["model", "MB", "for"], floatfmt=".1f"))

@@ -5,7 +5,14 @@ import os
 from pathlib import Path
 from typing import Dict, Union
 
-__all__ = ["CARD", "CONFIG", "find_model_folder", "shipped_models", "weights_of_folder"]
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "find_model_folder",
+    "shipped_cards",
+    "shipped_models",
+    "weights_of_folder",
+]
 
 CONFIG = "config.yaml"
 CARD = "README.md"
@@ -22,6 +29,14 @@ def shipped_models() -> Dict[str, Path]:
     data, the scores and the limits of the model.
     """
     return {path.parent.name: path.parent for path in sorted(_SHIPPED.glob(f"*/{CONFIG}"))}
+
+
+def shipped_cards() -> Dict[str, Path]:
+    """Returns the folders of all weights that come with rpe_d2 by name.
+
+    These are the models of :func:`shipped_models`, and the refiner of ``rpe_d2.refine``.
+    """
+    return {path.parent.name: path.parent for path in sorted(_SHIPPED.glob(f"*/{CARD}"))}
 
 
 def find_model_folder(model: Union[str, Path]) -> Path:

@@ -145,5 +145,5 @@ def build_refiner_network() -> RefinerNetwork:
 
     encoder = timm.create_model(ENCODER, features_only=True, out_indices=_STAGES)
     # timm keeps the blocks after the last one that is asked for.
-    encoder.blocks = encoder.blocks[: max(encoder.feature_info.get_dicts(["stage"])[-1].values())]
+    encoder.blocks = encoder.blocks[: max(encoder._stage_out_idx)]
     return RefinerNetwork(encoder, encoder.feature_info.channels())

@@ -75,6 +75,13 @@ def test_frozen_norm_keeps_eps_and_has_no_parameters():
     assert names and not any(".bn" in name for name in names)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_100"])
+def test_stages_after_the_last_output_are_not_kept(name, image):
+    backbone = TimmBackbone(name, ["res2", "res3"], norm="BN")
+    sum(maps.sum() for maps in backbone(image.float()).values()).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
 def test_only_the_stages_that_are_needed_are_built(image):
     small, whole = TimmBackbone("resnet18", ["res3"]), TimmBackbone("resnet18")
     assert list(small(image.float())) == ["res3"] and small.size_divisibility == 8

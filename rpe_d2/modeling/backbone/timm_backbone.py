@@ -88,6 +88,7 @@ class TimmBackbone(Backbone):
                 f"{_WEIGHTS} is {weights} for {name}" if weights else f"MODEL.TIMM.NAME is {name}"
             )
             raise ValueError(f"{what}: {one_line(error)}") from error
+        _remove_unused_stages(self.body)
         if norm == "FrozenBN":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
@@ -228,6 +229,12 @@ def _output_indices(name: str, options: Dict[str, Any]) -> Dict[str, int]:
         f"res{round(math.log2(stride))}": index
         for index, stride in zip(info.out_indices, info.reduction())
     }
+
+
+def _remove_unused_stages(body: torch.nn.Module) -> None:
+    """Removes the stages after the last output, which timm keeps in EfficientNets and MobileNets."""
+    if hasattr(body, "_stage_out_idx") and hasattr(body, "blocks"):
+        body.blocks = body.blocks[: max(body._stage_out_idx)]
 
 
 @contextlib.contextmanager
