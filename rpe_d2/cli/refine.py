@@ -87,7 +87,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "--may-split", action="store_true", help="objects may vanish or fall into parts"
     )
     parser.add_argument("--annotations", metavar="FILE", help="COCO JSON that names the images")
-    parser.add_argument("--weights", metavar="FILE", help="a .safetensors file of other weights")
+    parser.add_argument("--weights", metavar="FILE", help="other weights, .safetensors or .pth")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument("--channels", default="", help="INPUT.CHANNELS: mean, 2, or 0,1,1")
     parser.add_argument(

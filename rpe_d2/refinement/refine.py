@@ -67,7 +67,9 @@ class LabelRefiner:
         """Loads a refiner.
 
         Args:
-            weights: a .safetensors file. None: the weights that come with rpe_d2.
+            weights: a .safetensors file, or a checkpoint of a training of
+                ``configs/spn/refiner.yaml``, .pth, which needs Detectron2. None: the weights that
+                come with rpe_d2.
             device: "cpu", "cuda" or "cuda:1". None: a GPU where there is one.
 
         Raises:
@@ -75,7 +77,7 @@ class LabelRefiner:
         """
         file = WEIGHTS if weights is None else Path(weights)
         network = build_refiner_network()
-        load_refiner_weights(network, read_safetensors(file), str(file))
+        load_refiner_weights(network, read_refiner_weights(file), str(file))
         return cls(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def refine(
@@ -222,7 +224,7 @@ def refine(
             of bool, which may overlap, or probabilities (K, H, W) that sum to 1.
         max_shift: no boundary moves by more than this many pixels.
         may_split: whether objects may vanish or fall into parts.
-        weights: a .safetensors file of other weights.
+        weights: a file of other weights, .safetensors or .pth.
         device: "cpu", "cuda" or "cuda:1". None: a GPU where there is one.
 
     Raises:
@@ -236,19 +238,27 @@ def _loaded(weights: Union[str, Path, None], device: Optional[str]) -> LabelRefi
     return LabelRefiner.load(weights, device)
 
 
-def read_safetensors(file: Path) -> Dict[str, torch.Tensor]:
-    """Reads a .safetensors file.
+def read_refiner_weights(file: Path) -> Dict[str, torch.Tensor]:
+    """Reads the weights of a refiner from a .safetensors file or from a checkpoint of a training.
 
     Raises:
-        ValueError: It cannot be read. The message is one line.
+        ValueError: The file cannot be read. The message is one line.
     """
+    if file.suffix == ".pth":
+        from rpe_d2.utils.safe_loading import load_tensors  # needs Detectron2
+
+        state = load_tensors("weights", str(file))
+        state = state.get("model", state) if isinstance(state, dict) else state
+        if not isinstance(state, dict):
+            raise ValueError(f"{file} holds a {type(state).__name__}; allowed: a checkpoint")
+        return {name.removeprefix("network."): value for name, value in state.items()}
     from safetensors.torch import load_file
 
     try:
         return load_file(file)
     except Exception as error:  # a damaged file may raise any error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file}: {reason}; allowed: a .safetensors file") from error
+        raise ValueError(f"{file}: {reason}; allowed: a .safetensors or .pth file") from error
 
 
 def load_refiner_weights(

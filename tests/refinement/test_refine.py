@@ -212,5 +212,16 @@ def test_wrong_weights_are_named_in_one_line(tmp_path):
             LabelRefiner.load(file)
         assert str(file) in str(e.value) and "\n" not in str(e.value)
     file.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="allowed: a .safetensors file"):
+    with pytest.raises(ValueError, match="allowed: a .safetensors or .pth file"):
         LabelRefiner.load(file)
+
+
+def test_a_checkpoint_has_the_same_weights(wild, tmp_path):
+    state = {f"network.{name}": value for name, value in wild.network.state_dict().items()}
+    torch.save({"model": state, "iteration": 3}, tmp_path / "model.pth")
+    labels = scene(0)
+    refined = LabelRefiner.load(tmp_path / "model.pth", "cpu").refine(image_of(labels), labels)
+    assert (refined.result == wild.refine(image_of(labels), labels).result).all()
+    torch.save([1], tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="model.pth"):
+        LabelRefiner.load(tmp_path / "model.pth")

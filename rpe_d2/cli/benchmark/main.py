@@ -25,6 +25,7 @@ from .operators import (
 )
 from .processes import add_process_arguments, run_process_benchmark
 from .proposals import add_proposal_arguments, run_proposal_benchmark
+from .refine import add_refine_arguments, run_refine_benchmark
 from .spn import add_spn_arguments, run_spn_benchmark
 
 
@@ -64,6 +65,9 @@ BENCHMARKS = {
     ),
     "spn": Benchmark(
         "spatial propagation, forward and forward+backward", add_spn_arguments, run_spn_benchmark
+    ),
+    "refine": Benchmark(
+        "refinement of label maps by rpe_d2.refine", add_refine_arguments, run_refine_benchmark
     ),
     "processes": Benchmark(
         "a training step on several processes", add_process_arguments, run_process_benchmark
