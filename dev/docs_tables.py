@@ -5,6 +5,7 @@ from typing import Dict
 
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table
+from dev.fit_tables import fit_table
 from dev.input_kinds import input_table
 from dev.pair_loss_tables import (
     pair_loss_rows,
@@ -35,6 +36,7 @@ PAGES = (
     "docs/experiments.md",
     "docs/images.md",
     "docs/model_zoo.md",
+    "docs/predict.md",
     "docs/benchmarks.md",
 )
 _MODELS = (
@@ -164,6 +166,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
             ],
             by_file=True,
         ),
+        "fits": fit_table(results / "fit"),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

@@ -1,7 +1,8 @@
 """Pixel grouping for Detectron2.
 
 Importing this package registers its components and data sets. It has no other side effects. Where
-Detectron2 is not installed, nothing is registered, and ``rpe_d2.ops`` and ``rpe_d2.refine`` still work.
+Detectron2 is not installed, nothing is registered, and ``rpe_d2.ops`` and ``rpe_d2.refine`` still
+work.
 """
 
 import warnings as _warnings

@@ -4,8 +4,8 @@ The classes that a configuration names declare them as class attributes and clas
 
 * ``dataset_mapper_name``: the mapper for training if ``INPUT.DATASET_MAPPER_NAME`` is "".
 * ``num_classes_keys``: for each kind, "thing" or "stuff", the key that holds its number of classes.
-* ``is_class_agnostic``: whether classes do not matter, so that data sets of different classes can be
-  trained on together.
+* ``is_class_agnostic``: whether classes do not matter, so that data sets of different classes can
+  be trained on together.
 * ``default_confidence_threshold``: the score below which demo and visualize omit instances.
 * ``only_proposals``: whether the model predicts proposals and nothing else.
 * ``inference_inputs(cfg)``: the inputs that the model needs at inference besides images,

@@ -144,7 +144,10 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_refined(
         (lambda i, l, o: [i, l, "--output", l], "not overwritten"),
         (lambda i, l, o: [i, i / "no", "--output", o], "no such file or folder"),
         (lambda i, l, o: [i / "no", l, "--output", o], "no such folder"),
-        (lambda i, l, o: [i, l, "--output", o, "--weights", i / "a.png"], "allowed: a .safetensors"),
+        (
+            lambda i, l, o: [i, l, "--output", o, "--weights", i / "a.png"],
+            "allowed: a .safetensors",
+        ),
     ],
 )
 def test_wrong_arguments_are_named_in_one_line(folders, tmp_path, weights, capsys, change, message):

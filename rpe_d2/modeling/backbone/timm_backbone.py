@@ -232,7 +232,7 @@ def _output_indices(name: str, options: Dict[str, Any]) -> Dict[str, int]:
 
 
 def _remove_unused_stages(body: torch.nn.Module) -> None:
-    """Removes the stages after the last output, which timm keeps in EfficientNets and MobileNets."""
+    """Removes the stages after the last output, which EfficientNets and MobileNets keep."""
     if hasattr(body, "_stage_out_idx") and hasattr(body, "blocks"):
         body.blocks = body.blocks[: max(body._stage_out_idx)]
 
