@@ -327,7 +327,6 @@ def test_every_import_is_declared(declared: Distribution) -> None:
     allowed |= {"torch", "torchvision", "triton", "detectron2", "rpe_d2", "wandb", "pydensecrf"}
     allowed |= {"sklearn"}  # an extra, for the digits of a toy data set
     allowed |= {"roifile"}  # an extra, for the ROIs of ImageJ
-    allowed |= {"timm"}  # an extra, for its backbones
     allowed |= {"zarr"}  # an extra, for arrays that are larger than memory
     allowed |= {"magicgui", "napari"}  # the plugin for napari
     allowed |= {"gradio"}  # an extra, for the page in the browser

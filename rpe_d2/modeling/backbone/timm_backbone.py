@@ -59,7 +59,6 @@ class TimmBackbone(Backbone):
                 means random weights.
 
         Raises:
-            ImportError: The package timm is not installed.
             ValueError: An argument is not allowed, or the weights do not fit.
         """
         super().__init__()
@@ -249,12 +248,8 @@ def _without_warnings(name: str) -> Iterator[None]:
 
 
 def _import_timm() -> Any:
-    try:
-        import timm.layers
-    except ImportError as error:
-        raise ImportError(
-            "backbones of timm need the package timm: pip install 'rpe_d2[timm]'"
-        ) from error
+    import timm.layers  # slow to import
+
     return timm
 
 
