@@ -64,12 +64,13 @@ def accept_changes(
     accepted = gains > least_gain
     labels = np.where(accepted[regions], proposal.labels, given)
     # First pixels are taken back that are apart from their object, and then whatever harms one.
-    for is_first in itertools.count() if not may_split else ():
-        harmed, apart = _harmed(given, labels, background)
+    number = _parts(given, int(given.max()) + 1).number if not may_split else None
+    for attempt in itertools.count() if not may_split else ():
+        harmed, apart = _harmed(number, labels, background)
         if not len(harmed):
             break
         touched = labels != given
-        if is_first == 0 and (touched & apart).any():
+        if attempt == 0 and (touched & apart).any():
             touched &= apart
         else:
             touched &= np.isin(given, harmed) | np.isin(labels, harmed)
@@ -79,15 +80,20 @@ def accept_changes(
 
 
 def _harmed(
-    given: np.ndarray, labels: np.ndarray, background: int
+    before: np.ndarray, labels: np.ndarray, background: int
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Returns the objects that are in more connected parts than before, or have vanished.
 
-    The second result (H, W) bool are the smaller parts of the objects that are in more parts.
+    Args:
+        before: (N,) number of connected parts that each object had.
+        labels: (H, W) integers.
+        background: the label that is no object, or -1.
+
+    Returns:
+        The objects, and the smaller parts (H, W) bool of those that are in more parts.
     """
-    count = int(given.max()) + 1
-    before, after = _parts(given, count), _parts(labels, count)
-    harmed = (after.number > before.number) | ((before.number > 0) & (after.number == 0))
+    after = _parts(labels, len(before))
+    harmed = (after.number > before) | ((before > 0) & (after.number == 0))
     if background >= 0:
         harmed[background] = False
     return np.flatnonzero(harmed), harmed[labels] & ~after.is_largest[after.regions]
@@ -105,8 +111,9 @@ def _parts(labels: np.ndarray, count: int) -> _Parts:
     from skimage.measure import label as connected_regions  # slow to import
 
     regions = connected_regions(labels, background=-1, connectivity=2) - 1
-    _, first, areas = np.unique(regions, return_index=True, return_counts=True)
-    label = labels.ravel()[first]
+    areas = np.bincount(regions.ravel())
+    label = np.empty(len(areas), labels.dtype)
+    label[regions.ravel()] = labels.ravel()
     order = np.lexsort((-areas, label))
     is_largest = np.zeros(len(areas), bool)
     is_largest[order[np.unique(label[order], return_index=True)[1]]] = True

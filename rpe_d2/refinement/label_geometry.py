@@ -12,9 +12,29 @@ __all__ = [
     "boundary_distance",
     "boundary_pixels",
     "color_labels",
+    "compact_labels",
     "nearest_labels",
     "region_means",
 ]
+
+
+def compact_labels(labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Numbers the labels that occur from 0. It is ``np.unique``, which sorts, in less time.
+
+    Args:
+        labels: integers of any shape.
+
+    Returns:
+        The labels in ascending order, and the index of each pixel's label in them, int64.
+    """
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if high - low > 4 * labels.size:
+        values, indices = np.unique(labels, return_inverse=True)
+        return values, indices.reshape(labels.shape)
+    offset = labels.astype(np.int64) - low
+    present = np.bincount(offset.ravel(), minlength=1) > 0
+    values = (np.flatnonzero(present) + low).astype(labels.dtype)
+    return values, (np.cumsum(present) - 1)[offset]
 
 
 def boundary_pixels(labels: np.ndarray) -> np.ndarray:
@@ -78,8 +98,11 @@ def color_labels(labels: np.ndarray, separation: float) -> Tuple[np.ndarray, int
     count = int(labels.max()) + 1
     cell = max(1, int(separation) // 2)
     rows, columns = (-(-side // cell) for side in labels.shape)
-    y, x = np.divmod(np.arange(labels.size), labels.shape[1])
-    pairs = np.unique(((y // cell) * columns + x // cell) * count + labels.ravel())
+    # A label of a cell is that of its first pixel, or has a boundary in the cell.
+    near = boundary_pixels(labels)
+    near[::cell, ::cell] = True
+    y, x = np.nonzero(near)
+    pairs = np.unique(((y // cell) * columns + x // cell) * count + labels[near])
     place, label = np.divmod(pairs, count)
     cells = sparse.csr_matrix(
         (np.ones(len(pairs), np.int32), (place, label)), shape=(rows * columns, count)

@@ -4,7 +4,13 @@ from typing import Callable, Iterator, NamedTuple, Tuple
 
 import numpy as np
 
-from .label_geometry import boundary_distance, boundary_pixels, color_labels, nearest_labels
+from .label_geometry import (
+    boundary_distance,
+    boundary_pixels,
+    color_labels,
+    compact_labels,
+    nearest_labels,
+)
 
 __all__ = [
     "LEAST_PROBABILITY",
@@ -56,8 +62,7 @@ def propose_labels(run: Run, image: np.ndarray, labels: np.ndarray, max_shift: f
     best = np.ones(labels.shape, np.float32)
     for window, core, inner in _windows(labels, max_shift):
         part = labels[window]
-        values, indices = np.unique(part, return_inverse=True)
-        indices = indices.reshape(part.shape)
+        _, indices = compact_labels(part)
         colors, count = color_labels(indices, 2 * max_shift)
         own = colors[indices]
         maps = (own == np.arange(count)[:, None, None]).astype(np.float32)

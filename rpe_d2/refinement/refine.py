@@ -12,6 +12,7 @@ import torch
 from rpe_d2.utils.intensity import parse_intensity
 
 from .acceptance import accept_changes, change_regions
+from .label_geometry import compact_labels
 from .network import RefinerNetwork, build_refiner_network, propagate_labels
 from .proposals import propose_labels, propose_probabilities
 
@@ -121,8 +122,7 @@ class LabelRefiner:
     def _refine_labels(
         self, image: np.ndarray, labels: np.ndarray, max_shift: float, may_split: bool
     ) -> Refined:
-        values, given = np.unique(labels, return_inverse=True)
-        given = given.reshape(labels.shape)
+        values, given = compact_labels(labels)
         zero = np.flatnonzero(values == 0)
         background = int(zero[0]) if len(zero) else -1
         proposal = propose_labels(self._run, image, given, max_shift)

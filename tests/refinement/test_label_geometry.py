@@ -7,6 +7,7 @@ from rpe_d2.refinement.label_geometry import (
     boundary_distance,
     boundary_pixels,
     color_labels,
+    compact_labels,
     nearest_labels,
     region_means,
 )
@@ -99,3 +100,18 @@ def test_means_of_regions():
     regions = np.array([[0, 0, 2], [2, 2, 2]])
     values = np.array([[1.0, 3.0, 4.0], [4.0, 0.0, 0.0]])
     np.testing.assert_allclose(region_means(regions, values), [2.0, 0.0, 2.0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "int64"])
+def test_compact_labels_are_those_of_numpy(dtype):
+    random = np.random.default_rng(0)
+    info = np.iinfo(dtype)
+    for labels in (
+        random.integers(max(-5, info.min), 90, (20, 30)).astype(dtype),
+        random.choice([info.min, 0, 3, info.max], (20, 30)).astype(dtype),
+        np.full((1, 1), info.max, dtype),
+    ):
+        values, indices = compact_labels(labels)
+        expected, inverse = np.unique(labels, return_inverse=True)
+        assert values.dtype == labels.dtype and (values == expected).all()
+        assert (indices == inverse.reshape(labels.shape)).all()
