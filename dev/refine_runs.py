@@ -89,9 +89,9 @@ def degraded(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, Any]:
         for value in opponent.values:
             method = _method(name, value)
             rows = [
-                _scores(method(image, given), truth)["boundary_iou"]
+                scores_of(method(image, given), truth)["boundary_iou"]
                 for source in (_SHAPES, _NUCLEI)
-                for image, truth in _examples(source, "train", args.data, 4)
+                for image, truth in examples(source, "train", args.data, 4)
                 for _, given in _degradations(truth)
             ]
             scores[value] = float(np.mean(rows))
@@ -104,14 +104,14 @@ def degraded(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, Any]:
     count = 0
     for source in (_SHAPES, _NUCLEI):
         rows: Dict[str, Dict[str, List[Dict[str, float]]]] = {m: {} for m in methods}
-        for image, truth in tqdm(list(_examples(source, "val", args.data, args.images))):
+        for image, truth in tqdm(list(examples(source, "val", args.data, args.images))):
             for kind, given in _degradations(truth):
                 count += 1
                 for name, method in methods.items():
                     start = time.process_time()
                     refined = method(image, given)
                     seconds[name] += time.process_time() - start
-                    rows[name].setdefault(kind, []).append(_scores(refined, truth))
+                    rows[name].setdefault(kind, []).append(scores_of(refined, truth))
         table[source] = {
             name: {
                 kind: {key: round(float(np.mean([s[key] for s in part])), 4) for key in part[0]}
@@ -189,7 +189,7 @@ def _degradations(truth: np.ndarray) -> Iterator[Tuple[str, np.ndarray]]:
         yield name, change(truth, np.random.default_rng(number), _STRENGTH)
 
 
-def _scores(labels: np.ndarray, truth: np.ndarray) -> Dict[str, float]:
+def scores_of(labels: np.ndarray, truth: np.ndarray) -> Dict[str, float]:
     """Returns the IoU, and the IoU of boundaries of 2 pixels, as means over the true objects."""
     ious, boundaries = [], []
     for label in np.unique(truth[truth > 0]):
@@ -203,7 +203,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return np.count_nonzero(a & b) / max(1, np.count_nonzero(a | b))
 
 
-def _examples(source: str, split: str, data: str, count: int) -> Iterator[Example]:
+def examples(source: str, split: str, data: str, count: int) -> Iterator[Example]:
     reader = ImageReader("RGB", "percentile:0.1,99.8")  # the intensities that the refiner sees
     if source == _SHAPES:
         for item in load_shapes(f"large_{split}")[:count]:

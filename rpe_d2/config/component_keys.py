@@ -106,6 +106,23 @@ def _spn_keys() -> Keys:
             high=65536,
             unit="channels",
         ),
+        "NETWORK": Key(
+            "masks",
+            "What `SPNRefiner` refines: any `masks` with one set of gates, or `classes`, the maps "
+            "of `DATASETS.COARSE_DIRS`, with the network that the authors draw. Then CHANNELS is "
+            "32 in their release, and GATE_MODE is abs_sum.",
+            choices=("masks", "classes"),
+        ),
+        "MERGE": Key(
+            "max",
+            "How that network merges the four directions. `learned`: weights of the directions.",
+            choices=("max", "mean", "learned"),
+        ),
+        "INPUTS": Key(
+            "probabilities",
+            "What that network propagates: class probabilities, or their logarithms.",
+            choices=("probabilities", "logits"),
+        ),
         "MAX_SHIFT": Key(
             8.0,
             "Largest distance by which `LabelPropagationNet` moves a boundary.",

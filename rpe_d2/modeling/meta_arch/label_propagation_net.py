@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from torch import nn
 from torch.nn import functional as F
 
@@ -216,6 +216,7 @@ class LabelPropagationNet(nn.Module):
         refined = refiner.refine(pixels, masks, max_shift=self.max_shift).result
         output = Instances(size, **instances.get_fields())
         output.pred_masks = torch.from_numpy(refined)
+        output.pred_boxes = BitMasks(output.pred_masks).get_bounding_boxes()
         return {"instances": output}
 
 

@@ -7,10 +7,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, Instances
+from torch.nn import functional as F
 
 from rpe_d2.ops.coarsen import coarsen_masks
 
 from ..argument_checks import check_range
+from ..class_propagation import ClassPropagation, class_loss, only_present_classes
 from ..embedding.labels import instance_masks
 from ..layers import resize_maps, zero_loss
 from ..masks import masks_on_grid, upsample_masks
@@ -31,6 +33,10 @@ class SPNRefiner(PaddedInput):
     * ``sparse_labels`` (K, h, w), 1 where the class of a pixel is known and 0 elsewhere; the labels
       are propagated to all other pixels.
 
+    With ``MODEL.SPN.NETWORK`` "classes", it is the network of :class:`ClassPropagation` instead,
+    which refines ``coarse_sem_seg`` (K, H, W), the class probabilities of another network, and
+    learns from ``sem_seg`` (H, W). Its output is ``sem_seg``.
+
     The output dicts have the refined values under the same names, at the size ``height`` x
     ``width``. Refined masks are bool, ``pred_boxes`` are their bounding boxes, and the other fields
     of the instances do not change.
@@ -44,10 +50,12 @@ class SPNRefiner(PaddedInput):
         *,
         backbone: Backbone,
         mask_propagation: Optional[MaskPropagation] = None,
+        class_propagation: Optional[ClassPropagation] = None,
         num_masks: int = 8,
         coarse_factors: Sequence[int] = (4, 2, 8),
         jitter: int = 2,
         loss_weight: float = 1.0,
+        ignored_label: int = 255,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
     ):
@@ -55,11 +63,13 @@ class SPNRefiner(PaddedInput):
         Args:
             backbone: its feature maps guide the propagation.
             mask_propagation: refines the masks; None for the default on all feature maps.
+            class_propagation: refines class maps instead of masks.
             num_masks: largest number of masks per image in training.
             coarse_factors: in training the masks of an image are coarsened by one of these
                 factors; see :func:`rpe_d2.ops.coarsen.coarsen_masks`.
             jitter: largest random offset of the coarse masks in x and in y, in pixels.
             loss_weight: weight of the loss.
+            ignored_label: value of ``sem_seg`` where the class is not known.
             pixel_mean, pixel_std: mean and standard deviation of each image channel.
         """
         check_range("num_masks", num_masks, 1)
@@ -69,10 +79,13 @@ class SPNRefiner(PaddedInput):
             raise ValueError(
                 f"coarse_factors is {coarse_factors}; allowed: one or more integers, 1 or more"
             )
-        if mask_propagation is None:
+        if mask_propagation is None and class_propagation is None:
             mask_propagation = MaskPropagation(backbone.output_shape())
-        super().__init__(backbone, pixel_mean, pixel_std, [mask_propagation.stride])
+        stride = (class_propagation or mask_propagation).stride
+        super().__init__(backbone, pixel_mean, pixel_std, [stride])
         self.mask_propagation = mask_propagation
+        self.class_propagation = class_propagation
+        self.ignored_label = ignored_label
         self.num_masks = num_masks
         self.coarse_factors = tuple(coarse_factors)
         self.jitter = jitter
@@ -81,9 +94,13 @@ class SPNRefiner(PaddedInput):
     @classmethod
     def from_config(cls, cfg: CfgNode):
         backbone = build_backbone(cfg)
+        is_of_classes = cfg.MODEL.SPN.NETWORK == "classes"
+        kind = "class_propagation" if is_of_classes else "mask_propagation"
+        network = ClassPropagation if is_of_classes else MaskPropagation
         return {
             "backbone": backbone,
-            "mask_propagation": MaskPropagation(cfg, backbone.output_shape()),
+            kind: network(cfg, backbone.output_shape()),
+            "ignored_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -92,19 +109,33 @@ class SPNRefiner(PaddedInput):
     @classmethod
     def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
         """Names what the model needs at inference besides images."""
-        return ("coarse_masks",)
+        return () if cfg.MODEL.SPN.NETWORK == "classes" else ("coarse_masks",)
+
+    @classmethod
+    def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
+        """Raises a ValueError if class maps are to be refined and no folder has them."""
+        if cfg.MODEL.SPN.NETWORK == "classes" and not cfg.DATASETS.COARSE_DIRS:
+            raise ValueError(
+                "DATASETS.COARSE_DIRS is []; allowed with MODEL.SPN.NETWORK classes: the folders "
+                "of the class maps to refine"
+            )
 
     def forward(self, batched_inputs: List[Dict]) -> List[Dict]:
         """
         Returns:
-            In training a dict with the scalar "loss_propagation"; otherwise the result of
-            :meth:`inference`.
+            In training a dict with the scalar "loss_propagation" or, for class maps,
+            "loss_sem_seg"; otherwise the result of :meth:`inference`.
 
         Raises:
             ValueError: The model has no propagation units, so there is nothing to train.
         """
         if not self.training:
             return self.inference(batched_inputs)
+        if self.class_propagation is not None:
+            logits, _, _ = self._class_logits(batched_inputs)
+            target = self._padded_targets(batched_inputs, logits.shape[-2:])
+            loss = class_loss(logits, target, self.ignored_label)
+            return {"loss_sem_seg": self.loss_weight * loss}
         if self.mask_propagation.units.num_units == 0:
             raise ValueError(
                 "MODEL.SPN.NUM_UNITS is 0; allowed in training an SPNRefiner: 1 or more"
@@ -127,6 +158,40 @@ class SPNRefiner(PaddedInput):
         images = self.padded([self.normalized(item) for item in batched_inputs])
         return self.mask_propagation.gates(self.backbone(images.tensor)), images.image_sizes
 
+    def _class_logits(
+        self, batched_inputs: List[Dict]
+    ) -> Tuple[torch.Tensor, torch.Tensor, List[Tuple[int, int]]]:
+        """Refines the class maps of a batch.
+
+        Returns:
+            Logits and the given probabilities (B, K, H, W) of the padded images, and the size of
+            each image. In the padding, the first class has the probability 1.
+        """
+        images = self.padded([self.normalized(item) for item in batched_inputs])
+        given = []
+        for item in batched_inputs:
+            maps = item["coarse_sem_seg"].to(self.device)
+            below, right = (
+                whole - part for whole, part in zip(images.tensor.shape[-2:], maps.shape[-2:])
+            )
+            first = F.pad(maps[:1], (0, right, 0, below), value=1.0)
+            given.append(torch.cat([first, F.pad(maps[1:], (0, right, 0, below))]))
+        probabilities = torch.stack(given)
+        features = self.backbone(images.tensor)
+        return self.class_propagation(probabilities, features), probabilities, images.image_sizes
+
+    def _padded_targets(self, batched_inputs: List[Dict], size: Tuple[int, int]) -> torch.Tensor:
+        return torch.stack(
+            [
+                F.pad(
+                    item["sem_seg"].to(self.device),
+                    (0, size[1] - item["sem_seg"].shape[1], 0, size[0] - item["sem_seg"].shape[0]),
+                    value=self.ignored_label,
+                )
+                for item in batched_inputs
+            ]
+        )
+
     def _loss(self, instances: Instances, gates: torch.Tensor) -> torch.Tensor:
         masks = instance_masks(instances)
         masks = masks[masks.flatten(1).any(dim=1)]
@@ -144,11 +209,23 @@ class SPNRefiner(PaddedInput):
         """Refines ``instances``, ``sem_seg`` and ``sparse_labels`` of each image, where present."""
         if len({tuple(item["image"].shape) for item in batched_inputs}) > 1:
             return [self.inference([item])[0] for item in batched_inputs]
+        if self.class_propagation is not None:
+            return self._refined_classes(batched_inputs)
         gates, sizes = self.gates(batched_inputs)
         return [
             self._output(item, gates[index], sizes[index])
             for index, item in enumerate(batched_inputs)
         ]
+
+    def _refined_classes(self, batched_inputs: List[Dict]) -> List[Dict]:
+        outputs = []
+        for item, logits, given, (height, width) in zip(
+            batched_inputs, *self._class_logits(batched_inputs)
+        ):
+            refined = only_present_classes(logits[:, :height, :width], given[:, :height, :width])
+            out_size = (item.get("height", height), item.get("width", width))
+            outputs.append({"sem_seg": resize_maps(refined[None], out_size)[0]})
+        return outputs
 
     def _output(self, item: Dict, gates: torch.Tensor, size: Tuple[int, int]) -> Dict:
         out_size = (item.get("height", size[0]), item.get("width", size[1]))

@@ -1,0 +1,167 @@
+"""The refiner of class maps as its authors draw it (slides 20 to 22 and 33 of the SPN)."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from torch.nn import functional as F
+
+from rpe_d2 import add_rpe_config
+from rpe_d2.engine.host_models import check_run
+from rpe_d2.modeling.class_propagation import ClassPropagation, class_loss, only_present_classes
+from tests.helpers.configs import small_cfg_with
+from tests.reference.propagation import propagate
+
+CLASSES = """
+MODEL:
+  META_ARCHITECTURE: SPNRefiner
+  BACKBONE: {NAME: build_guided_backbone}
+  SEM_SEG_HEAD: {NUM_CLASSES: 4}
+  SPN: {NETWORK: classes, CHANNELS: 6, GATE_MODE: abs_sum, IN_FEATURES: [image, p2]}
+"""
+FEATURES = {"image": ShapeSpec(channels=3, stride=1), "p2": ShapeSpec(channels=8, stride=4)}
+
+
+def small(**options) -> ClassPropagation:
+    torch.manual_seed(0)
+    sizes = {"num_classes": 5, "channels": 4, "conv_dim": 8, "norm": ""}
+    return ClassPropagation(FEATURES, **{**sizes, **options})
+
+
+def inputs(height: int = 16, width: int = 24):
+    generator = torch.Generator().manual_seed(1)
+    maps = torch.rand(2, 5, height, width, generator=generator).softmax(dim=1)
+    image = torch.randn(2, 3, height, width, generator=generator)
+    coarse = torch.randn(2, 8, height // 4, width // 4, generator=generator)
+    return maps, {"image": image, "p2": coarse}
+
+
+def test_shapes_of_the_layers_are_those_of_the_release():
+    """spn.md, section 2: 4 x 4 convolution of stride 2 to 32, 384 gates, 3 x 3 to 64, 3 x 3 to 21."""
+    network = ClassPropagation(FEATURES, num_classes=21)
+    assert network.embed.weight.shape == (32, 21, 4, 4) and network.embed.stride == (2, 2)
+    assert network.guidance.predictor.weight.shape == (384, 64, 3, 3)
+    assert network.hidden.weight.shape == (64, 32, 3, 3)
+    assert network.predictor.weight.shape == (21, 64, 3, 3)
+    assert network.units.num_units == 2 and network.units.gate_mode == "abs_sum"
+    assert network.merge == "max" and network.inputs == "probabilities" and network.stride == 2
+    sizes = {}
+    for name, layer in (
+        ("embed", network.embed),
+        ("gates", network.guidance),
+        ("hidden", network.hidden),
+        ("logits", network.predictor),
+    ):
+        layer.register_forward_hook(lambda _, __, out, name=name: sizes.update({name: out.shape}))
+    image = torch.randn(1, 3, 128, 128)
+    network(
+        torch.full((1, 21, 128, 128), 1 / 21), {"image": image, "p2": torch.randn(1, 8, 32, 32)}
+    )
+    assert sizes == {
+        "embed": (1, 32, 64, 64),
+        "gates": (1, 384, 64, 64),
+        "hidden": (1, 64, 128, 128),
+        "logits": (1, 21, 128, 128),
+    }
+
+
+def test_two_units_share_the_gates_of_each_channel():
+    """Equal to two propagations by the slow reference, merged by the maximum."""
+    network, (maps, features) = small().double(), inputs()
+    maps, features = maps.double(), {name: f.double() for name, f in features.items()}
+    gates = network.units.normalize(network.guidance(features))
+    expected = network.embed(maps)
+    for _ in range(2):
+        expected = propagate(expected, gates).amax(dim=0)
+    expected = F.interpolate(expected, scale_factor=2.0, mode="bilinear")
+    expected = network.predictor(F.relu(network.hidden(expected)))
+    torch.testing.assert_close(network(maps, features), expected)
+
+
+def test_adding_a_constant_to_all_scores_changes_nothing():
+    """Probabilities enter, so that the scores of the base matter up to a constant only."""
+    network, (_, features) = small(), inputs()
+    scores = torch.randn(2, 5, 16, 24)
+    one, other = (network((scores + c).softmax(dim=1), features) for c in (0.0, 3.0))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("merge", ["max", "mean", "learned"])
+@pytest.mark.parametrize("units", [0, 1, 2])
+def test_every_parameter_learns(merge, units):
+    network, (maps, features) = small(merge=merge, num_units=units), inputs()
+    network(maps, features).square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    if merge == "learned" and units:
+        assert network.blend.grad.abs().max() > 0
+
+
+def test_equal_weights_of_the_directions_are_their_mean():
+    maps, features = inputs()
+    learned, mean = small(merge="learned"), small(merge="mean")
+    mean.load_state_dict({k: v for k, v in learned.state_dict().items() if k != "blend"})
+    torch.testing.assert_close(learned(maps, features), mean(maps, features))
+
+
+def test_one_connection_has_a_third_of_the_gates():
+    assert small(connections=1).guidance.predictor.out_channels == 4 * 4
+
+
+def test_logits_and_probabilities_are_different_inputs():
+    maps, features = inputs()
+    a, b = small(), small(inputs="logits")
+    b.load_state_dict(a.state_dict())
+    assert not torch.allclose(a(maps, features), b(maps, features))
+
+
+def test_only_classes_that_were_predicted_can_win():
+    given = torch.tensor([[0.6, 0.2], [0.3, 0.7], [0.1, 0.1]]).view(3, 1, 2)
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]).view(3, 1, 2)
+    refined = only_present_classes(logits, given)
+    assert refined.argmax(dim=0).tolist() == [[1, 0]] and (refined[2] == 0).all()
+    torch.testing.assert_close(refined.sum(dim=0), torch.ones(1, 2))
+
+
+def test_ignored_pixels_do_not_count():
+    logits = torch.randn(1, 3, 2, 2)
+    target = torch.tensor([[[0, 255], [255, 255]]])
+    expected = -logits.log_softmax(dim=1)[0, 0, 0, 0]
+    torch.testing.assert_close(class_loss(logits, target, 255), expected)
+    assert class_loss(logits, torch.full((1, 2, 2), 255), 255) == 0
+
+
+def test_the_model_learns_one_image():
+    torch.manual_seed(0)
+    model = build_model(small_cfg_with(CLASSES))
+    image = torch.full((3, 50, 70), 60, dtype=torch.uint8)
+    image[:, 10:40, 20:50] = 200
+    truth = torch.zeros(50, 70, dtype=torch.int64)
+    truth[10:40, 20:50] = 2
+    coarse = F.one_hot(truth.roll((3, -3), (0, 1)), 4).permute(2, 0, 1).float() * 0.8 + 0.05
+    truth[:, 65:] = 255
+    item = {"image": image, "sem_seg": truth, "coarse_sem_seg": coarse}
+    other = {"image": image[:, :40], "sem_seg": truth[:40], "coarse_sem_seg": coarse[:, :40]}
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model([item, other])["loss_sem_seg"].backward()
+        optimizer.step()
+    model.eval()
+    refined = model([item, other])
+    assert [output["sem_seg"].shape for output in refined] == [(4, 50, 70), (4, 40, 70)]
+    known = truth != 255
+    wrong = [(maps.argmax(dim=0) != truth)[known].sum() for maps in (coarse, refined[0]["sem_seg"])]
+    assert wrong[1] < 0.5 * wrong[0]
+    assert (refined[0]["sem_seg"][[1, 3]] == 0).all()
+    larger = model([{**item, "height": 100, "width": 140}])[0]["sem_seg"]
+    assert larger.shape == (4, 100, 140)
+
+
+def test_a_run_without_class_maps_is_refused():
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "SPNRefiner"
+    cfg.MODEL.SPN.NETWORK = "classes"
+    with pytest.raises(ValueError, match="DATASETS.COARSE_DIRS is"):
+        check_run(cfg, False)
