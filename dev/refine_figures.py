@@ -62,8 +62,10 @@ def main() -> None:
 
 def _row(title: str, image: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Draws the square of an image with the most changes: alone, and with both outlines."""
-    side = min(*image.shape[:2], max(64, min(image.shape[:2]) // 2))
-    density = cv2.boxFilter((before != after).astype(np.float32), -1, (side, side))
+    shortest = min(image.shape[:2])
+    side = shortest if shortest < _SIDE or before.max() < 21 else shortest // 2
+    changed = (before != after).astype(np.float32)
+    density = cv2.boxFilter(changed, -1, (side, side), borderType=cv2.BORDER_CONSTANT)
     y, x = np.unravel_index(density.argmax(), density.shape)
     top = int(np.clip(y - side // 2, 0, image.shape[0] - side))
     left = int(np.clip(x - side // 2, 0, image.shape[1] - side))

@@ -44,7 +44,7 @@ PREDICTIONS = ROOT / "results" / "predictions"
 _LEAST_SCORE, _LABEL_SCORE = 0.05, 0.5
 _WIDTH = 2  # of boundaries in pixels
 _STRENGTH = 4.0  # of the degradations in pixels
-_SHAPES, _NUCLEI = "shapes", "nuclei"
+SHAPES, NUCLEI = "shapes", "nuclei"
 
 Example = Tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8 RGB, true label map (H, W) int32
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -90,7 +90,7 @@ def degraded(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, Any]:
             method = _method(name, value)
             rows = [
                 scores_of(method(image, given), truth)["boundary_iou"]
-                for source in (_SHAPES, _NUCLEI)
+                for source in (SHAPES, NUCLEI)
                 for image, truth in examples(source, "train", args.data, 4)
                 for _, given in _degradations(truth)
             ]
@@ -102,7 +102,7 @@ def degraded(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, Any]:
     table: Dict[str, Any] = {}
     seconds = dict.fromkeys(methods, 0.0)
     count = 0
-    for source in (_SHAPES, _NUCLEI):
+    for source in (SHAPES, NUCLEI):
         rows: Dict[str, Dict[str, List[Dict[str, float]]]] = {m: {} for m in methods}
         for image, truth in tqdm(list(examples(source, "val", args.data, args.images))):
             for kind, given in _degradations(truth):
@@ -205,7 +205,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def examples(source: str, split: str, data: str, count: int) -> Iterator[Example]:
     reader = ImageReader("RGB", "percentile:0.1,99.8")  # the intensities that the refiner sees
-    if source == _SHAPES:
+    if source == SHAPES:
         for item in load_shapes(f"large_{split}")[:count]:
             size = item["height"], item["width"]
             rles = [annotation["segmentation"] for annotation in item["annotations"]]

@@ -14,7 +14,6 @@ __all__ = [
     "color_labels",
     "compact_labels",
     "nearest_labels",
-    "region_means",
 ]
 
 
@@ -177,17 +176,3 @@ def nearest_labels(
         found[chosen] = label_of[nearest[where][chosen]]
         distance[chosen] = far[where][chosen]
     return found, distance
-
-
-def region_means(regions: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Averages values over regions.
-
-    Args:
-        regions: (H, W) integers from 0.
-        values: (H, W).
-
-    Returns:
-        (R,) float64 mean of each region, 0 of those without pixels.
-    """
-    sums = np.bincount(regions.ravel(), weights=values.ravel())
-    return sums / np.maximum(1, np.bincount(regions.ravel()))

@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 from rpe_d2.ops.propagation import normalize_gates, spatial_propagation
 
-__all__ = ["ENCODER", "PIXEL_MEAN", "PIXEL_STD", "RefinerNetwork", "build_refiner_network"]
+__all__ = [
+    "ENCODER",
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "REGION_FEATURES",
+    "RefinerNetwork",
+    "RegionAcceptance",
+    "build_refiner_network",
+    "propagate_labels",
+]
 
 ENCODER = "tf_efficientnet_lite0"
 # What the encoder's ImageNet weights were trained with, for gray values of 0 to 255, RGB.
@@ -21,6 +30,55 @@ _CLOSED_GATE, _TRUST = -3.0, 2.0
 # Distances to the given boundary are divided by this many pixels, and do not exceed it.
 _FARTHEST = 32.0
 _SMALLEST_TRUST = 1e-4
+
+# What is known of a connected region of changes before it is accepted; see
+# :func:`rpe_d2.refinement.acceptance.region_features`.
+REGION_FEATURES = (
+    "gain",
+    "probability",
+    "mistrust",
+    "log_area",
+    "distance",
+    "object_changed",
+    "object_gain",
+    "object_trust",
+    "image_changed",
+    "image_gain",
+    "image_trust",
+)
+# Without training, regions are accepted whose gain is larger.
+_LEAST_GAIN = 0.3
+
+
+class RegionAcceptance(nn.Module):
+    """Estimates whether a region of changes is better with its new labels.
+
+    A linear function and a small network with one hidden layer are added. Before training, the
+    result depends on the gain alone.
+    """
+
+    def __init__(self, hidden: int = 16):
+        """
+        Args:
+            hidden: number of hidden units.
+        """
+        super().__init__()
+        count = len(REGION_FEATURES)
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("std", torch.ones(count))
+        self.linear = nn.Linear(count, 1)
+        self.hidden = nn.Linear(count, hidden)
+        self.last = nn.Linear(hidden, 1)
+        for parameter in (*self.linear.parameters(), *self.last.parameters()):
+            nn.init.zeros_(parameter)
+        with torch.no_grad():
+            self.linear.weight[0, REGION_FEATURES.index("gain")] = 10.0
+            self.linear.bias.fill_(-10.0 * _LEAST_GAIN)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns logits (R,) for features (R, F) in the order of ``REGION_FEATURES``."""
+        features = (features - self.mean) / self.std
+        return (self.linear(features) + self.last(F.relu(self.hidden(features))))[:, 0]
 
 
 class RefinerNetwork(nn.Module):
@@ -55,6 +113,7 @@ class RefinerNetwork(nn.Module):
             for width, above in zip(dims, dims[1:])
         )
         self.merge = nn.ModuleList(_convolution(width) for width in dims)
+        self.acceptance = RegionAcceptance().requires_grad_(False)  # trained afterwards
         self.output = nn.Sequential(_convolution(last), nn.Conv2d(last, 4 * 13, 1))
         nn.init.normal_(self.output[1].weight, std=0.01)
         with torch.no_grad():  # the channels of a pixel are consecutive in groups of four

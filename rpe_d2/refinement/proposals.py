@@ -1,6 +1,6 @@
 """What the network proposes for a label map, in windows around its boundaries."""
 
-from typing import Callable, Iterator, NamedTuple, Tuple
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -27,8 +27,9 @@ CORE, MARGIN = 512, 32
 LEAST_PROBABILITY = 0.01
 
 # Propagates maps (K, h, w) float32 over an image (h, w, 3) uint8. Further arguments: the distance
-# (h, w) to the given boundaries, and how certain the given labels are, (h, w) in 0-1.
-Run = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# (h, w) to the given boundaries, and how certain the given labels are, (h, w) in 0-1. The second
+# result (h, w) float32 is how probable it is that the given label of a pixel is right.
+Run = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Tuple[np.ndarray, np.ndarray]]
 
 
 class Proposal(NamedTuple):
@@ -38,11 +39,18 @@ class Proposal(NamedTuple):
         labels: (H, W) integers.
         given: (H, W) float32, how probable the given label of each pixel is now.
         best: (H, W) float32, how probable the proposed label is.
+        trust: (H, W) float32, how probable it is that the given label is right.
+        distance: (H, W) float32, distance to the given boundaries in pixels, infinite where it was
+            not computed.
+        maps: (K, H, W) float32 refined probabilities, or None for label maps.
     """
 
     labels: np.ndarray
     given: np.ndarray
     best: np.ndarray
+    trust: np.ndarray
+    distance: np.ndarray
+    maps: Optional[np.ndarray] = None
 
 
 def propose_labels(run: Run, image: np.ndarray, labels: np.ndarray, max_shift: float) -> Proposal:
@@ -58,8 +66,8 @@ def propose_labels(run: Run, image: np.ndarray, labels: np.ndarray, max_shift: f
             label that is not farther away.
     """
     proposed = labels.copy()
-    given = np.ones(labels.shape, np.float32)
-    best = np.ones(labels.shape, np.float32)
+    given, best, trust = (np.ones(labels.shape, np.float32) for _ in range(3))
+    far_away = np.full(labels.shape, np.inf, np.float32)
     for window, core, inner in _windows(labels, max_shift):
         part = labels[window]
         _, indices = compact_labels(part)
@@ -67,7 +75,7 @@ def propose_labels(run: Run, image: np.ndarray, labels: np.ndarray, max_shift: f
         own = colors[indices]
         maps = (own == np.arange(count)[:, None, None]).astype(np.float32)
         distance = boundary_distance(part)
-        maps = run(image[window], distance, np.ones_like(distance), maps)
+        maps, right = run(image[window], distance, np.ones_like(distance), maps)
         wanted = maps.argmax(axis=0)
         changed = (wanted != own) & (distance <= max_shift)
         found, far = nearest_labels(part, own, changed, wanted[changed])
@@ -79,35 +87,37 @@ def propose_labels(run: Run, image: np.ndarray, labels: np.ndarray, max_shift: f
         proposed[core] = new[inner]
         given[core] = of_given[inner]
         best[core] = np.where(changed, maps.max(axis=0), of_given)[inner]
-    return Proposal(proposed, given, best)
+        trust[core], far_away[core] = right[inner], distance[inner]
+    return Proposal(proposed, given, best, trust, far_away)
 
 
 def propose_probabilities(
     run: Run, image: np.ndarray, maps: np.ndarray, max_shift: float
-) -> np.ndarray:
+) -> Proposal:
     """Refines probabilities near the boundaries of the most probable classes.
 
     Args:
         run, image, max_shift: as for :func:`propose_labels`.
         maps: (K, H, W) float32 that sum to 1.
-
-    Returns:
-        (K, H, W) float32.
     """
     labels = maps.argmax(axis=0)
     refined = maps.copy()
+    trust = np.ones(labels.shape, np.float32)
+    far_away = np.full(labels.shape, np.inf, np.float32)
     for window, core, inner in _windows(labels, max_shift):
         part = maps[(slice(None), *window)]
         distance = boundary_distance(labels[window])
         present = part.max(axis=(1, 2)) >= LEAST_PROBABILITY
         new = part.copy()
         rest = part[~present].sum(axis=0)  # keeps its share of the probability
-        new[present] = run(image[window], distance, part.max(axis=0), part[present]) * (
-            (1 - rest) / np.maximum(part[present].sum(axis=0), 1e-6)
-        )
+        found, right = run(image[window], distance, part.max(axis=0), part[present])
+        new[present] = found * ((1 - rest) / np.maximum(part[present].sum(axis=0), 1e-6))
         new = np.where(distance <= max_shift, new, part)
         refined[(slice(None), *core)] = new[(slice(None), *inner)]
-    return refined
+        trust[core], far_away[core] = right[inner], distance[inner]
+    of_given = np.take_along_axis(refined, labels[None], axis=0)[0]
+    best = refined.max(axis=0)
+    return Proposal(refined.argmax(axis=0), of_given, best, trust, far_away, refined)
 
 
 def _windows(

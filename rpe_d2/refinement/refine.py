@@ -11,7 +11,7 @@ import torch
 
 from rpe_d2.utils.intensity import parse_intensity
 
-from .acceptance import accept_changes, change_regions
+from .acceptance import accept_changes
 from .label_geometry import compact_labels
 from .network import RefinerNetwork, build_refiner_network, propagate_labels
 from .proposals import propose_labels, propose_probabilities
@@ -19,8 +19,6 @@ from .proposals import propose_labels, propose_probabilities
 __all__ = ["LabelRefiner", "Refined", "refine"]
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "refiner" / "model.safetensors"
-# A region changes if its new label is more probable than the given one by this on average.
-LEAST_GAIN = 0.2
 _SUM_TOLERANCE = 1e-2
 _INTENSITY = "percentile:0.1,99.8"  # as in training
 
@@ -126,7 +124,7 @@ class LabelRefiner:
         zero = np.flatnonzero(values == 0)
         background = int(zero[0]) if len(zero) else -1
         proposal = propose_labels(self._run, image, given, max_shift)
-        accepted = accept_changes(given, proposal, LEAST_GAIN, background, may_split)
+        accepted = accept_changes(given, proposal, self._accept, background, may_split)
         new = accepted.labels
         report = {
             "pixels": int(labels.size),
@@ -170,18 +168,16 @@ class LabelRefiner:
     ) -> Refined:
         """Refines probabilities. Classes may split, because they are not objects."""
         soft = maps.astype(np.float32)
-        refined = propose_probabilities(self._run, image, soft, max_shift)
-        given, proposed = soft.argmax(axis=0), refined.argmax(axis=0)
-        gain = refined.max(axis=0) - np.take_along_axis(refined, given[None], axis=0)[0]
-        regions, gains = change_regions(given, proposed, gain)
-        accepted = gains > LEAST_GAIN
-        result = np.where((given == proposed) | accepted[regions], refined, soft)
-        result = result.astype(maps.dtype)
+        given = soft.argmax(axis=0)
+        proposal = propose_probabilities(self._run, image, soft, max_shift)
+        accepted = accept_changes(given, proposal, self._accept, -1, True)
+        taken = accepted.labels == proposal.labels
+        result = np.where(taken, proposal.maps, soft).astype(maps.dtype)
         report = {
             "pixels": int(given.size),
             "changed_pixels": int((result.argmax(axis=0) != given).sum()),
-            "regions_changed": int(accepted.sum()),
-            "regions_kept": int(len(gains) - 1 - accepted.sum()),
+            "regions_changed": accepted.regions_changed,
+            "regions_kept": accepted.regions_kept,
             "objects": {},
         }
         return Refined(result, result.max(axis=0).astype(np.float32), report)
@@ -189,7 +185,7 @@ class LabelRefiner:
     @torch.no_grad()
     def _run(
         self, image: np.ndarray, distance: np.ndarray, certainty: np.ndarray, maps: np.ndarray
-    ) -> np.ndarray:
+    ) -> Tuple[np.ndarray, np.ndarray]:
         """Propagates maps over an image; see :data:`rpe_d2.refinement.proposals.Run`."""
         pixels = torch.from_numpy(image.astype(np.float32)).to(self.device)
         pixels = pixels.permute(2, 0, 1)[None]
@@ -199,7 +195,15 @@ class LabelRefiner:
         )
         with self._lock:
             gates, trust = self.network(pixels, near, sure)
-            return propagate_labels(labels, gates, trust, self._num_units)[0].cpu().numpy()
+            refined = propagate_labels(labels, gates, trust, self._num_units)
+            return refined[0].cpu().numpy(), trust[0].sigmoid().cpu().numpy()
+
+    @torch.no_grad()
+    def _accept(self, features: np.ndarray) -> np.ndarray:
+        """Decides which regions of changes are made, by their features (R, F)."""
+        return (
+            (self.network.acceptance(torch.from_numpy(features).to(self.device)) > 0).cpu().numpy()
+        )
 
 
 def refine(

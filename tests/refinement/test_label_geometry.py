@@ -9,7 +9,6 @@ from rpe_d2.refinement.label_geometry import (
     color_labels,
     compact_labels,
     nearest_labels,
-    region_means,
 )
 
 
@@ -94,12 +93,6 @@ def test_a_color_that_does_not_occur_is_infinitely_far():
     where = np.eye(3, dtype=bool)
     found, far = nearest_labels(labels, labels, where, np.array([1, 0, 1]))
     assert np.isinf(far[[0, 2]]).all() and far[1] == 0 and (found == 0).all()
-
-
-def test_means_of_regions():
-    regions = np.array([[0, 0, 2], [2, 2, 2]])
-    values = np.array([[1.0, 3.0, 4.0], [4.0, 0.0, 0.0]])
-    np.testing.assert_allclose(region_means(regions, values), [2.0, 0.0, 2.0])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "int64"])

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Trains the rule by which a refiner accepts the changes that it proposes.
+
+usage: python dev/refine_acceptance.py FOLDER [--images 60] [--data ../shared/data]
+
+FOLDER is the output of a training of configs/spn/refiner.yaml. On images that it was trained on,
+labels are degraded as in the training: those of all objects, those of every second one, or none.
+Each region of proposed changes is better or worse than what was given, by a number of pixels, which
+is the weight of its cross-entropy. The result is FOLDER/model_best.pth, which dev/ship_model.py
+takes.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, Tuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dev.refine_runs import NUCLEI, SHAPES, examples  # noqa: E402
+from rpe_d2.refinement.acceptance import change_regions, region_features  # noqa: E402
+from rpe_d2.refinement.degradation import degrade_labels  # noqa: E402
+from rpe_d2.refinement.label_geometry import compact_labels  # noqa: E402
+from rpe_d2.refinement.network import RefinerNetwork, build_refiner_network  # noqa: E402
+from rpe_d2.refinement.proposals import propose_labels  # noqa: E402
+from rpe_d2.refinement.refine import LabelRefiner, read_refiner_weights  # noqa: E402
+
+_MAX_SHIFT = 8.0
+# A wrong pixel that was right before counts as much as so many that are mended.
+_HARM = 2.0
+_STEPS = 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, default=60, help="images of each kind")
+    parser.add_argument("--data", default="../shared/data")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    network = build_refiner_network()
+    state = read_refiner_weights(args.folder / "model_final.pth")
+    known = {f"acceptance.{k}": v for k, v in network.acceptance.state_dict().items()}
+    network.load_state_dict({**known, **state})
+    features, gains = regions_of(network, args.data, args.images)
+    train(network, features, gains)
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"model": state}, args.folder / "model_best.pth")
+    print(args.folder / "model_best.pth")
+
+
+def regions_of(network: RefinerNetwork, data: str, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Returns the features (R, F) of proposed regions, and how many more pixels are right (R,)."""
+    refiner = LabelRefiner(network)
+    random = np.random.default_rng(0)
+    features: List[np.ndarray] = []
+    gains: List[np.ndarray] = []
+    for source in (SHAPES, NUCLEI):
+        for image, truth in tqdm(list(examples(source, "train", data, count)), desc=source):
+            degraded = degrade_labels(truth, random)
+            every_second = np.isin(degraded, np.unique(truth)[::2])
+            mixed = np.where(every_second, degraded, np.where(truth > 0, truth, 0))
+            for labels in (truth, degraded, mixed):
+                values, given = compact_labels(labels)
+                target = np.searchsorted(values, truth).clip(max=len(values) - 1)
+                target[values[target] != truth] = -1
+                proposal = propose_labels(refiner._run, image, given, _MAX_SHIFT)
+                regions = change_regions(given, proposal.labels)
+                background = 0 if values[0] == 0 else -1
+                features.append(region_features(given, proposal, regions, background))
+                gain = (proposal.labels == target).astype(float) - (given == target)
+                gains.append(np.bincount(regions.ravel(), gain.ravel())[1:])
+    return (
+        torch.from_numpy(np.concatenate(features)),
+        torch.from_numpy(np.concatenate(gains)).float(),
+    )
+
+
+def train(network: RefinerNetwork, features: torch.Tensor, gains: torch.Tensor) -> None:
+    """Trains the acceptance rule, and prints how much of the possible gain it takes."""
+    rule = network.acceptance.requires_grad_(True)
+    report("before", rule(features) > 0, gains)
+    rule.mean.copy_(features.mean(dim=0))
+    rule.std.copy_(features.std(dim=0) + 1e-6)
+    with torch.no_grad():  # the rule before, for normalized features
+        rule.linear.bias += (rule.linear.weight * rule.mean).sum()
+        rule.linear.weight *= rule.std
+    weights = torch.where(gains < 0, -_HARM * gains, gains)
+    optimizer = torch.optim.Adam(rule.parameters(), lr=0.01)
+    for step in range(_STEPS):
+        chosen = torch.randint(len(features), (4096,))
+        loss = F.binary_cross_entropy_with_logits(
+            rule(features[chosen]), (gains[chosen] > 0).float(), weights[chosen]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (1 - step / _STEPS)
+    report("after", rule(features) > 0, gains)
+    rule.requires_grad_(False)
+
+
+def report(when: str, accepted: torch.Tensor, gains: torch.Tensor) -> None:
+    taken = gains[accepted]
+    print(
+        f"{when}: {len(gains)} regions, {int(accepted.sum())} accepted; pixels mended "
+        f"{taken.clamp(min=0).sum():.0f} of {gains.clamp(min=0).sum():.0f}, harmed "
+        f"{-taken.clamp(max=0).sum():.0f} of {-gains.clamp(max=0).sum():.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
