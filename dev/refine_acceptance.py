@@ -2,36 +2,44 @@
 """Trains the rule by which a refiner accepts the changes that it proposes.
 
 usage: python dev/refine_acceptance.py FOLDER [--images 60] [--data ../shared/data]
+    [--predictions RESULTS.json [RESULTS.json ...] --truth HELD_OUT.json]
 
 FOLDER is the output of a training of configs/spn/refiner.yaml. On images that it was trained on,
 labels are degraded as in the training: those of all objects, those of every second one, or none.
+RESULTS.json are predictions of models for held-out images of the nuclei's training set, such as
+those of the split of dev/equal_minutes.py, which are compared with the true objects.
 Each region of proposed changes is better or worse than what was given, by a number of pixels, which
 is the weight of its cross-entropy. The result is FOLDER/model_best.pth, which dev/ship_model.py
 takes.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import List, Tuple
+from typing import Iterator, Tuple
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
+from pycocotools.coco import COCO
 from torch.nn import functional as F
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dev.refine_runs import NUCLEI, SHAPES, examples  # noqa: E402
+from dev.refine_runs import NUCLEI, SHAPES, examples, labels_of  # noqa: E402
 from rpe_d2.refinement.acceptance import change_regions, region_features  # noqa: E402
 from rpe_d2.refinement.degradation import degrade_labels  # noqa: E402
 from rpe_d2.refinement.label_geometry import compact_labels  # noqa: E402
 from rpe_d2.refinement.network import RefinerNetwork, build_refiner_network  # noqa: E402
 from rpe_d2.refinement.proposals import propose_labels  # noqa: E402
 from rpe_d2.refinement.refine import LabelRefiner, read_refiner_weights  # noqa: E402
+from rpe_d2.utils.images import ImageReader  # noqa: E402
 
 _MAX_SHIFT = 8.0
+_LABEL_SCORE = 0.5
 # A wrong pixel that was right before counts as much as so many that are mended.
 _HARM = 2.0
 _STEPS = 2000
@@ -42,43 +50,82 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=60, help="images of each kind")
     parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--predictions", nargs="*", default=[], help="COCO results")
+    parser.add_argument("--truth", help="the JSON of their images")
     args = parser.parse_args()
     torch.manual_seed(0)
     network = build_refiner_network()
     state = read_refiner_weights(args.folder / "model_final.pth")
     known = {f"acceptance.{k}": v for k, v in network.acceptance.state_dict().items()}
     network.load_state_dict({**known, **state})
-    features, gains = regions_of(network, args.data, args.images)
+    refiner = LabelRefiner(network)
+    parts = [regions_of(refiner, *pair) for pair in label_pairs(args)]
+    features = torch.from_numpy(np.concatenate([part[0] for part in parts]))
+    gains = torch.from_numpy(np.concatenate([part[1] for part in parts])).float()
     train(network, features, gains)
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"model": state}, args.folder / "model_best.pth")
     print(args.folder / "model_best.pth")
 
 
-def regions_of(network: RefinerNetwork, data: str, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Returns the features (R, F) of proposed regions, and how many more pixels are right (R,)."""
-    refiner = LabelRefiner(network)
+Pair = Tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label map, true label map
+
+
+def label_pairs(args: argparse.Namespace) -> Iterator[Pair]:
+    """Yields images with label maps of degraded truth, and with those of predictions."""
     random = np.random.default_rng(0)
-    features: List[np.ndarray] = []
-    gains: List[np.ndarray] = []
     for source in (SHAPES, NUCLEI):
-        for image, truth in tqdm(list(examples(source, "train", data, count)), desc=source):
+        for image, truth in tqdm(
+            list(examples(source, "train", args.data, args.images)), desc=source
+        ):
             degraded = degrade_labels(truth, random)
             every_second = np.isin(degraded, np.unique(truth)[::2])
-            mixed = np.where(every_second, degraded, np.where(truth > 0, truth, 0))
+            mixed = np.where(every_second, degraded, truth)
             for labels in (truth, degraded, mixed):
-                values, given = compact_labels(labels)
-                target = np.searchsorted(values, truth).clip(max=len(values) - 1)
-                target[values[target] != truth] = -1
-                proposal = propose_labels(refiner._run, image, given, _MAX_SHIFT)
-                regions = change_regions(given, proposal.labels)
-                background = 0 if values[0] == 0 else -1
-                features.append(region_features(given, proposal, regions, background))
-                gain = (proposal.labels == target).astype(float) - (given == target)
-                gains.append(np.bincount(regions.ravel(), gain.ravel())[1:])
+                yield image, labels, truth
+    for path in args.predictions:
+        yield from predicted_pairs(path, args.truth, args.data)
+
+
+def predicted_pairs(path: str, truth_path: str, data: str) -> Iterator[Pair]:
+    """Yields label maps of predictions, in which objects have the labels of the true ones.
+
+    A predicted object and a true one are the same if their IoU is above 0.5.
+    """
+    truth = COCO(truth_path)
+    reader = ImageReader("RGB", "percentile:0.1,99.8")
+    results = [r for r in json.loads(Path(path).read_text()) if r["score"] >= _LABEL_SCORE]
+    for image_id, item in tqdm(sorted(truth.imgs.items()), desc=path):
+        size = item["height"], item["width"]
+        true = labels_of([truth.annToRLE(a) for a in truth.imgToAnns[image_id]], size)
+        part = sorted((r for r in results if r["image_id"] == image_id), key=lambda r: r["score"])
+        labels = np.zeros(size, np.int32)
+        for number, result in enumerate(part, start=int(true.max()) + 1):
+            labels[mask_util.decode(result["segmentation"]) > 0] = number
+        renamed = labels.copy()
+        for label in np.unique(labels[labels > 0]):
+            mask = labels == label
+            best = int(np.bincount(true[mask]).argmax())
+            union = np.count_nonzero(mask | (true == best))
+            if best and np.count_nonzero(mask & (true == best)) > 0.5 * union:
+                renamed[mask] = best
+        yield reader(f"{data}/nuclei/{item['file_name']}"), renamed, true
+
+
+def regions_of(
+    refiner: LabelRefiner, image: np.ndarray, labels: np.ndarray, truth: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Returns the features (R, F) of proposed regions, and how many more pixels are right (R,)."""
+    values, given = compact_labels(labels)
+    target = np.searchsorted(values, truth).clip(max=len(values) - 1)
+    target[values[target] != truth] = -1
+    proposal = propose_labels(refiner._run, image, given, _MAX_SHIFT)
+    regions = change_regions(given, proposal.labels)
+    background = 0 if values[0] == 0 else -1
+    gain = (proposal.labels == target).astype(float) - (given == target)
     return (
-        torch.from_numpy(np.concatenate(features)),
-        torch.from_numpy(np.concatenate(gains)).float(),
+        region_features(given, proposal, regions, background),
+        np.bincount(regions.ravel(), gain.ravel())[1:],
     )
 
 

@@ -67,7 +67,7 @@ def main() -> None:
         "overrides": [],
         "seed": 0,
         "commit": current_commit(),
-        "hardware": hardware(),
+        "hardware": hardware("cpu"),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.time() - start, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
@@ -144,7 +144,9 @@ def predictions(refiner: LabelRefiner, args: argparse.Namespace) -> Dict[str, An
             masks = refiner.refine(image, masks.reshape(-1, *image.shape[:2])).result
             for result, mask in zip(part, masks):
                 rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-                refined.append({**result, "segmentation": rle, "bbox": mask_util.toBbox(rle)})
+                refined.append(
+                    {**result, "segmentation": rle, "bbox": mask_util.toBbox(rle).tolist()}
+                )
         name = path.name.removesuffix(".json.gz")
         table[name] = {
             kind: _instance_metrics(truth, results)
@@ -171,7 +173,7 @@ def _instance_metrics(truth: COCO, results: List[Dict[str, Any]]) -> Dict[str, f
         labels = np.zeros(size, np.int32)
         for number, result in enumerate(kept, start=1):
             labels[mask_util.decode(result["segmentation"]) > 0] = number
-        target = _labels_of([truth.annToRLE(a) for a in truth.imgToAnns[image_id]], size)
+        target = labels_of([truth.annToRLE(a) for a in truth.imgToAnns[image_id]], size)
         images.append(label_metrics(labels, target))
     mean = mean_label_metrics(images)
     metrics |= {name: 100 * mean[name] for name in ("S@0.5", "S@0.9", "S")}
@@ -209,17 +211,17 @@ def examples(source: str, split: str, data: str, count: int) -> Iterator[Example
         for item in load_shapes(f"large_{split}")[:count]:
             size = item["height"], item["width"]
             rles = [annotation["segmentation"] for annotation in item["annotations"]]
-            yield reader(item["file_name"]), _labels_of(rles, size)
+            yield reader(item["file_name"]), labels_of(rles, size)
         return
     coco = COCO(f"{data}/nuclei/{split}.json")
     for image_id in sorted(coco.imgs)[:: max(1, len(coco.imgs) // count)][:count]:
         item = coco.imgs[image_id]
         image = reader(f"{data}/nuclei/{item['file_name']}")
         rles = [coco.annToRLE(a) for a in coco.imgToAnns[image_id]]
-        yield image, _labels_of(rles, image.shape[:2])
+        yield image, labels_of(rles, image.shape[:2])
 
 
-def _labels_of(rles: List[Any], size: Tuple[int, int]) -> np.ndarray:
+def labels_of(rles: List[Any], size: Tuple[int, int]) -> np.ndarray:
     labels = np.zeros(size, np.int32)
     masks = [mask_util.decode(rle).astype(bool) for rle in rles]
     for number, mask in enumerate(sorted(masks, key=np.sum, reverse=True), start=1):

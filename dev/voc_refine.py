@@ -29,8 +29,9 @@ PARTS = ("train", "val")
 BASES = ("mnv2", "dm05")
 _WEIGHTS = f"{OUTPUT}/train/model_final.pth"
 ROWS: Dict[str, List[str]] = {
-    "base": ["MODEL.SPN.NUM_UNITS", "0"],
-    "crf": ["MODEL.SPN.NUM_UNITS", "0", "TEST.DENSE_CRF", "True"],
+    # No propagation leaves the predictions as they are.
+    "base": ["MODEL.WEIGHTS", _WEIGHTS, "MODEL.SPN.NUM_UNITS", "0"],
+    "crf": ["MODEL.WEIGHTS", _WEIGHTS, "MODEL.SPN.NUM_UNITS", "0", "TEST.DENSE_CRF", "True"],
     "spn": ["MODEL.WEIGHTS", _WEIGHTS],
 }
 
