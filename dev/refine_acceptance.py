@@ -40,8 +40,8 @@ from rpe_d2.utils.images import ImageReader  # noqa: E402
 
 _MAX_SHIFT = 8.0
 _LABEL_SCORE = 0.5
-# A wrong pixel that was right before counts as much as so many that are mended.
-_HARM = 2.0
+# A pixel of a prediction counts as much as so many of the degraded labels.
+_PREDICTED = 3.0
 _STEPS = 2000
 
 
@@ -59,7 +59,10 @@ def main() -> None:
     known = {f"acceptance.{k}": v for k, v in network.acceptance.state_dict().items()}
     network.load_state_dict({**known, **state})
     refiner = LabelRefiner(network)
-    parts = [regions_of(refiner, *pair) for pair in label_pairs(args)]
+    parts = []
+    for weight, *pair in label_pairs(args):
+        found, gain = regions_of(refiner, *pair)
+        parts.append((found, weight * gain))
     features = torch.from_numpy(np.concatenate([part[0] for part in parts]))
     gains = torch.from_numpy(np.concatenate([part[1] for part in parts])).float()
     train(network, features, gains)
@@ -68,7 +71,8 @@ def main() -> None:
     print(args.folder / "model_best.pth")
 
 
-Pair = Tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label map, true label map
+# Weight, image, label map, true label map.
+Pair = Tuple[float, np.ndarray, np.ndarray, np.ndarray]
 
 
 def label_pairs(args: argparse.Namespace) -> Iterator[Pair]:
@@ -82,7 +86,7 @@ def label_pairs(args: argparse.Namespace) -> Iterator[Pair]:
             every_second = np.isin(degraded, np.unique(truth)[::2])
             mixed = np.where(every_second, degraded, truth)
             for labels in (truth, degraded, mixed):
-                yield image, labels, truth
+                yield 1.0, image, labels, truth
     for path in args.predictions:
         yield from predicted_pairs(path, args.truth, args.data)
 
@@ -109,7 +113,7 @@ def predicted_pairs(path: str, truth_path: str, data: str) -> Iterator[Pair]:
             union = np.count_nonzero(mask | (true == best))
             if best and np.count_nonzero(mask & (true == best)) > 0.5 * union:
                 renamed[mask] = best
-        yield reader(f"{data}/nuclei/{item['file_name']}"), renamed, true
+        yield _PREDICTED, reader(f"{data}/nuclei/{item['file_name']}"), renamed, true
 
 
 def regions_of(
@@ -138,7 +142,7 @@ def train(network: RefinerNetwork, features: torch.Tensor, gains: torch.Tensor) 
     with torch.no_grad():  # the rule before, for normalized features
         rule.linear.bias += (rule.linear.weight * rule.mean).sum()
         rule.linear.weight *= rule.std
-    weights = torch.where(gains < 0, -_HARM * gains, gains)
+    weights = gains.abs()
     optimizer = torch.optim.Adam(rule.parameters(), lr=0.01)
     for step in range(_STEPS):
         chosen = torch.randint(len(features), (4096,))
