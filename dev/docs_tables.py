@@ -17,6 +17,7 @@ from dev.paper_tables import (
     decoded_table,
     holes_table,
 )
+from dev.refine_tables import refined_tables
 from dev.result_tables import (
     Model,
     Score,
@@ -37,6 +38,7 @@ PAGES = (
     "docs/images.md",
     "docs/model_zoo.md",
     "docs/predict.md",
+    "docs/refine.md",
     "docs/benchmarks.md",
 )
 _MODELS = (
@@ -167,6 +169,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
             by_file=True,
         ),
         "fits": fit_table(results / "fit"),
+        **refined_tables(results / "refine"),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

@@ -27,6 +27,7 @@ from rpe_d2.refinement.label_geometry import boundary_pixels  # noqa: E402
 from rpe_d2.refinement.refine import LabelRefiner  # noqa: E402
 
 _SIDE = 300  # of a panel in pixels
+_WINDOW = 96  # of an image of nuclei
 _BASE = "../shared/data/voc2012_val/base/deeplabv3_mnv2_pascal_quant.tflite"
 
 Row = Tuple[str, np.ndarray, np.ndarray, np.ndarray]  # title, image, labels before and after
@@ -62,8 +63,7 @@ def main() -> None:
 
 def _row(title: str, image: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Draws the square of an image with the most changes: alone, and with both outlines."""
-    shortest = min(image.shape[:2])
-    side = shortest if shortest < _SIDE or before.max() < 21 else shortest // 2
+    side = min(image.shape[:2]) if title.endswith("DeepLab") else _WINDOW
     changed = (before != after).astype(np.float32)
     density = cv2.boxFilter(changed, -1, (side, side), borderType=cv2.BORDER_CONSTANT)
     y, x = np.unravel_index(density.argmax(), density.shape)

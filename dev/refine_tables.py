@@ -18,6 +18,16 @@ _NAMES = {
 _KINDS = ("none", "smooth", "blocky", "mask_grid", "shrink", "warp")
 
 
+def refined_tables(folder: Path) -> Dict[str, str]:
+    """Returns all tables by name."""
+    return {
+        "refined shapes": degraded_table(folder / "degraded.json", "shapes"),
+        "refined nuclei": degraded_table(folder / "degraded.json", "nuclei"),
+        "refined predictions": predictions_table(folder / "predictions.json"),
+        "refined classes": voc_table(folder),
+    }
+
+
 def degraded_table(path: Path, source: str) -> str:
     """Compares the IoU of boundaries after each method, in percent, by kind of error."""
     record = json.loads(path.read_text())
@@ -29,7 +39,7 @@ def degraded_table(path: Path, source: str) -> str:
         name = _NAMES[method]
         rows.append([name, *(f"{100 * value:.1f}" for value in values), f"{seconds[method]:.2f}"])
     kinds = [kind.replace("_", " ") for kind in _KINDS]
-    return markdown_table(["method", "mean of 11", *kinds, "CPU s"], rows)[0:]
+    return markdown_table(["method", "mean of 11", *kinds, "CPU s"], rows)
 
 
 def predictions_table(path: Path) -> str:
