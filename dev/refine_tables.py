@@ -15,7 +15,7 @@ _NAMES = {
     "dense_crf": "dense CRF",
     "refine": "**rpe_d2.refine**",
 }
-_KINDS = ("none", "smooth", "blocky", "mask_grid", "shrink", "warp")
+_KINDS = ("none", "blocky", "mask_grid", "shrink", "warp")
 
 
 def refined_tables(folder: Path) -> Dict[str, str]:

@@ -103,7 +103,8 @@ WITH_CONFIG = {
 }
 # "serve" loads models as "predict" does, and would wait for visitors.
 WITHOUT_CONFIG = {
-    *("serve", "models", "convert", "evaluate", "eval-bsds", "fit", "prepare-voc", "split-coco")
+    *("serve", "models", "convert", "evaluate", "eval-bsds", "fit", "prepare-voc", "split-coco"),
+    "refine",
 }
 FILES = {
     "proposals": "MODEL.LOAD_PROPOSALS True DATASETS.PROPOSAL_FILES_TRAIN ('{trap}',) "
@@ -153,6 +154,22 @@ def test_every_command_with_a_configuration(command, kind, weights, tmp_path, ca
     assert not trap.exists() and "Traceback" not in output.err, output.err
     if (command, kind) == ("compare", "proposals"):
         assert "evil.pkl: it asks for pathlib" in output.out
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_a_refiner(tmp_path, capsys, suffix):
+    trap, weights = tmp_path / "trap", tmp_path / f"weights{suffix}"
+    torch.save({"model": Payload(trap)}, weights)
+    Image.fromarray(render_shapes("val", 0)).save(tmp_path / "image.png")
+    Image.fromarray(np.zeros((128, 128), np.uint8)).save(tmp_path / "labels.png")
+    arguments = [tmp_path / "image.png", tmp_path / "labels.png", "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit) as stop:
+        import_module(COMMANDS["refine"].module).main(
+            [*map(str, arguments), "--weights", str(weights)]
+        )
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and not trap.exists()
+    assert weights.name in error and "Traceback" not in error
 
 
 def test_a_cache_of_annotations(tmp_path):

@@ -38,7 +38,7 @@ def inputs(height: int = 16, width: int = 24):
 
 
 def test_shapes_of_the_layers_are_those_of_the_release():
-    """spn.md, section 2: 4 x 4 convolution of stride 2 to 32, 384 gates, 3 x 3 to 64, 3 x 3 to 21."""
+    """spn.md, section 2: 4 x 4 of stride 2 to 32 channels, 384 gates, 3 x 3 to 64, 3 x 3 to 21."""
     network = ClassPropagation(FEATURES, num_classes=21)
     assert network.embed.weight.shape == (32, 21, 4, 4) and network.embed.stride == (2, 2)
     assert network.guidance.predictor.weight.shape == (384, 64, 3, 3)
