@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 # What single commands, evaluators or operators need. Each imports it where it uses it.
@@ -75,12 +77,31 @@ except ImportError as error:
 """
 
 
-def test_the_operators_work_without_detectron2():
+REFINE_WITHOUT_DETECTRON2 = """
+import sys
+sys.modules["detectron2"] = sys.modules["fvcore"] = None
+import numpy as np
+import rpe_d2
+labels = np.zeros((64, 64), np.uint8)
+labels[20:40, 22:44] = 7
+image = np.where(labels > 0, 200, 50).astype(np.uint8)
+result, confidence, report = rpe_d2.refine(image, labels)
+assert not any(name.startswith("detectron2.") for name in sys.modules)
+print(np.unique(result).tolist(), report["pixels"])
+"""
+
+
+@pytest.mark.parametrize(
+    "code, printed",
+    [
+        (WITHOUT_DETECTRON2, "rpe_d2.get_cfg needs Detectron2, which is not installed: see"),
+        (REFINE_WITHOUT_DETECTRON2, "[0, 7] 4096"),
+    ],
+    ids=["operators", "refine"],
+)
+def test_what_works_without_detectron2(code, printed):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT_DETECTRON2],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("rpe_d2.get_cfg needs Detectron2, which is not installed: see")
+    assert done.stdout.startswith(printed)

@@ -1,4 +1,4 @@
-"""What ``rpe-d2 fit`` does before the training: data, settings and the time of a step."""
+"""Preparation of ``rpe-d2 fit``: the data, the settings and the time of a step."""
 
 import argparse
 import contextlib

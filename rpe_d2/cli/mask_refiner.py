@@ -2,8 +2,9 @@
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from detectron2.structures import Instances
 
 from rpe_d2.engine.run_errors import TooFewValues
 from rpe_d2.inference.predictor import Predictor
-from rpe_d2.utils.files import write_new_file
+from rpe_d2.utils.files import make_writable_folder, replacing_file, write_new_file
 from rpe_d2.utils.image_files import image_stem
 from rpe_d2.utils.images import to_rgb
 from rpe_d2.utils.json_text import parse_json
@@ -145,6 +146,35 @@ def check_header(path: Path, text: str, header: Dict[str, Any]) -> None:
         raise ValueError(
             f"{path} belongs to a run with another {', '.join(different)}; {_START_OVER}"
         )
+
+
+def start_folder(
+    output: Path, header_file: Path, header: Dict[str, Any], files: Sequence[Path]
+) -> None:
+    """Creates an output folder, or checks that its files come from a run with this header.
+
+    Args:
+        output: the folder.
+        header_file: the file of the header in it.
+        header: the header of this run.
+        files: what this run writes.
+
+    Raises:
+        ValueError: A file exists whose origin is not known, or the headers differ.
+    """
+    path = output / header_file
+    if path.exists():
+        check_header(path, path.read_text(), header)
+        return
+    for file in files:
+        if file.exists():
+            raise ValueError(
+                f"--output {output} has {file.name} and no {header_file}, which describes its "
+                "origin; allowed: a new folder, or that of an interrupted run"
+            )
+    make_writable_folder("--output", path.parent)
+    with replacing_file(path) as file:
+        file.write(json.dumps(header).encode())
 
 
 def write_panels(folder: Path, file: Path, panels: List[Panel], image: np.ndarray) -> None:

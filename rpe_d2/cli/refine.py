@@ -26,7 +26,7 @@ from rpe_d2.utils.tiff_files import ome_metadata, tiff_layout
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
 
 from .arguments import command_line, number_type
-from .mask_refiner import check_header, write_panels
+from .mask_refiner import start_folder, write_panels
 from .refine_results import Results
 
 # Describes in the output folder what the maps were made from.
@@ -138,7 +138,7 @@ def _refine_maps(refiner: _FileRefiner, args: argparse.Namespace, command: str) 
         pairs = [(args.images, args.labels)]
     output = Path(args.output)
     header = {"labels": os.path.abspath(args.labels), **refiner.settings}
-    _start(output, header, [labels for _, labels in pairs])
+    start_folder(output, _HEADER, header, [output / Path(labels).name for _, labels in pairs])
     failures: Dict[str, str] = {}
     reports: Dict[str, Any] = {}
     for image, labels in tqdm(pairs, desc="refine", unit="map", disable=None):
@@ -162,23 +162,6 @@ def _refine_maps(refiner: _FileRefiner, args: argparse.Namespace, command: str) 
     text = json.dumps(content, indent=1) + "\n"
     print(write_new_file(output / _HEADER.parent / "report.json", text.encode()))
     return failures
-
-
-def _start(output: Path, header: Dict[str, Any], labels: List[str]) -> None:
-    """Creates the output folder, or checks that its maps come from a run with this header."""
-    path = output / _HEADER
-    if path.exists():
-        check_header(path, path.read_text(), header)
-        return
-    for file in labels:
-        if (output / Path(file).name).exists():
-            raise ValueError(
-                f"--output {output} has {Path(file).name}, which this program did not write; "
-                "allowed: a new folder, or that of an interrupted run"
-            )
-    make_writable_folder("--output", path.parent)
-    with replacing_file(path) as file:
-        file.write(json.dumps(header).encode())
 
 
 def _refine_file(

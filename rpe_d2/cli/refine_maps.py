@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -13,15 +12,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rpe_d2.utils.files import make_writable_folder, replacing_file
+from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.image_files import list_images
 from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
 from rpe_d2.visualization import image_panel, instance_colors
 
-from .mask_refiner import MaskRefiner, check_header, unlabeled_value, write_panels
+from .mask_refiner import MaskRefiner, start_folder, unlabeled_value, write_panels
 
 # The file in the output folder that describes what the maps were made from.
-_HEADER = "refine_masks.json"
+_HEADER = Path("refine_masks.json")
 
 
 class LabelMaps:
@@ -67,7 +66,7 @@ class LabelMaps:
             header: header of the run.
             pictures: folder for figures, or None.
         """
-        self._start(header)
+        start_folder(self.output, _HEADER, header, [output for *_, output in self.work])
         remaining = [item for item in enumerate(self.work) if not item[1][2].exists()]
         if len(remaining) < len(self.work):
             finished = len(self.work) - len(remaining)
@@ -101,22 +100,6 @@ class LabelMaps:
         if counted:
             accuracy = 100 * correct / counted
             print(f"{accuracy:.2f} % of the labels that were not used are predicted correctly")
-
-    def _start(self, header: Dict[str, Any]) -> None:
-        """Creates the output folder, or checks that its maps come from a run with this header."""
-        path = self.output / _HEADER
-        if path.exists():
-            check_header(path, path.read_text(), header)
-            return
-        existing = [output for _, _, output in self.work if output.exists()]
-        if existing:
-            raise ValueError(
-                f"--output {self.output} has {existing[0].name} and no {_HEADER}, which describes "
-                "its origin; allowed: a new folder, or that of an interrupted run"
-            )
-        make_writable_folder("--output", self.output)
-        with replacing_file(path) as file:
-            file.write(json.dumps(header).encode())
 
 
 def _read_labels(path: Path) -> np.ndarray:

@@ -125,31 +125,3 @@ class ClassPropagation(nn.Module):
     @property
     def _fixed_merge(self) -> str:
         return "mean" if self.merge == "learned" else self.merge
-
-
-def class_loss(logits: torch.Tensor, target: torch.Tensor, ignored: int) -> torch.Tensor:
-    """Computes the mean cross-entropy over the pixels whose class is known.
-
-    Args:
-        logits: (B, K, H, W).
-        target: (B, H, W) int64.
-        ignored: value of ``target`` where the class is not known.
-    """
-    if not bool((target != ignored).any()):
-        return zero_loss(logits)
-    return F.cross_entropy(logits.float(), target, ignore_index=ignored)
-
-
-def only_present_classes(logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Computes class probabilities of which only those can win that won before the refinement.
-
-    Args:
-        logits: (K, H, W) refined logits.
-        probabilities: (K, H, W) before the refinement.
-
-    Returns:
-        (K, H, W) in 0-1; 0 for classes that are most probable nowhere in ``probabilities``.
-    """
-    present = torch.bincount(probabilities.argmax(dim=0).flatten(), minlength=len(logits)) > 0
-    masked = logits.masked_fill(~present[:, None, None], float("-inf"))
-    return masked.softmax(dim=0)

@@ -369,6 +369,23 @@ def check_softmax_gates(gate_mode: str, where: str) -> None:
         )
 
 
+def suppress_absent_classes(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Lowers the logits of classes that have the highest coarse score at no pixel.
+
+    Args:
+        scores: (B, K, H, W) logits after the refinement.
+        coarse: (B, K, h, w) logits or probabilities before it.
+
+    Returns:
+        (B, K, H, W) logits, in which these classes are below all others.
+    """
+    best = coarse.argmax(dim=1).flatten(1)  # (B, h * w)
+    present = torch.zeros(coarse.shape[:2], dtype=torch.bool, device=coarse.device)
+    present.scatter_(1, best, True)
+    lowest = scores.amin(dim=(1, 2, 3), keepdim=True) - 1
+    return torch.where(present[:, :, None, None], scores, lowest)
+
+
 def propagation_loss(
     pred: torch.Tensor, target: torch.Tensor, counted: Optional[torch.Tensor] = None
 ) -> torch.Tensor:

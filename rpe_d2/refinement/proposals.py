@@ -1,4 +1,4 @@
-"""What the network proposes for a label map, in windows around its boundaries."""
+"""Refined label maps as the network proposes them, in windows around boundaries."""
 
 from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 

@@ -222,8 +222,8 @@ def refine(
     given one. Objects do not vanish, and do not fall into more parts than they had.
 
     Args:
-        image: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of any number type. Numbers of
-            more than 8 bits are scaled by the 0.1 and 99.8 percentiles of the image.
+        image: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of any number type. The
+            0.1 and 99.8 percentiles of its values become black and white.
         labels: a label map (H, W) of integers with 0 for the background, masks (N, H, W) or (H, W)
             of bool, which may overlap, or probabilities (K, H, W) that sum to 1.
         max_shift: no boundary moves by more than this many pixels.

@@ -170,5 +170,5 @@ def test_a_foreign_file_is_not_overwritten(folders, weights, tmp_path, capsys):
     output.mkdir()
     (output / "b.tif").write_bytes(b"mine")
     assert main(*folders, "--output", output, "--weights", weights) == 2
-    assert "which this program did not write" in capsys.readouterr().err
+    assert "no run/refine.json, which describes its origin" in capsys.readouterr().err
     assert (output / "b.tif").read_bytes() == b"mine"

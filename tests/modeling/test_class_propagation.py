@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from rpe_d2 import add_rpe_config
 from rpe_d2.engine.host_models import check_run
-from rpe_d2.modeling.class_propagation import ClassPropagation, class_loss, only_present_classes
+from rpe_d2.modeling.class_propagation import ClassPropagation
+from rpe_d2.modeling.spn import suppress_absent_classes
 from tests.helpers.configs import small_cfg_with
 from tests.reference.propagation import propagate
 
@@ -116,19 +117,12 @@ def test_logits_and_probabilities_are_different_inputs():
 
 
 def test_only_classes_that_were_predicted_can_win():
-    given = torch.tensor([[0.6, 0.2], [0.3, 0.7], [0.1, 0.1]]).view(3, 1, 2)
-    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]).view(3, 1, 2)
-    refined = only_present_classes(logits, given)
-    assert refined.argmax(dim=0).tolist() == [[1, 0]] and (refined[2] == 0).all()
-    torch.testing.assert_close(refined.sum(dim=0), torch.ones(1, 2))
-
-
-def test_ignored_pixels_do_not_count():
-    logits = torch.randn(1, 3, 2, 2)
-    target = torch.tensor([[[0, 255], [255, 255]]])
-    expected = -logits.log_softmax(dim=1)[0, 0, 0, 0]
-    torch.testing.assert_close(class_loss(logits, target, 255), expected)
-    assert class_loss(logits, torch.full((1, 2, 2), 255), 255) == 0
+    given = torch.tensor([[0.6, 0.2], [0.3, 0.7], [0.1, 0.1]]).view(1, 3, 1, 2)
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [9.0, 9.0]]).view(1, 3, 1, 2)
+    refined = suppress_absent_classes(logits, given)
+    assert torch.equal(refined[:, :2], logits[:, :2])
+    assert refined[:, 2].max() < refined[:, :2].min()
+    assert refined.argmax(dim=1).tolist() == [[[1, 0]]]
 
 
 def test_the_model_learns_one_image():
@@ -153,7 +147,9 @@ def test_the_model_learns_one_image():
     known = truth != 255
     wrong = [(maps.argmax(dim=0) != truth)[known].sum() for maps in (coarse, refined[0]["sem_seg"])]
     assert wrong[1] < 0.5 * wrong[0]
-    assert (refined[0]["sem_seg"][[1, 3]] == 0).all()
+    scores = refined[0]["sem_seg"]
+    torch.testing.assert_close(scores.sum(dim=0), torch.ones(50, 70))
+    assert (scores[[1, 3]].amax(dim=0) < scores[[0, 2]].amin(dim=0)).all()
     larger = model([{**item, "height": 100, "width": 140}])[0]["sem_seg"]
     assert larger.shape == (4, 100, 140)
 

@@ -1,8 +1,5 @@
 """The weights that come with rpe_d2: they sharpen labels, and do no harm to right ones."""
 
-import subprocess
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from rpe_d2.refinement.degradation import DEGRADATIONS
 from rpe_d2.refinement.refine import WEIGHTS
 from rpe_d2.utils.images import ImageReader
 from rpe_d2.utils.label_maps import decode_labels
-from tests.conftest import ROOT
 
 
 def shape_scene(number: int):
@@ -60,28 +56,3 @@ def test_a_disk_grows_to_its_edge():
     cv2.circle(given, (71, 59), 32, 1, -1)
     refined = rpe_d2.refine(image, given)
     assert mean_iou(refined.result, truth) > 0.97 > mean_iou(given, truth)
-
-
-WITHOUT_DETECTRON2 = """
-import sys
-sys.modules["detectron2"] = sys.modules["fvcore"] = None
-import numpy as np
-import rpe_d2
-labels = np.zeros((64, 64), np.uint8)
-labels[20:40, 22:44] = 7
-image = np.where(labels > 0, 200, 50).astype(np.uint8)
-result, confidence, report = rpe_d2.refine(image, labels)
-print(sorted(set(result.ravel())), report["pixels"])
-assert not any(name.startswith("detectron2.") for name in sys.modules)
-"""
-
-
-def test_refine_works_without_detectron2():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT_DETECTRON2],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["[np.uint8(0),", "np.uint8(7)]", "4096"]

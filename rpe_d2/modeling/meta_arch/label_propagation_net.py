@@ -206,13 +206,11 @@ class LabelPropagationNet(nn.Module):
             size = (item.get("height", maps.shape[1]), item.get("width", maps.shape[2]))
             return {"sem_seg": resize_maps(torch.from_numpy(refined)[None], size)[0]}
         instances = item["instances"].to("cpu")
-        image = item["image"].permute(1, 2, 0)
-        size = (item.get("height", image.shape[0]), item.get("width", image.shape[1]))
-        pixels = F.interpolate(
-            image.permute(2, 0, 1)[None].float(), size, mode="bilinear", align_corners=False
-        )[0].permute(1, 2, 0)
+        image = item["image"]
+        size = (item.get("height", image.shape[1]), item.get("width", image.shape[2]))
+        image = resize_maps(image[None].float(), size)[0].round().clamp(0, 255)
+        pixels = image.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
         masks = (instances.pred_masks.float() >= 0.5).numpy()
-        pixels = pixels.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
         refined = refiner.refine(pixels, masks, max_shift=self.max_shift).result
         output = Instances(size, **instances.get_fields())
         output.pred_masks = torch.from_numpy(refined)

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from rpe_d2.ops.coarsen import coarsen_masks
 
 from ..argument_checks import check_range
-from ..class_propagation import ClassPropagation, class_loss, only_present_classes
+from ..class_propagation import ClassPropagation
 from ..embedding.labels import instance_masks
+from ..embedding.loss import mean_cross_entropy
 from ..layers import resize_maps, zero_loss
 from ..masks import masks_on_grid, upsample_masks
-from ..spn import MaskPropagation, propagation_loss
+from ..spn import MaskPropagation, propagation_loss, suppress_absent_classes
 from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
 
 
@@ -134,7 +135,7 @@ class SPNRefiner(PaddedInput):
         if self.class_propagation is not None:
             logits, _, _ = self._class_logits(batched_inputs)
             target = self._padded_targets(batched_inputs, logits.shape[-2:])
-            loss = class_loss(logits, target, self.ignored_label)
+            loss = mean_cross_entropy(logits.float(), target, self.ignored_label)
             return {"loss_sem_seg": self.loss_weight * loss}
         if self.mask_propagation.units.num_units == 0:
             raise ValueError(
@@ -222,9 +223,10 @@ class SPNRefiner(PaddedInput):
         for item, logits, given, (height, width) in zip(
             batched_inputs, *self._class_logits(batched_inputs)
         ):
-            refined = only_present_classes(logits[:, :height, :width], given[:, :height, :width])
+            logits, given = (maps[None, :, :height, :width] for maps in (logits, given))
+            refined = suppress_absent_classes(logits, given).softmax(dim=1)
             out_size = (item.get("height", height), item.get("width", width))
-            outputs.append({"sem_seg": resize_maps(refined[None], out_size)[0]})
+            outputs.append({"sem_seg": resize_maps(refined, out_size)[0]})
         return outputs
 
     def _output(self, item: Dict, gates: torch.Tensor, size: Tuple[int, int]) -> Dict:

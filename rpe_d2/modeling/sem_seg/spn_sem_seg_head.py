@@ -20,6 +20,7 @@ from ..spn import (
     PropagationHead,
     check_softmax_gates,
     guidance_arguments,
+    suppress_absent_classes,
     unit_arguments,
 )
 from .sem_seg_head import IGNORE_VALUE
@@ -195,7 +196,7 @@ class SPNSemSegHead(nn.Module):
         stride = self.guidance.stride
         refined = F.interpolate(refined, scale_factor=stride, mode="bilinear", align_corners=False)
         if not self.training:
-            return _suppress_absent_classes(refined, coarse), losses
+            return suppress_absent_classes(refined, coarse), losses
         height, width = targets.shape[-2:]
         loss = mean_cross_entropy(refined[..., :height, :width], targets, self.ignore_value)
         losses["loss_sem_seg_refined"] = loss * self.refined_loss_weight
@@ -227,12 +228,3 @@ class SPNSemSegHead(nn.Module):
         fine = enlarge_maps(coarse, ratio, raw_gates.shape[-2:])
         propagated = self.propagation.propagate(fine, raw_gates)
         return propagated, self.propagation.refine(fine, propagated)
-
-
-def _suppress_absent_classes(scores: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-    """Lowers the logits of classes that have the highest coarse logit at no pixel."""
-    best = coarse.argmax(dim=1).flatten(1)  # (B, h * w)
-    present = torch.zeros(coarse.shape[:2], dtype=torch.bool, device=coarse.device)
-    present.scatter_(1, best, True)
-    lowest = scores.amin(dim=(1, 2, 3), keepdim=True) - 1
-    return torch.where(present[:, :, None, None], scores, lowest)
