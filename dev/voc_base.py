@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rpe_d2.utils.files import replacing_file  # noqa: E402
+from rpe_d2.utils.probability_maps import encode_probabilities  # noqa: E402
 
 SIDE = 513
 _LOGITS = "ResizeBilinear_2"
@@ -80,7 +81,7 @@ def main() -> None:
             image = cv2.imread(str(picture))[:, :, ::-1]
             maps = softmax(network.logits(np.ascontiguousarray(image))).transpose(2, 0, 1)
             with replacing_file(target) as file:
-                np.savez_compressed(file, probabilities=np.rint(255 * maps).astype(np.uint8))
+                file.write(encode_probabilities(maps))
 
 
 def _parse() -> Tuple[argparse.Namespace, Tuple[int, int]]:

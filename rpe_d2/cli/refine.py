@@ -17,10 +17,17 @@ from tqdm import tqdm
 from rpe_d2.refinement.refine import WEIGHTS, LabelRefiner
 from rpe_d2.utils.errors import one_line, one_line_errors
 from rpe_d2.utils.files import make_writable_folder, replacing_file, write_new_file
-from rpe_d2.utils.image_files import image_stem, plane_names, printable
+from rpe_d2.utils.image_files import (
+    IMAGE_SUFFIXES,
+    image_stem,
+    list_images,
+    plane_names,
+    printable,
+)
 from rpe_d2.utils.images import ImageReader, to_rgb
 from rpe_d2.utils.label_folders import match_files
 from rpe_d2.utils.label_maps import read_label_map
+from rpe_d2.utils.probability_maps import encode_probabilities, read_probabilities
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.utils.tiff_files import ome_metadata, tiff_layout
 from rpe_d2.visualization import draw_instances, image_panel, instance_colors
@@ -35,11 +42,11 @@ _SHIFT = number_type("above 0", lambda value: 0 < value < float("inf"))
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Refines label maps, or the masks of COCO results, of any model.
+    """Refines label maps, class probabilities, or the masks of COCO results, of any model.
 
     Label maps keep their names and number types, and those of several planes are refined plane by
-    plane. COCO results keep their entries. An interrupted command continues when it is started
-    again, and nothing is overwritten.
+    plane. Class probabilities remain NPZ files. COCO results keep their entries. An interrupted
+    command continues when it is started again, and nothing is overwritten.
 
     Returns:
         Exit status: 0, 1 if a label map could not be refined, or 2 with a one-line error if an
@@ -73,7 +80,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "labels",
         metavar="LABELS",
         help="folder of label maps with the names of the images, one label map, or COCO results "
-        "(JSON)",
+        "(JSON); with --probabilities: NPZ files",
     )
     parser.add_argument("--output", required=True, metavar="PATH", help="a new folder or file")
     parser.add_argument(
@@ -85,6 +92,11 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--may-split", action="store_true", help="objects may vanish or fall into parts"
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="LABELS are NPZ files with probabilities (K, H, W), as nnU-Net writes them",
     )
     parser.add_argument("--annotations", metavar="FILE", help="COCO JSON that names the images")
     parser.add_argument("--weights", metavar="FILE", help="other weights, .safetensors or .pth")
@@ -123,19 +135,17 @@ class _FileRefiner:
         """Refines masks (R, H, W) bool."""
         return self._refiner.refine(item["image"], masks, **self._options).result
 
-    def labels(self, image: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, Dict[str, Any]]:
-        """Refines a label map (H, W), and returns it with a report."""
+    def maps(self, image: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, Dict[str, Any]]:
+        """Refines a label map or probabilities, and returns them with a report."""
         refined = self._refiner.refine(image, labels, **self._options)
         return refined.result, refined.report
 
 
 def _refine_maps(refiner: _FileRefiner, args: argparse.Namespace, command: str) -> Dict[str, str]:
-    """Refines label maps that are not refined yet. Returns the reasons of failures by file."""
-    if os.path.isdir(args.labels):
-        pairs = match_files(("LABELS", args.labels), ("IMAGES", args.images))
-        pairs = [(image, labels) for labels, image in pairs]
-    else:
-        pairs = [(args.images, args.labels)]
+    """Refines the maps that are not refined yet. Returns the reasons of failures by file."""
+    pairs = _pairs(args)
+    kind = "files" if args.probabilities else "label maps"
+    refine_file = _refine_probabilities if args.probabilities else _refine_labels
     output = Path(args.output)
     header = {"labels": os.path.abspath(args.labels), **refiner.settings}
     start_folder(output, _HEADER, header, [output / Path(labels).name for _, labels in pairs])
@@ -146,31 +156,45 @@ def _refine_maps(refiner: _FileRefiner, args: argparse.Namespace, command: str) 
         if target.exists():
             continue
         try:
-            refined, reports[labels] = _refine_file(refiner, image, labels, args.pictures)
+            content, reports[labels] = refine_file(refiner, image, labels, args.pictures)
             with replacing_file(target) as file:
-                file.write(_encoded(refined, labels, target.suffix.lower()))
+                file.write(content)
         except (UnreadableImage, ValueError) as error:
             failures[labels] = one_line(error)
     changed = sum(part["changed_pixels"] for rows in reports.values() for part in rows)
     before = len(pairs) - len(reports) - len(failures)
-    print(f"{len(reports)} of {len(pairs)} label maps refined, {changed} pixels changed")
+    print(f"{len(reports)} of {len(pairs)} {kind} refined, {changed} pixels changed")
     if before:
         print(f"{before} were done before")
     for reason in failures.values():
         print(f"failed: {reason}")
-    content = {"command": command, "failures": failures, "label maps": reports}
+    content = {"command": command, "failures": failures, kind: reports}
     text = json.dumps(content, indent=1) + "\n"
     print(write_new_file(output / _HEADER.parent / "report.json", text.encode()))
     return failures
 
 
-def _refine_file(
+def _pairs(args: argparse.Namespace) -> List[Tuple[str, str]]:
+    """Returns the files of each image and of its labels."""
+    suffixes = (".npz",) if args.probabilities else IMAGE_SUFFIXES
+    is_folder = os.path.isdir(args.labels)
+    files = list_images(args.labels, suffixes=(".npz", *suffixes)) if is_folder else [args.labels]
+    if not any(file.lower().endswith(suffixes) for file in files):
+        hint = "" if args.probabilities or not files else "; .npz files need --probabilities"
+        raise ValueError(f"LABELS is {args.labels}; allowed: {', '.join(suffixes)}{hint}")
+    if not is_folder:
+        return [(args.images, args.labels)]
+    matched = match_files(("LABELS", args.labels), ("IMAGES", args.images), suffixes)
+    return [(image, labels) for labels, image in matched]
+
+
+def _refine_labels(
     refiner: _FileRefiner, image: str, labels: str, pictures: Optional[str]
-) -> Tuple[np.ndarray, List[Dict[str, Any]]]:
+) -> Tuple[bytes, List[Dict[str, Any]]]:
     """Refines all planes of a label map.
 
     Returns:
-        (H, W) or (planes, H, W) integers, and a report of each plane.
+        The content of the new file, and a report of each plane.
     """
     planes = plane_names(image), plane_names(labels)
     if len(planes[0]) != len(planes[1]):
@@ -183,14 +207,32 @@ def _refine_file(
         given = read_label_map(plane)
         pixels = refiner.drawable(Path(picture))
         try:
-            new, report = refiner.labels(pixels, given)
+            new, report = refiner.maps(pixels, given)
         except ValueError as error:
             raise ValueError(f"{printable(plane)}: {error}") from error
         if pictures:
             _draw(Path(pictures), Path(image_stem(plane)), pixels, given, new)
         refined.append(new)
         reports.append({name: value for name, value in report.items() if name != "objects"})
-    return (np.stack(refined) if len(refined) > 1 else refined[0]), reports
+    refined_map = np.stack(refined) if len(refined) > 1 else refined[0]
+    return _encoded(refined_map, labels, os.path.splitext(labels)[1].lower()), reports
+
+
+def _refine_probabilities(
+    refiner: _FileRefiner, image: str, file: str, pictures: Optional[str]
+) -> Tuple[bytes, List[Dict[str, Any]]]:
+    """Refines the probabilities of classes.
+
+    Returns:
+        The content of the new file, and a list of one report.
+    """
+    pixels = refiner.drawable(Path(image))
+    given = read_probabilities(file, pixels.shape[:2])
+    new, report = refiner.maps(pixels, given)
+    if pictures:
+        _draw(Path(pictures), Path(image_stem(file)), pixels, given.argmax(0), new.argmax(0))
+    report.pop("objects")
+    return encode_probabilities(new), [report]
 
 
 def _encoded(labels: np.ndarray, source: str, suffix: str) -> bytes:

@@ -14,10 +14,11 @@ from detectron2.utils.logger import log_first_n
 from rpe_d2.utils.image_files import printable
 from rpe_d2.utils.images import ImageReader, check_size, reader_arguments
 from rpe_d2.utils.label_maps import read_class_indices
+from rpe_d2.utils.probability_maps import read_probabilities
 from rpe_d2.utils.readable import UnreadableImage
 
 from .augmentation import additional_augmentations, with_own_scale
-from .datasets.coarse_dirs import COARSE_FILE, read_coarse_maps
+from .datasets.coarse_dirs import COARSE_FILE
 
 __all__ = ["ImageMapper"]
 
@@ -81,7 +82,7 @@ class ImageMapper(DatasetMapper):
         sem_seg = None if sem_seg_file is None else _read_labels(sem_seg_file, dataset_dict)
 
         coarse_file = dataset_dict.pop(COARSE_FILE, None)
-        coarse = None if coarse_file is None else read_coarse_maps(coarse_file, image.shape[:2])
+        coarse = None if coarse_file is None else read_probabilities(coarse_file, image.shape[:2])
 
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         try:

@@ -5,7 +5,7 @@ import re
 import stat
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -187,7 +187,9 @@ def image_stem(file_name: str) -> str:
     return stem if plane is None else f"{stem}[{plane}]"
 
 
-def list_images(folder: str, recursive: bool = False) -> List[str]:
+def list_images(
+    folder: str, recursive: bool = False, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> List[str]:
     """Lists the image files of a folder by their suffix, in alphabetical order.
 
     NPY files are listed only where no other image has the same name: many tools store their output
@@ -196,13 +198,14 @@ def list_images(folder: str, recursive: bool = False) -> List[str]:
     Args:
         folder: the folder.
         recursive: whether to search its subfolders.
+        suffixes: those of the files, in lower case.
     """
     paths = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         if not recursive:
             folders.clear()
         paths += [os.path.join(parent, name) for name in names]
-    images = [p for p in paths if os.path.splitext(p)[1].lower() in IMAGE_SUFFIXES]
+    images = [p for p in paths if os.path.splitext(p)[1].lower() in suffixes]
     pictures = {os.path.splitext(p)[0] for p in images if not p.lower().endswith(".npy")}
     return sorted(
         p for p in images if not p.lower().endswith(".npy") or p[: -len(".npy")] not in pictures

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Dict, List, Sequence, Tuple
 
-from .image_files import image_stem, list_images, printable
+from .image_files import IMAGE_SUFFIXES, image_stem, list_images, printable
 
 __all__ = ["NAME_ENDINGS", "common_stem", "match_files", "unique_by_stem"]
 
@@ -19,7 +19,9 @@ def common_stem(file_name: str) -> str:
     return _ENDING.sub("", stem) or stem
 
 
-def match_files(first: Tuple[str, str], second: Tuple[str, str]) -> List[Tuple[str, str]]:
+def match_files(
+    first: Tuple[str, str], second: Tuple[str, str], suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> List[Tuple[str, str]]:
     """Matches the files of two folders by their names, such as images and their label maps.
 
     The names of a pair differ in the suffix and in one of ``NAME_ENDINGS`` at most. A folder may
@@ -27,6 +29,7 @@ def match_files(first: Tuple[str, str], second: Tuple[str, str]) -> List[Tuple[s
 
     Args:
         first, second: a key or an argument, for messages, and the folder that it names.
+        suffixes: those of the files in the first folder, in lower case.
 
     Returns:
         The paths of each pair, in alphabetical order of the first.
@@ -35,7 +38,7 @@ def match_files(first: Tuple[str, str], second: Tuple[str, str]) -> List[Tuple[s
         ValueError: A folder does not exist, a file has no partner, or it has several. The message
             is one line that names the file.
     """
-    files = [_files(*first), _files(*second)]
+    files = [_files(*first, suffixes), _files(*second, IMAGE_SUFFIXES)]
     if os.path.realpath(first[1]) == os.path.realpath(second[1]):
         is_label = [bool(_ENDING.search(image_stem(file))) for file in files[0]]
         files = [[f for f, label in zip(files[0], is_label) if label == kind] for kind in (0, 1)]
@@ -53,12 +56,13 @@ def match_files(first: Tuple[str, str], second: Tuple[str, str]) -> List[Tuple[s
     return pairs
 
 
-def _files(key: str, folder: str) -> List[str]:
+def _files(key: str, folder: str, suffixes: Sequence[str]) -> List[str]:
     if not os.path.isdir(folder):
         raise ValueError(f"{key} is {folder}; there is no such folder")
-    files = list_images(folder)
+    files = list_images(folder, suffixes=suffixes)
     if not files:
-        raise ValueError(f"{key} is {folder}, which has no images; allowed: a folder of images")
+        kind = "images" if suffixes == IMAGE_SUFFIXES else f"{', '.join(suffixes)} files"
+        raise ValueError(f"{key} is {folder}, which has no {kind}; allowed: a folder of {kind}")
     return files
 
 

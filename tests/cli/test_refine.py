@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from rpe_d2.cli.main import main as program
 from rpe_d2.refinement.network import build_refiner_network
+from rpe_d2.utils.probability_maps import read_probabilities
 from tests.refinement.conftest import image_of, scene
 
 
@@ -55,6 +56,13 @@ def folders(tmp_path):
     return images, labels
 
 
+def npz_folder(output):
+    folder = output.parent / "npz"
+    folder.mkdir()
+    (folder / "a.npz").write_bytes(b"")
+    return folder
+
+
 def test_label_maps_keep_names_and_types_and_are_not_done_twice(folders, weights, tmp_path, capsys):
     images, labels = folders
     output = tmp_path / "output"
@@ -91,6 +99,27 @@ def test_one_file(folders, weights, tmp_path):
         == 0
     )
     assert (output / "a_masks.png").exists()
+
+
+def test_probabilities(folders, weights, tmp_path, capsys):
+    images, _ = folders
+    source, output = tmp_path / "maps", tmp_path / "output"
+    source.mkdir()
+    for seed, name in enumerate(("a", "b", "c")):
+        soft = np.eye(scene(seed).max() + 1, dtype=np.float16)[scene(seed)].transpose(2, 0, 1)
+        np.savez(source / f"{name}.npz", probabilities=soft[:, None])  # as nnU-Net writes them
+    np.savez(source / "d.npz", probabilities=np.ones((2, 5, 5)))
+    Image.fromarray(scene(0).astype(np.uint8)).save(source / "a.png")  # nnU-Net's label map
+    arguments = ("--probabilities", "--output", output, "--weights", weights)
+    assert main(images, source, *arguments, "--pictures", tmp_path / "pictures") == 1
+    out = capsys.readouterr().out
+    assert "3 of 4 files refined" in out and "d.tif" in out
+    refined = read_probabilities(output / "a.npz", scene(0).shape)
+    assert (refined.argmax(axis=0) != scene(0)).any()
+    assert sorted(p.name for p in output.iterdir()) == ["a.npz", "b.npz", "c.npz", "run"]
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
+    assert main(images / "a.png", source / "a.npz", *arguments[:2], output / "one") == 0
+    assert (output / "one" / "a.npz").exists()
 
 
 def test_coco_results_keep_their_entries(folders, weights, tmp_path, capsys):
@@ -144,6 +173,8 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_refined(
         (lambda i, l, o: [i, l, "--output", l], "not overwritten"),
         (lambda i, l, o: [i, i / "no", "--output", o], "no such file or folder"),
         (lambda i, l, o: [i / "no", l, "--output", o], "no such folder"),
+        (lambda i, l, o: [i, l, "--output", o, "--probabilities"], "allowed: .npz"),
+        (lambda i, l, o: [i, npz_folder(o), "--output", o], ".npz files need --probabilities"),
         (
             lambda i, l, o: [i, l, "--output", o, "--weights", i / "a.png"],
             "allowed: a .safetensors",

@@ -6,8 +6,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from rpe_d2.data import ImageMapper, register_coarse_dirs
-from rpe_d2.data.datasets.coarse_dirs import read_coarse_maps
-from rpe_d2.utils.readable import UnreadableImage
 from tests.helpers.configs import small_cfg_with
 
 
@@ -81,22 +79,3 @@ def test_a_missing_file_is_named(folder):
     (folder / "b.npz").unlink()
     with pytest.raises(FileNotFoundError, match="no b.npz for"):
         DatasetCatalog.get("coarse_test")
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ({"probabilities": np.ones((3, 30, 41), np.uint8)}, r"\(3, 30, 41\)"),
-        ({"probabilities": np.ones((3, 30, 40), np.float32)}, "float32"),
-        ({"probabilities": np.zeros((3, 30, 40), np.uint8)}, "0 for all classes"),
-        ({"logits": np.ones((3, 30, 40), np.uint8)}, "probabilities"),
-        ({"probabilities": np.array([{}])}, "pickle"),
-        (None, "a.npz"),
-    ],
-)
-def test_wrong_files_are_named_in_one_line(tmp_path, content, message):
-    path = tmp_path / "a.npz"
-    path.write_bytes(b"PK no archive") if content is None else np.savez(path, **content)
-    with pytest.raises(UnreadableImage, match=message) as error:
-        read_coarse_maps(str(path), (30, 40))
-    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -4,26 +4,23 @@ import functools
 import os
 from typing import Any, Callable, Dict, List, Sequence
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rpe_d2.utils.image_files import image_stem, printable
-from rpe_d2.utils.readable import UnreadableImage
 
-__all__ = ["COARSE_FILE", "read_coarse_maps", "register_coarse_dirs"]
+__all__ = ["COARSE_FILE", "register_coarse_dirs"]
 
 # The key of a dataset dict that names its file.
 COARSE_FILE = "coarse_file_name"
 _KEY = "DATASETS.COARSE_DIRS"
-_ARRAY = "probabilities"
 
 
 def register_coarse_dirs(entries: Sequence[str]) -> None:
     """Adds the predictions of another model to registered data sets.
 
-    The folder has one file for every image, with the same stem: an NPZ file with the array
-    ``probabilities`` (K, H, W) uint8, in which 255 is the probability 1. Dataset dicts get the path
-    as ``coarse_file_name``. Entries that this process has already registered are skipped.
+    The folder has one file for every image, with the same stem, as
+    :func:`rpe_d2.utils.probability_maps.read_probabilities` reads it. Dataset dicts get the path as
+    ``coarse_file_name``. Entries that this process has already registered are skipped.
 
     Args:
         entries: ``"name=folder"``, where ``name`` is the name of a registered data set.
@@ -65,33 +62,3 @@ def _with_files(load: Callable[[], List[Dict[str, Any]]], folder: str) -> List[D
             )
         dicts.append({**item, COARSE_FILE: path})
     return dicts
-
-
-def read_coarse_maps(path: str, size: Sequence[int]) -> np.ndarray:
-    """Reads the predictions for an image.
-
-    Args:
-        path: the NPZ file.
-        size: H and W of the image.
-
-    Returns:
-        (K, H, W) float32 in 0-1 with the sum 1.
-
-    Raises:
-        UnreadableImage: The file cannot be read, or its array has a wrong type or shape.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            maps = content[_ARRAY]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UnreadableImage(f"{path}: {error}; allowed: an NPZ file with {_ARRAY}") from error
-    if maps.dtype != np.uint8 or maps.ndim != 3 or maps.shape[1:] != tuple(size):
-        raise UnreadableImage(
-            f"{path}: {_ARRAY} is {maps.dtype} of shape {maps.shape}; allowed: uint8 "
-            f"(K, {size[0]}, {size[1]})"
-        )
-    maps = maps.astype(np.float32)
-    total = maps.sum(axis=0)
-    if (total == 0).any():
-        raise UnreadableImage(f"{path}: {_ARRAY} are 0 for all classes of a pixel")
-    return maps / total
