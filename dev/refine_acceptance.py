@@ -53,22 +53,23 @@ def main() -> None:
     parser.add_argument("--predictions", nargs="*", default=[], help="COCO results")
     parser.add_argument("--truth", help="the JSON of their images")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    network = build_refiner_network()
-    state = read_refiner_weights(args.folder / "model_final.pth")
-    known = {f"acceptance.{k}": v for k, v in network.acceptance.state_dict().items()}
-    network.load_state_dict({**known, **state})
-    refiner = LabelRefiner(network)
+    refiner = load_refiner(args.folder)
     parts = []
     for weight, *pair in label_pairs(args):
         found, gain = regions_of(refiner, *pair)
         parts.append((found, weight * gain))
-    features = torch.from_numpy(np.concatenate([part[0] for part in parts]))
-    gains = torch.from_numpy(np.concatenate([part[1] for part in parts])).float()
-    train(network, features, gains)
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"model": state}, args.folder / "model_best.pth")
-    print(args.folder / "model_best.pth")
+    features, gains = (np.concatenate(part) for part in zip(*parts))
+    train_rule(refiner.network, features, gains, args.folder)
+
+
+def load_refiner(folder: Path) -> LabelRefiner:
+    """Loads the refiner that a training has left, with the acceptance rule before its training."""
+    torch.manual_seed(0)
+    network = build_refiner_network()
+    state = read_refiner_weights(folder / "model_final.pth")
+    known = {f"acceptance.{k}": v for k, v in network.acceptance.state_dict().items()}
+    network.load_state_dict({**known, **state})
+    return LabelRefiner(network)
 
 
 # Weight, image, label map, true label map.
@@ -133,8 +134,18 @@ def regions_of(
     )
 
 
-def train(network: RefinerNetwork, features: torch.Tensor, gains: torch.Tensor) -> None:
-    """Trains the acceptance rule, and prints how much of the possible gain it takes."""
+def train_rule(
+    network: RefinerNetwork, found: np.ndarray, pixels: np.ndarray, folder: Path
+) -> None:
+    """Trains the acceptance rule, prints how much of the possible gain it takes, and saves it.
+
+    Args:
+        network: the refiner's network.
+        found: (R, F) features of regions.
+        pixels: (R,) how many more pixels are right in each region.
+        folder: gets model_best.pth.
+    """
+    features, gains = torch.from_numpy(found), torch.from_numpy(pixels).float()
     rule = network.acceptance.requires_grad_(True)
     report("before", rule(features) > 0, gains)
     rule.mean.copy_(features.mean(dim=0))
@@ -156,6 +167,9 @@ def train(network: RefinerNetwork, features: torch.Tensor, gains: torch.Tensor) 
             group["lr"] = 0.01 * (1 - step / _STEPS)
     report("after", rule(features) > 0, gains)
     rule.requires_grad_(False)
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"model": state}, folder / "model_best.pth")
+    print(folder / "model_best.pth")
 
 
 def report(when: str, accepted: torch.Tensor, gains: torch.Tensor) -> None:

@@ -200,6 +200,12 @@ def _solver_keys() -> Keys:
             "`SOLVER.NESTEROV` do not apply to it.",
             choices=("SGD", "ADAMW"),
         ),
+        "BACKBONE_MULTIPLIER": Key(
+            1.0,
+            "Learning rate of the backbone, relative to that of the other parts, as in "
+            "Mask2Former. 0: it is not trained.",
+            low=0,
+        ),
         "POLY_LR_POWER": Key(
             0.9,
             "Exponent of `SOLVER.LR_SCHEDULER_NAME WarmupPolyLR`, the schedule (1 - iteration / "

@@ -1,6 +1,6 @@
 """Optimizers and learning rate schedules."""
 
-from typing import List
+from typing import List, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -21,19 +21,46 @@ def _without_weight_decay(model: nn.Module) -> List[str]:
     return sorted({n for module in model.modules() for n in getattr(module, "no_weight_decay", ())})
 
 
+def _backbone_prefixes(model: nn.Module) -> Tuple[str, ...]:
+    """Returns the prefixes of the parameters of backbones.
+
+    These are modules with the name ``backbone``, and those that modules list in
+    ``backbone_names``.
+    """
+    prefixes = []
+    for name, module in model.named_modules():
+        for child in {"backbone", *getattr(module, "backbone_names", ())}:
+            if hasattr(module, child):
+                prefixes.append(f"{name}.{child}.".lstrip("."))
+    return tuple(prefixes)
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Builds the optimizer that ``SOLVER.OPTIMIZER`` names, with Detectron2's options for both.
+
+    ``SOLVER.BACKBONE_MULTIPLIER`` has the name and the meaning that it has in Mask2Former. With 0,
+    the parameters of the backbone need no gradients any more.
 
     Raises:
         ValueError: ``SOLVER.OPTIMIZER`` is unknown.
     """
     solver = cfg.SOLVER
+    backbone = _backbone_prefixes(model)
+    if solver.BACKBONE_MULTIPLIER == 0:
+        for name, parameter in model.named_parameters():
+            if name.startswith(backbone):
+                parameter.requires_grad_(False)
+
+    def factor(name: str) -> float:
+        own = solver.BACKBONE_MULTIPLIER if name.startswith(backbone) else 1.0
+        return own * (solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)
+
     parameters = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=factor,
         overrides={name: {"weight_decay": 0.0} for name in _without_weight_decay(model)},
     )
     options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}

@@ -89,17 +89,18 @@ class RefinerNetwork(nn.Module):
     stride 2 on it has the image itself, as pixels in channels, and its output is at stride 1.
     """
 
+    backbone_names = ("encoder",)  # their learning rate is multiplied; see engine/solver.py
+
     def __init__(self, encoder: nn.Module, channels: Sequence[int], dim: int = 64, last: int = 32):
         """
         Args:
-            encoder: returns feature maps of strides 2, 4, 8 and 16 for a normalized image. It is
-                not trained.
+            encoder: returns feature maps of strides 2, 4, 8 and 16 for a normalized image.
             channels: channels of these maps.
             dim: channels of the decoder at strides 4 to 16.
             last: channels of the decoder at stride 2.
         """
         super().__init__()
-        self.encoder = encoder.requires_grad_(False).eval()
+        self.encoder = encoder.eval()
         dims = [last, *(dim for _ in channels[1:])]
         self.lateral = nn.ModuleList(
             nn.Conv2d(count, width, 1) for count, width in zip(channels, dims)
@@ -144,8 +145,7 @@ class RefinerNetwork(nn.Module):
         near = torch.stack([(distance / _FARTHEST).clamp(max=1.0), certainty], dim=1)
         padding = (0, -width % _STRIDE, 0, -height % _STRIDE)
         image, near = (F.pad(maps, padding, mode="replicate") for maps in (image, near))
-        with torch.no_grad():
-            features = self.encoder(image)
+        features = self.encoder(image)
         merged = None
         for level in reversed(range(len(features))):
             if level == 0:

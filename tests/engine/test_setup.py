@@ -106,6 +106,33 @@ def test_optimizer_clips_gradients_and_spares_the_bandwidth(name):
     assert weight.grad.norm() == pytest.approx(0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("multiplier", [0.1, 0.0])
+def test_the_backbone_has_its_own_rate(multiplier):
+    cfg = small_cfg("SOLVER.BACKBONE_MULTIPLIER", str(multiplier), "SOLVER.BIAS_LR_FACTOR", "2.0")
+    cfg.SOLVER.BASE_LR = 0.01
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    names = dict(model.named_parameters())
+    assert any(name.startswith("backbone.") and name.endswith(".bias") for name in names)
+    for name, parameter in names.items():
+        rate = 0.01 * (2 if name.endswith(".bias") else 1)
+        if name.startswith("backbone."):
+            rate *= multiplier
+            assert parameter.requires_grad == (multiplier > 0)
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(rate), name
+
+
+def test_models_name_modules_that_are_backbones():
+    cfg = small_cfg()
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.0
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Module())
+    model[1].encoder, model[1].backbone_names = torch.nn.Linear(2, 2), ("encoder",)
+    (group,) = build_optimizer(cfg, model).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
+
+
 def test_the_polynomial_schedule_is_that_of_the_release():
     cfg = small_cfg()
     cfg.merge_from_list(

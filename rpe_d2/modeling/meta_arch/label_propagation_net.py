@@ -56,6 +56,7 @@ class LabelPropagationNet(nn.Module):
         num_units: int = 2,
         ignored_label: int = 255,
         loss_weight: float = 1.0,
+        train_encoder: bool = False,
     ):
         """
         Args:
@@ -65,12 +66,14 @@ class LabelPropagationNet(nn.Module):
             num_units: propagations in sequence; 0 leaves the labels as they are, as a control.
             ignored_label: value of ``sem_seg`` where the label is not known.
             loss_weight: weight of the losses.
+            train_encoder: whether the encoder of the network is trained.
         """
         super().__init__()
         check_range("max_shift", max_shift, 1)
         check_range("strength", strength, 1)
         check_range("loss_weight", loss_weight, 0)
         self.network = network
+        self.network.encoder.requires_grad_(train_encoder)
         self.max_shift = max_shift
         self.strength = strength
         self.num_units = num_units
@@ -95,6 +98,7 @@ class LabelPropagationNet(nn.Module):
             "num_units": cfg.MODEL.SPN.NUM_UNITS,
             "ignored_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "loss_weight": cfg.MODEL.SPN.LOSS_WEIGHT,
+            "train_encoder": cfg.SOLVER.BACKBONE_MULTIPLIER > 0,
         }
 
     @classmethod
