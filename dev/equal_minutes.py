@@ -75,6 +75,13 @@ NUCLEI_CHANGES = {
     "contact": "MODEL.RPE.SAMPLING contact",
     "narrow_head": "MODEL.RPE.CONV_DIM 32",
 }
+# Mean-shift proposals in the same Mask R-CNN. Nuclei are 5 to 60 px wide.
+MEAN_SHIFT_PROPOSALS = (
+    "MODEL.PROPOSAL_GENERATOR.NAME MeanShiftProposalGenerator "
+    "MODEL.RPE.IN_FEATURES ['p2','p3','p4','p5'] MODEL.RPE.PROPOSAL_MASK_SIZE 28 "
+    "MODEL.RPE.PROPOSALS.STRIDE 2 MODEL.RPE.PROPOSALS.NUM_LEVELS 1 "
+    "MODEL.RPE.PROPOSALS.MAX_GROUPS 500 MODEL.RPE.PROPOSALS.POST_NMS_TOPK_TEST 1000"
+)
 SHAPES = {"rpe": "quickstart/rpe_shapes", "mask_rcnn": "quickstart/mask_rcnn_shapes"}
 _RATES = {"rpe": ("0.001", "0.005"), "mask_rcnn": ("0.001", "0.003", "0.005")}
 _DEV = "DATASETS.TEST ('shapes_dev',)"
@@ -103,6 +110,11 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "nuclei_rpe": Run("nuclei/rpe_R_18", "", 60),
         "nuclei_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 60),
     },
+    "proposals": {
+        "proposals_rpn": Run("nuclei/mask_rcnn_R_18", "", 40),
+        "proposals_mean_shift": Run("nuclei/mask_rcnn_R_18", MEAN_SHIFT_PROPOSALS, 40),
+    },
+    "bsds": {"bsds_efficientnet_lite0": Run("boundary/bsds_efficientnet_lite0", "", 60)},
 }
 
 

@@ -8,8 +8,9 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -37,6 +38,7 @@ _RUN = "run"
 _OVERLAYS = "overlays"
 _OVERLAY = "overlay"
 _LABELS = "tif"
+_PROGRESS_AFTER = 5  # seconds
 
 _IOU = number_type("above 0 to 1", lambda value: 0 < value <= 1)
 
@@ -304,6 +306,13 @@ def _files(
     return files
 
 
+def _progress(unit: str, parts: Sequence[Any]) -> Iterable[Any]:
+    """Shows the progress within a picture, if there are several parts and they take long."""
+    if len(parts) == 1:
+        return parts
+    return tqdm(parts, unit=unit, leave=False, delay=_PROGRESS_AFTER, disable=None)
+
+
 def _predict(
     segmenter: Segmenter,
     planes: Sequence[str],
@@ -316,7 +325,7 @@ def _predict(
     is_stack = len(planes) > 1
     needs_stack = is_stack and (_LABELS, -1) in files and not files[_LABELS, -1].exists()
     objects = 0
-    for number, plane in enumerate(planes):
+    for number, plane in enumerate(_progress("plane", planes)):
         missing = {
             kind: path
             for (kind, place), path in files.items()
@@ -324,7 +333,7 @@ def _predict(
         }
         if not missing and not needs_stack:
             continue
-        found = segmenter.predict(plane, args.channels, args.tile)
+        found = segmenter.predict(plane, args.channels, args.tile, partial(_progress, "tile"))
         objects += len(found)
         for kind, path in missing.items():
             _write(found, kind, path)

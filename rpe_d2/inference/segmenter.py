@@ -1,6 +1,5 @@
 """A model that segments images: from a run's folder, or from a configuration and weights."""
 
-import contextlib
 import hashlib
 import os
 import threading
@@ -28,7 +27,7 @@ from rpe_d2.utils.windows import NetworkWindows, is_zarr, number_of_pixels, open
 from .model_folders import CONFIG, find_model_folder, weights_of_folder
 from .predictor import Predictor, check_needs_only_pictures, with_instances
 from .segmentation import Segmentation
-from .tiles import predict_tiles
+from .tiles import Progress, predict_tiles
 
 __all__ = ["MOST_READ", "SMALLEST_TILE", "Segmenter"]
 
@@ -120,6 +119,7 @@ class Segmenter:
         images: Union[str, Path, np.ndarray, Sequence[Union[str, Path, np.ndarray]]],
         channels: Optional[str] = None,
         tile: Optional[int] = None,
+        progress: Progress = iter,
     ) -> Union[Segmentation, List[Segmentation]]:
         """Segments one image or a list of images.
 
@@ -131,6 +131,7 @@ class Segmenter:
                 None: images are divided that are too large for the network at once, if the model
                 has a fixed scale (``INPUT.SCALE``, or ``INPUT.MIN_SIZE_TEST`` 0). Other models see
                 a tile at their ``INPUT.MIN_SIZE_TEST``.
+            progress: wraps the list of the tiles of an image, such as ``tqdm.tqdm``.
 
         Returns:
             A segmentation, or a list for a list.
@@ -139,7 +140,7 @@ class Segmenter:
             UnreadableImage: An image cannot be read. The message is one line.
         """
         if isinstance(images, (str, Path, np.ndarray)):
-            return self.predict([images], channels, tile)[0]
+            return self.predict([images], channels, tile, progress)[0]
         if tile is not None and tile != 0 and tile < SMALLEST_TILE:
             raise ValueError(f"tile is {tile}; allowed: 0, or {SMALLEST_TILE} or more pixels")
         reader = self._predictor.reader.with_channels(channels)
@@ -149,7 +150,7 @@ class Segmenter:
         found: Dict[int, Segmentation] = {}
         for number, image in enumerate(images):
             if not isinstance(image, np.ndarray) and _is_read_in_parts(str(image)):
-                found[number] = self._predict_windows(str(image), reader, tile)
+                found[number] = self._predict_windows(str(image), reader, tile, progress)
                 continue
             is_array = isinstance(image, np.ndarray)
             picture = reader.from_array(image) if is_array else reader.read(str(image))
@@ -160,7 +161,9 @@ class Segmenter:
                 inputs[number] = self._predictor.network_input(converted)
                 by_size[tuple(inputs[number]["image"].shape)].append(number)
             else:
-                found[number] = self._predict_tiles(converted, tiling, _name(image), picture)
+                found[number] = self._predict_tiles(
+                    converted, tiling, _name(image), progress, picture
+                )
         for numbers in by_size.values():
             for start in range(0, len(numbers), _BATCH):
                 batch = numbers[start : start + _BATCH]
@@ -170,7 +173,9 @@ class Segmenter:
                     found[number] = self._segmentation(output, pictures[number], name)
         return [found[number] for number in range(len(found))]
 
-    def _predict_windows(self, name: str, reader: ImageReader, tile: Optional[int]) -> Segmentation:
+    def _predict_windows(
+        self, name: str, reader: ImageReader, tile: Optional[int], progress: Progress
+    ) -> Segmentation:
         """Segments an image that is larger than memory, or a Zarr array."""
         if not (tile or self._scale):
             raise ValueError(
@@ -181,7 +186,7 @@ class Segmenter:
         length = max(1, round(tile * factor)) if tile else _TILE
         with open_windows(name) as stored:
             image = NetworkWindows(stored, reader)
-            return self._predict_tiles(image, (factor, length), name)
+            return self._predict_tiles(image, (factor, length), name, progress)
 
     def _tiling(self, image: np.ndarray, tile: Optional[int]) -> Optional[Tuple[float, int]]:
         """Returns the factor of resizing and the length of a tile, both for the network's input.
@@ -211,13 +216,14 @@ class Segmenter:
         image: Union[np.ndarray, NetworkWindows],
         tiling: Tuple[float, int],
         name: str,
+        progress: Progress,
         picture: Optional[np.ndarray] = None,
     ) -> Segmentation:
         def run(item: Dict[str, Any]) -> Instances:
             instances = self._instances(self._run([item])[0])
             return instances[instances.scores >= self.min_score].to("cpu")
 
-        found = predict_tiles(run, image, *tiling, _MARGIN)
+        found = predict_tiles(run, image, *tiling, _MARGIN, progress)
         return Segmentation(
             found.labels,
             found.scores,

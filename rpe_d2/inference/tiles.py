@@ -7,7 +7,7 @@ what it sees beyond the margin.
 """
 
 import tempfile
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rpe_d2.utils.windows import NetworkWindows
 
 from .segmentation import Segmentation
 
-__all__ = ["Found", "Span", "predict_tiles", "resized_window", "spans"]
+__all__ = ["Found", "Progress", "Span", "predict_tiles", "resized_window", "spans"]
 
 # Windows start at multiples of this, the largest stride of usual networks.
 _STRIDE = 32
@@ -34,6 +34,10 @@ _SAME = 0.5
 _LEFT = 0.25
 _MOST_ENLARGED = 2
 _MOST_IN_MEMORY = 2**27  # pixels of the label map
+
+
+# Wraps a list, to show how much of it is done.
+Progress = Callable[[List[Any]], Iterable[Any]]
 
 
 class Span(NamedTuple):
@@ -139,7 +143,7 @@ def predict_tiles(
     factor: float,
     tile: int,
     margin: int,
-    progress: Callable[[List[Any]], Iterator[Any]] = iter,
+    progress: Progress = iter,
 ) -> Found:
     """Predicts the objects of an image tile by tile.
 

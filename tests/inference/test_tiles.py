@@ -222,7 +222,11 @@ def test_files_are_read_and_written_in_parts(segmenter, tmp_path, monkeypatch):
     model = segmenter(SCALE=0.5)
     whole = model.predict(image, tile=160)
     for source in (path, tmp_path / "image.zarr"):
-        found = model.predict(source, tile=160)
+        seen = []
+        found = model.predict(
+            source, tile=160, progress=lambda tiles: (seen.append(t) or t for t in tiles)
+        )
+        assert len(seen) == len(set(seen)) == 25  # cores of 64 pixels in 350
         assert isinstance(found.labels, np.memmap) and found.image is None
         assert np.array_equal(found.labels, whole.labels)
         assert np.array_equal(found.scores, whole.scores)
