@@ -13,10 +13,10 @@ from .label_geometry import (
 )
 
 __all__ = [
-    "LEAST_PROBABILITY",
     "MARGIN",
     "Proposal",
     "Run",
+    "classes_present",
     "propose_labels",
     "propose_probabilities",
 ]
@@ -24,9 +24,9 @@ __all__ = [
 # Cores of windows, and what is seen around them, in pixels.
 CORE, MARGIN = 512, 32
 # Classes that are less probable everywhere in a window are not propagated.
-LEAST_PROBABILITY = 0.01
+_LEAST_PROBABILITY = 0.01
 
-# Propagates maps (K, h, w) float32 over an image (h, w, 3) uint8. Further arguments: the distance
+# Propagates maps (K, h, w) float32 that sum to 1 over an image (h, w, 3) uint8. Further arguments: the distance
 # (h, w) to the given boundaries, and how certain the given labels are, (h, w) in 0-1. The second
 # result (h, w) float32 is how probable it is that the given label of a pixel is right.
 Run = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Tuple[np.ndarray, np.ndarray]]
@@ -107,17 +107,31 @@ def propose_probabilities(
     for window, core, inner in _windows(labels, max_shift):
         part = maps[(slice(None), *window)]
         distance = boundary_distance(labels[window])
-        present = part.max(axis=(1, 2)) >= LEAST_PROBABILITY
+        present, among_present = classes_present(part)
         new = part.copy()
-        rest = part[~present].sum(axis=0)  # keeps its share of the probability
-        found, right = run(image[window], distance, part.max(axis=0), part[present])
-        new[present] = found * ((1 - rest) / np.maximum(part[present].sum(axis=0), 1e-6))
+        found, right = run(image[window], distance, among_present.max(axis=0), among_present)
+        new[present] = found * part[present].sum(axis=0)  # the others keep their share
         new = np.where(distance <= max_shift, new, part)
         refined[(slice(None), *core)] = new[(slice(None), *inner)]
         trust[core], far_away[core] = right[inner], distance[inner]
     of_given = np.take_along_axis(refined, labels[None], axis=0)[0]
     best = refined.max(axis=0)
     return Proposal(refined.argmax(axis=0), of_given, best, trust, far_away, refined)
+
+
+def classes_present(maps: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Selects the classes that are propagated.
+
+    Args:
+        maps: (K, H, W) float32 that sum to 1.
+
+    Returns:
+        (K,) bool, and the probabilities of these classes among themselves, which sum to 1.
+    """
+    present = maps.max(axis=(1, 2)) >= _LEAST_PROBABILITY
+    present[np.unique(maps.argmax(axis=0))] = True  # so that every pixel has a class
+    selected = maps[present]
+    return present, selected / selected.sum(axis=0)
 
 
 def _windows(

@@ -19,7 +19,7 @@ from rpe_d2.refinement.network import (
     build_refiner_network,
     propagate_labels,
 )
-from rpe_d2.refinement.proposals import LEAST_PROBABILITY
+from rpe_d2.refinement.proposals import classes_present
 from rpe_d2.refinement.refine import LabelRefiner
 
 from ..argument_checks import check_range
@@ -156,13 +156,12 @@ class LabelPropagationNet(nn.Module):
 
     def _predicted_example(self, item: Dict, truth: np.ndarray) -> Dict[str, torch.Tensor]:
         """Makes an example of the probabilities that another model has predicted."""
-        maps = item["coarse_sem_seg"].numpy()
-        given = maps.argmax(axis=0)
-        present = np.flatnonzero(maps.max(axis=(1, 2)) >= LEAST_PROBABILITY)
-        place_of = np.full(max(len(maps), int(truth.max()) + 1), _IGNORED)
-        place_of[present] = np.arange(len(present))
+        all_maps = item["coarse_sem_seg"].numpy()
+        present, maps = classes_present(all_maps)
+        place_of = np.full(max(len(all_maps), int(truth.max()) + 1), _IGNORED)
+        place_of[np.flatnonzero(present)] = np.arange(len(maps))
         target = np.where(truth >= 0, place_of[truth], _IGNORED)
-        return self._tensors(item, maps[present], boundary_distance(given), target)
+        return self._tensors(item, maps, boundary_distance(all_maps.argmax(axis=0)), target)
 
     def _tensors(
         self, item: Dict, maps: np.ndarray, distance: np.ndarray, target: np.ndarray
