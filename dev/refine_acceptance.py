@@ -9,7 +9,8 @@ labels are degraded as in the training: those of all objects, those of every sec
 RESULTS.json are predictions of models for held-out images of the nuclei's training set, such as
 those of the split of dev/equal_minutes.py, which are compared with the true objects.
 Each region of proposed changes is better or worse than what was given, by a number of pixels, which
-is the weight of its cross-entropy. The result is FOLDER/model_best.pth, which dev/ship_model.py
+is the weight of its cross-entropy. Then the threshold is raised until true label maps of either
+kind hardly change. The result is FOLDER/model_best.pth, which dev/ship_model.py
 takes.
 """
 
@@ -17,7 +18,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -43,6 +44,8 @@ _LABEL_SCORE = 0.5
 # A pixel of a prediction counts as much as so many of the degraded labels.
 _PREDICTED = 3.0
 _STEPS = 2000
+# Share of the pixels of true objects that may change.
+_MOST_CHANGED = 0.0035
 
 
 def main() -> None:
@@ -55,11 +58,21 @@ def main() -> None:
     args = parser.parse_args()
     refiner = load_refiner(args.folder)
     parts = []
-    for weight, *pair in label_pairs(args):
+    true: Dict[str, List[Tuple[np.ndarray, np.ndarray, int]]] = {}
+    for weight, source, *pair in label_pairs(args):
         found, gain = regions_of(refiner, *pair)
         parts.append((found, weight * gain))
+        _, labels, truth = pair
+        if labels is truth:
+            true.setdefault(source, []).append((found, gain, np.count_nonzero(truth)))
     features, gains = (np.concatenate(part) for part in zip(*parts))
-    train_rule(refiner.network, features, gains, args.folder)
+    train_rule(refiner.network, features, gains)
+    for source, maps in true.items():
+        found, gain, areas = zip(*maps)
+        raise_threshold(
+            refiner.network, np.concatenate(found), -np.concatenate(gain), sum(areas), source
+        )
+    save(refiner.network, args.folder)
 
 
 def load_refiner(folder: Path) -> LabelRefiner:
@@ -72,8 +85,8 @@ def load_refiner(folder: Path) -> LabelRefiner:
     return LabelRefiner(network)
 
 
-# Weight, image, label map, true label map.
-Pair = Tuple[float, np.ndarray, np.ndarray, np.ndarray]
+# Weight, source, image, label map, true label map.
+Pair = Tuple[float, str, np.ndarray, np.ndarray, np.ndarray]
 
 
 def label_pairs(args: argparse.Namespace) -> Iterator[Pair]:
@@ -87,7 +100,7 @@ def label_pairs(args: argparse.Namespace) -> Iterator[Pair]:
             every_second = np.isin(degraded, np.unique(truth)[::2])
             mixed = np.where(every_second, degraded, truth)
             for labels in (truth, degraded, mixed):
-                yield 1.0, image, labels, truth
+                yield 1.0, source, image, labels, truth
     for path in args.predictions:
         yield from predicted_pairs(path, args.truth, args.data)
 
@@ -114,7 +127,8 @@ def predicted_pairs(path: str, truth_path: str, data: str) -> Iterator[Pair]:
             union = np.count_nonzero(mask | (true == best))
             if best and np.count_nonzero(mask & (true == best)) > 0.5 * union:
                 renamed[mask] = best
-        yield _PREDICTED, reader(f"{data}/nuclei/{item['file_name']}"), renamed, true
+        image = reader(f"{data}/nuclei/{item['file_name']}")
+        yield _PREDICTED, path, image, renamed, true
 
 
 def regions_of(
@@ -134,16 +148,13 @@ def regions_of(
     )
 
 
-def train_rule(
-    network: RefinerNetwork, found: np.ndarray, pixels: np.ndarray, folder: Path
-) -> None:
-    """Trains the acceptance rule, prints how much of the possible gain it takes, and saves it.
+def train_rule(network: RefinerNetwork, found: np.ndarray, pixels: np.ndarray) -> None:
+    """Trains the acceptance rule, and prints how much of the possible gain it takes.
 
     Args:
         network: the refiner's network.
         found: (R, F) features of regions.
         pixels: (R,) how many more pixels are right in each region.
-        folder: gets model_best.pth.
     """
     features, gains = torch.from_numpy(found), torch.from_numpy(pixels).float()
     rule = network.acceptance.requires_grad_(True)
@@ -167,6 +178,33 @@ def train_rule(
             group["lr"] = 0.01 * (1 - step / _STEPS)
     report("after", rule(features) > 0, gains)
     rule.requires_grad_(False)
+
+
+def raise_threshold(
+    network: RefinerNetwork, found: np.ndarray, harm: np.ndarray, area: int, source: str
+) -> None:
+    """Raises the threshold of acceptance until few pixels of true label maps change.
+
+    Args:
+        network: the refiner's network.
+        found: (R, F) features of regions.
+        harm: (R,) how many pixels of each region would become wrong.
+        area: number of pixels of all objects.
+        source: name of the data.
+    """
+    logits = network.acceptance(torch.from_numpy(found)).numpy()
+    order = np.argsort(-logits)
+    share = np.cumsum(harm[order]) / area
+    too_many = logits[order[share > _MOST_CHANGED]]
+    threshold = max(0.0, float(too_many[0])) if len(too_many) else 0.0
+    before = harm[logits > 0].sum() / area
+    after = harm[logits > threshold].sum() / area
+    print(f"{source}, true labels changed: {100 * before:.3f} %, then {100 * after:.3f} %")
+    network.acceptance.linear.bias.data -= threshold
+
+
+def save(network: RefinerNetwork, folder: Path) -> None:
+    """Saves the weights as ``model_best.pth``."""
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"model": state}, folder / "model_best.pth")
     print(folder / "model_best.pth")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dev.refine_acceptance import load_refiner, train_rule  # noqa: E402
+from dev.refine_acceptance import load_refiner, save, train_rule  # noqa: E402
 from dev.training_runs import cpu_seconds_of  # noqa: E402
 from rpe_d2.refinement.acceptance import change_regions, region_features  # noqa: E402
 from rpe_d2.refinement.proposals import propose_probabilities  # noqa: E402
@@ -98,7 +98,8 @@ def learn_acceptance(data: Path, names: List[str]) -> None:
     refiner = load_refiner(folder)
     parts = [regions_of(refiner, data, name) for name in tqdm(names, desc="pictures", disable=None)]
     features, gains = (np.concatenate(part) for part in zip(*parts))
-    train_rule(refiner.network, features, gains, folder)
+    train_rule(refiner.network, features, gains)
+    save(refiner.network, folder)
 
 
 def regions_of(refiner: LabelRefiner, data: Path, name: str) -> Tuple[np.ndarray, np.ndarray]:
