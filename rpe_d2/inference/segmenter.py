@@ -107,6 +107,8 @@ class Segmenter:
             config = str(folder / CONFIG)
             weights = weights or weights_of_folder(folder)
         cfg = read_config(config, [*map(str, opts), *(["MODEL.DEVICE", device] if device else [])])
+        if device is None and cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            cfg.MODEL.DEVICE = "cpu"
         use_available_device(cfg)
         if read_classes(config) is None:
             register_present_datasets(cfg)
