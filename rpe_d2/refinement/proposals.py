@@ -26,9 +26,9 @@ CORE, MARGIN = 512, 32
 # Classes that are less probable everywhere in a window are not propagated.
 _LEAST_PROBABILITY = 0.01
 
-# Propagates maps (K, h, w) float32 that sum to 1 over an image (h, w, 3) uint8. Further arguments: the distance
-# (h, w) to the given boundaries, and how certain the given labels are, (h, w) in 0-1. The second
-# result (h, w) float32 is how probable it is that the given label of a pixel is right.
+# Propagates maps (K, h, w) float32 that sum to 1 over an image (h, w, 3) uint8. Further arguments:
+# the distance (h, w) to the given boundaries, and how certain the given labels are, (h, w) in 0-1.
+# The second result (h, w) float32 is how probable it is that the given label of a pixel is right.
 Run = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Tuple[np.ndarray, np.ndarray]]
 
 
