@@ -17,7 +17,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -26,17 +26,24 @@ from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E40
 
 NAME = "equal_minutes"  # of the folders in results/ and output/
 PREDICTIONS = ROOT / "results" / "predictions"
-_SHORT = 20, 140  # iterations of the runs that measure a step
 _TOLERANCE = 0.05
 _MOST_TRIALS = 3
 
 
 class Run(NamedTuple):
-    """A training: its configuration, its overrides and its CPU minutes."""
+    """A training.
+
+    Attributes:
+        config: its configuration, below configs/ and without a suffix.
+        opts: its overrides, with spaces between them alone.
+        minutes: its CPU minutes.
+        short: iterations of the two runs that measure a step.
+    """
 
     config: str
     opts: str
     minutes: float
+    short: Tuple[int, int] = (20, 140)
 
 
 CONTROL = (
@@ -183,12 +190,12 @@ def _known_iterations(results: Path, name: str, run: Run) -> int:
 def _iterations(run: Run, opts: List[str], folder: Path, factors: "_Factors") -> int:
     """Returns how many iterations take the minutes of a run, or 0 if a short run failed."""
     used = []
-    for count in _SHORT:
+    for count in run.short:
         seconds = _trained(run, [*opts, "DATASETS.TEST", "()"], folder / f"short_{count}", count)
         if seconds is None:
             return 0
         used.append(seconds)
-    step = (used[1] - used[0]) / (_SHORT[1] - _SHORT[0])
+    step = (used[1] - used[0]) / (run.short[1] - run.short[0])
     return max(1, round(60 * run.minutes / step * factors.of(run.config)))
 
 

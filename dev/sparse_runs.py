@@ -77,7 +77,7 @@ def main() -> None:
     resize_pictures(Path(args.data) / "stanford_background")
     for kind in args.kinds:
         if args.what == "train":
-            run = Run(CONFIG, KINDS[kind], MINUTES)
+            run = Run(CONFIG, KINDS[kind], MINUTES, (10, 60))
             if not train(kind, run, args.seed, args.data, GROUP):
                 sys.exit(1)
         else:

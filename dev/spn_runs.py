@@ -70,10 +70,11 @@ def _voc_opts(base: str) -> str:
 
 _COARSE = _listed(*(f"shapes_large_{part}_sem_seg={_BASE}/{part}" for part in ("train", "val")))
 _SHAPES, _VOC = "spn/refiner_classes_shapes", "paper/spn_voc_efficientnet_lite0"
+_SHORT = 10, 50
 
 
 def _shapes_run(change: str) -> Run:
-    return Run(_SHAPES, f"DATASETS.COARSE_DIRS {_COARSE} {change}", 4)
+    return Run(_SHAPES, f"DATASETS.COARSE_DIRS {_COARSE} {change}", 4, _SHORT)
 
 
 RUNS: Dict[str, Dict[str, Run]] = {
@@ -81,7 +82,7 @@ RUNS: Dict[str, Dict[str, Run]] = {
     # The three-way connection with the normalization of the one-way connection.
     "clipped": {"shapes_clipped": _shapes_run("MODEL.SPN.GATE_MODE clipped")},
     "voc": {
-        f"voc_{name}": Run(_VOC, f"{_voc_opts(voc_refine.BASES[0])} {CHANGES[name]}", 30)
+        f"voc_{name}": Run(_VOC, f"{_voc_opts(voc_refine.BASES[0])} {CHANGES[name]}", 30, _SHORT)
         for name in ("as_drawn", "ours")
     },
 }

@@ -17,9 +17,6 @@ from .spn import (
     unit_arguments,
 )
 
-# Initial gate logits. The input, whose logit is 0, gets a weight of 0.11 where the gates are open.
-_OPEN_GATE_LOGIT = 1.0
-
 
 class SparsePropagation(nn.Module):
     """Spreads values, such as labels or colors, that are known at a few pixels.
@@ -61,7 +58,6 @@ class SparsePropagation(nn.Module):
             stride=stride,
             conv_dim=conv_dim,
             norm=norm,
-            bias=_OPEN_GATE_LOGIT,
         )
 
     @classmethod

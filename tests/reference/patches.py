@@ -6,7 +6,7 @@ import numpy as np
 
 
 def bilinear(array: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Reads an array (H, W) at positions x, y of one shape, with its last pixels repeated outside."""
+    """Reads an array (H, W) at positions x, y; outside of it, its last pixels are repeated."""
     height, width = array.shape
     result = np.zeros(x.shape)
     for index in np.ndindex(*x.shape):
