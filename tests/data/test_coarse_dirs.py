@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -64,7 +65,6 @@ def test_images_get_the_predictions_and_flips_move_them(folder):
 
 def test_predictions_turn_and_shrink_smoothly_with_the_image(folder):
     """Bilinear interpolation in all of 21 maps, and the first class outside of the image."""
-    np.random.seed(0)
     y, x = np.mgrid[:30, :40]
     maps = np.zeros((21, 30, 40), np.uint8)
     maps[5], maps[20], maps[1] = 3 * x, 3 * y, 255 - 3 * x - 3 * y
@@ -73,10 +73,16 @@ def test_predictions_turn_and_shrink_smoothly_with_the_image(folder):
     Image.fromarray(image).save(folder / "a.png")
     register_coarse_dirs([f"coarse_test={folder}"])
     item = DatasetCatalog.get("coarse_test")[0]
-    text = "INPUT: {FORMAT: RGB, MIN_SIZE_TRAIN: [24], ROTATION: 30.0, COLOR_JITTER: 0.01}"
+    text = "INPUT: {FORMAT: RGB, MIN_SIZE_TRAIN: [24], ROTATION: 30.0}"
     mapper = ImageMapper(small_cfg_with(text), is_train=True)
-    for _ in range(5):
+    jitter = ImageMapper(small_cfg_with(text, "INPUT: {COLOR_JITTER: 0.5}"), is_train=True)
+    for seed in range(5):
+        np.random.seed(seed)
         moved = mapper(item)
+        np.random.seed(seed)
+        colored = jitter(item)
+        assert torch.equal(moved["coarse_sem_seg"], colored["coarse_sem_seg"])
+        assert not torch.equal(moved["image"], colored["image"])
         found, image = moved["coarse_sem_seg"].numpy(), moved["image"].numpy() / 255
         assert found.shape == (21, *image.shape[1:])
         np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)

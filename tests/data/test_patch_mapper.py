@@ -103,7 +103,7 @@ def test_patches_have_two_classes_where_the_picture_has(record, tmp_path):
     labels[30:] = 255
     Image.fromarray(labels).save(tmp_path / "corner.png")
     corner = {**record, "sem_seg_file_name": str(tmp_path / "corner.png")}
-    mapper = build_train_mapper("PatchMapper", small_cfg_with(INPUT), max_tries=100)
+    mapper = build_train_mapper("PatchMapper", small_cfg_with(INPUT), max_tries=1000)
     for patch in mapper(corner)["patches"]:
         assert set(patch["sem_seg"].unique().tolist()) - {255} == {0, 3}
 
@@ -129,7 +129,7 @@ def test_pictures_may_be_smaller_than_a_patch_and_have_no_predictions(record):
     (patch, *_) = build_train_mapper("PatchMapper", small_cfg_with(INPUT, large))(record)["patches"]
     assert patch["image"].shape == (3, 100, 90) and "coarse_sem_seg" not in patch
     unknown = (patch["sem_seg"] == 255).float().mean()
-    assert 1 - 1.2 * HEIGHT * WIDTH / 9000 < unknown < 0.75
+    assert 1 - 1.25 * HEIGHT * WIDTH / 9000 < unknown < 0.75
 
 
 def test_evaluation_sees_whole_pictures(record):

@@ -203,10 +203,10 @@ def test_the_model_learns_one_image(texts):
 
 
 def test_masks_are_the_input_unless_there_are_class_maps():
-    assert inference_inputs(small_cfg_with(CLASSES)) == ()
+    assert inference_inputs(small_cfg_with(CLASSES)) == ("coarse_sem_seg",)
     assert inference_inputs(small_cfg_with(CLASSES, MASKS)) == ("coarse_masks",)
     with_maps = small_cfg_with(CLASSES, MASKS, "DATASETS: {COARSE_DIRS: [a=b]}")
-    assert inference_inputs(with_maps) == ()
+    assert inference_inputs(with_maps) == ("coarse_sem_seg",)
 
 
 def test_a_network_that_starts_near_the_identity_keeps_class_maps():

@@ -9,6 +9,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.structures import BitMasks, Instances
 from torch.nn import functional as F
 
+from rpe_d2.config import check_config
 from rpe_d2.ops.coarsen import coarsen_masks
 
 from ..argument_checks import check_range
@@ -123,6 +124,7 @@ class SPNRefiner(PaddedInput):
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
+        check_config(cfg, "MODEL.SPN")
         backbone = build_backbone(cfg)
         name, network = _NETWORKS[cfg.MODEL.SPN.NETWORK]
         return {
@@ -140,7 +142,7 @@ class SPNRefiner(PaddedInput):
         if _is_sparse(cfg):
             return (cfg.MODEL.SPN.NETWORK,)
         refines_classes = cfg.MODEL.SPN.NETWORK == "classes" or cfg.DATASETS.COARSE_DIRS
-        return () if refines_classes else ("coarse_masks",)
+        return ("coarse_sem_seg",) if refines_classes else ("coarse_masks",)
 
     @classmethod
     def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
