@@ -18,6 +18,10 @@ from .spn import (
 )
 
 
+# Channels are propagated in chunks of this many values (float64, four directions: 256 MB).
+_VALUES_PER_CHUNK = 1 << 23
+
+
 class SparsePropagation(nn.Module):
     """Spreads values, such as labels or colors, that are known at a few pixels.
 
@@ -90,12 +94,17 @@ class SparsePropagation(nn.Module):
         cells = F.avg_pool2d(values.double(), self.stride) / weights.where(is_known, 1.0)
         gates = self.units.normalize(self.guidance(features).float()).double()
         maps = torch.cat([cells, is_known.double()], dim=1)
-        maps = self.units.propagate(maps, gates * ~is_known[:, None], "mean")
+        maps = self._propagate(maps, gates * ~is_known[:, None])
         spread, reached = maps[:, :-1], maps[:, -1:]
         spread = spread / reached.where(reached > 0, 1.0)
         if bool((reached == 0).any()):
             spread = _with_nearest(spread, cells, is_known, reached > 0)
         return resize_maps(spread, values.shape[-2:]).float()
+
+    def _propagate(self, maps: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        channels = max(1, _VALUES_PER_CHUNK // maps[:, 0].numel())
+        chunks = maps.split(channels, dim=1)
+        return torch.cat([self.units.propagate(chunk, gates, "mean") for chunk in chunks], dim=1)
 
 
 def _with_nearest(

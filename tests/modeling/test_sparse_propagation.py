@@ -85,6 +85,13 @@ def test_cells_that_nothing_reaches_get_the_nearest_value_and_no_image_needs_one
     assert not spread[1].any()
 
 
+def test_many_values_are_spread_in_parts(monkeypatch):
+    network, (values, known, features) = small(), inputs()
+    whole = network(values, known, features)
+    monkeypatch.setattr("rpe_d2.modeling.sparse_propagation._VALUES_PER_CHUNK", 200)
+    torch.testing.assert_close(network(values, known, features), whole)
+
+
 def test_every_parameter_learns():
     network, (values, known, features) = small(), inputs()
     network(values, known, features).square().sum().backward()
