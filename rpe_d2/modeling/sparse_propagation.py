@@ -17,7 +17,6 @@ from .spn import (
     unit_arguments,
 )
 
-
 # Channels are propagated in chunks of this many values (float64, four directions: 256 MB).
 _VALUES_PER_CHUNK = 1 << 23
 
