@@ -17,28 +17,33 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dev.training_runs import cpu_seconds_of, data_opts, parse_runs  # noqa: E402
 
-RESULTS = ROOT / "results" / "equal_minutes"
+NAME = "equal_minutes"  # of the folders in results/ and output/
 PREDICTIONS = ROOT / "results" / "predictions"
-OUTPUT = ROOT / "output" / "equal_minutes"
-FACTORS = OUTPUT / "factors.json"
-_SHORT = 20, 140  # iterations of the runs that measure a step
 _TOLERANCE = 0.05
 _MOST_TRIALS = 3
 
 
 class Run(NamedTuple):
-    """A training: its configuration, its overrides and its CPU minutes."""
+    """A training.
+
+    Attributes:
+        config: its configuration, below configs/ and without a suffix.
+        opts: its overrides, with spaces between them alone.
+        minutes: its CPU minutes.
+        short: iterations of the two runs that measure a step.
+    """
 
     config: str
     opts: str
     minutes: float
+    short: Tuple[int, int] = (20, 140)
 
 
 CONTROL = (
@@ -130,17 +135,29 @@ def main() -> None:
     sys.exit(0 if all(run.result() for run in runs) else 1)
 
 
-def train(name: str, run: Run, seed: int, data: str) -> bool:
-    """Trains a model for its minutes and stores its record. Returns whether that succeeded."""
-    record = RESULTS / f"{name}_{seed}.json"
+def train(name: str, run: Run, seed: int, data: str, group: str = NAME) -> bool:
+    """Trains a model for its minutes and stores its record.
+
+    Args:
+        name: name of the record, to which the seed is added.
+        run: the training.
+        seed: its seed.
+        data: folder of the data sets.
+        group: name of the folder in results/ of the record, and in output/ of the weights.
+
+    Returns:
+        Whether that succeeded, or the record exists already.
+    """
+    record = ROOT / "results" / group / f"{name}_{seed}.json"
     if record.exists():
         return True
-    folder = OUTPUT / f"{name}_{seed}"
+    folder = ROOT / "output" / group / f"{name}_{seed}"
+    factors = _Factors(folder.parent / "factors.json")
     shutil.rmtree(folder, ignore_errors=True)
     on_split = name.startswith(("dev_", "split_"))
     opts = [*run.opts.split(), *data_opts(run.config, data, on_split), "SEED", str(seed)]
-    known = _known_iterations(name, run)
-    iterations = known or _iterations(run, opts, folder)
+    known = _known_iterations(record.parent, name, run)
+    iterations = known or _iterations(run, opts, folder, factors)
     for trial in range(_MOST_TRIALS):
         place = folder / str(trial)
         if not iterations or _trained(run, opts, place, iterations) is None:
@@ -149,9 +166,9 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
         miss = seconds / (60 * run.minutes) - 1
         print(f"{name}_{seed}: {iterations} iterations, {seconds / 60:.1f} CPU minutes", flush=True)
         if not known and trial == 0:
-            _learn(run.config, 1 / (1 + miss))
+            factors.learn(run.config, 1 / (1 + miss))
         if abs(miss) <= _TOLERANCE:
-            RESULTS.mkdir(parents=True, exist_ok=True)
+            record.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(place / "result.json", record)
             if seed == 1 and name.startswith("nuclei"):
                 _keep_predictions(place / "inference" / "coco_instances_results.json", name)
@@ -168,35 +185,46 @@ def _keep_predictions(path: Path, name: str) -> None:
     (PREDICTIONS / f"{name}.json.gz").write_bytes(content)
 
 
-def _known_iterations(name: str, run: Run) -> int:
+def weights_of(record: Path) -> Path:
+    """Returns the weights of a training by its record, a path relative to the repository."""
+    overrides = json.loads(record.read_text())["overrides"]
+    return Path(overrides[overrides.index("OUTPUT_DIR") + 1]) / "model_final.pth"
+
+
+def _known_iterations(results: Path, name: str, run: Run) -> int:
     """Returns how many iterations take the minutes of a run by its other seeds, or 0."""
-    for path in RESULTS.glob(f"{name}_[0-9]*.json"):
+    for path in results.glob(f"{name}_[0-9]*.json"):
         record = json.loads(path.read_text())
         return round(record["iterations"] * 60 * run.minutes / record["training_cpu_seconds"])
     return 0
 
 
-def _iterations(run: Run, opts: List[str], folder: Path) -> int:
+def _iterations(run: Run, opts: List[str], folder: Path, factors: "_Factors") -> int:
     """Returns how many iterations take the minutes of a run, or 0 if a short run failed."""
     used = []
-    for count in _SHORT:
+    for count in run.short:
         seconds = _trained(run, [*opts, "DATASETS.TEST", "()"], folder / f"short_{count}", count)
         if seconds is None:
             return 0
         used.append(seconds)
-    step = (used[1] - used[0]) / (_SHORT[1] - _SHORT[0])
-    return max(1, round(60 * run.minutes / step * _factors().get(run.config, 1.0)))
+    step = (used[1] - used[0]) / (run.short[1] - run.short[0])
+    return max(1, round(60 * run.minutes / step * factors.of(run.config)))
 
 
-def _factors() -> Dict[str, float]:
-    """Returns how much faster all steps of a configuration are than its first ones."""
-    return json.loads(FACTORS.read_text()) if FACTORS.exists() else {}
+class _Factors:
+    """How much faster all steps of a configuration are than its first ones, kept in a file."""
 
+    def __init__(self, path: Path):
+        self._path = path
 
-def _learn(config: str, factor: float) -> None:
-    factors = _factors()
-    factors[config] = factors.get(config, 1.0) * factor
-    FACTORS.write_text(json.dumps(factors))
+    def of(self, config: str) -> float:
+        return self._all().get(config, 1.0)
+
+    def learn(self, config: str, factor: float) -> None:
+        self._path.write_text(json.dumps({**self._all(), config: self.of(config) * factor}))
+
+    def _all(self) -> Dict[str, float]:
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
 
 
 def _trained(run: Run, opts: List[str], folder: Path, iterations: int) -> Optional[float]:

@@ -41,10 +41,12 @@ def main(argv: Optional[List[str]] = None) -> int:
         use_available_device(cfg)
         if args.weights:
             cfg.MODEL.WEIGHTS = args.weights
-        if "coarse_masks" not in inference_inputs(cfg):
+        inputs = inference_inputs(cfg)
+        if "coarse_masks" not in inputs and not (args.sparse and "sparse_labels" in inputs):
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; allowed: models that "
-                "refine masks, as in configs/spn/refiner_shapes.yaml"
+                "refine masks, as in configs/spn/refiner_shapes.yaml, or with --sparse that of "
+                "configs/spn/sparse_labels.yaml"
             )
         refiner = MaskRefiner(Predictor(cfg), args.sparse)
         if args.pictures:

@@ -108,19 +108,22 @@ def _spn_keys() -> Keys:
         ),
         "NETWORK": Key(
             "masks",
-            "What `SPNRefiner` refines: any `masks` with one set of gates, or `classes`, the maps "
-            "of `DATASETS.COARSE_DIRS`, with the network that the authors draw. Then CHANNELS is "
-            "32 in their release, and GATE_MODE is abs_sum.",
-            choices=("masks", "classes"),
+            "What `SPNRefiner` refines. `masks`: any masks, or the maps of "
+            "`DATASETS.COARSE_DIRS`, with one set of gates. `classes`: these maps, with the "
+            "network that the authors draw; CHANNELS is 32 in their release, and GATE_MODE is "
+            "abs_sum. `sparse_labels`, `sparse_color`: it spreads the labels or colors that "
+            "`SparsePixelMapper` reveals.",
+            choices=("masks", "classes", "sparse_labels", "sparse_color"),
         ),
         "MERGE": Key(
             "max",
-            "How that network merges the four directions. `learned`: weights of the directions.",
+            "How the network `classes` merges the four directions. `learned`: weights of the "
+            "directions.",
             choices=("max", "mean", "learned"),
         ),
         "INPUTS": Key(
             "probabilities",
-            "What that network propagates: class probabilities, or their logarithms.",
+            "What the network `classes` propagates: class probabilities, or their logarithms.",
             choices=("probabilities", "logits"),
         ),
         "MAX_SHIFT": Key(
@@ -138,7 +141,8 @@ def _spn_keys() -> Keys:
         "GATE_MODE": Key(
             "softmax",
             "Normalization of the gates, see `rpe_d2.ops.propagation.normalize_gates`. "
-            "`SPNRefiner`, `RPE.REFINE` and CHANNELS 0 need `softmax`.",
+            "`RPE.REFINE`, CHANNELS 0 and `SPNRefiner` need `softmax`, except its NETWORK "
+            "`classes`.",
             choices=("softmax", "abs_sum", "clipped"),
         ),
         "CONNECTIONS": Key(

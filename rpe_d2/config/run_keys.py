@@ -53,10 +53,10 @@ def _datasets_keys() -> Keys:
         ),
         "COARSE_DIRS": Key(
             [],
-            "Predictions of another model, which `LabelPropagationNet` refines, each as "
-            "`name=folder/` with the name of a data set. For every image there is an NPZ file of "
-            "the same stem with `probabilities`, (K, H, W) floating point, or uint8 in which 255 "
-            "is 1.",
+            "Predictions of another model, which `LabelPropagationNet` or `SPNRefiner` refines, "
+            "each as `name=folder/` with the name of a data set. For every image there is an NPZ "
+            "file of the same stem with `probabilities`, (K, H, W) floating point, or uint8 in "
+            "which 255 is 1.",
             unit="entries name=folder/",
         ),
         "DIGITS": Key(

@@ -40,6 +40,8 @@ from .datasets import (
     render_shapes,
 )
 from .image_mapper import ImageMapper
+from .patch_mapper import PatchMapper
+from .sparse_pixel_mapper import SparsePixelMapper
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
 
 __all__ = [
@@ -54,11 +56,13 @@ __all__ = [
     "HELEN_PARTS",
     "ImageMapper",
     "NameUnreadable",
+    "PatchMapper",
     "PixelLabelMapper",
     "ResumableLoader",
     "SHAPES_CLASSES",
     "SHAPES_SEM_SEG_CLASSES",
     "SHAPES_SPLITS",
+    "SparsePixelMapper",
     "UnreadableImage",
     "VOCSplit",
     "VOC_CLASSES",

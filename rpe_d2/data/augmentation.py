@@ -6,6 +6,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+# Transforms of an image that move no pixel.
+_COLOR_TRANSFORMS = (T.BlendTransform, T.ColorTransform, T.NoOpTransform)
+
 
 def resizing_of_tests(cfg: CfgNode) -> T.Augmentation:
     """Returns how images are resized for evaluation and prediction."""
@@ -79,6 +82,27 @@ def additional_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
     if gamma:
         augmentations.append(RandomGamma(1 - gamma, 1 + gamma))
     return augmentations
+
+
+def transform_probabilities(maps: np.ndarray, transforms: T.TransformList) -> np.ndarray:
+    """Transforms class probabilities like their image, with bilinear interpolation.
+
+    Transforms of colors have no effect. What enters from outside belongs to the first class, as in
+    label maps.
+
+    Args:
+        maps: (K, H, W) float32 with the sum 1.
+        transforms: the transforms that were applied to the image.
+
+    Returns:
+        (K, h, w) float32 with the sum 1.
+    """
+    for transform in transforms.transforms:
+        if not isinstance(transform, _COLOR_TRANSFORMS):
+            # One by one, because OpenCV warps at most four channels.
+            maps = np.stack([transform.apply_image(one) for one in maps])
+    outside = 1 - maps.sum(axis=0)
+    return np.concatenate([np.maximum(maps[:1] + outside, 0), maps[1:]])
 
 
 def _below_one(key: str, value: float) -> float:

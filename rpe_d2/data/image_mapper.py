@@ -17,7 +17,7 @@ from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.probability_maps import read_probabilities
 from rpe_d2.utils.readable import UnreadableImage
 
-from .augmentation import additional_augmentations, with_own_scale
+from .augmentation import additional_augmentations, transform_probabilities, with_own_scale
 from .datasets.coarse_dirs import COARSE_FILE
 
 __all__ = ["ImageMapper"]
@@ -33,7 +33,7 @@ class ImageMapper(DatasetMapper):
       255;
     * images are resized by ``INPUT.SCALE``, if that is set;
     * predictions of another model, ``DATASETS.COARSE_DIRS``, are read as ``coarse_sem_seg``
-      (K, H, W) float32, and transformed like label maps;
+      (K, H, W) float32, and transformed like the image;
     * palette indices of label maps are their labels. Detectron2 takes the brightness of the color;
     * training images also get the augmentations ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
     """
@@ -97,9 +97,8 @@ class ImageMapper(DatasetMapper):
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if coarse is not None:
-            moved = transforms.apply_segmentation(coarse.transpose(1, 2, 0))
-            coarse = np.ascontiguousarray(moved.transpose(2, 0, 1))
-            dataset_dict["coarse_sem_seg"] = torch.from_numpy(coarse)
+            moved = transform_probabilities(coarse, transforms)
+            dataset_dict["coarse_sem_seg"] = torch.from_numpy(moved)
         if self.proposal_topk is not None:
             detection_utils.transform_proposals(
                 dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk

@@ -9,7 +9,8 @@ The classes that a configuration names declare them as class attributes and clas
 * ``default_confidence_threshold``: the score below which demo and visualize omit instances.
 * ``only_proposals``: whether the model predicts proposals and nothing else.
 * ``inference_inputs(cfg)``: the inputs that the model needs at inference besides images,
-  "num_instances" or "coarse_masks". (Detectron2's proposals from files are "proposals".)
+  "num_instances", "coarse_masks", "coarse_sem_seg", "sparse_labels" or "sparse_color".
+  (Detectron2's proposals from files are "proposals".)
 * ``check_run(cfg, has_weights)``: raises a one-line ValueError if a run cannot start.
 * ``check_training_data(cfg, max_instances)``: logs warnings about settings that do not fit the
   data, in which an image has up to ``max_instances`` instances.
@@ -77,7 +78,14 @@ HOST_MODELS: Dict[str, Dict[str, Any]] = {
     },
 }
 # The inputs of a model, besides images, that evaluations can provide.
-KNOWN_INPUTS = ("num_instances", "coarse_masks", "proposals")
+KNOWN_INPUTS = (
+    "num_instances",
+    "coarse_masks",
+    "coarse_sem_seg",
+    "sparse_labels",
+    "sparse_color",
+    "proposals",
+)
 # Detectron2's name for "no proposal generator": proposals come from files,
 # DATASETS.PROPOSAL_FILES_TEST.
 _PROPOSALS_FROM_FILES = "PrecomputedProposals"

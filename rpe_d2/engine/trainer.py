@@ -25,6 +25,7 @@ from rpe_d2.data import (
     ImageMapper,
     NameUnreadable,
     ResumableLoader,
+    SparsePixelMapper,
     UnreadableImage,
     build_resumable_train_loader,
     build_train_mapper,
@@ -73,6 +74,8 @@ logger = logging.getLogger(__name__)
 
 # The wrappers of the evaluation mapper that provide inputs of a model besides images.
 _INPUT_MAPPERS = {"num_instances": CountInstances, "coarse_masks": CoarseInstances}
+# The inputs that a mapper of its own provides.
+_SPARSE_INPUTS = {"sparse_labels", "sparse_color"}
 
 
 class Trainer(DefaultTrainer):
@@ -291,8 +294,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = ImageMapper(cfg, is_train=False)
-        for name in inference_inputs(cfg):
+        inputs = inference_inputs(cfg)
+        is_sparse = bool(_SPARSE_INPUTS & set(inputs))
+        mapper = (SparsePixelMapper if is_sparse else ImageMapper)(cfg, is_train=False)
+        for name in inputs:
             if name in _INPUT_MAPPERS:
                 mapper = _INPUT_MAPPERS[name](mapper)
         return build_detection_test_loader(cfg, dataset_name, mapper=NameUnreadable(mapper))

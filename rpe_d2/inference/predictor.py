@@ -41,6 +41,9 @@ __all__ = [
 _INPUTS = {
     "num_instances": "the true number of instances, because MODEL.RPE.GROUPING is kmeans",
     "coarse_masks": "masks to refine; rpe-d2 refine-masks refines masks",
+    "coarse_sem_seg": "the class maps of another model, DATASETS.COARSE_DIRS",
+    "sparse_labels": "the labels of some pixels; rpe-d2 refine-masks --sparse spreads them",
+    "sparse_color": "the colors of some pixels",
     "proposals": "files of proposals",
 }
 

@@ -48,7 +48,8 @@ class ClassPropagation(nn.Module):
             input_shape: channels and stride of the feature maps of the guidance network's encoder.
             num_classes: number K of classes.
             channels: number of propagated channels, 32 in the release and 16 on slide 20.
-            num_units, gate_mode, connections: see :class:`PropagationUnits`.
+            num_units, gate_mode, connections: see :class:`PropagationUnits`. A single connection
+                cannot have "abs_sum", which would divide each gate by its own magnitude.
             merge: "max", "mean", or "learned", a weight for each direction and channel.
             inputs: "probabilities", or their logarithms, "logits".
             conv_dim, norm: see :class:`GuidanceNetwork`.
@@ -58,6 +59,11 @@ class ClassPropagation(nn.Module):
         check_range("channels", channels, 1)
         check_choice("merge", merge, CLASS_MERGES)
         check_choice("inputs", inputs, CLASS_INPUTS)
+        if connections == 1 and gate_mode == "abs_sum":
+            raise ValueError(
+                "MODEL.SPN.GATE_MODE is 'abs_sum', with which gates of MODEL.SPN.CONNECTIONS 1 are "
+                "1 or -1 and learn nothing; allowed: 'softmax', 'clipped'"
+            )
         self.units = PropagationUnits(num_units, gate_mode, connections)
         self.merge, self.inputs = merge, inputs
         self.guidance = GuidanceNetwork(

@@ -17,7 +17,7 @@ from rpe_d2.config import check_config
 from rpe_d2.ops.propagation import GATE_MODES, normalize_gates, spatial_propagation
 
 from .argument_checks import check_choice, check_power_of_two, check_range
-from .layers import chosen_features, enlarge_maps, normalized_conv, zero_loss
+from .layers import chosen_features, enlarge_maps, normalized_conv, resize_maps, zero_loss
 
 # Masks are propagated in chunks of this many values (float32, four directions: 256 MB).
 _VALUES_PER_CHUNK = 1 << 24
@@ -220,6 +220,11 @@ class PropagationHead(nn.Module):
         return maps + self.project(propagated)
 
 
+def log_probabilities(maps: torch.Tensor) -> torch.Tensor:
+    """Returns the logarithms of class probabilities (B, K, H, W), which become at least 1e-6."""
+    return (maps * (1 - _MIN_PROBABILITY * maps.shape[1]) + _MIN_PROBABILITY).log()
+
+
 class ProbabilityPropagation(nn.Module):
     """Propagates class probabilities directly, with the same gates for all classes.
 
@@ -253,9 +258,7 @@ class ProbabilityPropagation(nn.Module):
             (B, K, H, W) logarithms of the propagated probabilities, which are at least 1e-6.
         """
         gates = self.units.normalize(raw_gates.float())
-        propagated = self.units.propagate(maps.softmax(dim=1), gates, "mean")
-        scale = 1 - _MIN_PROBABILITY * maps.shape[1]
-        return (propagated * scale + _MIN_PROBABILITY).log()
+        return log_probabilities(self.units.propagate(maps.softmax(dim=1), gates, "mean"))
 
     def refine(self, maps: torch.Tensor, propagated: torch.Tensor) -> torch.Tensor:
         """Returns ``propagated``, which already are the refined logits."""
@@ -335,6 +338,22 @@ class MaskPropagation(nn.Module):
             for chunk in masks.split(masks_per_chunk)
         ]
         return torch.cat(chunks)
+
+    def class_logits(
+        self, probabilities: torch.Tensor, features: Dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Refines the class maps of a batch.
+
+        Args:
+            probabilities: (B, K, H, W) that sum to 1. H and W are multiples of the stride.
+            features: feature maps (B, C_i, H / stride_i, W / stride_i) of the images.
+
+        Returns:
+            (B, K, H, W) logarithms of the propagated probabilities.
+        """
+        maps = F.avg_pool2d(probabilities, self.stride)
+        propagated = self.units.propagate(maps, self.gates(features), "mean")
+        return log_probabilities(resize_maps(propagated, probabilities.shape[-2:]))
 
 
 def unit_arguments(cfg: CfgNode) -> Dict[str, Any]:

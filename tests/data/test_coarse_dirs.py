@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -58,6 +59,37 @@ def test_images_get_the_predictions_and_flips_move_them(folder):
                     np.testing.assert_array_equal(same[1], moved["coarse_sem_seg"].numpy())
                     turned.add((turns, flip))
     assert len(turned) > 2
+
+
+def test_predictions_turn_and_shrink_smoothly_with_the_image(folder):
+    """Bilinear interpolation in all of 21 maps, and the first class outside of the image."""
+    y, x = np.mgrid[:30, :40]
+    maps = np.zeros((21, 30, 40), np.uint8)
+    maps[5], maps[20], maps[1] = 3 * x, 3 * y, 255 - 3 * x - 3 * y
+    np.savez_compressed(folder / "a.npz", probabilities=maps)
+    image = np.dstack([3 * x, 3 * y, 255 - 3 * x - 3 * y]).astype(np.uint8)
+    Image.fromarray(image).save(folder / "a.png")
+    register_coarse_dirs([f"coarse_test={folder}"])
+    item = DatasetCatalog.get("coarse_test")[0]
+    text = "INPUT: {FORMAT: RGB, MIN_SIZE_TRAIN: [24], ROTATION: 30.0}"
+    mapper = ImageMapper(small_cfg_with(text), is_train=True)
+    jitter = ImageMapper(small_cfg_with(text, "INPUT: {COLOR_JITTER: 0.5}"), is_train=True)
+    for seed in range(5):
+        np.random.seed(seed)
+        moved = mapper(item)
+        np.random.seed(seed)
+        colored = jitter(item)
+        assert torch.equal(moved["coarse_sem_seg"], colored["coarse_sem_seg"])
+        assert not torch.equal(moved["image"], colored["image"])
+        found, image = moved["coarse_sem_seg"].numpy(), moved["image"].numpy() / 255
+        assert found.shape == (21, *image.shape[1:])
+        np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+        inside = found[0] < 1e-6
+        assert 0.4 < inside.mean() < 1
+        for number, channel in ((5, 0), (20, 1), (1, 2)):
+            difference = np.abs(found[number] - image[channel])[inside]
+            assert difference.max() < 0.06 and difference.mean() < 0.01
+        assert len(np.unique(found[5][inside])) > 200
 
 
 @pytest.mark.parametrize(

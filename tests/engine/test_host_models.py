@@ -23,6 +23,8 @@ PIXEL_EMBEDDING_NET = "MODEL: {META_ARCHITECTURE: PixelEmbeddingNet}"
 KMEANS = "MODEL: {META_ARCHITECTURE: PixelEmbeddingNet, RPE: {GROUPING: kmeans}}"
 BOUNDARIES = "MODEL: {META_ARCHITECTURE: BoundaryEmbeddingNet}"
 REFINER = "MODEL: {META_ARCHITECTURE: SPNRefiner}"
+CLASS_REFINER = "MODEL: {META_ARCHITECTURE: SPNRefiner, SPN: {NETWORK: classes}}"
+SPARSE = "MODEL: {META_ARCHITECTURE: SPNRefiner, SPN: {NETWORK: sparse_labels}}"
 FASTER_RCNN = "MODEL: {META_ARCHITECTURE: GeneralizedRCNN}"
 MASK_RCNN = "MODEL: {META_ARCHITECTURE: GeneralizedRCNN, MASK_ON: True}"
 FAST_RCNN = "MODEL: {PROPOSAL_GENERATOR: {NAME: PrecomputedProposals}}"
@@ -99,6 +101,8 @@ def test_keys_of_the_numbers_of_classes(text, keys):
         (DEEP_MASK, (), ""),
         (KMEANS, ("num_instances",), "needs the true number of instances"),
         (REFINER, ("coarse_masks",), "SPNRefiner, which needs masks to refine"),
+        (CLASS_REFINER, ("coarse_sem_seg",), "needs the class maps of another model, DATASETS.CO"),
+        (SPARSE, ("sparse_labels",), "the labels of some pixels; rpe-d2 refine-masks --sparse"),
         (FAST_RCNN, ("proposals",), "needs files of proposals"),
     ],
 )

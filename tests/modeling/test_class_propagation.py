@@ -8,9 +8,11 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 from rpe_d2 import add_rpe_config
-from rpe_d2.engine.host_models import check_run
+from rpe_d2.engine.host_models import check_run, inference_inputs
+from rpe_d2.engine.setup import read_config
 from rpe_d2.modeling.class_propagation import ClassPropagation
 from rpe_d2.modeling.spn import suppress_absent_classes
+from tests.conftest import ROOT
 from tests.helpers.configs import small_cfg_with
 from tests.reference.propagation import propagate
 
@@ -67,6 +69,42 @@ def test_shapes_of_the_layers_are_those_of_the_release():
     }
 
 
+def test_shapes_of_the_network_for_voc():
+    """slides 20 to 22: VGG-16 with a symmetric decoder, whose steps double the resolution."""
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    model = build_model(read_config(str(ROOT / "configs/paper/spn_voc.yaml"), opts))
+    network = model.class_propagation
+    sizes = {}
+
+    def note(name):
+        return lambda _, __, out: sizes.update({name: tuple(out.shape[1:])})
+
+    for name, layer in network.guidance.merge.items():
+        layer.register_forward_hook(note(name))
+    network.guidance.register_forward_hook(note("gates"))
+    network.embed.register_forward_hook(note("embed"))
+    network.hidden.register_forward_hook(note("hidden"))
+    maps = torch.full((21, 128, 128), 1 / 21)
+    item = {"image": torch.zeros(3, 128, 128, dtype=torch.uint8), "coarse_sem_seg": maps}
+    (output,) = model.eval()([item])
+    assert sizes == {
+        "pool5": (256, 4, 4),
+        "conv5_3": (256, 8, 8),
+        "conv4_3": (256, 16, 16),
+        "conv3_3": (256, 32, 32),
+        "gates": (384, 64, 64),
+        "embed": (32, 64, 64),
+        "hidden": (64, 128, 128),
+    }
+    assert output["sem_seg"].shape == (21, 128, 128)
+    assert list(network.guidance.merge) == ["pool5", "conv5_3", "conv4_3", "conv3_3"]
+
+
+@pytest.mark.parametrize("channels, gates", [(16, 192), (32, 384)])
+def test_every_channel_has_its_own_gates(channels, gates):
+    assert small(channels=channels).guidance.predictor.out_channels == gates
+
+
 def test_two_units_share_the_gates_of_each_channel():
     """Equal to two propagations by the slow reference, merged by the maximum."""
     network, (maps, features) = small().double(), inputs()
@@ -106,7 +144,11 @@ def test_equal_weights_of_the_directions_are_their_mean():
 
 
 def test_one_connection_has_a_third_of_the_gates():
-    assert small(connections=1).guidance.predictor.out_channels == 4 * 4
+    network = small(connections=1, gate_mode="clipped")
+    assert network.guidance.predictor.out_channels == 4 * 4
+    message = "GATE_MODE is 'abs_sum', with which gates of MODEL.SPN.CONNECTIONS 1 are 1 or -1"
+    with pytest.raises(ValueError, match=message):
+        small(connections=1)
 
 
 def test_logits_and_probabilities_are_different_inputs():
@@ -125,9 +167,13 @@ def test_only_classes_that_were_predicted_can_win():
     assert refined.argmax(dim=1).tolist() == [[[1, 0]]]
 
 
-def test_the_model_learns_one_image():
+MASKS = "MODEL: {SPN: {NETWORK: masks, GATE_MODE: softmax}}"
+
+
+@pytest.mark.parametrize("texts", [[], [MASKS]], ids=["classes", "masks"])
+def test_the_model_learns_one_image(texts):
     torch.manual_seed(0)
-    model = build_model(small_cfg_with(CLASSES))
+    model = build_model(small_cfg_with(CLASSES, *texts))
     image = torch.full((3, 50, 70), 60, dtype=torch.uint8)
     image[:, 10:40, 20:50] = 200
     truth = torch.zeros(50, 70, dtype=torch.int64)
@@ -141,6 +187,8 @@ def test_the_model_learns_one_image():
         optimizer.zero_grad()
         model([item, other])["loss_sem_seg"].backward()
         optimizer.step()
+    patches = model([{"patches": [item, other]}, {"patches": [other]}])["loss_sem_seg"]
+    torch.testing.assert_close(patches, model([item, other, other])["loss_sem_seg"])
     model.eval()
     refined = model([item, other])
     assert [output["sem_seg"].shape for output in refined] == [(4, 50, 70), (4, 40, 70)]
@@ -152,6 +200,24 @@ def test_the_model_learns_one_image():
     assert (scores[[1, 3]].amax(dim=0) < scores[[0, 2]].amin(dim=0)).all()
     larger = model([{**item, "height": 100, "width": 140}])[0]["sem_seg"]
     assert larger.shape == (4, 100, 140)
+
+
+def test_masks_are_the_input_unless_there_are_class_maps():
+    assert inference_inputs(small_cfg_with(CLASSES)) == ("coarse_sem_seg",)
+    assert inference_inputs(small_cfg_with(CLASSES, MASKS)) == ("coarse_masks",)
+    with_maps = small_cfg_with(CLASSES, MASKS, "DATASETS: {COARSE_DIRS: [a=b]}")
+    assert inference_inputs(with_maps) == ("coarse_sem_seg",)
+
+
+def test_a_network_that_starts_near_the_identity_keeps_class_maps():
+    """The gates of the network "masks" start nearly closed."""
+    torch.manual_seed(0)
+    model = build_model(small_cfg_with(CLASSES, MASKS)).eval()
+    maps = torch.rand(4, 6, 8).repeat_interleave(8, 1).repeat_interleave(8, 2).softmax(dim=0)
+    item = {"image": torch.zeros(3, 48, 64, dtype=torch.uint8), "coarse_sem_seg": maps}
+    refined = model([item])[0]["sem_seg"]
+    assert (refined - maps)[:, 4::8, 4::8].abs().max() < 0.05
+    assert refined.shape == maps.shape
 
 
 def test_a_run_without_class_maps_is_refused():

@@ -104,7 +104,7 @@ class LabelPropagationNet(nn.Module):
     @classmethod
     def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
         """Names what the model needs at inference besides images."""
-        return () if cfg.DATASETS.COARSE_DIRS else ("coarse_masks",)
+        return ("coarse_sem_seg",) if cfg.DATASETS.COARSE_DIRS else ("coarse_masks",)
 
     @property
     def device(self) -> torch.device:
