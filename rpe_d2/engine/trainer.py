@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
+    DATASET_MAPPER_REGISTRY,
     CoarseInstances,
     CountInstances,
-    ImageMapper,
     NameUnreadable,
     ResumableLoader,
     UnreadableImage,
@@ -37,6 +37,7 @@ from rpe_d2.evaluation import (
     DenseCRF,
     DenseCRFEvaluator,
     FieldMetricsEvaluator,
+    FramePairEvaluator,
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
@@ -59,6 +60,7 @@ from .hooks import (
 )
 from .host_models import (
     default_confidence_threshold,
+    evaluation_mapper_name,
     inference_inputs,
     is_class_agnostic,
     only_proposals,
@@ -291,7 +293,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = ImageMapper(cfg, is_train=False)
+        mapper = DATASET_MAPPER_REGISTRY.get(evaluation_mapper_name(cfg))(cfg, is_train=False)
         for name in inference_inputs(cfg):
             if name in _INPUT_MAPPERS:
                 mapper = _INPUT_MAPPERS[name](mapper)
@@ -307,6 +309,8 @@ class Trainer(DefaultTrainer):
         kind = metadata.get("evaluator_type")
         if kind == "boundaries":
             return BSDSBoundaryEvaluator(dataset_name, test.BOUNDARY_THRESHOLDS)
+        if kind == "frame_pairs":
+            return FramePairEvaluator(dataset_name)
         has_instances = kind != "sem_seg" and not only_proposals(cfg)
         evaluators: List[DatasetEvaluator] = []
         if has_semantic_maps(dataset_name):

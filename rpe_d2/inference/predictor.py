@@ -42,6 +42,7 @@ _INPUTS = {
     "num_instances": "the true number of instances, because MODEL.RPE.GROUPING is kmeans",
     "coarse_masks": "masks to refine; rpe-d2 refine-masks refines masks",
     "proposals": "files of proposals",
+    "key_frame": "a key frame; rpe-d2 propagate-video carries its colors or masks through a video",
 }
 
 
