@@ -10,7 +10,6 @@ from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from scipy.interpolate import RBFInterpolator
 
 __all__ = ["Frame", "FramePair", "Layer", "change_light", "make_frame_pair", "occluded", "render"]
 
@@ -283,6 +282,8 @@ def _spline(
     grid: np.ndarray, strength: float, side: int, random: np.random.Generator
 ) -> np.ndarray:
     """Samples the displacements (h, w, 2) of a thin plate spline."""
+    from scipy.interpolate import RBFInterpolator  # slow to import
+
     height, width = grid.shape[:2]
     y, x = np.mgrid[0 : 1 : _CONTROL_POINTS * 1j, 0 : 1 : _CONTROL_POINTS * 1j]
     span = max(width - 1, 1), max(height - 1, 1)
