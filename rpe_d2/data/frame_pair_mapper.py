@@ -79,7 +79,7 @@ class FramePairMapper(ImageMapper):
         return {
             **super().from_config(whole, is_train),
             "property_kind": cfg.MODEL.TPN.PROPERTY,
-            "size": tuple(crop.SIZE) if crop.ENABLED else None,
+            "size": tuple(map(int, crop.SIZE)) if crop.ENABLED else None,
         }
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:

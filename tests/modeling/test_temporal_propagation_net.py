@@ -161,6 +161,8 @@ def test_wrong_shapes_are_one_line(change, message):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=message):
         losses_of(model, [{**item(), **change}])
+    with pytest.raises(ValueError, match=r"target_property has shape \(2, 30, 40\); allowed: \(2"):
+        losses_of(model, [{**item(), "target_property": torch.zeros(2, 30, 40)}])
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,9 @@ class TemporalPropagationNet(nn.Module):
         """Pads the frames of a batch to one size."""
         for item in batched_inputs:
             self._check(item["key_property"], item["key_guidance"], item["target_guidance"])
+            shapes = [tuple(item[f"{role}_property"].shape) for role in ("key", "target")]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"target_property has shape {shapes[1]}; allowed: {shapes[0]}")
         sizes = [item["key_guidance"].shape[-2:] for item in batched_inputs]
         size = self._padded_size([max(sides) for sides in zip(*sizes)])
         channels = self.network.property_channels
