@@ -184,6 +184,44 @@ def _spn_keys() -> Keys:
     }
 
 
+def _tpn_keys() -> Keys:
+    """`TemporalPropagationNet`, which carries a property of a key frame to other frames."""
+    return {
+        "PROPERTY": Key(
+            "ab",
+            "What is propagated. `ab`: colors, guided by lightness. `rgb`: the full range of "
+            "intensities, guided by a picture with clipped highlights. `masks`: any number of "
+            "masks, guided by the picture.",
+            choices=("ab", "rgb", "masks"),
+        ),
+        "STRIDE": Key(
+            2,
+            "Stride of the map on which the property is propagated. At 4, small videos would lose "
+            "more than optical flow does.",
+            choices=(1, 2),
+            unit="pixels",
+        ),
+        "GATE_MODE": Key(
+            "clipped",
+            "Normalization of the gates, see `rpe_d2.ops.propagation.normalize_gates`. `clipped` "
+            "has gates of both signs and contains the identity; `softmax` loses energy, and "
+            "`abs_sum` gains some.",
+            choices=("softmax", "abs_sum", "clipped"),
+        ),
+        "MERGE": Key(
+            "learned",
+            "How the four directions are merged. `learned`: by predicted weights of the directions "
+            "at each cell. The maximum would bias channels whose mean is 0.",
+            choices=("mean", "learned"),
+        ),
+        "STYLE_LOSS_WEIGHT": Key(
+            0.1,
+            "Weight of the style energy, the change of the features' Gram matrix.",
+            low=0,
+        ),
+    }
+
+
 def _mask_head_keys() -> Keys:
     """Inputs of the mask head under `GuidedROIHeads` and `GuidedCascadeROIHeads`."""
     return {
@@ -318,6 +356,7 @@ COMPONENT_NODES = {
     "MODEL.GUIDED_BACKBONE": _guided_backbone_keys,
     "MODEL.TIMM": _timm_keys,
     "MODEL.SPN": _spn_keys,
+    "MODEL.TPN": _tpn_keys,
     "MODEL.ROI_MASK_HEAD": _mask_head_keys,
     "MODEL.PROPOSAL_GENERATOR": _proposal_generator_keys,
     "MODEL.SEM_SEG_HEAD": _sem_seg_head_keys,

@@ -59,6 +59,13 @@ def _datasets_keys() -> Keys:
             "which 255 is 1.",
             unit="entries name=folder/",
         ),
+        "FRAME_PAIRS": Key(
+            [],
+            "Folders of pictures of which `TemporalPropagationNet` gets pairs of frames, each as "
+            "`name=images/`, or as `name=images/:labels/` with label maps of the regions that move "
+            "against each other. 255 is unknown.",
+            unit="entries name=images/:labels/",
+        ),
         "DIGITS": Key(
             "",
             "File with `images` (N, 28, 28) uint8 and `labels` (N,), such as MNIST's digits, of "

@@ -32,6 +32,7 @@ from .datasets import (
     register_coco_jsons,
     register_digits,
     register_digits_authors,
+    register_frame_pairs,
     register_helen,
     register_label_dirs,
     register_sem_seg_dirs,
@@ -39,6 +40,8 @@ from .datasets import (
     render_digits,
     render_shapes,
 )
+from .frame_pair_mapper import FramePairMapper
+from .frame_pairs import make_frame_pair
 from .image_mapper import ImageMapper
 from .patch_mapper import PatchMapper
 from .sparse_pixel_mapper import SparsePixelMapper
@@ -52,6 +55,7 @@ __all__ = [
     "DATASET_MAPPER_REGISTRY",
     "DIGITS_SPLITS",
     "DeadWorker",
+    "FramePairMapper",
     "HELEN_CLASSES",
     "HELEN_PARTS",
     "ImageMapper",
@@ -76,12 +80,14 @@ __all__ = [
     "load_shapes",
     "load_shapes_panoptic",
     "load_shapes_sem_seg",
+    "make_frame_pair",
     "most_instances",
     "register_bsds",
     "register_coarse_dirs",
     "register_coco_jsons",
     "register_digits",
     "register_digits_authors",
+    "register_frame_pairs",
     "register_helen",
     "read_label_dirs",
     "register_label_dirs",

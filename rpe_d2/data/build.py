@@ -10,6 +10,7 @@ from fvcore.common.registry import Registry
 from .augmentation import additional_augmentations, with_own_scale
 from .boundary_mapper import BoundaryMapper
 from .dataset_mapper import PixelLabelMapper
+from .frame_pair_mapper import FramePairMapper
 from .image_mapper import ImageMapper
 from .patch_mapper import PatchMapper
 from .sparse_pixel_mapper import SparsePixelMapper
@@ -18,9 +19,9 @@ __all__ = ["DATASET_MAPPER_REGISTRY", "build_train_mapper", "most_instances"]
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
-Mappers of training, by the names that ``INPUT.DATASET_MAPPER_NAME`` takes.
+Mappers by the names that ``INPUT.DATASET_MAPPER_NAME`` and declarations of models take.
 
-A registered class is called with ``(cfg, is_train=True, **changes)``, where ``changes`` replace
+A registered class is called with ``(cfg, is_train, **changes)``, where ``changes`` replace
 arguments that the configuration would give, as ``augmentations``. The mapper turns a dict of a data
 set into an input of the model.
 """
@@ -31,6 +32,7 @@ DATASET_MAPPER_REGISTRY.register(PixelLabelMapper)
 DATASET_MAPPER_REGISTRY.register(BoundaryMapper)
 DATASET_MAPPER_REGISTRY.register(PatchMapper)
 DATASET_MAPPER_REGISTRY.register(SparsePixelMapper)
+DATASET_MAPPER_REGISTRY.register(FramePairMapper)
 
 
 def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper:

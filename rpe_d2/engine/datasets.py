@@ -20,6 +20,7 @@ from rpe_d2.data import (
     register_coco_jsons,
     register_digits,
     register_digits_authors,
+    register_frame_pairs,
     register_helen,
     register_label_dirs,
     register_sem_seg_dirs,
@@ -84,6 +85,7 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
             partial(register_sem_seg_dirs, [entry], head.NUM_CLASSES, head.IGNORE_VALUE)
             for entry in data.SEM_SEG_DIRS
         ),
+        *(partial(register_frame_pairs, [entry]) for entry in data.FRAME_PAIRS),
         # Last, because it adds to the others.
         *(partial(register_coarse_dirs, [entry]) for entry in data.COARSE_DIRS),
     ]
@@ -110,7 +112,7 @@ def check_datasets(cfg: CfgNode) -> None:
                 raise ValueError(
                     f"DATASETS.{key} names {name!r}, which is not registered; own data: "
                     'DATASETS.COCO_JSONS "name=path.json:image_root", '
-                    'DATASETS.LABEL_DIRS or DATASETS.SEM_SEG_DIRS "name=images/:labels/"'
+                    'DATASETS.LABEL_DIRS, SEM_SEG_DIRS or FRAME_PAIRS "name=images/:labels/"'
                 )
             check_voc_files(name)
             _report(key, name)

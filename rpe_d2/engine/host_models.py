@@ -3,14 +3,15 @@
 The classes that a configuration names declare them as class attributes and class methods:
 
 * ``dataset_mapper_name``: the mapper for training if ``INPUT.DATASET_MAPPER_NAME`` is "".
+* ``evaluation_mapper_name(cfg)``: the mapper for evaluation, if ``ImageMapper`` is not enough.
 * ``num_classes_keys``: for each kind, "thing" or "stuff", the key that holds its number of classes.
 * ``is_class_agnostic``: whether classes do not matter, so that data sets of different classes can
   be trained on together.
 * ``default_confidence_threshold``: the score below which demo and visualize omit instances.
 * ``only_proposals``: whether the model predicts proposals and nothing else.
 * ``inference_inputs(cfg)``: the inputs that the model needs at inference besides images,
-  "num_instances", "coarse_masks", "coarse_sem_seg", "sparse_labels" or "sparse_color".
-  (Detectron2's proposals from files are "proposals".)
+  "num_instances", "coarse_masks", "coarse_sem_seg", "sparse_labels", "sparse_color" or
+  "key_frame". (Detectron2's proposals from files are "proposals".)
 * ``check_run(cfg, has_weights)``: raises a one-line ValueError if a run cannot start.
 * ``check_training_data(cfg, max_instances)``: logs warnings about settings that do not fit the
   data, in which an image has up to ``max_instances`` instances.
@@ -42,6 +43,7 @@ __all__ = [
     "check_run",
     "check_training_data",
     "default_confidence_threshold",
+    "evaluation_mapper_name",
     "inference_inputs",
     "is_class_agnostic",
     "model_classes",
@@ -84,6 +86,7 @@ KNOWN_INPUTS = (
     "coarse_sem_seg",
     "sparse_labels",
     "sparse_color",
+    "key_frame",
     "proposals",
 )
 # Detectron2's name for "no proposal generator": proposals come from files,
@@ -155,6 +158,12 @@ def training_mapper_name(cfg: CfgNode) -> str:
     """
     usual = "PixelLabelMapper" if cfg.MODEL.MASK_ON else "ImageMapper"
     return cfg.INPUT.DATASET_MAPPER_NAME or _first_declared(cfg, "dataset_mapper_name", usual)
+
+
+def evaluation_mapper_name(cfg: CfgNode) -> str:
+    """Returns the registered name of the mapper for evaluation."""
+    declared = _first_declared(cfg, "evaluation_mapper_name", None)
+    return "ImageMapper" if declared is None else declared(cfg)
 
 
 def check_run(cfg: CfgNode, has_weights: bool) -> None:

@@ -20,12 +20,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rpe_d2.data import (
+    DATASET_MAPPER_REGISTRY,
     CoarseInstances,
     CountInstances,
-    ImageMapper,
     NameUnreadable,
     ResumableLoader,
-    SparsePixelMapper,
     UnreadableImage,
     build_resumable_train_loader,
     build_train_mapper,
@@ -38,6 +37,7 @@ from rpe_d2.evaluation import (
     DenseCRF,
     DenseCRFEvaluator,
     FieldMetricsEvaluator,
+    FramePairEvaluator,
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
@@ -60,6 +60,7 @@ from .hooks import (
 )
 from .host_models import (
     default_confidence_threshold,
+    evaluation_mapper_name,
     inference_inputs,
     is_class_agnostic,
     only_proposals,
@@ -74,8 +75,6 @@ logger = logging.getLogger(__name__)
 
 # The wrappers of the evaluation mapper that provide inputs of a model besides images.
 _INPUT_MAPPERS = {"num_instances": CountInstances, "coarse_masks": CoarseInstances}
-# The inputs that a mapper of its own provides.
-_SPARSE_INPUTS = {"sparse_labels", "sparse_color"}
 
 
 class Trainer(DefaultTrainer):
@@ -294,10 +293,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        inputs = inference_inputs(cfg)
-        is_sparse = bool(_SPARSE_INPUTS & set(inputs))
-        mapper = (SparsePixelMapper if is_sparse else ImageMapper)(cfg, is_train=False)
-        for name in inputs:
+        mapper = DATASET_MAPPER_REGISTRY.get(evaluation_mapper_name(cfg))(cfg, is_train=False)
+        for name in inference_inputs(cfg):
             if name in _INPUT_MAPPERS:
                 mapper = _INPUT_MAPPERS[name](mapper)
         return build_detection_test_loader(cfg, dataset_name, mapper=NameUnreadable(mapper))
@@ -312,6 +309,8 @@ class Trainer(DefaultTrainer):
         kind = metadata.get("evaluator_type")
         if kind == "boundaries":
             return BSDSBoundaryEvaluator(dataset_name, test.BOUNDARY_THRESHOLDS)
+        if kind == "frame_pairs":
+            return FramePairEvaluator(dataset_name)
         has_instances = kind != "sem_seg" and not only_proposals(cfg)
         evaluators: List[DatasetEvaluator] = []
         if has_semantic_maps(dataset_name):

@@ -45,6 +45,7 @@ _INPUTS = {
     "sparse_labels": "the labels of some pixels; rpe-d2 refine-masks --sparse spreads them",
     "sparse_color": "the colors of some pixels",
     "proposals": "files of proposals",
+    "key_frame": "a key frame; rpe-d2 propagate-video carries its colors or masks through a video",
 }
 
 

@@ -17,7 +17,13 @@ from .embedding import (
     PixelGroups,
     QualityHead,
 )
-from .meta_arch import BoundaryEmbeddingNet, LabelPropagationNet, PixelEmbeddingNet, SPNRefiner
+from .meta_arch import (
+    BoundaryEmbeddingNet,
+    LabelPropagationNet,
+    PixelEmbeddingNet,
+    SPNRefiner,
+    TemporalPropagationNet,
+)
 from .proposal_generator import MeanShiftProposalGenerator
 from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
 from .sem_seg import EmbeddingSemSegHead, SPNSemSegHead
@@ -50,4 +56,5 @@ __all__ = [
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",
+    "TemporalPropagationNet",
 ]

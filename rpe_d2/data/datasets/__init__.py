@@ -5,6 +5,7 @@ from .coarse_dirs import register_coarse_dirs
 from .coco_jsons import register_coco_jsons
 from .coco_report import CocoReport, coco_report
 from .digits import DIGITS_SPLITS, register_digits, register_digits_authors, render_digits
+from .frame_pairs import register_frame_pairs
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .label_dirs import read_label_dirs, register_label_dirs
 from .sem_seg_dirs import register_sem_seg_dirs
@@ -48,6 +49,7 @@ __all__ = [
     "register_coco_jsons",
     "register_digits",
     "register_digits_authors",
+    "register_frame_pairs",
     "register_helen",
     "read_label_dirs",
     "register_label_dirs",

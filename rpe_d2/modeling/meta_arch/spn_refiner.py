@@ -137,6 +137,11 @@ class SPNRefiner(PaddedInput):
         }
 
     @classmethod
+    def evaluation_mapper_name(cls, cfg: CfgNode) -> str:
+        """Names the mapper that provides what is refined or spread."""
+        return "SparsePixelMapper" if _is_sparse(cfg) else "ImageMapper"
+
+    @classmethod
     def inference_inputs(cls, cfg: CfgNode) -> Tuple[str, ...]:
         """Names what the model needs at inference besides images."""
         if _is_sparse(cfg):
