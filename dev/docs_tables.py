@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Dict
 
+from dev.attention_tables import attention_tables
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table
 from dev.fit_tables import fit_table
@@ -32,6 +33,7 @@ from dev.spn_tables import spn_tables
 
 PAGES = (
     "README.md",
+    "docs/attention.md",
     "docs/configuration.md",
     "docs/claims.md",
     "docs/concepts.md",
@@ -173,6 +175,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         "fits": fit_table(results / "fit"),
         **refined_tables(results / "refine"),
         **spn_tables(results),
+        **attention_tables(results / "attention"),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

@@ -37,6 +37,30 @@ def _guided_backbone_keys() -> Keys:
     }
 
 
+def _spatial_transformer_keys() -> Keys:
+    """`build_spatial_transformer_backbone` transforms the image before another backbone by a
+    transformation that it predicts from the image.
+    """
+    return {
+        "NAME": Key(
+            "build_resnet_fpn_backbone",
+            "Backbone to wrap.",
+            unit="name of a registered backbone",
+        ),
+        "TRANSFORM": Key(
+            "affine",
+            "Kind of the transformation. `tps` is a thin plate spline with 16 control points; it "
+            "needs TRANSFORM_BACK False.",
+            choices=("affine", "projective", "tps"),
+        ),
+        "TRANSFORM_BACK": Key(
+            True,
+            "Transform the feature maps back, so that they fit the image. False suits predictions "
+            "for images as a whole alone: boxes and masks would be at wrong places.",
+        ),
+    }
+
+
 def _resnets_keys() -> Keys:
     """`build_dilated_resnet_backbone`, Detectron2's ResNet with dilation in two stages.
 
@@ -354,6 +378,7 @@ def _boundary_keys() -> Keys:
 COMPONENT_NODES = {
     "MODEL.RESNETS": _resnets_keys,
     "MODEL.GUIDED_BACKBONE": _guided_backbone_keys,
+    "MODEL.SPATIAL_TRANSFORMER": _spatial_transformer_keys,
     "MODEL.TIMM": _timm_keys,
     "MODEL.SPN": _spn_keys,
     "MODEL.TPN": _tpn_keys,

@@ -19,6 +19,11 @@ def check_registered_names(cfg: CfgNode) -> None:
         ("BACKBONE.NAME", model.BACKBONE.NAME, modeling.BACKBONE_REGISTRY),
         ("GUIDED_BACKBONE.NAME", model.GUIDED_BACKBONE.NAME, modeling.BACKBONE_REGISTRY),
         (
+            "SPATIAL_TRANSFORMER.NAME",
+            model.SPATIAL_TRANSFORMER.NAME,
+            modeling.BACKBONE_REGISTRY,
+        ),
+        (
             "PROPOSAL_GENERATOR.NAME",
             model.PROPOSAL_GENERATOR.NAME,
             modeling.PROPOSAL_GENERATOR_REGISTRY,

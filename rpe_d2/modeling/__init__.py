@@ -1,6 +1,6 @@
 """The registered components of this project, except the baselines, and their shared parts."""
 
-from .backbone import GuidedBackbone
+from .backbone import GuidedBackbone, SpatialTransformerBackbone
 from .boundary_head import BoundaryHead, BoundaryMaps
 from .boundary_loss import BoundaryLoss, BoundaryTarget
 from .embedding import (
@@ -9,6 +9,7 @@ from .embedding import (
     EmbeddingLoss,
     EmbeddingMaps,
     GroupHead,
+    HardAttention,
     ImageMaps,
     KMeansGrouping,
     MeanShiftGrouping,
@@ -27,6 +28,7 @@ from .meta_arch import (
 from .proposal_generator import MeanShiftProposalGenerator
 from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
 from .sem_seg import EmbeddingSemSegHead, SPNSemSegHead
+from .spatial_transformer import SpatialTransformer
 
 __all__ = [
     "BoundaryEmbeddingNet",
@@ -42,6 +44,7 @@ __all__ = [
     "GuidedBackbone",
     "GuidedCascadeROIHeads",
     "GuidedROIHeads",
+    "HardAttention",
     "ImageMaps",
     "KMeansGrouping",
     "LabelPropagationNet",
@@ -56,5 +59,7 @@ __all__ = [
     "SPNMaskHead",
     "SPNRefiner",
     "SPNSemSegHead",
+    "SpatialTransformer",
+    "SpatialTransformerBackbone",
     "TemporalPropagationNet",
 ]

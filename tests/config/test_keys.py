@@ -13,7 +13,7 @@ from rpe_d2.baselines import vgg16
 from rpe_d2.config import all_keys, check_config
 from rpe_d2.config.key import NORMS
 from rpe_d2.engine import solver, train_step
-from rpe_d2.modeling import boundary_head, boundary_loss
+from rpe_d2.modeling import boundary_head, boundary_loss, spatial_transformer
 from rpe_d2.modeling.backbone import guided_backbone
 from rpe_d2.modeling.embedding import grouping, head, mean_shift_layer
 from rpe_d2.modeling.meta_arch import pixel_embedding_net
@@ -66,6 +66,7 @@ def test_defaults_are_not_shared_between_configurations():
         ("MODEL.RPE.REFINE", pixel_embedding_net.REFINEMENTS),
         ("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", mean_shift_layer.BANDWIDTH_MODES),
         ("MODEL.GUIDED_BACKBONE.PYRAMID", guided_backbone.PYRAMIDS),
+        ("MODEL.SPATIAL_TRANSFORMER.TRANSFORM", spatial_transformer.TRANSFORMS),
         ("MODEL.SPN.GATE_MODE", propagation.GATE_MODES),
         ("MODEL.BOUNDARY.CONSENSUS", boundary_loss.CONSENSUS),
         ("MODEL.BOUNDARY.STRIDE", boundary_head.STRIDES),

@@ -45,6 +45,14 @@ TIMM = overrides(
       TIMM: {NAME: resnet18, NORM: BN}
     """
 )
+TRANSFORMER = overrides(
+    """
+    MODEL:
+      BACKBONE: {NAME: build_spatial_transformer_backbone}
+      SPATIAL_TRANSFORMER: {NAME: build_short_resnet_fpn_backbone}
+      RPE: {IN_FEATURES: [p2, p3, p4, p5]}
+    """
+)
 # The configuration that uses a node, and its data. A node without an entry uses that of its parent.
 USERS = {
     "": ["quick/rpe_instant_test.yaml", *INSTANCES],
@@ -53,6 +61,7 @@ USERS = {
     "MODEL.PROPOSAL_GENERATOR": ["proposals/mask_rcnn_rpe_shapes.yaml", *INSTANCES],
     "MODEL.RESNETS": ["quick/rpe_instant_test.yaml", *INSTANCES, *DILATED],
     "MODEL.TIMM": ["quick/rpe_instant_test.yaml", *INSTANCES, *TIMM],
+    "MODEL.SPATIAL_TRANSFORMER": ["quick/rpe_instant_test.yaml", *INSTANCES, *TRANSFORMER],
     "MODEL.GUIDED_BACKBONE": ["baselines/deepmask_shapes.yaml", *INSTANCES],
     "MODEL.SPN": ["spn/mask_rcnn_spn_shapes.yaml", *INSTANCES],
     "MODEL.ROI_MASK_HEAD": ["spn/mask_rcnn_spn_shapes.yaml", *INSTANCES],

@@ -19,7 +19,13 @@ from rpe_d2.utils.mat_files import read_field
 
 from .generated import encoded, serve_pictures
 
-__all__ = ["DIGITS_SPLITS", "register_digits", "register_digits_authors", "render_digits"]
+__all__ = [
+    "DIGITS_SPLITS",
+    "digit_stamps",
+    "register_digits",
+    "register_digits_authors",
+    "render_digits",
+]
 
 DIGITS_SPLITS = {"train": 4000, "val": 200}
 _CLASSES = tuple("0123456789")
@@ -60,7 +66,7 @@ def register_digits(source: str = "") -> None:
     """
     path = os.path.abspath(source) if source else _BUILT_IN
     if source:
-        _stamps(path)  # errors in the file are reported now
+        digit_stamps(path)  # errors in the file are reported now
     for split in DIGITS_SPLITS:
         name = f"digits_{split}"
         if name in DatasetCatalog.list():
@@ -138,8 +144,16 @@ def render_digits(
 
 
 @functools.lru_cache(maxsize=2)
-def _stamps(source: str) -> Tuple[np.ndarray, np.ndarray]:
-    """Returns all digits (N, 28, 28) uint8 and their labels (N,) int64."""
+def digit_stamps(source: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Returns all digits (N, 28, 28) uint8, gray on black, and their labels (N,) int64 in 0-9.
+
+    Args:
+        source: a file as for :func:`register_digits`, or "sklearn" for those of scikit-learn.
+
+    Raises:
+        FileNotFoundError: There is no such file, or scikit-learn is not installed.
+        ValueError: The file is wrong.
+    """
     return _built_in_stamps() if source == _BUILT_IN else _stamps_of_file(source)
 
 
@@ -183,7 +197,7 @@ def _stamps_of_file(path: str) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def _render(source: str, split: str, index: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    stamps, labels = _stamps(source)
+    stamps, labels = digit_stamps(source)
     of_val = np.arange(len(stamps)) % _VAL_PERIOD == 0
     of_split = of_val if split == "val" else ~of_val
     rng = np.random.default_rng([_SEED, list(DIGITS_SPLITS).index(split), index])

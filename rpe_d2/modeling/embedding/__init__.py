@@ -8,6 +8,7 @@ from .grouping import (
     PixelGrouping,
     build_grouping,
 )
+from .hard_attention import HardAttention, HardAttentionOutput
 from .head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from .loss import EmbeddingLoss
 from .mean_shift_layer import MeanShiftLayer
@@ -19,6 +20,8 @@ __all__ = [
     "EmbeddingHead",
     "EmbeddingLoss",
     "EmbeddingMaps",
+    "HardAttention",
+    "HardAttentionOutput",
     "ImageMaps",
     "KMeansGrouping",
     "MeanShiftGrouping",
