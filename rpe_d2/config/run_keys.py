@@ -138,6 +138,15 @@ def _input_keys() -> Keys:
             high=16,
             unit="factors",
         ),
+        "OBJECT_CROP": Key(
+            0.0,
+            "Crop training images with semantic maps to a random object, a connected region of one "
+            "class, before all else. The side of the crop is this multiple of the object's longer "
+            "side; DeconvNet has 1.2. Other classes in it become background, class 0. 0: off.",
+            low=0,
+            high=16,
+            unit="sides",
+        ),
         "QUARTER_TURNS": Key(
             False,
             "Rotate training images by a random multiple of 90 degrees, for images without an "

@@ -1,8 +1,7 @@
 """Numbers of pixels of each class in the label maps of registered data sets."""
 
 import contextlib
-import functools
-from typing import Sequence, Tuple
+from typing import Sequence
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -31,17 +30,6 @@ def count_class_pixels(dataset_names: Sequence[str], num_classes: int) -> np.nda
     Raises:
         ValueError: A data set has no label maps, or no labeled pixel is found.
     """
-    counts = np.array(_counts(tuple(dataset_names), num_classes))
-    if not counts.any():
-        raise ValueError(
-            f"the label maps of {', '.join(dataset_names)} have no pixels of the {num_classes} "
-            "classes; allowed: at least one"
-        )
-    return counts
-
-
-@functools.lru_cache(maxsize=None)
-def _counts(dataset_names: Tuple[str, ...], num_classes: int) -> Tuple[int, ...]:
     counts = np.zeros(num_classes, np.int64)
     for name in dataset_names:
         records = DatasetCatalog.get(name)
@@ -55,4 +43,9 @@ def _counts(dataset_names: Tuple[str, ...], num_classes: int) -> Tuple[int, ...]
                 labels = read_class_indices(record["sem_seg_file_name"])
                 labels = labels[labels < num_classes]
                 counts += np.bincount(labels.ravel(), minlength=num_classes)
-    return tuple(counts.tolist())
+    if not counts.any():
+        raise ValueError(
+            f"the label maps of {', '.join(dataset_names)} have no pixels of the {num_classes} "
+            "classes; allowed: at least one"
+        )
+    return counts

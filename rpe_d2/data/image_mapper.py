@@ -16,7 +16,7 @@ from rpe_d2.utils.images import ImageReader, check_size, reader_arguments
 from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.readable import UnreadableImage
 
-from .augmentation import additional_augmentations, with_own_scale
+from .augmentation import additional_augmentations, leading_augmentations, with_own_scale
 from .datasets.coarse_dirs import COARSE_FILE, read_coarse_maps
 
 __all__ = ["ImageMapper"]
@@ -66,6 +66,7 @@ class ImageMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         ret["augmentations"] = with_own_scale(cfg, ret["augmentations"])
         if is_train:
+            ret["augmentations"] = [*leading_augmentations(cfg), *ret["augmentations"]]
             ret["augmentations"] += additional_augmentations(cfg)
         return {**ret, **reader_arguments(cfg)}
 

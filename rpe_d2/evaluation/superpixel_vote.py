@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from skimage.segmentation import felzenszwalb
 
 __all__ = ["SuperpixelVote"]
 
@@ -34,10 +33,12 @@ class SuperpixelVote:
         Returns:
             (K, H, W) float32.
         """
+        from skimage.segmentation import felzenszwalb  # slow to import
+
         segments = felzenszwalb(image, self.scale, self.sigma, self.min_size)
         index = torch.from_numpy(segments.ravel().astype(np.int64))
-        pixels = torch.from_numpy(np.ascontiguousarray(probabilities)).flatten(1)  # (K, H * W)
+        pixels = torch.from_numpy(probabilities.astype(np.float64)).flatten(1)  # (K, H * W)
         count = int(index.max()) + 1
         sums = pixels.new_zeros(len(pixels), count).index_add_(1, index, pixels)
         means = sums / torch.bincount(index, minlength=count).clamp(min=1)
-        return means[:, index].view(probabilities.shape).numpy()
+        return means[:, index].view(probabilities.shape).float().numpy()
