@@ -3,13 +3,15 @@
 
 usage: python dev/count_holes.py CONFIG WEIGHTS RECORD.json [KEY VALUE ...]
 
-A hole is a connected region that one class other than background encloses.
+A hole is a connected region that one class other than background encloses. Where the data have no
+class "background", that is any class.
 """
 
 import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
@@ -34,7 +36,8 @@ def main() -> None:
     start = time.perf_counter()
     cfg, model = load_model(args.config, args.weights, args.opts)
     (name,) = cfg.DATASETS.TEST
-    background = MetadataCatalog.get(name).stuff_classes.index("background")
+    classes = MetadataCatalog.get(name).stuff_classes
+    background = classes.index("background") if "background" in classes else None
     targets = {item["file_name"]: item["sem_seg_file_name"] for item in DatasetCatalog.get(name)}
     pred, target = [], []
     with torch.no_grad():
@@ -51,7 +54,7 @@ def main() -> None:
     write_measured_record("dev/count_holes.py", args, cfg, start, measures)
 
 
-def holes(label_map: np.ndarray, background: int) -> tuple:
+def holes(label_map: np.ndarray, background: Optional[int]) -> tuple:
     """Returns the number of holes in the classes of a label map (H, W), and their pixels."""
     count = area = 0
     for label in np.unique(label_map):

@@ -9,6 +9,7 @@ from dev.config_tables import config_table
 from dev.fit_tables import fit_table
 from dev.input_kinds import input_table
 from dev.pair_loss_tables import (
+    pair_loss_accuracy_table,
     pair_loss_rows,
     pair_loss_runs_table,
     pair_loss_table,
@@ -29,6 +30,7 @@ from dev.result_tables import (
     seeds_table,
     select_columns,
 )
+from dev.scene_tables import scene_tables
 from dev.spn_tables import spn_tables
 
 PAGES = (
@@ -42,6 +44,7 @@ PAGES = (
     "docs/model_zoo.md",
     "docs/predict.md",
     "docs/refine.md",
+    "docs/semantic.md",
     "docs/benchmarks.md",
     "docs/spatial_propagation.md",
 )
@@ -75,6 +78,10 @@ _SPN_SCORES = {
     "refined masks, narrow bands": [
         Score("segm_boundary_2px", "AP", "AP within 2 px"),
         Score("segm_boundary_1px", "AP", "AP within 1 px"),
+    ],
+    "refined maps, accuracies": [
+        Score("sem_seg", "mACC", "class accuracy"),
+        Score("sem_seg", "pACC", "pixel accuracy"),
     ],
     "refined maps": [
         Score("sem_seg", "mIoU", "mIoU"),
@@ -176,6 +183,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         **refined_tables(results / "refine"),
         **spn_tables(results),
         **attention_tables(results / "attention"),
+        **scene_tables(results / "scene"),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),
@@ -186,6 +194,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
             tables[name] = seeds_table((results / folder).glob("*.json"), columns)
     pair_loss = pair_loss_rows({name: results / "semantic" / name for name in ("clean", "noisy")})
     tables["pair loss"] = pair_loss_table(pair_loss, "sem_seg")
+    tables["pair loss, accuracies"] = pair_loss_accuracy_table(pair_loss)
     tables["pair loss, boundaries"] = pair_loss_table(pair_loss, "sem_seg_boundary")
     tables["pair loss, runs"] = pair_loss_runs_table(pair_loss)
     for name, file in (

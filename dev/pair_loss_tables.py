@@ -94,6 +94,23 @@ def pair_loss_table(rows: Sequence[PairLossRow], task: str) -> str:
     return markdown_table([*_PAIR_LOSS_SETTING, *headings], cells)
 
 
+def pair_loss_accuracy_table(rows: Sequence[PairLossRow]) -> str:
+    """Returns a table of pixel accuracy and mean class accuracy without and with the pair loss."""
+    cells = [
+        [
+            *row.setting(),
+            *(
+                over_seeds([record["metrics"]["sem_seg"][score] for record in records])
+                for score in ("pACC", "mACC")
+                for records in (row.without, row.with_loss)
+            ),
+        ]
+        for row in rows
+    ]
+    headings = ["pixel accuracy without", "with", "class accuracy without", "with"]
+    return markdown_table([*_PAIR_LOSS_SETTING, *headings], cells)
+
+
 def pair_loss_runs_table(rows: Sequence[PairLossRow]) -> str:
     """Returns a table of the seeds and CPU minutes of the runs of :func:`pair_loss_table`."""
     cells = [

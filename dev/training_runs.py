@@ -5,19 +5,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterable, List, Optional
+from typing import Iterable, List, Optional, Sequence
 
 from rpe_d2.cli import split_coco
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse_runs(description: str, groups: Iterable[str]) -> argparse.Namespace:
-    """Parses the command line of a script that trains groups of models."""
+def parse_runs(
+    description: str, groups: Iterable[str], seeds: Sequence[int] = (1, 2, 3), jobs: int = 2
+) -> argparse.Namespace:
+    """Parses the command line of a script that trains groups of models.
+
+    Args:
+        description: what the script does.
+        groups: names of the groups.
+        seeds: seeds of a group if the command line names none.
+        jobs: number of groups that run at once if the command line does not say it.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("groups", nargs="+", choices=list(groups), metavar="GROUP")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--jobs", type=int, default=jobs)
     parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
     return parser.parse_args()
 

@@ -27,8 +27,8 @@ def read(name: str) -> CfgNode:
 def test_it_builds_its_model(name):
     cfg = read(name)
     model = build_model(cfg)
-    # The smallest one is the refiner of label maps.
-    assert sum(parameter.numel() for parameter in model.parameters()) > 8e5
+    # The smallest one is the recurrent network of Pinheiro & Collobert, by far.
+    assert sum(parameter.numel() for parameter in model.parameters()) > 9e4
     assert cfg.DATASETS.TRAIN and cfg.DATASETS.TEST and cfg.SOLVER.MAX_ITER > 0
     outputs = [read(other).OUTPUT_DIR for other in LEAVES]
     assert outputs.count(cfg.OUTPUT_DIR) == 1

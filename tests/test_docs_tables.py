@@ -27,6 +27,7 @@ from dev.result_tables import (
     seeds_table,
     select_columns,
 )
+from dev.scene_tables import deconvnet_table, scene_table
 from rpe_d2 import add_rpe_config
 from rpe_d2.config import all_keys
 
@@ -223,6 +224,27 @@ def test_holes_table_has_a_row_per_head_and_weight(tmp_path):
         "| fcn_8s | 1 | 42.0 (40.0–44.0) | 0.38 (0.25–0.50) | 3.00 (3.00–3.00) | 0.00 (0.00–0.00) "
         "| 1, 2 |"
     )
+
+
+def test_the_scene_table_has_published_rows_and_runs(tmp_path):
+    (tmp_path / "holes").mkdir()
+    scores = {"pACC": 75.5, "mACC": 62.25, "mIoU": 50.0}
+    run = {"metrics": {"sem_seg": scores}, "seed": 1, "iterations": 9, "training_cpu_seconds": 3000}
+    (tmp_path / "efficientnet_1_1.json").write_text(json.dumps(run))
+    evaluation = {**run, "iterations": 0, "cpu_seconds": 9}
+    (tmp_path / "multi_scale_superpixels_1.json").write_text(json.dumps(evaluation))
+    holes = {"holes_an_image": 3.04, "true_holes_an_image": 2}
+    (tmp_path / "holes" / "efficientnet_1_1.json").write_text(json.dumps(holes))
+    lines = scene_table(tmp_path).splitlines()
+    assert "| rCNN2, two passes, published | 79.5 | 69.5 | – | – | – | – |" in lines
+    assert lines[-2:] == [
+        "| multi-scale network + superpixels | 75.5 | 62.2 | 50.0 | – | 1 | – |",
+        "| EfficientNet-Lite0 (ImageNet), pair loss | 75.5 | 62.2 | 50.0 | 50 | 1 | 3.0 (2.0) |",
+    ]
+    ways = {"FCN-8s": scores, "DeconvNet": scores}
+    (tmp_path / "deconvnet_1.json").write_text(json.dumps({"scores": ways, "seed": 1}))
+    *_, row = deconvnet_table(tmp_path).splitlines()
+    assert row == "| DeconvNet | 75.5 | 62.2 | 50.0 | 1 |"
 
 
 def test_ablation_table_calls_overlapping_ranges_no_difference(tmp_path):

@@ -4,6 +4,7 @@ from .deconvnet import DeconvNetHead
 from .deep_mask import DeepMask
 from .fcis import FCISROIHeads
 from .fcn import FCNHead
+from .filter_bank import FilterBank, build_filter_bank_backbone
 from .hypercolumn import HypercolumnMaskHead
 from .instance_fcn import InstanceFCN
 from .mnc import MNCROIHeads
@@ -19,6 +20,7 @@ __all__ = [
     "DeepMask",
     "FCISROIHeads",
     "FCNHead",
+    "FilterBank",
     "HypercolumnMaskHead",
     "InstanceFCN",
     "MNCROIHeads",
@@ -28,5 +30,6 @@ __all__ = [
     "SDSROIHeads",
     "SharpMask",
     "VGG16",
+    "build_filter_bank_backbone",
     "build_vgg16_backbone",
 ]

@@ -28,10 +28,14 @@ class DeconvNetHead(SemSegHead):
     same number of 3x3 deconvolutions as there are convolutions in the block. There is one
     prediction per pixel.
 
-    The network is applied to whole images: fc6 and its mirror keep the size of the map, whereas the
-    authors' crops become a single cell. There is no second stage on object proposals. There is no
-    ReLU between the last deconvolution and the logits. Narrow networks have few channels there, and
-    a ReLU would cut off the values that distinguish rare classes, which would never be learned.
+    The network is applied to whole images or crops of any size: fc6 and its mirror keep the size of
+    the map, whereas the authors' crops become a single cell. ``INPUT.OBJECT_CROP`` is for the first
+    of the two stages of training. :func:`rpe_d2.baselines.proposal_scores.scores_of_proposals`
+    predicts a map from the crops of proposals, as the authors do.
+
+    There is no ReLU between the last deconvolution and the logits. Narrow networks have few
+    channels there, and a ReLU would cut off the values that distinguish rare classes, which would
+    never be learned.
     """
 
     @configurable

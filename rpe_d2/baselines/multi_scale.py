@@ -6,10 +6,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch.nn import functional as F
 
-from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.argument_checks import check_choice, check_range
 from rpe_d2.modeling.layers import chosen_features, enlarge_maps, normalized_conv
 from rpe_d2.modeling.sem_seg.sem_seg_head import SemSegHead, SemSegMaps, pixel_predictor
+
+_ACTIVATIONS = {"relu": F.relu_, "tanh": torch.tanh_}
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -19,7 +22,8 @@ class MultiScaleSemSegHead(SemSegHead):
     The feature maps are enlarged to the size of the finest one and concatenated. A two-layer
     perceptron classifies each pixel. The backbone provides the scales: ``build_guided_backbone``
     with ``MODEL.GUIDED_BACKBONE.SCALES [1.0, 0.5, 0.25]`` and ``PYRAMID laplacian`` applies one
-    network to three bands of the image and has outputs such as res4, res4@0.5 and res4@0.25.
+    network to three bands of the image and has outputs such as res4, res4@0.5 and res4@0.25. The
+    network of the authors is ``build_filter_bank_backbone``.
     """
 
     @configurable
@@ -31,6 +35,7 @@ class MultiScaleSemSegHead(SemSegHead):
         in_features: Sequence[str] = (),
         hidden_dim: int = 128,
         norm: str = "GN",
+        activation: str = "relu",
         **kwargs: Any,
     ):
         """
@@ -41,10 +46,12 @@ class MultiScaleSemSegHead(SemSegHead):
                 all if empty.
             hidden_dim: channels of the hidden layer of the perceptron.
             norm: normalization of that layer, any of Detectron2's ``get_norm``; "" for none.
+            activation: nonlinearity of that layer, "relu" or, as in the paper, "tanh".
             kwargs: see :class:`SemSegHead`.
         """
         check_range("num_classes", num_classes, 1)
         check_range("hidden_dim", hidden_dim, 1)
+        check_choice("activation", activation, list(_ACTIVATIONS))
         names = chosen_features("in_features", in_features, input_shape)
         finest_stride = _finest_stride("in_features", names, input_shape)
         super().__init__(common_stride=finest_stride, **kwargs)
@@ -52,6 +59,7 @@ class MultiScaleSemSegHead(SemSegHead):
         self.ratios = {name: input_shape[name].stride // finest_stride for name in names}
         in_channels = sum(input_shape[name].channels for name in names)
         self.hidden = normalized_conv(in_channels, hidden_dim, 1, norm)
+        self.hidden.activation = _ACTIVATIONS[activation]
         self.predictor = pixel_predictor(hidden_dim, num_classes)
         self.embedding = self.pair_loss and pixel_predictor(
             hidden_dim, self.pair_loss.embedding_dim
@@ -67,6 +75,7 @@ class MultiScaleSemSegHead(SemSegHead):
             "in_features": names,
             "hidden_dim": head.CONVS_DIM,
             "norm": head.NORM,
+            "activation": head.ACTIVATION,
             **cls.shared_options(cfg),
         }
 

@@ -281,6 +281,19 @@ def _sem_seg_head_keys() -> Keys:
             "the head, which is 1 for `EmbeddingSemSegHead` and 0 for the others.",
             low=-1,
         ),
+        "CLASS_BALANCE": Key(
+            0.0,
+            "Weigh classes in the cross-entropy by their inverse frequency among the pixels of "
+            "`DATASETS.TRAIN`, to this power. 0: no weights. 1: all classes weigh the same, "
+            "however rare they are.",
+            low=0,
+            high=1,
+        ),
+        "ACTIVATION": Key(
+            "relu",
+            "Nonlinearity of the hidden layer of `MultiScaleSemSegHead`. Its authors use `tanh`.",
+            choices=("relu", "tanh"),
+        ),
         "NUM_CONVS": Key(
             2,
             "Number of 3x3 convolutions that the predictions of `EmbeddingSemSegHead` share, or "
@@ -288,10 +301,18 @@ def _sem_seg_head_keys() -> Keys:
             low=0,
             high=100,
         ),
+        "RECURRENT_NETWORK": Key(
+            "",
+            "`RecurrentConvSemSegHead`: the network of Pinheiro & Collobert that is applied to the "
+            "patch around every pixel; it needs IN_FEATURES `[image]`. Empty: one of NUM_CONVS "
+            "convolutions on all IN_FEATURES.",
+            choices=("", "CNN1", "CNN2", "CNN3"),
+        ),
         "RECURRENT_SCALES": Key(
             [0.125, 0.25, 0.5, 1.0],
             "`RecurrentConvSemSegHead`: image sizes of its successive passes, each 1, 0.5, 0.25 "
-            "and so on. The last pass gives the result.",
+            "and so on. The last pass gives the result. With RECURRENT_NETWORK `CNN2`, `[1.0, "
+            "0.25]` are two passes, and with `CNN3`, `[1.0, 0.5, 0.25]` are three.",
             above=0,
             high=1,
             unit="factors",

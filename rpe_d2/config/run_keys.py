@@ -146,6 +146,15 @@ def _input_keys() -> Keys:
             high=16,
             unit="factors",
         ),
+        "OBJECT_CROP": Key(
+            0.0,
+            "Crop training images with semantic maps to a random object, a connected region of one "
+            "class, before all else. The side of the crop is this multiple of the object's longer "
+            "side; DeconvNet has 1.2. Other classes in it become background, class 0. 0: off.",
+            low=0,
+            high=16,
+            unit="sides",
+        ),
         "QUARTER_TURNS": Key(
             False,
             "Rotate training images by a random multiple of 90 degrees, for images without an "
@@ -358,6 +367,28 @@ def _dense_crf_keys() -> Keys:
     }
 
 
+def _superpixel_keys() -> Keys:
+    """Vote of superpixels on semantic scores, as in Farabet et al. (PAMI 2013)."""
+    return {
+        "ENABLED": Key(
+            False,
+            "Give all pixels of a superpixel the mean of their class probabilities before semantic "
+            "maps are evaluated. Superpixels are those of Felzenszwalb & Huttenlocher.",
+        ),
+        "SCALE": Key(100.0, "Scale of observation; larger superpixels have a larger one.", above=0),
+        "SIGMA": Key(
+            0.8,
+            "Standard deviation of the Gaussian that smooths the image before.",
+            low=0,
+            high=100,
+            unit="pixels",
+        ),
+        "MIN_SIZE": Key(
+            50, "Smallest area of a superpixel; smaller ones are merged.", low=1, unit="pixels"
+        ),
+    }
+
+
 RUN_NODES = {
     "": _top_keys,
     "DATASETS": _datasets_keys,
@@ -368,4 +399,5 @@ RUN_NODES = {
     "SOLVER.EMA": _ema_keys,
     "TEST": _test_keys,
     "TEST.DENSE_CRF": _dense_crf_keys,
+    "TEST.SUPERPIXELS": _superpixel_keys,
 }

@@ -8,6 +8,7 @@ from rpe_d2.utils.readable import NameUnreadable, UnreadableImage
 from .augmentation import additional_augmentations, resizing_of_tests
 from .boundary_mapper import BoundaryMapper, transform_boundaries
 from .build import DATASET_MAPPER_REGISTRY, build_train_mapper, most_instances
+from .class_counts import count_class_pixels
 from .dataset_mapper import CoarseInstances, CountInstances, PixelLabelMapper
 from .datasets import (
     DIGITS_SPLITS,
@@ -76,6 +77,7 @@ __all__ = [
     "build_train_mapper",
     "check_voc_files",
     "coco_report",
+    "count_class_pixels",
     "find_voc_splits",
     "load_shapes",
     "load_shapes_panoptic",

@@ -1,6 +1,6 @@
 """Augmentations of training images that Detectron2's configuration does not provide."""
 
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -8,6 +8,7 @@ from detectron2.data import transforms as T
 
 # Transforms of an image that move no pixel.
 _COLOR_TRANSFORMS = (T.BlendTransform, T.ColorTransform, T.NoOpTransform)
+_BACKGROUND = 0  # class of semantic maps
 
 
 def resizing_of_tests(cfg: CfgNode) -> T.Augmentation:
@@ -34,6 +35,14 @@ def with_own_scale(cfg: CfgNode, augmentations: Sequence[T.Augmentation]) -> Lis
         if scale:
             found.remove(resize)
     return found
+
+
+def leading_augmentations(cfg: CfgNode) -> List[T.Augmentation]:
+    """Builds the training augmentations that come before Detectron2's own."""
+    context = cfg.INPUT.get("OBJECT_CROP", 0.0)
+    if not context:
+        return []
+    return [RandomObjectCrop(context, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)]
 
 
 def _crops_by_scale(cfg: CfgNode) -> bool:
@@ -157,6 +166,66 @@ class RandomScaledCrop(T.Augmentation):
             return crop
         new = (max(1, round(side * factor * self.scale)) for side in (height, width))
         return T.TransformList([crop, T.ResizeTransform(height, width, *new)])
+
+
+class RandomObjectCrop(T.Augmentation):
+    """Crops an image with a semantic label map to one of its objects, chosen at random.
+
+    This is the first stage of training of DeconvNet (Noh et al., ICCV 2015, section 4.2). Objects
+    are connected regions of one class. All other classes in the crop become background, class 0.
+    Maps without an object are not cropped.
+    """
+
+    def __init__(self, context: float = 1.2, ignore_value: int = 255, min_area: int = 25):
+        """
+        Args:
+            context: side of the square crop, as a multiple of the longer side of the object.
+            ignore_value: label of pixels that stay ignored.
+            min_area: smallest area of an object in pixels.
+        """
+        super().__init__()
+        self.context, self.ignore_value, self.min_area = context, ignore_value, min_area
+
+    def get_transform(self, image: np.ndarray, sem_seg: Optional[np.ndarray]) -> T.Transform:
+        from skimage.measure import label, regionprops  # slow to import
+
+        if sem_seg is None:
+            return T.NoOpTransform()
+        classes = np.where(sem_seg == self.ignore_value, _BACKGROUND, sem_seg).astype(np.int64)
+        regions = regionprops(label(classes, background=_BACKGROUND, connectivity=1))
+        objects = [region for region in regions if region.area >= self.min_area]
+        if not objects:
+            return T.NoOpTransform()
+        chosen = objects[np.random.randint(len(objects))]
+        top, left, bottom, right = chosen.bbox
+        side = max(1, round(self.context * max(bottom - top, right - left)))
+        starts, sizes = [], []
+        for low, high, whole in zip((top, left), (bottom, right), image.shape[:2]):
+            size = min(side, whole)
+            starts.append(min(max((low + high - size) // 2, 0), whole - size))
+            sizes.append(size)
+        row, column = chosen.coords[0]
+        return ObjectCropTransform(
+            *(starts[1], starts[0], sizes[1], sizes[0]),
+            keep=(classes[row, column], self.ignore_value),
+        )
+
+
+class ObjectCropTransform(T.CropTransform):
+    """A crop in whose label map only some labels are kept; the others become background."""
+
+    def __init__(self, x0: int, y0: int, w: int, h: int, keep: Sequence[int]):
+        """
+        Args:
+            x0, y0, w, h: left, top, width and height of the crop in pixels.
+            keep: labels that are kept.
+        """
+        super().__init__(x0, y0, w, h)
+        self.keep = list(keep)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        cropped = super().apply_segmentation(segmentation)
+        return np.where(np.isin(cropped, self.keep), cropped, _BACKGROUND).astype(cropped.dtype)
 
 
 class RandomGamma(T.Augmentation):

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
 from fvcore.common.registry import Registry
 
-from .augmentation import additional_augmentations, with_own_scale
+from .augmentation import additional_augmentations, leading_augmentations, with_own_scale
 from .boundary_mapper import BoundaryMapper
 from .dataset_mapper import PixelLabelMapper
 from .frame_pair_mapper import FramePairMapper
@@ -52,7 +52,11 @@ def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper
     mapper = DATASET_MAPPER_REGISTRY.get(name)(cfg, is_train=True, **changes)
     if type(mapper) is DatasetMapper and "augmentations" not in changes:
         own = with_own_scale(cfg, mapper.augmentations.augs)
-        mapper.augmentations.augs = [*own, *additional_augmentations(cfg)]
+        mapper.augmentations.augs = [
+            *leading_augmentations(cfg),
+            *own,
+            *additional_augmentations(cfg),
+        ]
     return mapper
 
 

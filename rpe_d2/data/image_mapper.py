@@ -17,7 +17,12 @@ from rpe_d2.utils.label_maps import read_class_indices
 from rpe_d2.utils.probability_maps import read_probabilities
 from rpe_d2.utils.readable import UnreadableImage
 
-from .augmentation import additional_augmentations, transform_probabilities, with_own_scale
+from .augmentation import (
+    additional_augmentations,
+    leading_augmentations,
+    transform_probabilities,
+    with_own_scale,
+)
 from .datasets.coarse_dirs import COARSE_FILE
 
 __all__ = ["ImageMapper"]
@@ -67,6 +72,7 @@ class ImageMapper(DatasetMapper):
         ret = super().from_config(cfg, is_train)
         ret["augmentations"] = with_own_scale(cfg, ret["augmentations"])
         if is_train:
+            ret["augmentations"] = [*leading_augmentations(cfg), *ret["augmentations"]]
             ret["augmentations"] += additional_augmentations(cfg)
         return {**ret, **reader_arguments(cfg)}
 

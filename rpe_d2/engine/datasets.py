@@ -116,11 +116,24 @@ def check_datasets(cfg: CfgNode) -> None:
                 )
             check_voc_files(name)
             _report(key, name)
+    _check_object_crops(cfg)
     if is_class_agnostic(cfg):
         return
     # If a model declares no number of classes, the data sets must still agree with each other.
     for kind, class_key in (num_classes_keys(cfg) or {"thing": ""}).items():
         _check_classes(cfg, kind, class_key)
+
+
+def _check_object_crops(cfg: CfgNode) -> None:
+    crop = cfg.INPUT.OBJECT_CROP
+    lacking = [
+        name
+        for name in cfg.DATASETS.TRAIN
+        if MetadataCatalog.get(name).get("stuff_classes") is None
+    ]
+    if crop and (lacking or cfg.DATASETS.COARSE_DIRS):
+        reason = f"{lacking[0]} has no semantic maps" if lacking else "DATASETS.COARSE_DIRS is set"
+        raise ValueError(f"INPUT.OBJECT_CROP is {crop:g}; {reason}, allowed: 0")
 
 
 def _report(key: str, name: str) -> None:

@@ -19,7 +19,8 @@ The classes that a configuration names declare them as class attributes and clas
   found. ``areas`` has the areas of objects in pixels of the network's input by data set.
 * ``parts``: which of "proposal_generator", "roi_heads" and "sem_seg_head" a meta-architecture
   builds.
-* ``has_pair_loss``: whether a semantic head supports the pair loss.
+* ``has_pair_loss`` and ``has_class_balance``: whether a semantic head supports the pair loss, and
+  ``balance_classes(pixel_counts)``, which weighs classes by their frequencies.
 
 All of them are optional. Detectron2's own classes do not have these attributes; ``HOST_MODELS``
 declares them for these classes and for the classes derived from them.
@@ -180,13 +181,16 @@ def check_run(cfg: CfgNode, has_weights: bool) -> None:
         if hasattr(entry, "check_run"):
             entry.check_run(cfg, has_weights)
     head = _model_parts(cfg).get("sem_seg_head")
-    weight = cfg.MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT
-    if head is not None and weight > 0 and not _declared(head, "has_pair_loss", False):
-        others = [
-            k for k, entry in SEM_SEG_HEADS_REGISTRY if _declared(entry, "has_pair_loss", False)
-        ]
+    for key, declaration, what in (
+        ("PAIR_LOSS_WEIGHT", "has_pair_loss", "pair loss"),
+        ("CLASS_BALANCE", "has_class_balance", "class balance"),
+    ):
+        value = cfg.MODEL.SEM_SEG_HEAD[key]
+        if head is None or value <= 0 or _declared(head, declaration, False):
+            continue
+        others = [k for k, entry in SEM_SEG_HEADS_REGISTRY if _declared(entry, declaration, False)]
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is {weight:g}; {head.__name__} has no pair loss, "
+            f"MODEL.SEM_SEG_HEAD.{key} is {value:g}; {head.__name__} has no {what}, "
             f"allowed: 0, or a head that has it, {', '.join(sorted(others))}"
         )
 

@@ -244,6 +244,10 @@ def check_solver(cfg: CfgNode) -> None:
         raise ValueError(
             "TEST.DENSE_CRF.ENABLED is True; allowed: False, or True after pip install pydensecrf2"
         )
+    if cfg.TEST.DENSE_CRF.ENABLED and cfg.TEST.SUPERPIXELS.ENABLED:
+        raise ValueError(
+            "TEST.DENSE_CRF.ENABLED and TEST.SUPERPIXELS.ENABLED are True; allowed: one of them"
+        )
     metric = cfg.TEST.BEST_METRIC
     if metric and not _METRIC.fullmatch(metric):
         raise ValueError(

@@ -28,6 +28,7 @@ from rpe_d2.data import (
     UnreadableImage,
     build_resumable_train_loader,
     build_train_mapper,
+    count_class_pixels,
     resizing_of_tests,
 )
 from rpe_d2.evaluation import (
@@ -35,12 +36,13 @@ from rpe_d2.evaluation import (
     BoundaryAPEvaluator,
     BSDSBoundaryEvaluator,
     DenseCRF,
-    DenseCRFEvaluator,
     FieldMetricsEvaluator,
     FramePairEvaluator,
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
+    RefinedScoresEvaluator,
+    SuperpixelVote,
     VOCInstanceEvaluator,
 )
 from rpe_d2.evaluation.ground_truth import has_semantic_maps
@@ -99,6 +101,7 @@ class Trainer(DefaultTrainer):
         self.evaluation_cpu_seconds = 0.0  # of this process and its children, so far
         self.max_iter = cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
+        _balance_classes(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self.averaged = (
             averaged_copy(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
@@ -332,10 +335,15 @@ class Trainer(DefaultTrainer):
         if test.BOUNDARIES:
             evaluators.append(BoundaryAPEvaluator(dataset_name, test.DETECTIONS_PER_IMAGE))
         evaluator = DatasetEvaluators(evaluators)
-        if kind == "sem_seg" and test.DENSE_CRF.ENABLED:
+        refinement = None
+        if test.DENSE_CRF.ENABLED:
             crf = test.DENSE_CRF
             refinement = DenseCRF(crf.ITERATIONS, crf.POSITION, crf.COLOR, crf.WEIGHT)
-            return DenseCRFEvaluator(refinement, evaluator)
+        elif test.SUPERPIXELS.ENABLED:
+            segments = test.SUPERPIXELS
+            refinement = SuperpixelVote(segments.SCALE, segments.SIGMA, segments.MIN_SIZE)
+        if kind == "sem_seg" and refinement is not None:
+            return RefinedScoresEvaluator(refinement, evaluator, cfg.INPUT.FORMAT)
         return evaluator
 
     @classmethod
@@ -345,6 +353,19 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
         return build_lr_scheduler(cfg, optimizer)
+
+
+def _balance_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Tells the modules that weigh classes how frequent they are in the training data."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    modules = [module for module in model.modules() if hasattr(module, "balance_classes")]
+    if not head.CLASS_BALANCE or not modules:
+        return
+    counts = count_class_pixels(cfg.DATASETS.TRAIN, head.NUM_CLASSES)
+    percent = ", ".join(f"{100 * count / counts.sum():.2g}" for count in counts)
+    logger.info("classes are balanced; they have %s %% of the pixels", percent)
+    for module in modules:
+        module.balance_classes(torch.from_numpy(counts))
 
 
 def _semantic_evaluator(dataset_name: str, folder: str) -> SemSegEvaluator:

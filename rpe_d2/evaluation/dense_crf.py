@@ -1,14 +1,10 @@
 """A fully connected CRF as post-processing, the baseline for refining semantic label maps."""
 
 import importlib.util
-from typing import Any, Dict, List
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from detectron2.evaluation import DatasetEvaluator
 
-__all__ = ["DenseCRF", "DenseCRFEvaluator"]
+__all__ = ["DenseCRF"]
 
 
 class DenseCRF:
@@ -61,41 +57,3 @@ class DenseCRF:
             compat=self.weight,
         )
         return np.array(crf.inference(self.iterations)).reshape(count, height, width)
-
-
-class DenseCRFEvaluator(DatasetEvaluator):
-    """Wraps an evaluator and refines the class scores of each image by a dense CRF."""
-
-    def __init__(self, crf: DenseCRF, evaluator: DatasetEvaluator):
-        """
-        Args:
-            crf: the refinement.
-            evaluator: an evaluator of "sem_seg".
-        """
-        self.crf = crf
-        self.evaluator = evaluator
-
-    def reset(self) -> None:
-        self.evaluator.reset()
-
-    def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
-        """
-        Args:
-            inputs: dicts with "image" (3, h, w) in 0 to 255.
-            outputs: dicts with "sem_seg", class logits (K, H, W).
-        """
-        self.evaluator.process(
-            inputs, [{**y, "sem_seg": self._refined(x, y)} for x, y in zip(inputs, outputs)]
-        )
-
-    def _refined(self, one_input: Dict[str, Any], output: Dict[str, Any]) -> torch.Tensor:
-        probabilities = output["sem_seg"].float().softmax(dim=0).cpu()
-        picture = one_input["image"][None].float()
-        picture = F.interpolate(
-            picture, probabilities.shape[-2:], mode="bilinear", align_corners=False
-        )
-        picture = picture[0].clamp(0, 255).round().byte().permute(1, 2, 0)
-        return torch.from_numpy(self.crf(picture.numpy(), probabilities.numpy()))
-
-    def evaluate(self) -> Dict[str, Any]:
-        return self.evaluator.evaluate()

@@ -11,6 +11,7 @@ from rpe_d2.data import ImageMapper, build_train_mapper, resizing_of_tests
 from rpe_d2.data.augmentation import (
     QuarterTurnTransform,
     RandomGamma,
+    RandomObjectCrop,
     RandomQuarterTurn,
     RandomScale,
     RandomScaledCrop,
@@ -136,3 +137,40 @@ def test_scale_and_gamma_change_what_they_say():
         assert transform.apply_image(np.array([0, 255], np.uint8)).tolist() == [0, 255]
         mask = np.array([[0, 1]], np.uint8)
         assert np.array_equal(transform.apply_segmentation(mask), mask)
+
+
+def test_crops_hold_one_object_and_its_surroundings():
+    sem_seg = np.zeros((60, 80), np.uint8)
+    sem_seg[10:30, 20:30] = 1
+    sem_seg[10:30, 30:40] = 2  # touches the first one
+    sem_seg[50:58, 60:78] = 1
+    sem_seg[0, 0] = 2  # too small
+    sem_seg[31:33, 20:40] = 255
+    image = np.stack([sem_seg] * 3, axis=2)
+    seen = set()
+    np.random.seed(0)
+    for _ in range(60):
+        crop = RandomObjectCrop(1.2).get_transform(image, sem_seg)
+        labels, pixels = crop.apply_segmentation(sem_seg), crop.apply_image(image)
+        assert labels.shape == pixels.shape[:2] and labels.dtype == sem_seg.dtype
+        (kept,) = set(np.unique(labels)) - {0, 255}
+        box = crop.x0, crop.y0, crop.w, crop.h
+        seen.add((int(kept), *box))
+        given = sem_seg[crop.y0 : crop.y0 + crop.h, crop.x0 : crop.x0 + crop.w]
+        assert np.array_equal(labels, np.where(np.isin(given, (kept, 255)), given, 0))
+    # 1.2 times the longer side, shifted into the image.
+    assert seen == {(1, 13, 8, 24, 24), (2, 23, 8, 24, 24), (1, 58, 38, 22, 22)}
+    empty = np.zeros_like(sem_seg)
+    assert isinstance(RandomObjectCrop().get_transform(image, empty), T.NoOpTransform)
+    assert isinstance(RandomObjectCrop().get_transform(image, None), T.NoOpTransform)
+
+
+@pytest.mark.parametrize("name", ["ImageMapper", "DatasetMapper"])
+def test_objects_are_cropped_before_images_are_resized(name):
+    cfg = get_cfg()
+    add_rpe_config(cfg)
+    cfg.INPUT.OBJECT_CROP = 1.5
+    mapper = build_train_mapper(name, cfg)
+    first, second = mapper.augmentations.augs[:2]
+    assert isinstance(first, RandomObjectCrop) and isinstance(second, T.ResizeShortestEdge)
+    assert first.context == 1.5 and first.ignore_value == 255

@@ -57,6 +57,10 @@ TRANSFORMER = overrides(
 USERS = {
     "": ["quick/rpe_instant_test.yaml", *INSTANCES],
     "TEST.DENSE_CRF": ["semantic/embedding_shapes.yaml", *SEMANTIC],
+    "TEST.SUPERPIXELS": [
+        *("semantic/embedding_shapes.yaml", *SEMANTIC),
+        *("TEST.SUPERPIXELS.ENABLED", "True"),
+    ],
     "MODEL.RPE.PROPOSALS": ["proposals/rpe_shapes.yaml", *INSTANCES],
     "MODEL.PROPOSAL_GENERATOR": ["proposals/mask_rcnn_rpe_shapes.yaml", *INSTANCES],
     "MODEL.RESNETS": ["quick/rpe_instant_test.yaml", *INSTANCES, *DILATED],

@@ -3,6 +3,7 @@
 from .dilated_resnet import build_dilated_resnet_backbone
 from .fpn import build_short_resnet_fpn_backbone
 from .guided_backbone import IMAGE, GuidedBackbone, build_guided_backbone
+from .image_backbone import ImageBackbone, build_image_backbone
 from .spatial_transformer_backbone import (
     SpatialTransformerBackbone,
     build_spatial_transformer_backbone,
@@ -12,10 +13,12 @@ from .timm_backbone import TimmBackbone, build_timm_backbone, build_timm_fpn_bac
 __all__ = [
     "IMAGE",
     "GuidedBackbone",
+    "ImageBackbone",
     "SpatialTransformerBackbone",
     "TimmBackbone",
     "build_dilated_resnet_backbone",
     "build_guided_backbone",
+    "build_image_backbone",
     "build_short_resnet_fpn_backbone",
     "build_spatial_transformer_backbone",
     "build_timm_backbone",

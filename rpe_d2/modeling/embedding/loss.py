@@ -379,18 +379,25 @@ def _mean(losses: List[torch.Tensor]) -> torch.Tensor:
     return sum(losses) / len(losses)
 
 
-def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, ignored: int) -> torch.Tensor:
+def mean_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    ignored: int,
+    class_weights: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
     """Averages the cross-entropy of pixels over each image and then over the images.
 
     Args:
         logits: (B, K, H, W) class logits.
         target: (B, H, W) int64 classes.
         ignored: label of pixels that are left out.
+        class_weights: (K,) factors of the pixels of each class; None for 1.
 
     Returns:
         A scalar. Images without labeled pixels contribute 0, and gradients still flow.
     """
-    error = F.cross_entropy(logits, target, ignore_index=ignored, reduction="none")
+    weights = None if class_weights is None else class_weights.to(logits)
+    error = F.cross_entropy(logits, target, weights, ignore_index=ignored, reduction="none")
     counts = (target != ignored).sum(dim=(1, 2)).clamp(min=1)
     return (error.sum(dim=(1, 2)) / counts).mean()
 

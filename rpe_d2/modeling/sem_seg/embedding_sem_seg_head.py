@@ -41,6 +41,7 @@ class EmbeddingSemSegHead(SemSegHead):
         loss_weight: float = 1.0,
         pair_loss_weight: float = default_pair_loss_weight,
         pair_loss: Optional[SemanticPairLoss] = None,
+        class_balance: float = 0.0,
     ):
         """
         Args:
@@ -56,6 +57,7 @@ class EmbeddingSemSegHead(SemSegHead):
             loss_weight: weight of the cross-entropy.
             pair_loss_weight: weight of the default pair loss; 0 for none.
             pair_loss: replaces the default pair loss.
+            class_balance: see :class:`SemSegHead`.
         """
         check_range("num_classes", num_classes, 1)
         check_range("pair_loss_weight", pair_loss_weight, 0)
@@ -74,6 +76,7 @@ class EmbeddingSemSegHead(SemSegHead):
             ignore_value=ignore_value,
             loss_weight=loss_weight,
             pair_loss=pair_loss,
+            class_balance=class_balance,
         )
         # By keyword: @configurable takes a positional DictConfig for a configuration.
         self.embedding_head = EmbeddingHead(

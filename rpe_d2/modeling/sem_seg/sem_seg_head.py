@@ -12,6 +12,7 @@ from ..argument_checks import check_range
 from ..embedding.loss import mean_cross_entropy
 from ..embedding.semantic_pair_loss import SemanticPairLoss, build_semantic_pair_loss
 from ..layers import zero_loss
+from .class_balance import balanced_class_weights
 
 # Detectron2's default of MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
 IGNORE_VALUE = 255
@@ -41,6 +42,7 @@ class SemSegHead(nn.Module, ABC):
     """
 
     has_pair_loss = True
+    has_class_balance = True
     # Weight of the pair loss if MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT is negative.
     default_pair_loss_weight = 0.0
 
@@ -51,6 +53,7 @@ class SemSegHead(nn.Module, ABC):
         ignore_value: int = IGNORE_VALUE,
         loss_weight: float = 1.0,
         pair_loss: Optional[SemanticPairLoss] = None,
+        class_balance: float = 0.0,
     ):
         """
         Args:
@@ -58,13 +61,18 @@ class SemSegHead(nn.Module, ABC):
             ignore_value: label of the pixels that enter no loss.
             loss_weight: weight of the cross-entropy.
             pair_loss: the auxiliary pair loss; None for none.
+            class_balance: weigh the classes by their inverse frequency to this power, 0 to 1. Above
+                0, :meth:`balance_classes` must be called before training.
         """
         super().__init__()
         check_range("loss_weight", loss_weight, 0)
+        check_range("class_balance", class_balance, 0, 1)
         self.common_stride = common_stride
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.pair_loss = pair_loss
+        self.class_balance = class_balance
+        self.class_weights: Optional[torch.Tensor] = None  # (K,)
 
     @classmethod
     def shared_options(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -75,7 +83,19 @@ class SemSegHead(nn.Module, ABC):
             "ignore_value": head.IGNORE_VALUE,
             "loss_weight": head.LOSS_WEIGHT,
             "pair_loss": build_semantic_pair_loss(cfg, cls.default_pair_loss_weight),
+            "class_balance": head.CLASS_BALANCE,
         }
+
+    def balance_classes(self, pixel_counts: torch.Tensor) -> None:
+        """Sets the weights of the classes in the cross-entropy, if ``class_balance`` is above 0.
+
+        ``rpe-d2 train`` calls this with the label maps of ``DATASETS.TRAIN``.
+
+        Args:
+            pixel_counts: (K,) number of pixels of each class in the training data.
+        """
+        if self.class_balance:
+            self.class_weights = balanced_class_weights(pixel_counts, self.class_balance)
 
     @abstractmethod
     def predict(self, features: Dict[str, torch.Tensor]) -> SemSegMaps:
@@ -120,10 +140,19 @@ class SemSegHead(nn.Module, ABC):
         Args:
             maps: predictions for a batch.
             targets: (B, H, W) int64 class labels.
+
+        Raises:
+            ValueError: The classes are to be balanced, and their frequencies are unknown.
         """
+        if self.class_balance and self.class_weights is None:
+            raise ValueError(
+                f"class_balance is {self.class_balance:g} (MODEL.SEM_SEG_HEAD.CLASS_BALANCE), and "
+                "the frequencies of the classes are unknown; call balance_classes with "
+                "rpe_d2.data.count_class_pixels before training"
+            )
         height, width = targets.shape[-2:]
         scores = _full_size(maps.scores.float(), maps.stride)[..., :height, :width]
-        cross_entropy = mean_cross_entropy(scores, targets, self.ignore_value)
+        cross_entropy = mean_cross_entropy(scores, targets, self.ignore_value, self.class_weights)
         losses = {"loss_sem_seg": self.loss_weight * cross_entropy}
         if maps.embeddings is None:
             return losses

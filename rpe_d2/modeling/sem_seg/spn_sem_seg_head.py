@@ -42,6 +42,7 @@ class SPNSemSegHead(nn.Module):
     """
 
     has_pair_loss = True
+    has_class_balance = True
 
     @configurable
     def __init__(
@@ -133,6 +134,12 @@ class SPNSemSegHead(nn.Module):
             check_softmax_gates(arguments.pop("gate_mode"), "with MODEL.SPN.CHANNELS 0")
             propagation = ProbabilityPropagation(num_classes, **arguments)
         head_class = SEM_SEG_HEADS_REGISTRY.get(spn.SEM_SEG_HEAD)
+        balance = cfg.MODEL.SEM_SEG_HEAD.CLASS_BALANCE
+        if balance and not hasattr(head_class, "balance_classes"):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.CLASS_BALANCE is {balance:g}; {spn.SEM_SEG_HEAD} "
+                "(MODEL.SPN.SEM_SEG_HEAD) has no class balance, allowed: 0"
+            )
         pair_loss = build_semantic_pair_loss(
             cfg, getattr(head_class, "default_pair_loss_weight", 0.0)
         )
@@ -168,6 +175,10 @@ class SPNSemSegHead(nn.Module):
                 "checkpoint"
             )
 
+    def balance_classes(self, pixel_counts: torch.Tensor) -> None:
+        """Sets the weights of the classes before and after the refinement; see the refined head."""
+        self._wrapped[0].balance_classes(pixel_counts)
+
     def train(self, mode: bool = True) -> "SPNSemSegHead":
         super().train(mode)
         # The children of the refined head are also children of this module.
@@ -198,7 +209,12 @@ class SPNSemSegHead(nn.Module):
         if not self.training:
             return suppress_absent_classes(refined, coarse), losses
         height, width = targets.shape[-2:]
-        loss = mean_cross_entropy(refined[..., :height, :width], targets, self.ignore_value)
+        loss = mean_cross_entropy(
+            refined[..., :height, :width],
+            targets,
+            self.ignore_value,
+            getattr(self._wrapped[0], "class_weights", None),
+        )
         losses["loss_sem_seg_refined"] = loss * self.refined_loss_weight
         if self.pair_loss is not None:
             losses.update(self.pair_loss(self.embedding(propagated), stride, targets))
