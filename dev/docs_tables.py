@@ -6,6 +6,7 @@ from typing import Dict
 from dev.attention_tables import attention_tables
 from dev.benchmark_tables import benchmark_table, compared, processes_table, propagation_table
 from dev.config_tables import config_table
+from dev.embedding_tables import embedding_losses_table, embedding_order_table
 from dev.fit_tables import fit_table
 from dev.input_kinds import input_table
 from dev.pair_loss_tables import (
@@ -179,6 +180,11 @@ def generated_tables(results: Path) -> Dict[str, str]:
             ],
             by_file=True,
         ),
+        **{
+            f"embedding losses, {data}": embedding_losses_table(results / "embedding_losses", data)
+            for data in ("digits", "shapes", "nuclei")
+        },
+        "embedding losses, order": embedding_order_table(results / "embedding_losses"),
         "fits": fit_table(results / "fit"),
         **refined_tables(results / "refine"),
         **spn_tables(results),

@@ -212,7 +212,8 @@ def _with_embeddings(
         maps.stride,
         maps.image_size,
     )
-    rows = [rows[0] + spheres]
+    # Embeddings that are not shifted are not on a sphere.
+    rows = [rows[0] + (spheres if model.mean_shift is not None else [])]
     rows += [colors[i : i + _LOOPS_PER_ROW] for i in range(0, len(colors), _LOOPS_PER_ROW)]
     if len(loops) > 1 and len(loops[0]) > 1:
         labels = labels_of_cells(label_map(labeled.masks), maps.stride, maps.image_size)

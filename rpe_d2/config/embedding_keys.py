@@ -35,7 +35,10 @@ def _network_keys() -> Keys:
             unit="classes",
         ),
         "EMBEDDING_DIM": Key(
-            16, "Dimension D of the embeddings, which lie on the unit sphere.", low=1, high=4096
+            16,
+            "Dimension D of the embeddings, which lie on the unit sphere with LOSS `spherical`.",
+            low=1,
+            high=4096,
         ),
         "COORDINATES": Key(False, "Append the image coordinates, scaled to -1…1, to the features."),
         "VOTES": Key(
@@ -54,7 +57,8 @@ def _network_keys() -> Keys:
         "MAX_SIZE": Key(
             256.0,
             "Largest instance size, the square root of the area, that can be predicted with "
-            "`MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH`. The smallest is 256 divided by it. A "
+            "`MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH`. The smallest is 256 divided by it. With LOSS "
+            "`spatial`, the largest offset of a pixel from the center of its instance. A "
             "checkpoint is valid only for the value it was trained with.",
             low=32,
             unit="pixels",
@@ -64,6 +68,14 @@ def _network_keys() -> Keys:
 
 def _loss_keys() -> Keys:
     return {
+        "LOSS": Key(
+            "spherical",
+            "Embeddings, loss and grouping: `spherical` is the paper's method. With those of other "
+            "papers (`discriminative`: De Brabandere 2017, `associative`: Newell 2017, "
+            "`metric_learning`: Fathi 2017, `spatial`: Neven 2019), keys that they do not use are "
+            "ignored, and named in the log.",
+            choices=("spherical", "discriminative", "associative", "metric_learning", "spatial"),
+        ),
         "MARGIN": Key(
             0.5,
             "Margin alpha of the pair loss: pixels of different instances repel each other where "
@@ -121,7 +133,10 @@ def _loss_keys() -> Keys:
             choices=("exclude", "group"),
         ),
         "PAIR_LOSS_WEIGHT": Key(
-            1.0, "Weight of the pair loss, averaged over loop 0 and all training loops.", low=0
+            1.0,
+            "Weight of the pair loss, averaged over loop 0 and all training loops, or of the loss "
+            "that LOSS names.",
+            low=0,
         ),
         "VOTE_LOSS_WEIGHT": Key(
             0.1,
@@ -173,7 +188,8 @@ def _instance_keys() -> Keys:
     return {
         "GROUPING": Key(
             "mean_shift",
-            "How pixels are grouped into instances. Two values are for comparison: `components` "
+            "How pixels are grouped into instances. `mean_shift` means the grouping of LOSS, if "
+            "that is not `spherical`. Two values are for comparison: `components` "
             "uses connected components of the class map without embeddings, and `kmeans` knows "
             "the true number of instances, in evaluations of annotated data.",
             choices=("mean_shift", "components", "kmeans"),

@@ -15,7 +15,7 @@ from rpe_d2.config.key import NORMS
 from rpe_d2.engine import solver, train_step
 from rpe_d2.modeling import boundary_head, boundary_loss, spatial_transformer
 from rpe_d2.modeling.backbone import guided_backbone
-from rpe_d2.modeling.embedding import grouping, head, mean_shift_layer
+from rpe_d2.modeling.embedding import grouping, head, mean_shift_layer, methods
 from rpe_d2.modeling.meta_arch import pixel_embedding_net
 from rpe_d2.ops import pair_loss, propagation
 from tests.helpers.keys import as_yaml, flat, new_cfg, set_key
@@ -62,6 +62,7 @@ def test_defaults_are_not_shared_between_configurations():
         ("MODEL.RPE.PAIR_LOSS_NORMALIZATION", pair_loss.NORMALIZATIONS),
         ("MODEL.RPE.STRIDE", head.STRIDES),
         ("MODEL.RPE.PROPOSALS.STRIDE", head.STRIDES),
+        ("MODEL.RPE.LOSS", methods.METHODS),
         ("MODEL.RPE.GROUPING", grouping.GROUPINGS),
         ("MODEL.RPE.REFINE", pixel_embedding_net.REFINEMENTS),
         ("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", mean_shift_layer.BANDWIDTH_MODES),

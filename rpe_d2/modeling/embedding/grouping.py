@@ -28,7 +28,7 @@ from .pixel_groups import (
 FOREGROUNDS = ("classifier", "vote")
 GROUPINGS = ("mean_shift", "components", "kmeans")
 # Pixels that are less likely to be foreground cannot raise a soft mask near its threshold.
-_MIN_FOREGROUND = 0.1
+MIN_FOREGROUND = 0.1
 # Affinities of points and modes are computed this many at a time (256 KB in float32, which fits
 # into a cache).
 _BLOCK_ELEMENTS = 1 << 16
@@ -42,10 +42,12 @@ class PixelGrouping(ABC):
     Groupings have no parameters. ``scales`` are the bandwidth factors at which pixels are grouped;
     groups of different scales overlap. ``shift`` is the layer that moves the pixels. If it is None,
     the model that contains both sets it. ``background_is_group`` is True if all pixels are grouped,
-    so that some groups are background.
+    so that some groups are background. ``ranks_by_agreement`` is True if the agreement of a group
+    is a score of it.
     """
 
     background_is_group = False
+    ranks_by_agreement = False
     scales: Tuple[float, ...] = (1.0,)
     shift: Optional[MeanShiftLayer] = None
     foreground_threshold: float = 0.5
@@ -71,7 +73,13 @@ class PixelGrouping(ABC):
         """
         probability = maps.logits.softmax(dim=0)  # (K + 1, h, w)
         masks, agreement = self._soft_masks(maps, probability, num_instances)
-        return PixelGroups(masks, agreement, probability)
+        confidence = agreement if self.ranks_by_agreement else None
+        return PixelGroups(masks, agreement, probability, confidence)
+
+    @property
+    def groups_overlap(self) -> bool:
+        """Whether a pixel can be in several groups, which then compete by their scores."""
+        return len(self.scales) > 1
 
     def foreground(self, maps: ImageMaps) -> torch.Tensor:
         """Returns the weights (h, w) in 0-1 of the cells in the groups, which are 0 in padding."""
@@ -174,7 +182,7 @@ class MeanShiftGrouping(PixelGrouping):
             self.foreground(maps),
             self.shift,
             foreground_threshold=self.foreground_threshold,
-            min_foreground=_MIN_FOREGROUND,
+            min_foreground=MIN_FOREGROUND,
         )
         groups = [self._groups_of_scale(points, maps, s, num_instances) for s in self.scales]
         masks, agreement = zip(*groups)

@@ -23,13 +23,14 @@ class ImageMaps(NamedTuple):
     """Predictions for one image, on the grid of its padded batch.
 
     Attributes:
-        embeddings: (D, h, w) float32 unit vectors.
+        embeddings: (D, h, w) float32 unit vectors, or vectors of any length for some losses.
         logits: (K + 1, h, w) float32 class logits. Background comes last.
         votes: (2, h, w) float32 predicted instance centers, x and y in pixels.
         sizes: (h, w) float32 predicted instance sizes in pixels, 0 where they are not predicted.
         features: (C, h, w) features that the predictions were made from.
         stride: pixels per grid cell.
         image_size: (H, W) of the image without padding.
+        extra: (E, h, w) float32 further predictions that some losses need, or None.
     """
 
     embeddings: torch.Tensor
@@ -39,6 +40,7 @@ class ImageMaps(NamedTuple):
     features: torch.Tensor
     stride: int
     image_size: Tuple[int, int]
+    extra: Optional[torch.Tensor] = None
 
     @property
     def unpadded_size(self) -> Tuple[int, int]:
@@ -58,14 +60,15 @@ class ImageMaps(NamedTuple):
         """The same predictions without the cells of the padding."""
         rows, columns = self.unpadded_size
         maps = (part[..., :rows, :columns] for part in self[:5])
-        return ImageMaps(*maps, self.stride, self.image_size)
+        extra = None if self.extra is None else self.extra[..., :rows, :columns]
+        return ImageMaps(*maps, self.stride, self.image_size, extra)
 
 
 class EmbeddingMaps(NamedTuple):
     """Predictions of :class:`EmbeddingHead` for a padded batch.
 
     Attributes:
-        embeddings: (B, D, h, w) float32 unit vectors.
+        embeddings: (B, D, h, w) float32 unit vectors, or vectors of any length for some losses.
         logits: (B, K + 1, h, w) float32 class logits. Background comes last.
         votes: (B, 2, h, w) float32 predicted center of the pixel's instance, x and y in pixels.
             Without votes it is the center of the cell.
@@ -73,6 +76,7 @@ class EmbeddingMaps(NamedTuple):
             area in pixels. 0 where sizes are not predicted.
         features: (B, C, h, w) features that the predictions were made from.
         stride: pixels per grid cell.
+        extra: (B, E, h, w) float32 further predictions that some losses need, or None.
     """
 
     embeddings: torch.Tensor
@@ -81,6 +85,7 @@ class EmbeddingMaps(NamedTuple):
     sizes: torch.Tensor
     features: torch.Tensor
     stride: int
+    extra: Optional[torch.Tensor] = None
 
     @property
     def padded_size(self) -> Tuple[int, int]:
@@ -103,6 +108,7 @@ class EmbeddingMaps(NamedTuple):
             features=self.features[index],
             stride=self.stride,
             image_size=tuple(image_size),
+            extra=None if self.extra is None else self.extra[index],
         )
 
 
@@ -132,6 +138,8 @@ class EmbeddingHead(nn.Module):
         coordinates: bool = False,
         vote_unit: Optional[float] = 4.0,
         max_size: Optional[float] = None,
+        normalize: bool = True,
+        extra_dim: int = 0,
     ):
         """
         Args:
@@ -148,6 +156,9 @@ class EmbeddingHead(nn.Module):
             vote_unit: unit of the predicted votes in pixels. None disables votes.
             max_size: largest instance size in pixels that can be predicted along with the votes.
                 None disables sizes.
+            normalize: whether embeddings are scaled to unit length.
+            extra_dim: number of further predictions per cell, see
+                :class:`rpe_d2.modeling.embedding.methods.EmbeddingMethod`.
 
         Raises:
             ValueError: An argument is out of range, or the backbone lacks a suitable output.
@@ -159,6 +170,7 @@ class EmbeddingHead(nn.Module):
         check_range("conv_dim", conv_dim, 1)
         check_range("num_convs", num_convs, 0)
         check_range("embedding_dim", embedding_dim, 1)
+        check_range("extra_dim", extra_dim, 0)
         if vote_unit is not None:
             check_positive("vote_unit", vote_unit)
         if max_size is not None:
@@ -170,6 +182,9 @@ class EmbeddingHead(nn.Module):
         self.coordinates = coordinates
         self.vote_unit = vote_unit
         self.max_size = max_size
+        self.embedding_dim = embedding_dim
+        self.normalize = normalize
+        self.extra_dim = extra_dim
         self.finest_stride = min(input_shape[name].stride for name in self.in_features)
         # The shared convolutions run at the output stride or, if that is finer than every input
         # map, at the stride of the finest one.
@@ -217,6 +232,9 @@ class EmbeddingHead(nn.Module):
         self.voter = None
         if vote_unit is not None:
             self.voter = _predictor(trunk_dim, conv_dim, vote_dim, norm)
+        self.extra = None
+        if extra_dim:
+            self.extra = _predictor(trunk_dim, conv_dim, extra_dim, norm)
         self.feature_dim = trunk_dim
 
     @classmethod
@@ -284,7 +302,9 @@ class EmbeddingHead(nn.Module):
         return trunk
 
     def _predict(self, trunk: torch.Tensor, stride: int) -> EmbeddingMaps:
-        embeddings = F.normalize(at_least_float32(self.embedding(trunk)), dim=1)
+        embeddings = at_least_float32(self.embedding(trunk))
+        if self.normalize:
+            embeddings = F.normalize(embeddings, dim=1)
         logits = at_least_float32(self.classifier(trunk))
         votes = cell_centers(trunk.shape[-2:], stride, trunk.device)
         sizes = torch.zeros_like(logits[:, :1])
@@ -295,7 +315,8 @@ class EmbeddingHead(nn.Module):
             votes = votes + self.vote_unit * pred[:, :2]
             if self.max_size is not None:
                 sizes = _INITIAL_SIZE * (self.max_size / _INITIAL_SIZE) ** pred[:, 2:].tanh()
-        return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, stride)
+        extra = None if self.extra is None else at_least_float32(self.extra(trunk))
+        return EmbeddingMaps(embeddings, logits, votes, sizes, trunk, stride, extra)
 
 
 def check_grid(

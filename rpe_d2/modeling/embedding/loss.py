@@ -12,39 +12,11 @@ from rpe_d2.ops.pair_loss import FORMS, NORMALIZATIONS, spherical_pair_loss
 from ..argument_checks import check_choice, check_positive, check_range
 from ..layers import zero_loss
 from .head import EmbeddingMaps, cell_centers
-from .labels import (
-    BACKGROUND,
-    IGNORED,
-    PixelLabels,
-    pad_points,
-    sample_pixels,
-    sample_pixels_by_contact,
-    sample_pixels_uniformly,
-)
+from .labels import BACKGROUND, IGNORED, PixelLabels, pad_points
 from .mean_shift_layer import MeanShiftLayer
+from .pixel_samples import SAMPLERS, PixelSample, sample_groups
 
-SAMPLERS = {
-    "instances": sample_pixels,
-    "contact": sample_pixels_by_contact,
-    "uniform": sample_pixels_uniformly,
-}
 DEFAULT_WEIGHTS = {"loss_pair": 1.0, "loss_vote": 0.1, "loss_size": 0.1, "loss_sem_seg": 1.0}
-
-
-class _Sample(NamedTuple):
-    """Pixels of a batch that enter a loss, padded to the largest number of an image.
-
-    Attributes:
-        points: for each image (P_i,) int64 indices into its flattened labels.
-        groups: (B, P) int64 group of each pixel.
-        pixels: (B, P, 2) x, y in continuous pixel coordinates.
-        mask: (B, P) bool, False in padding.
-    """
-
-    points: List[torch.Tensor]
-    groups: torch.Tensor
-    pixels: torch.Tensor
-    mask: torch.Tensor
 
 
 class _Step(NamedTuple):
@@ -53,7 +25,7 @@ class _Step(NamedTuple):
     x: torch.Tensor
     votes: torch.Tensor
     sizes: torch.Tensor
-    sample: _Sample
+    sample: PixelSample
 
 
 class EmbeddingLoss(nn.Module):
@@ -189,7 +161,7 @@ class EmbeddingLoss(nn.Module):
             Weighted scalars "loss_sem_seg" and "loss_pair", also "loss_vote" with votes and
             "loss_size" with sizes.
         """
-        losses = {"loss_sem_seg": self._sem_seg_loss(maps, labels)}
+        losses = {"loss_sem_seg": class_map_loss(maps, labels, self.sem_seg_stride)}
         if not (self.loss_weights["loss_pair"] or self.loss_weights["loss_vote"]):
             losses["loss_pair"] = zero_loss(maps.embeddings, maps.votes, maps.sizes, shift)
             return self._weighted(losses)
@@ -206,16 +178,9 @@ class EmbeddingLoss(nn.Module):
                 losses["loss_size"] = sizes[0]
         return self._weighted(losses)
 
-    def _sample(self, labels: List[PixelLabels]) -> _Sample:
+    def _sample(self, labels: List[PixelLabels]) -> PixelSample:
         groups = [self._groups(label) for label in labels]
-        points = [self.sampler(group, self.num_points) for group in groups]
-        index, width = pad_points(points), labels[0].instances.shape[1]
-        return _Sample(
-            points=points,
-            groups=pad_points([group.flatten()[p] for group, p in zip(groups, points)]),
-            pixels=torch.stack([index % width, index // width], dim=-1) + 0.5,
-            mask=pad_points([torch.ones_like(p, dtype=torch.bool) for p in points]),
-        )
+        return sample_groups(groups, self.sampler, self.num_points)
 
     def _shifted_samples(
         self, maps: EmbeddingMaps, labels: List[PixelLabels], shift: MeanShiftLayer
@@ -288,18 +253,6 @@ class EmbeddingLoss(nn.Module):
             return labels.instances
         return labels.instances.masked_fill(labels.instances == BACKGROUND, len(labels.classes))
 
-    def _sem_seg_loss(self, maps: EmbeddingMaps, labels: List[PixelLabels]) -> torch.Tensor:
-        stride = self.sem_seg_stride
-        background = maps.logits.shape[1] - 1
-        target = torch.stack([label.class_map(background, IGNORED) for label in labels])
-        target = target[:, stride // 2 :: stride, stride // 2 :: stride]
-        size = [side * maps.stride // stride for side in maps.logits.shape[-2:]]
-        logits = F.interpolate(maps.logits, size=size, mode="bilinear", align_corners=False)
-        target = F.pad(
-            target, (0, size[1] - target.shape[2], 0, size[0] - target.shape[1]), value=IGNORED
-        )
-        return mean_cross_entropy(logits, target, IGNORED)
-
     def _pair_loss(self, step: _Step) -> torch.Tensor:
         _, groups, pixels, mask = step.sample
         return _mean(
@@ -313,6 +266,25 @@ class EmbeddingLoss(nn.Module):
                 for i in range(len(mask))
             ]
         )
+
+
+def class_map_loss(maps: EmbeddingMaps, labels: List[PixelLabels], stride: int) -> torch.Tensor:
+    """Computes the cross-entropy of the class logits, upsampled to a stride.
+
+    Args:
+        maps: predictions for a padded batch.
+        labels: labels of each image in the padded size.
+        stride: stride to which logits are upsampled, which divides that of the maps.
+    """
+    background = maps.logits.shape[1] - 1
+    target = torch.stack([label.class_map(background, IGNORED) for label in labels])
+    target = target[:, stride // 2 :: stride, stride // 2 :: stride]
+    size = [side * maps.stride // stride for side in maps.logits.shape[-2:]]
+    logits = F.interpolate(maps.logits, size=size, mode="bilinear", align_corners=False)
+    target = F.pad(
+        target, (0, size[1] - target.shape[2], 0, size[0] - target.shape[1]), value=IGNORED
+    )
+    return mean_cross_entropy(logits, target, IGNORED)
 
 
 def check_sem_seg_stride(name: str, value: int, stride_name: str, stride: int) -> None:

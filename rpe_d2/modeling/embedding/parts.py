@@ -1,19 +1,22 @@
 """Construction of embedding losses and mean shift that fit an embedding head."""
 
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Union
 
-from .grouping import PixelGrouping
+from .grouping import ComponentGrouping, MeanShiftGrouping, PixelGrouping
 from .head import EmbeddingHead
 from .loss import EmbeddingLoss, check_sem_seg_stride
 from .mean_shift_layer import MeanShiftLayer
+from .methods import MethodLoss
+
+AnyLoss = Union[EmbeddingLoss, MethodLoss]
 
 
 def fit_to_head(
     head: EmbeddingHead,
-    embedding_loss: Optional[EmbeddingLoss],
+    embedding_loss: Optional[AnyLoss],
     mean_shift: Optional[MeanShiftLayer],
     **mean_shift_options,
-) -> Tuple[EmbeddingLoss, MeanShiftLayer]:
+) -> Tuple[AnyLoss, Optional[MeanShiftLayer]]:
     """Builds the parts that are None, and checks that the others fit the head.
 
     Args:
@@ -24,9 +27,19 @@ def fit_to_head(
             them.
         mean_shift_options: arguments of the default layer.
 
+    Returns:
+        The losses and the layer, which is None with a :class:`MethodLoss`.
+
     Raises:
         ValueError: A part needs predictions that the head does not make.
     """
+    if isinstance(embedding_loss, MethodLoss):
+        _check_method_loss(head, embedding_loss, mean_shift)
+        return embedding_loss, None
+    if not head.normalize:
+        raise ValueError(
+            "embedding_head.normalize is False; allowed with embedding_loss EmbeddingLoss: True"
+        )
     has_votes = head.vote_unit is not None
     if embedding_loss is None:
         embedding_loss = EmbeddingLoss(use_votes=has_votes)
@@ -57,8 +70,40 @@ def fit_to_head(
     return embedding_loss, mean_shift
 
 
-def check_grouping(grouping: PixelGrouping, embedding_loss: EmbeddingLoss) -> None:
-    """Raises a ValueError if background is a group of the grouping but not of the loss."""
+def _check_method_loss(
+    head: EmbeddingHead, embedding_loss: MethodLoss, mean_shift: Optional[MeanShiftLayer]
+) -> None:
+    embedding_loss.check_head(head)
+    check_sem_seg_stride(
+        "embedding_loss.sem_seg_stride", embedding_loss.sem_seg_stride, "stride", head.stride
+    )
+    if mean_shift is not None:
+        raise ValueError(
+            f"mean_shift is a {type(mean_shift).__name__}; allowed with embedding_loss "
+            f"{type(embedding_loss).__name__}: None"
+        )
+
+
+def default_grouping(embedding_loss: AnyLoss) -> PixelGrouping:
+    """Builds the grouping that belongs to a loss, with default arguments."""
+    if isinstance(embedding_loss, MethodLoss):
+        return embedding_loss.default_grouping()
+    return MeanShiftGrouping()
+
+
+def check_grouping(grouping: PixelGrouping, embedding_loss: AnyLoss) -> None:
+    """Raises a ValueError if a grouping does not fit a loss.
+
+    Background may be a group of the grouping only if it is one of the loss, and embeddings of other
+    methods are not on a sphere.
+    """
+    if isinstance(embedding_loss, MethodLoss):
+        own = type(embedding_loss.default_grouping())
+        if not isinstance(grouping, (own, ComponentGrouping)):
+            raise ValueError(
+                f"grouping is a {type(grouping).__name__}; allowed with embedding_loss "
+                f"{type(embedding_loss).__name__}: {own.__name__}, ComponentGrouping"
+            )
     if grouping.background_is_group and not embedding_loss.background_is_group:
         raise ValueError(
             "grouping.background_is_group is True; allowed with embedding_loss.background_is_group "

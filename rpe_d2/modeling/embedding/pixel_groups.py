@@ -36,8 +36,8 @@ class PixelGroups:
     """Groups of the pixels of one image, the largest first within each scale.
 
     Attributes:
-        class_probabilities: (R, K) float32, the mean class probabilities over the soft mask. They
-            sum to the probability that the group is foreground.
+        class_probabilities: (R, K) float32, the mean class probabilities over the soft mask, times
+            the confidence. They sum to the probability that the group is foreground.
         agreement: (R,) float32 in 0-1, the mean membership of the group's pixels.
     """
 
@@ -46,6 +46,7 @@ class PixelGroups:
         masks: SoftMasks,
         agreement: torch.Tensor,
         probability: torch.Tensor,
+        confidence: Optional[torch.Tensor] = None,
     ):
         """
         Args:
@@ -53,6 +54,8 @@ class PixelGroups:
                 the membership alone if background is a group.
             agreement: (R,) mean membership of the group's pixels.
             probability: (K + 1, h, w) class probabilities, background last.
+            confidence: (R,) in 0-1, a score of each group that does not depend on its class. None
+                means 1.
         """
         self._masks = masks
         self._index = torch.arange(len(masks), device=probability.device)
@@ -63,6 +66,8 @@ class PixelGroups:
             soft = soft.flatten(1)
             votes.append((soft @ classes) / soft.sum(dim=1, keepdim=True).clamp(min=1e-12))
         self.class_probabilities = torch.cat(votes)
+        if confidence is not None:
+            self.class_probabilities = self.class_probabilities * confidence[:, None]
 
     def __len__(self) -> int:
         return len(self._index)

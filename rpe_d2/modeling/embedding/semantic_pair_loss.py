@@ -13,6 +13,7 @@ from rpe_d2.ops.pair_loss import spherical_pair_loss
 from ..argument_checks import check_range
 from .labels import pad_points, sample_pixels
 from .loss import pair_loss_options, read_maps
+from .methods import check_spherical
 
 
 class SemanticPairLoss(nn.Module):
@@ -83,6 +84,7 @@ def build_semantic_pair_loss(cfg: CfgNode, default_weight: float) -> Optional[Se
         default_weight: the head's own weight, which is used if the key is negative.
     """
     check_config(cfg, "MODEL.RPE", "MODEL.SEM_SEG_HEAD")
+    check_spherical(cfg, f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME}")
     rpe, head = cfg.MODEL.RPE, cfg.MODEL.SEM_SEG_HEAD
     weight = default_weight if head.PAIR_LOSS_WEIGHT < 0 else head.PAIR_LOSS_WEIGHT
     if weight == 0:

@@ -1,6 +1,6 @@
 """Visualization of an embedding model in TensorBoard during training."""
 
-from typing import List
+from typing import List, Optional
 
 import torch
 from torch.nn import functional as F
@@ -16,13 +16,16 @@ from .pixel_groups import PixelGroups
 
 
 def embeddings_per_loop(
-    maps: ImageMaps, shift: MeanShiftLayer, grouping: PixelGrouping
+    maps: ImageMaps, shift: Optional[MeanShiftLayer], grouping: PixelGrouping
 ) -> List[torch.Tensor]:
     """Returns the embedding maps (D, h, w) before the first and after each inference loop.
 
-    They cover the image without the padding of its batch.
+    They cover the image without the padding of its batch. Without a layer that shifts them, there
+    are no loops.
     """
     maps = maps.unpadded()
+    if shift is None:
+        return [maps.embeddings]
     points = image_points(
         maps,
         grouping.foreground(maps),

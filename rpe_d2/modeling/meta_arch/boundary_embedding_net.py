@@ -15,6 +15,7 @@ from rpe_d2.ops.edge_nms import edge_nms
 
 from ..boundary_head import BoundaryHead, BoundaryMaps
 from ..boundary_loss import BoundaryLoss, BoundaryTarget
+from ..embedding.methods import check_spherical
 from ..layers import resize_maps
 from .padded_input import PIXEL_MEAN, PIXEL_STD, PaddedInput
 
@@ -81,6 +82,7 @@ class BoundaryEmbeddingNet(PaddedInput):
     @classmethod
     def from_config(cls, cfg: CfgNode):
         check_config(cfg, "MODEL.BOUNDARY")
+        check_spherical(cfg, "BoundaryEmbeddingNet")
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,

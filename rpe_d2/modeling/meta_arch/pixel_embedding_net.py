@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from rpe_d2.config import check_config
 
 from ..argument_checks import check_choice, check_range
-from ..embedding.data_checks import check_object_areas, check_separation
+from ..embedding.data_checks import check_object_areas
 from ..embedding.group_head import GROUP_CLASSES, GroupHead, group_class_loss, true_group_loss
 from ..embedding.group_masks import masks_of_groups, proposals_of_groups
-from ..embedding.grouping import MeanShiftGrouping, PixelGrouping, build_grouping, drop_background
+from ..embedding.grouping import PixelGrouping, drop_background
 from ..embedding.head import EmbeddingHead, EmbeddingMaps, ImageMaps
 from ..embedding.labels import IGNORED, PixelLabels, pixel_labels
-from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.methods import method_of
 from ..embedding.oracles import true_groups, with_true_foreground
-from ..embedding.parts import check_grouping, fit_to_head
+from ..embedding.parts import AnyLoss, check_grouping, default_grouping, fit_to_head
 from ..embedding.pixel_groups import PixelGroups
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..embedding.training_pictures import embeddings_per_loop, training_picture
@@ -50,6 +50,8 @@ _DUPLICATE = 0.6
 class PixelEmbeddingNet(PaddedInput):
     """Recurrent pixel embedding for instance grouping (Kong & Fowlkes, CVPR 2018).
 
+    ``MODEL.RPE.LOSS`` replaces the paper's embeddings, loss and grouping by those of another paper.
+
     The input is Detectron2's list of dicts with ``image`` (C, H, W). Training also needs
     ``instances`` and takes an optional ``ignore_mask`` (H, W) bool. The k-means oracle needs
     ``num_instances``. Inference returns ``{"instances"}`` with boolean ``pred_masks`` in full
@@ -68,7 +70,7 @@ class PixelEmbeddingNet(PaddedInput):
         num_classes: Optional[int] = None,
         *,
         embedding_head: Optional[EmbeddingHead] = None,
-        embedding_loss: Optional[EmbeddingLoss] = None,
+        embedding_loss: Optional[AnyLoss] = None,
         mean_shift: Optional[MeanShiftLayer] = None,
         grouping: Optional[PixelGrouping] = None,
         use_quality_head: bool = True,
@@ -97,7 +99,8 @@ class PixelEmbeddingNet(PaddedInput):
             num_classes: number of classes K. Required if no ``embedding_head`` is given.
             embedding_head, embedding_loss, mean_shift, grouping: the parts in the order in which
                 data pass through them. If None, a part is built with default arguments that fit the
-                head: without votes, none are trained or shifted.
+                head and the loss: without votes, none are trained or shifted, and with a
+                :class:`rpe_d2.modeling.embedding.methods.MethodLoss` there is no mean shift.
             use_quality_head: whether instances are ranked by class probability times an estimate of
                 their mask's IoU. Otherwise they are ranked by the class probability.
             quality_loss_weight: weight of the loss of that estimate.
@@ -154,7 +157,7 @@ class PixelEmbeddingNet(PaddedInput):
         self.embedding_loss, self.mean_shift = fit_to_head(
             embedding_head, embedding_loss, mean_shift
         )
-        self.grouping = MeanShiftGrouping() if grouping is None else grouping
+        self.grouping = default_grouping(self.embedding_loss) if grouping is None else grouping
         check_grouping(self.grouping, self.embedding_loss)
         if self.grouping.shift is None:
             self.grouping.shift = self.mean_shift
@@ -181,8 +184,10 @@ class PixelEmbeddingNet(PaddedInput):
         check_config(cfg, "MODEL.RPE", "MODEL.MEAN_SHIFT")
         rpe = cfg.MODEL.RPE
         check_choice("MODEL.RPE.REFINE", rpe.REFINE, REFINEMENTS)
+        method = method_of(cfg)
+        method.report_unused(cfg)
         backbone = build_backbone(cfg)
-        head = EmbeddingHead(cfg, backbone.output_shape())
+        head = method.build_head(cfg, backbone.output_shape())
         refinement = None
         group_head = None
         if rpe.GROUP_CLASSES != "vote":
@@ -192,9 +197,9 @@ class PixelEmbeddingNet(PaddedInput):
         return {
             "backbone": backbone,
             "embedding_head": head,
-            "embedding_loss": EmbeddingLoss(cfg),
-            "mean_shift": MeanShiftLayer(cfg),
-            "grouping": build_grouping(cfg),
+            "embedding_loss": method.build_loss(cfg),
+            "mean_shift": method.build_mean_shift(cfg),
+            "grouping": method.build_grouping(cfg),
             "use_quality_head": rpe.QUALITY,
             "quality_loss_weight": rpe.QUALITY_LOSS_WEIGHT,
             "quality_images": rpe.QUALITY_IMAGES,
@@ -223,7 +228,7 @@ class PixelEmbeddingNet(PaddedInput):
     @classmethod
     def check_training_data(cls, cfg: CfgNode, max_instances: int) -> None:
         """Warns about settings with which grouping cannot succeed, and suggests values that fit."""
-        check_separation(cfg, max_instances)
+        method_of(cfg).check_training_data(cfg, max_instances)
 
     @classmethod
     def check_object_areas(cls, cfg: CfgNode, areas: Dict[str, np.ndarray]) -> None:
@@ -300,7 +305,7 @@ class PixelEmbeddingNet(PaddedInput):
         if groups is None:
             groups = self._groups(maps, item.get("num_instances"))
         scores = self._scores(maps, groups)
-        if len(self.grouping.scales) > 1 and len(groups):
+        if self.grouping.groups_overlap and len(groups):
             masks = torch.cat([soft >= self.mask_threshold for _, soft in groups.chunks()])
             best = scores.amax(dim=1)
             kept, factors = contained_mask_soft_nms(

@@ -21,6 +21,7 @@ from ..embedding.head import STRIDES, EmbeddingHead, EmbeddingMaps
 from ..embedding.labels import PixelLabels, pixel_labels
 from ..embedding.loss import EmbeddingLoss
 from ..embedding.mean_shift_layer import MeanShiftLayer
+from ..embedding.methods import check_spherical
 from ..embedding.parts import check_grouping, fit_to_head
 from ..embedding.quality_head import QualityHead, best_match, quality_loss
 from ..layers import zero_loss
@@ -132,6 +133,11 @@ class MeanShiftProposalGenerator(nn.Module):
             embedding_head = EmbeddingHead(input_shape=input_shape, num_classes=1, stride=8)
         if not isinstance(grouping, (PixelGrouping, type(None))):
             raise ValueError(f"grouping is {grouping!r}; allowed: a PixelGrouping, or None")
+        if not isinstance(embedding_loss, (EmbeddingLoss, type(None))):
+            raise ValueError(
+                f"embedding_loss is a {type(embedding_loss).__name__}; allowed: an EmbeddingLoss, "
+                "or None"
+            )
         check_range("num_levels", num_levels, 1)
         check_choice("nms_type", nms_type, NMS_TYPES)
         check_range("nms_threshold", nms_threshold, 0, 1)
@@ -169,6 +175,7 @@ class MeanShiftProposalGenerator(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> Dict:
         check_config(cfg, "MODEL.RPE", "MODEL.MEAN_SHIFT")
         rpe, proposals = cfg.MODEL.RPE, cfg.MODEL.RPE.PROPOSALS
+        check_spherical(cfg, "MeanShiftProposalGenerator")
         check_choice("MODEL.RPE.PROPOSALS.STRIDE", proposals.STRIDE, STRIDES)
         if rpe.GROUPING == "kmeans":
             raise ValueError(
