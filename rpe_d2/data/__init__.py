@@ -34,6 +34,7 @@ from .datasets import (
     register_digits_authors,
     register_helen,
     register_label_dirs,
+    register_mask_proposals,
     register_sem_seg_dirs,
     register_voc,
     render_digits,
@@ -41,6 +42,7 @@ from .datasets import (
 )
 from .image_mapper import ImageMapper
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
+from .window_crop_mapper import WindowCropMapper
 
 __all__ = [
     "BoundaryMapper",
@@ -63,6 +65,7 @@ __all__ = [
     "VOCSplit",
     "VOC_CLASSES",
     "VOC_SEM_SEG_CLASSES",
+    "WindowCropMapper",
     "additional_augmentations",
     "build_resumable_train_loader",
     "build_train_mapper",
@@ -81,6 +84,7 @@ __all__ = [
     "register_helen",
     "read_label_dirs",
     "register_label_dirs",
+    "register_mask_proposals",
     "register_sem_seg_dirs",
     "register_voc",
     "render_digits",

@@ -11,6 +11,7 @@ from .augmentation import additional_augmentations, with_own_scale
 from .boundary_mapper import BoundaryMapper
 from .dataset_mapper import PixelLabelMapper
 from .image_mapper import ImageMapper
+from .window_crop_mapper import WindowCropMapper
 
 __all__ = ["DATASET_MAPPER_REGISTRY", "build_train_mapper", "most_instances"]
 
@@ -27,6 +28,7 @@ DATASET_MAPPER_REGISTRY.register(DatasetMapper)
 DATASET_MAPPER_REGISTRY.register(ImageMapper)
 DATASET_MAPPER_REGISTRY.register(PixelLabelMapper)
 DATASET_MAPPER_REGISTRY.register(BoundaryMapper)
+DATASET_MAPPER_REGISTRY.register(WindowCropMapper)
 
 
 def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper:

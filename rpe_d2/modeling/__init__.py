@@ -18,7 +18,7 @@ from .embedding import (
     QualityHead,
 )
 from .meta_arch import BoundaryEmbeddingNet, LabelPropagationNet, PixelEmbeddingNet, SPNRefiner
-from .proposal_generator import MeanShiftProposalGenerator
+from .proposal_generator import MeanShiftProposalGenerator, PrecomputedMaskProposals
 from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
 from .sem_seg import EmbeddingSemSegHead, SPNSemSegHead
 
@@ -45,6 +45,7 @@ __all__ = [
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",
+    "PrecomputedMaskProposals",
     "GroupHead",
     "QualityHead",
     "SPNMaskHead",

@@ -7,6 +7,7 @@ from .coco_report import CocoReport, coco_report
 from .digits import DIGITS_SPLITS, register_digits, register_digits_authors, render_digits
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .label_dirs import read_label_dirs, register_label_dirs
+from .mask_proposals import register_mask_proposals
 from .sem_seg_dirs import register_sem_seg_dirs
 from .shapes import (
     SHAPES_CLASSES,
@@ -51,6 +52,7 @@ __all__ = [
     "register_helen",
     "read_label_dirs",
     "register_label_dirs",
+    "register_mask_proposals",
     "register_sem_seg_dirs",
     "register_voc",
     "render_digits",
