@@ -18,6 +18,14 @@ from torch.nn import functional as F
 
 from rpe_d2.config import check_config
 from rpe_d2.modeling.argument_checks import check_batch, check_range
+from rpe_d2.modeling.backbone import IMAGE
+from rpe_d2.modeling.layers import resize_maps
+from rpe_d2.modeling.superpixels import (
+    SUPERPIXEL_CELLS,
+    check_has_image,
+    superpixel_means,
+    superpixels_in_boxes,
+)
 
 from .classifier_grid import grid_weights, mix_classifiers
 
@@ -41,9 +49,10 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
     * With ``MODEL.ROI_HEADS.NAME: GuidedROIHeads`` (or ``GuidedCascadeROIHeads``) the maps are
       those of ``MODEL.ROI_MASK_HEAD.IN_FEATURES``, such as the paper's pool3, pool4 and fc7.
 
-    The paper trains the classifiers on boxes of another detector and finally projects the masks to
-    superpixels. Here they are trained with the network, on its proposals, and there are no
-    superpixels.
+    With ``MODEL.HYPERCOLUMN.SUPERPIXELS``, masks at inference are projected to superpixels, as in
+    the paper: each pixel gets the mean probability of its superpixel inside the box. They are those
+    of SLIC, on the map "image". The paper trains the classifiers on boxes of another detector. Here
+    they are trained with the network, on its proposals.
     """
 
     @configurable
@@ -55,21 +64,29 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
         grid: int = 5,
         resolution: int = 50,
         sampling_ratio: int = 0,
+        num_superpixels: int = 0,
         **kwargs: Any,
     ):
         """
         Args:
-            input_shape: channels and stride of the feature maps.
+            input_shape: channels and stride of the feature maps. With superpixels, "image" is one
+                of them, and is not part of the hypercolumns.
             num_classes: number of classes of the masks; 1 for class-agnostic masks.
             grid: K; there are K x K classifiers for each class.
             resolution: m, the side length of the masks.
             sampling_ratio: see ``ROIAlign``.
+            num_superpixels: approximate number of superpixels of an image; 0 for none.
             kwargs: see ``BaseMaskRCNNHead``.
         """
         super().__init__(**kwargs)
         check_range("num_classes", num_classes, 1)
         check_range("grid", grid, 1)
         check_range("resolution", resolution, 1)
+        check_range("num_superpixels", num_superpixels, 0)
+        check_has_image("num_superpixels", num_superpixels, "input_shape", input_shape)
+        self.num_superpixels = num_superpixels
+        if num_superpixels:
+            input_shape = {name: shape for name, shape in input_shape.items() if name != IMAGE}
         self.num_classes = num_classes
         self.grid = grid
         self.aligns = {
@@ -100,9 +117,14 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}; "
                 'allowed with HypercolumnMaskHead: ""'
             )
+        count = cfg.MODEL.HYPERCOLUMN.SUPERPIXELS
+        check_has_image(
+            "MODEL.HYPERCOLUMN.SUPERPIXELS", count, "MODEL.ROI_MASK_HEAD.IN_FEATURES", input_shape
+        )
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
+            "num_superpixels": count,
             "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "resolution": cfg.MODEL.HYPERCOLUMN.RESOLUTION,
             "sampling_ratio": head.POOLER_SAMPLING_RATIO,
@@ -119,7 +141,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
         Returns:
             In training a dict of losses. Otherwise the instances with ``pred_masks`` (R, 1, m, m)
-            float32 in [0, 1].
+            float32 in [0, 1], where m is 112 with superpixels.
         """
         check_batch(type(self).__name__, len(next(iter(x.values()))), len(instances))
         boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
@@ -129,7 +151,19 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
             loss = mask_rcnn_loss(logits, instances, self.vis_period)
             return {"loss_mask": loss * self.loss_weight}
         mask_rcnn_inference(logits, instances)
+        if self.num_superpixels:
+            self._project(x[IMAGE], instances)
         return instances
+
+    def _project(self, image: torch.Tensor, instances: List[Instances]) -> None:
+        """Replaces the masks of instances by their means in superpixels."""
+        size = SUPERPIXEL_CELLS
+        boxes = [part.pred_boxes for part in instances]
+        superpixels = superpixels_in_boxes(image, instances, boxes, self.num_superpixels, size)
+        counts = [len(part) for part in instances]
+        for part, own in zip(instances, superpixels.split(counts)):
+            masks = resize_maps(part.pred_masks, (size, size))
+            part.pred_masks = superpixel_means(masks.squeeze(1), own).unsqueeze(1)
 
     def layers(
         self, x: Dict[str, torch.Tensor], boxes: List[Boxes], classes: torch.Tensor

@@ -19,18 +19,26 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from rpe_d2.config import check_config
 from rpe_d2.modeling.argument_checks import check_range
+from rpe_d2.modeling.backbone import IMAGE
 from rpe_d2.modeling.layers import resize_maps
 from rpe_d2.modeling.masks import masks_in_boxes
+from rpe_d2.modeling.superpixels import (
+    SUPERPIXEL_CELLS,
+    check_has_image,
+    superpixel_means,
+    superpixels_in_boxes,
+)
 
 
 class RegionRefinement(nn.Module):
     """Predicts the mask of an object from the features and the mask of a region (section 5).
 
     There are two logistic classifiers for each class. The first predicts a coarse mask from the
-    features. The second decides for each cell of the fine mask, given the coarse mask in the cell
-    and whether the cell belongs to the region. In the paper, the second one decides for
-    superpixels.
+    features. The second decides for each superpixel, given the mean of the coarse mask in the
+    superpixel and the fraction of it that belongs to the region. Without superpixels, it decides
+    for each cell of the fine mask.
     """
 
     def __init__(self, dim: int, *, num_classes: int, coarse_size: int = 10, mask_size: int = 28):
@@ -55,13 +63,19 @@ class RegionRefinement(nn.Module):
         self.combination = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]).repeat(num_classes, 1))
 
     def forward(
-        self, x: torch.Tensor, classes: torch.Tensor, regions: torch.Tensor
+        self,
+        x: torch.Tensor,
+        classes: torch.Tensor,
+        regions: torch.Tensor,
+        superpixels: Optional[torch.Tensor] = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             x: (R, dim) features.
             classes: (R,) int64 classes.
             regions: (R, m, m) masks of the regions in [0, 1], relative to their boxes.
+            superpixels: (R, M, M) int64 from 0, the superpixel of each cell of the fine masks; None
+                for no superpixels.
 
         Returns:
             Logits (R, 1, coarse_size, coarse_size) of the coarse masks and (R, 1, M, M) of the
@@ -72,11 +86,17 @@ class RegionRefinement(nn.Module):
         coarse = coarse[torch.arange(len(x), device=x.device), classes].unsqueeze(1)
         size = (self.mask_size, self.mask_size)
         regions = resize_maps(regions.unsqueeze(1).to(x), size)
+        fine = resize_maps(coarse, size)
+        if superpixels is not None:
+            fine, regions = (
+                superpixel_means(part.squeeze(1), superpixels).unsqueeze(1)
+                for part in (fine, regions)
+            )
         # Each is (R, 1, 1, 1), the same for all cells.
         coarse_weight, region_weight, bias = self.combination[classes][
             :, :, None, None, None
         ].unbind(1)
-        refined = coarse_weight * resize_maps(coarse, size) + region_weight * regions + bias
+        refined = coarse_weight * fine + region_weight * regions + bias
         return coarse, refined
 
 
@@ -93,11 +113,14 @@ class SDSROIHeads(StandardROIHeads):
     Regions depend on ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING``, both in training and at
     inference:
 
-    * ``True``: the mask of the proposal. The generator has to predict masks, as
-      MeanShiftProposalGenerator and DeepMask do and RPN does not. The region of a ground-truth box
+    * ``True``: the mask of the proposal. The generator has to have masks, as
+      MeanShiftProposalGenerator and PrecomputedMaskProposals do and RPN does not. The region of a ground-truth box
       that joins the proposals (``MODEL.ROI_HEADS.PROPOSAL_APPEND_GT``) is the whole box, because
       its true mask would reveal what the head has to predict.
     * ``False``: the whole box, even if proposals have masks. Both pathways then see the same.
+
+    With ``MODEL.SDS.SUPERPIXELS``, the masks consist of superpixels, as in the paper. They come from
+    SLIC instead of MCG.
 
     Differences from the paper: features are masked instead of pixels, as in MNC, so an image passes
     through the backbone once. Softmax replaces support vector machines. Proposals are matched,
@@ -118,6 +141,7 @@ class SDSROIHeads(StandardROIHeads):
         coarse_size: int = 10,
         mask_size: int = 28,
         use_masks: bool = False,
+        num_superpixels: int = 0,
         vis_period: int = 0,
         batch_size_per_image: int = 512,
         positive_fraction: float = 0.25,
@@ -136,9 +160,12 @@ class SDSROIHeads(StandardROIHeads):
             mask_on: whether to predict masks.
             coarse_size, mask_size: see :class:`RegionRefinement`.
             use_masks: whether the masks of proposals are the regions; otherwise whole boxes are.
+            num_superpixels: approximate number of superpixels of an image, which needs the backbone
+                output "image"; 0 for none.
             vis_period: number of steps between visualizations of masks; 0 for none.
             other arguments: see ``StandardROIHeads``.
         """
+        check_range("num_superpixels", num_superpixels, 0)
         super().__init__(
             num_classes=num_classes,
             box_in_features=box_in_features,
@@ -166,10 +193,14 @@ class SDSROIHeads(StandardROIHeads):
                 mask_size=mask_size,
             )
         self.use_masks = use_masks
+        self.num_superpixels = num_superpixels
         self.vis_period = vis_period
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
+        check_config(cfg, "MODEL.SDS")
+        count = cfg.MODEL.SDS.SUPERPIXELS
+        check_has_image("MODEL.SDS.SUPERPIXELS", count, "the backbone", input_shape)
         if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True; allowed with SDSROIHeads: False"
@@ -178,6 +209,8 @@ class SDSROIHeads(StandardROIHeads):
             **super().from_config(cfg, input_shape),
             "mask_on": cfg.MODEL.MASK_ON,
             "use_masks": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
+            "num_superpixels": count,
+            "mask_size": SUPERPIXEL_CELLS if count else 28,
             "vis_period": cfg.VIS_PERIOD,
         }
 
@@ -238,7 +271,12 @@ class SDSROIHeads(StandardROIHeads):
         classes = torch.cat([i.gt_classes if self.training else i.pred_classes for i in instances])
         regions = self._regions(instances)
         x = self._features(features, boxes, regions)
-        coarse, refined = self.refinement(x, classes, regions)
+        superpixels = None
+        if self.num_superpixels:
+            superpixels = superpixels_in_boxes(
+                features[IMAGE], instances, boxes, self.num_superpixels, self.refinement.mask_size
+            )
+        coarse, refined = self.refinement(x, classes, regions, superpixels)
         if self.training:
             # mask_rcnn_loss logs the accuracy; the refined masks come last and overwrite it.
             return {
@@ -279,7 +317,7 @@ def _check_masks(proposals: List[Instances]) -> None:
         raise ValueError(
             "MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING is True, but "
             "MODEL.PROPOSAL_GENERATOR.NAME makes boxes without masks; allowed: a generator of "
-            "masks such as MeanShiftProposalGenerator or DeepMask, or False"
+            "masks such as MeanShiftProposalGenerator or PrecomputedMaskProposals, or False"
         )
 
 

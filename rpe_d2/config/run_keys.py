@@ -66,6 +66,18 @@ def _datasets_keys() -> Keys:
             "against each other. 255 is unknown.",
             unit="entries name=images/:labels/",
         ),
+        **{
+            f"PROPOSAL_MASKS_{part}": Key(
+                [],
+                f"Region proposals of the data sets of `{part}`, which `PrecomputedMaskProposals` "
+                "takes, each as `name=path.json` with the name of a data set. The files have "
+                "COCO's results format, with RLE masks and scores; `rpe-d2 precompute-proposals` "
+                "converts those of MCG and COB. `PRECOMPUTED_PROPOSAL_TOPK_" + part + "` limits "
+                "their number.",
+                unit="entries name=path.json",
+            )
+            for part in ("TRAIN", "TEST")
+        },
         "DIGITS": Key(
             "",
             "File with `images` (N, 28, 28) uint8 and `labels` (N,), such as MNIST's digits, of "

@@ -36,6 +36,7 @@ from .datasets import (
     register_frame_pairs,
     register_helen,
     register_label_dirs,
+    register_mask_proposals,
     register_sem_seg_dirs,
     register_voc,
     render_digits,
@@ -47,6 +48,7 @@ from .image_mapper import ImageMapper
 from .patch_mapper import PatchMapper
 from .sparse_pixel_mapper import SparsePixelMapper
 from .train_loader import DeadWorker, ResumableLoader, build_resumable_train_loader, seed_all
+from .window_crop_mapper import WindowCropMapper
 
 __all__ = [
     "BoundaryMapper",
@@ -72,6 +74,7 @@ __all__ = [
     "VOCSplit",
     "VOC_CLASSES",
     "VOC_SEM_SEG_CLASSES",
+    "WindowCropMapper",
     "additional_augmentations",
     "build_resumable_train_loader",
     "build_train_mapper",
@@ -93,6 +96,7 @@ __all__ = [
     "register_helen",
     "read_label_dirs",
     "register_label_dirs",
+    "register_mask_proposals",
     "register_sem_seg_dirs",
     "register_voc",
     "render_digits",

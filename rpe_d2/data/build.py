@@ -14,6 +14,7 @@ from .frame_pair_mapper import FramePairMapper
 from .image_mapper import ImageMapper
 from .patch_mapper import PatchMapper
 from .sparse_pixel_mapper import SparsePixelMapper
+from .window_crop_mapper import WindowCropMapper
 
 __all__ = ["DATASET_MAPPER_REGISTRY", "build_train_mapper", "most_instances"]
 
@@ -33,6 +34,7 @@ DATASET_MAPPER_REGISTRY.register(BoundaryMapper)
 DATASET_MAPPER_REGISTRY.register(PatchMapper)
 DATASET_MAPPER_REGISTRY.register(SparsePixelMapper)
 DATASET_MAPPER_REGISTRY.register(FramePairMapper)
+DATASET_MAPPER_REGISTRY.register(WindowCropMapper)
 
 
 def build_train_mapper(name: str, cfg: CfgNode, **changes: Any) -> DatasetMapper:

@@ -24,6 +24,8 @@ from .augmentation import (
     with_own_scale,
 )
 from .datasets.coarse_dirs import COARSE_FILE
+from .datasets.mask_proposals import MASK_PROPOSALS, read_regions
+from .mask_proposals import RegionSettings, transform_regions
 
 __all__ = ["ImageMapper"]
 
@@ -39,6 +41,8 @@ class ImageMapper(DatasetMapper):
     * images are resized by ``INPUT.SCALE``, if that is set;
     * predictions of another model, ``DATASETS.COARSE_DIRS``, are read as ``coarse_sem_seg``
       (K, H, W) float32, and transformed like the image;
+    * region proposals, ``DATASETS.PROPOSAL_MASKS_TRAIN`` and ``_TEST``, become ``proposals``, and
+      are transformed like the image; see :func:`rpe_d2.data.mask_proposals.transform_regions`;
     * palette indices of label maps are their labels. Detectron2 takes the brightness of the color;
     * training images also get the augmentations ``INPUT.QUARTER_TURNS`` and ``INPUT.COLOR_JITTER``.
     """
@@ -52,6 +56,7 @@ class ImageMapper(DatasetMapper):
         intensity: str = "auto",
         channels: str = "",
         plane: int = -1,
+        regions: RegionSettings = RegionSettings(),
         **kwargs: Any,
     ):
         """
@@ -59,10 +64,12 @@ class ImageMapper(DatasetMapper):
             is_train: whether the mapper is used in training.
             image_format, intensity, channels, plane: arguments of
                 :class:`rpe_d2.utils.images.ImageReader`.
+            regions: number and masks of region proposals.
             kwargs: other arguments of :class:`detectron2.data.DatasetMapper`.
         """
         super().__init__(is_train, image_format=image_format, **kwargs)
         self.reader = ImageReader(image_format, intensity, channels, plane)
+        self.regions = regions
         log_first_n(
             logging.INFO, f"Images are read with {self.reader.rule}", name=__name__, key="message"
         )
@@ -74,7 +81,8 @@ class ImageMapper(DatasetMapper):
         if is_train:
             ret["augmentations"] = [*leading_augmentations(cfg), *ret["augmentations"]]
             ret["augmentations"] += additional_augmentations(cfg)
-        return {**ret, **reader_arguments(cfg)}
+        regions = RegionSettings.from_config(cfg, is_train)
+        return {**ret, **reader_arguments(cfg), "regions": regions}
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
         """
@@ -90,9 +98,13 @@ class ImageMapper(DatasetMapper):
         coarse_file = dataset_dict.pop(COARSE_FILE, None)
         coarse = None if coarse_file is None else read_probabilities(coarse_file, image.shape[:2])
 
+        source = dataset_dict.pop(MASK_PROPOSALS, None)
+        size = image.shape[:2]
+        regions = None if source is None else read_regions(source, self.regions.limit, size)
+
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         try:
-            transforms = self.augmentations(aug_input)
+            transforms = self.augmentations_of(dataset_dict)(aug_input)
         except ValueError as error:  # no pixels are left of a long and narrow image
             raise UnreadableImage(
                 f"{printable(dataset_dict['file_name'])} is {image.shape[1]} x {image.shape[0]} "
@@ -105,6 +117,10 @@ class ImageMapper(DatasetMapper):
         if coarse is not None:
             moved = transform_probabilities(coarse, transforms)
             dataset_dict["coarse_sem_seg"] = torch.from_numpy(moved)
+        if regions is not None:
+            dataset_dict["proposals"] = transform_regions(
+                regions, size, transforms, image.shape[:2], self.regions
+            )
         if self.proposal_topk is not None:
             detection_utils.transform_proposals(
                 dataset_dict, image.shape[:2], transforms, proposal_topk=self.proposal_topk
@@ -114,6 +130,10 @@ class ImageMapper(DatasetMapper):
         elif "annotations" in dataset_dict:
             self._transform_annotations(dataset_dict, transforms, image.shape[:2])
         return dataset_dict
+
+    def augmentations_of(self, dataset_dict: Dict[str, Any]) -> T.AugmentationList:
+        """Returns the augmentations of an image, here the same for all of them."""
+        return self.augmentations
 
 
 def _read_labels(file_name: str, record: Dict[str, Any]) -> np.ndarray:

@@ -23,6 +23,7 @@ from rpe_d2.data import (
     register_frame_pairs,
     register_helen,
     register_label_dirs,
+    register_mask_proposals,
     register_sem_seg_dirs,
     register_voc,
 )
@@ -86,8 +87,13 @@ def _registrations(cfg: CfgNode) -> List[Callable[[], None]]:
             for entry in data.SEM_SEG_DIRS
         ),
         *(partial(register_frame_pairs, [entry]) for entry in data.FRAME_PAIRS),
-        # Last, because it adds to the others.
+        # Last, because they add to the others.
         *(partial(register_coarse_dirs, [entry]) for entry in data.COARSE_DIRS),
+        *(
+            partial(register_mask_proposals, f"DATASETS.{key}", [entry])
+            for key in ("PROPOSAL_MASKS_TRAIN", "PROPOSAL_MASKS_TEST")
+            for entry in data[key]
+        ),
     ]
 
 

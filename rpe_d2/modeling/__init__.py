@@ -25,7 +25,7 @@ from .meta_arch import (
     SPNRefiner,
     TemporalPropagationNet,
 )
-from .proposal_generator import MeanShiftProposalGenerator
+from .proposal_generator import MeanShiftProposalGenerator, PrecomputedMaskProposals
 from .roi_heads import GuidedCascadeROIHeads, GuidedROIHeads, SPNMaskHead
 from .sem_seg import EmbeddingSemSegHead, SPNSemSegHead
 from .spatial_transformer import SpatialTransformer
@@ -54,6 +54,7 @@ __all__ = [
     "PixelEmbeddingNet",
     "PixelGrouping",
     "PixelGroups",
+    "PrecomputedMaskProposals",
     "GroupHead",
     "QualityHead",
     "SPNMaskHead",

@@ -1,5 +1,6 @@
-"""Non-maximum suppression of boundary maps."""
+"""Non-maximum suppression of boundary maps, and the direction of boundaries."""
 
+import math
 from typing import Tuple
 
 import torch
@@ -52,6 +53,32 @@ def edge_nms(
             kept &= tolerance * maps >= beside
     result = maps * kept * _border_weight(maps, border)
     return result.reshape(boundaries.shape)
+
+
+def edge_orientation(boundaries: torch.Tensor, smoothing: int = 4) -> torch.Tensor:
+    """Computes the direction across the boundary at each pixel, as :func:`edge_nms` uses it.
+
+    Edge Boxes need it (Zitnick & Dollar, ECCV 2014).
+
+    Args:
+        boundaries: (..., H, W) floating point, >= 0.
+        smoothing: see :func:`edge_nms`.
+
+    Returns:
+        Angles from the x axis to the y axis, which points down, in radians from 0 to below pi.
+
+    Raises:
+        ValueError: ``smoothing`` is out of range, or ``boundaries`` has a wrong shape or dtype.
+    """
+    _check(boundaries, smoothing, 1, 0, 1)
+    maps = boundaries.reshape(-1, 1, *boundaries.shape[-2:])
+    if maps.numel() == 0:
+        return boundaries.clone()
+    across_x, across_y = _across(_triangle_filter(maps, smoothing))
+    angles = torch.atan2(across_y, across_x) % math.pi
+    # The remainder of a tiny negative angle is rounded to pi.
+    angles = torch.where(angles < math.pi, angles, torch.zeros_like(angles))
+    return angles.reshape(boundaries.shape)
 
 
 def _check(boundaries, smoothing, radius, border, tolerance) -> None:

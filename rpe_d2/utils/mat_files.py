@@ -1,4 +1,4 @@
-"""Reading MATLAB files of human boundary annotations, for data sets and evaluators."""
+"""Reading MATLAB files, such as those of human boundary annotations."""
 
 from typing import Any, Dict, List, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from .image_files import check_is_file
 
-__all__ = ["read_boundary_annotations", "read_field", "size_text"]
+__all__ = ["read_boundary_annotations", "read_field", "read_mat", "size_text"]
 
 
 def read_boundary_annotations(path: str) -> List[np.ndarray]:
@@ -61,21 +61,35 @@ def read_field(path: str, name: str) -> np.ndarray:
         ValueError: The message is one line with the file and what is wrong with it.
         OSError: The file cannot be opened.
     """
+    content = read_mat(path)
+    if not isinstance(content.get(name), np.ndarray):
+        found = ", ".join(content) or "nothing"
+        raise ValueError(f"{path}: has no field {name}, found {found}")
+    return content[name]
+
+
+def read_mat(path: str) -> Dict[str, Any]:
+    """Reads all variables of a MATLAB file by name.
+
+    Args:
+        path: the .mat file.
+
+    Raises:
+        ValueError: The message is one line with the file and what is wrong with it.
+        OSError: The file cannot be opened.
+    """
     from scipy.io import loadmat
 
     check_is_file(path)
     with open(path, "rb") as file:
         try:
-            content: Dict[str, Any] = loadmat(file)
+            content = loadmat(file)
         except NotImplementedError as error:
             raise ValueError(f"{path} is a MATLAB 7.3 file; save it with '-v7'") from error
         except Exception as error:  # a damaged file may raise any error
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: cannot be read as a MATLAB file: {reason}") from error
-    if not isinstance(content.get(name), np.ndarray):
-        found = ", ".join(key for key in content if not key.startswith("__")) or "nothing"
-        raise ValueError(f"{path}: has no field {name}, found {found}")
-    return content[name]
+    return {name: value for name, value in content.items() if not name.startswith("__")}
 
 
 def size_text(shape: Sequence[int]) -> str:

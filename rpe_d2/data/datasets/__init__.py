@@ -8,6 +8,7 @@ from .digits import DIGITS_SPLITS, register_digits, register_digits_authors, ren
 from .frame_pairs import register_frame_pairs
 from .helen import HELEN_CLASSES, HELEN_PARTS, register_helen
 from .label_dirs import read_label_dirs, register_label_dirs
+from .mask_proposals import register_mask_proposals
 from .sem_seg_dirs import register_sem_seg_dirs
 from .shapes import (
     SHAPES_CLASSES,
@@ -53,6 +54,7 @@ __all__ = [
     "register_helen",
     "read_label_dirs",
     "register_label_dirs",
+    "register_mask_proposals",
     "register_sem_seg_dirs",
     "register_voc",
     "render_digits",

@@ -1,5 +1,6 @@
 """Proposal generators."""
 
 from .mean_shift_proposal_generator import MeanShiftProposalGenerator
+from .precomputed_mask_proposals import PrecomputedMaskProposals
 
-__all__ = ["MeanShiftProposalGenerator"]
+__all__ = ["MeanShiftProposalGenerator", "PrecomputedMaskProposals"]
