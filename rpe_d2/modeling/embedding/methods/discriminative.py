@@ -10,7 +10,7 @@ from rpe_d2.ops.discriminative_loss import discriminative_loss
 
 from ...argument_checks import check_positive, check_range
 from ..grouping import PixelGrouping
-from ..head import EmbeddingMaps
+from ..head import EmbeddingMaps, ImageMaps
 from ..labels import PixelLabels
 from .label_grouping import LabelGrouping, LabelMethod
 from .method_loss import SampledLoss, read_image
@@ -76,7 +76,8 @@ class DiscriminativeGrouping(LabelGrouping):
         check_positive("bandwidth", bandwidth)
         self.bandwidth = bandwidth
 
-    def _labels(self, x: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+    def _labels(self, maps: ImageMaps, cells: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+        x = maps.embeddings.flatten(1)[:, cells].T  # (P, D)
         labels, centers = cluster_by_threshold(
             x[grouped], self.bandwidth, _TRIALS * self.max_groups
         )

@@ -116,15 +116,7 @@ class SpatialLoss(MethodLoss):
 
     def check_head(self, head: EmbeddingHead) -> None:
         super().check_head(head)
-        for name, value, allowed in (
-            ("embedding_dim", head.embedding_dim, 2),
-            ("vote_unit", head.vote_unit, None),
-        ):
-            if value != allowed:
-                raise ValueError(
-                    f"embedding_head.{name} is {value}; allowed with embedding_loss SpatialLoss: "
-                    f"{allowed}"
-                )
+        self._check_dim(head, 2)
 
     def _image_terms(
         self, maps: EmbeddingMaps, index: int, labels: PixelLabels
