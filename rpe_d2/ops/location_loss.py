@@ -9,7 +9,7 @@ def locations_of_instances(positions: torch.Tensor, labels: torch.Tensor) -> tor
     """Computes the location vector of the instance of every labeled pixel.
 
     See Liang et al., *Proposal-free Network for Instance-level Object Segmentation* (arXiv
-    1509.02636), section 3.2: the center of the bounding box of the instance, its top left corner
+    1509.02636), section 3: the center of the bounding box of the instance, its top left corner
     and its bottom right corner.
 
     Args:

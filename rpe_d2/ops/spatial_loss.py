@@ -30,7 +30,7 @@ def spatial_kernel(
     """Computes how much pixels belong to instances, ``exp(-|e - C|^2 / (2 sigma^2))``.
 
     See Neven et al., *Instance Segmentation by Jointly Optimizing Spatial Embeddings and Clustering
-    Bandwidth* (CVPR 2019), equations 5 to 7. The network predicts b with ``1 / (2 sigma^2) =
+    Bandwidth* (CVPR 2019), section 3. The network predicts b with ``1 / (2 sigma^2) =
     exp(10 b)``, so that any output is a bandwidth.
 
     Args:

@@ -57,7 +57,7 @@ class DiscriminativeLoss(SampledLoss):
 
 
 class DiscriminativeGrouping(LabelGrouping):
-    """Grouping by thresholds around the modes of the embeddings (section 3.2 of the paper).
+    """Grouping by thresholds around the modes of the embeddings (section 3 of the paper).
 
     Where the loss is zero and delta_d exceeds 2 delta_v, all pixels of an instance are within 2
     delta_v of each other, and no others are.

@@ -134,7 +134,7 @@ class SpatialLoss(MethodLoss):
 
 
 class SpatialGrouping(PixelGrouping):
-    """Grouping by the kernels of seeds (section 3.3 of the paper).
+    """Grouping by the kernels of seeds (section 3 of the paper).
 
     The pixel with the highest seed score gives the center and the bandwidth of a mask. The pixels
     of the mask are no seeds any more, and so on until no seed score exceeds 0.5. An instance is
