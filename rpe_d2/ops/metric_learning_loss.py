@@ -62,7 +62,9 @@ def metric_learning_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torc
         rows = slice(start, start + _ROWS)
         block = x[rows], groups.group[rows], weight[rows], x, groups.group, weight
         if len(x) > _ROWS:  # the backward pass computes every block again
-            total = total + checkpoint(_sum_of_rows, *block, use_reentrant=False)
+            total = total + checkpoint(
+                _sum_of_rows, *block, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             total = total + _sum_of_rows(*block)
     return total

@@ -121,7 +121,9 @@ def _mask_term(positions, centers, bandwidths, numbers) -> torch.Tensor:
         rows = torch.arange(count, device=numbers.device)[part]
         block = positions, centers[part], bandwidths[part], rows, numbers
         if count > at_once:
-            total = total + checkpoint(_sum_of_masks, *block, use_reentrant=False)
+            total = total + checkpoint(
+                _sum_of_masks, *block, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             total = total + _sum_of_masks(*block)
     return total / count
