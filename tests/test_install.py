@@ -307,6 +307,7 @@ def test_metadata_needs_no_torch(declared: Distribution) -> None:
     assert declared.metadata["Requires-Python"] == ">=3.10"
     assert declared.metadata["License-Expression"] == "Apache-2.0"
     extras = {"crf", "dev", "digits", "docs", "formats", "large", "napari", "opencv", "serve"}
+    extras |= {"spectral"}
     assert set(declared.metadata.get_all("Provides-Extra")) == {*extras, "timm", "wandb"}
 
 

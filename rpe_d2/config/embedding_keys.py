@@ -58,8 +58,8 @@ def _network_keys() -> Keys:
             256.0,
             "Largest instance size, the square root of the area, that can be predicted with "
             "`MODEL.MEAN_SHIFT.RELATIVE_BANDWIDTH`. The smallest is 256 divided by it. With LOSS "
-            "`spatial`, the largest offset of a pixel from the center of its instance. A "
-            "checkpoint is valid only for the value it was trained with.",
+            "`spatial` or `proposal_free`, the unit of offsets from a pixel. A checkpoint is valid "
+            "only for the value it was trained with.",
             low=32,
             unit="pixels",
         ),
@@ -72,9 +72,12 @@ def _loss_keys() -> Keys:
             "spherical",
             "Embeddings, loss and grouping: `spherical` is the paper's method. With those of other "
             "papers (`discriminative`: De Brabandere 2017, `associative`: Newell 2017, "
-            "`metric_learning`: Fathi 2017, `spatial`: Neven 2019), keys that they do not use are "
-            "ignored, and named in the log.",
-            choices=("spherical", "discriminative", "associative", "metric_learning", "spatial"),
+            "`metric_learning`: Fathi 2017, `spatial`: Neven 2019, `proposal_free`: Liang 2015), "
+            "keys that they do not use are ignored, and named in the log.",
+            choices=(
+                *("spherical", "discriminative", "associative", "metric_learning", "spatial"),
+                "proposal_free",
+            ),
         ),
         "MARGIN": Key(
             0.5,

@@ -20,7 +20,7 @@ def cluster_by_threshold(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Clusters points by thresholding around a center, one cluster after the other.
 
-    See De Brabandere et al. (arXiv 1708.02551), section 3.2. The first point without a cluster is
+    See De Brabandere et al. (arXiv 1708.02551), section 3. The first point without a cluster is
     the start of a mean shift with a flat kernel: all points without a cluster within the bandwidth
     are selected, and their mean is the next center, until the selection does not change. The
     selected points are a cluster. The paper starts at random points; in the order of the points,

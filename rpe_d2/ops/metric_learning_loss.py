@@ -35,7 +35,7 @@ def metric_learning_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torc
     """Computes the weighted cross-entropy of whether two pixels belong to one instance.
 
     See Fathi et al., *Semantic Instance Segmentation via Deep Metric Learning* (arXiv 1703.10277),
-    section 3.1. The probability that pixels p and q belong together is their similarity s, see
+    section 3. The probability that pixels p and q belong together is their similarity s, see
     :func:`similarity`. A pair costs ``-log s`` if it does and ``-log(1 - s)`` otherwise. Its weight
     is inversely proportional to the numbers of points of both instances, and all weights sum to 1.
 
@@ -62,7 +62,9 @@ def metric_learning_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torc
         rows = slice(start, start + _ROWS)
         block = x[rows], groups.group[rows], weight[rows], x, groups.group, weight
         if len(x) > _ROWS:  # the backward pass computes every block again
-            total = total + checkpoint(_sum_of_rows, *block, use_reentrant=False)
+            total = total + checkpoint(
+                _sum_of_rows, *block, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             total = total + _sum_of_rows(*block)
     return total
@@ -90,7 +92,7 @@ def seed_mask_ious(
     """Compares the masks that grow from seeds with the instances that the seeds lie in.
 
     The mask of a seed p at a threshold t has all pixels whose similarity with p exceeds t (Fathi et
-    al., section 3.2).
+    al., section 3).
 
     Args:
         seeds: (S, D) embeddings of the seeds.

@@ -20,7 +20,7 @@ def diverse_seeds(
 ) -> torch.Tensor:
     """Chooses seeds that have a high score and are different from each other.
 
-    See Fathi et al. (arXiv 1703.10277), section 3.3. The next seed maximizes ``log S + alpha log
+    See Fathi et al. (arXiv 1703.10277), section 3. The next seed maximizes ``log S + alpha log
     D``, where S is the seediness of a pixel, and D is 1 minus its largest similarity with a seed
     chosen before, or 1 for the first seed. The paper chooses a fixed number of seeds. Here,
     choosing also stops where the largest ``S D^alpha`` is too small.
@@ -67,7 +67,7 @@ def spatial_seeds(
 ) -> torch.Tensor:
     """Chooses seeds whose masks cover the pixels with high seed scores.
 
-    See Neven et al. (CVPR 2019), section 3.3. The pixel with the highest seed score is a seed. All
+    See Neven et al. (CVPR 2019), section 3. The pixel with the highest seed score is a seed. All
     pixels whose kernel with it exceeds the threshold are its mask, and are no seeds any more. As in
     the authors' release, a seed is kept only if its mask is large enough and more than half of it
     was not covered before.

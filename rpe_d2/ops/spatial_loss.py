@@ -30,7 +30,7 @@ def spatial_kernel(
     """Computes how much pixels belong to instances, ``exp(-|e - C|^2 / (2 sigma^2))``.
 
     See Neven et al., *Instance Segmentation by Jointly Optimizing Spatial Embeddings and Clustering
-    Bandwidth* (CVPR 2019), equations 5 to 7. The network predicts b with ``1 / (2 sigma^2) =
+    Bandwidth* (CVPR 2019), section 3. The network predicts b with ``1 / (2 sigma^2) =
     exp(10 b)``, so that any output is a bandwidth.
 
     Args:
@@ -121,7 +121,9 @@ def _mask_term(positions, centers, bandwidths, numbers) -> torch.Tensor:
         rows = torch.arange(count, device=numbers.device)[part]
         block = positions, centers[part], bandwidths[part], rows, numbers
         if count > at_once:
-            total = total + checkpoint(_sum_of_masks, *block, use_reentrant=False)
+            total = total + checkpoint(
+                _sum_of_masks, *block, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             total = total + _sum_of_masks(*block)
     return total / count

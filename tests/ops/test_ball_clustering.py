@@ -5,6 +5,7 @@ import torch
 
 from rpe_d2.ops import ball_clustering
 from rpe_d2.ops.ball_clustering import cluster_by_threshold, histogram_peaks, nearest_center
+from rpe_d2.ops.spectral_clustering import require_scikit_learn, spectral_labels
 
 
 def balls(num_balls=5, size=20, dim=3, radius=0.2):
@@ -101,3 +102,22 @@ def test_wrong_values_are_one_line(bandwidth, clusters):
         cluster_by_threshold(torch.zeros(3, 2), bandwidth, clusters)
     with pytest.raises(ValueError, match=r"allowed: floating point \(N, D\)"):
         histogram_peaks(torch.zeros(3), 0.5, 0.5, 2)
+
+
+@pytest.mark.parametrize("size", [20, 300])  # 300 points of a ball are more than the graph has
+def test_spectral_clustering_finds_balls(size):
+    pytest.importorskip("sklearn")
+    x, truth, _ = balls(num_balls=3, size=size)
+    assert same_partition(spectral_labels(x, 3), truth)
+    assert torch.equal(spectral_labels(x, 3), spectral_labels(x, 3))
+    assert spectral_labels(x, 1).unique().tolist() == [0]
+    assert spectral_labels(x[:2], 5).tolist() == [0, 1]
+    assert spectral_labels(x[:0], 5).shape == (0,)
+    with pytest.raises(ValueError, match="num_clusters is 0; allowed: 1 or more"):
+        spectral_labels(x, 0)
+
+
+def test_without_scikit_learn_one_line_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="x needs scikit-learn, which is not installed: pip"):
+        require_scikit_learn("x")

@@ -9,6 +9,7 @@ from rpe_d2.ops import metric_learning_loss as metric
 from rpe_d2.ops import spatial_loss as spatial
 from rpe_d2.ops.associative_loss import associative_loss
 from rpe_d2.ops.discriminative_loss import discriminative_loss
+from rpe_d2.ops.location_loss import location_loss, locations_of_instances
 from rpe_d2.ops.metric_learning_loss import (
     metric_learning_loss,
     seed_mask_ious,
@@ -258,3 +259,20 @@ def test_wrong_shapes_of_the_spatial_loss_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         spatial_loss(*arguments, torch.zeros(3, dtype=torch.long))
     assert "allowed: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_locations_are_the_boxes_of_the_instances():
+    positions = torch.tensor([[0.0, 4.0], [2.0, 1.0], [9.0, 9.0], [5.0, 5.0]], dtype=torch.float64)
+    labels = torch.tensor([6, 6, -1, 2])
+    first = [1.0, 2.5, 0.0, 1.0, 2.0, 4.0]
+    expected = torch.tensor([first, first, [5.0] * 6], dtype=torch.float64)
+    assert torch.equal(locations_of_instances(positions, labels), expected)
+    pred = torch.zeros(4, 6, dtype=torch.float64, requires_grad=True)
+    loss = location_loss(pred, positions, labels)
+    assert float(loss) == pytest.approx(float(expected.square().sum()) / 3)
+    assert torch.autograd.gradcheck(lambda x: location_loss(x, positions, labels), pred)
+    nothing = location_loss(pred, positions, torch.full((4,), -1))
+    nothing.backward()
+    assert float(nothing) == 0 and pred.grad.abs().max() == 0
+    with pytest.raises(ValueError, match=r"pred has shape \(4, 2\); allowed: \(4, 6\)"):
+        location_loss(positions, positions, labels)

@@ -49,7 +49,7 @@ def associative(x, labels, sigma=1.0):
 
 
 def metric_learning(x, labels):
-    """Returns the weighted cross-entropy of all ordered pairs of Fathi et al., equation 1."""
+    """Returns the weighted cross-entropy of all ordered pairs of Fathi et al."""
     kept = [(x[i], y) for i, y in enumerate(labels.tolist()) if y >= 0]
     sizes = {y: sum(other == y for _, other in kept) for _, y in kept}
     total, weights = 0.0, 0.0
@@ -73,7 +73,7 @@ def jaccard_loss(wrong, target):
 def lovasz_hinge(logits, target):
     """Returns the Lovász extension of the Jaccard loss at the hinge errors of N pixels.
 
-    See Berman et al. (CVPR 2018), equation 8: the pixels become wrong in the order of their errors,
+    See Berman et al. (CVPR 2018), section 2: the pixels become wrong in the order of their errors,
     and the loss is computed from the sets, anew for each pixel.
     """
     target = [bool(t) for t in target]

@@ -21,6 +21,8 @@ from rpe_d2.modeling.embedding.methods import (
     DiscriminativeLoss,
     MetricLearningGrouping,
     MetricLearningLoss,
+    ProposalFreeGrouping,
+    ProposalFreeLoss,
     SpatialGrouping,
     SpatialLoss,
 )
@@ -28,7 +30,7 @@ from rpe_d2.modeling.embedding.methods.spatial import start_small
 from rpe_d2.modeling.embedding.quality_head import best_match
 from tests.conftest import ROOT
 from tests.helpers.configs import small_cfg_with
-from tests.helpers.models import perfect_maps, training_input
+from tests.helpers.models import SQUARES, perfect_maps, training_input
 
 COMPARED = [name for name in METHODS if name != "spherical"]
 TERMS = {
@@ -36,6 +38,7 @@ TERMS = {
     "associative": {"loss_pull", "loss_push"},
     "metric_learning": {"loss_pair", "loss_seed"},
     "spatial": {"loss_mask", "loss_bandwidth", "loss_seed"},
+    "proposal_free": {"loss_location", "loss_count"},
 }
 CONFIGS = [
     str(path.relative_to(ROOT / "configs"))
@@ -155,6 +158,12 @@ def perfect(name):
         seeds[:, 1] = maps.logits
         return maps._replace(embeddings=x, extra=seeds.flatten(1, 2)), grid, size
     cells = cell_centers(grid.shape, maps.stride, grid.device)
+    if name == "proposal_free":
+        boxes = torch.tensor(SQUARES, dtype=torch.float32)[grid.clamp(min=0)].permute(2, 0, 1)
+        centers = (boxes[:2] + boxes[2:]) / 2
+        offsets = (torch.cat([centers, boxes]) - cells.repeat(3, 1, 1)) / 256
+        counts = torch.tensor([2.2, 0.8, 1.0]).view(1, 3, 1, 1).expand(1, 3, *grid.shape)
+        return maps._replace(embeddings=offsets[None], votes=cells[None], extra=counts), grid, size
     # Background points to the right of the image.
     offsets = torch.where(inside, maps.votes[0] - cells, 200.0) / 256
     extra = torch.full((1, 3, *grid.shape), 0.57)  # the kernel is 0.5 at 12 pixels from the center
@@ -168,6 +177,7 @@ GROUPINGS = {
     "associative": AssociativeGrouping,
     "metric_learning": MetricLearningGrouping,
     "spatial": SpatialGrouping,
+    "proposal_free": ProposalFreeGrouping,
 }
 
 
@@ -230,8 +240,9 @@ def test_ignored_keys_are_named_in_one_line(name, caplog):
     (message,) = [r.getMessage() for r in caplog.records if "ignores" in r.getMessage()]
     assert message.startswith(f"MODEL.RPE.LOSS {name} ignores ") and "\n" not in message
     assert all(key in message for key in keys) and "TEST_LOOPS" not in message
-    assert ("EMBEDDING_DIM" in message) == (name == "spatial")
-    assert model.embedding_head.embedding_dim == (2 if name == "spatial" else 5)
+    dim = {"spatial": 2, "proposal_free": 6}.get(name, 5)
+    assert ("EMBEDDING_DIM" in message) == (dim != 5)
+    assert model.embedding_head.embedding_dim == dim
     assert model.mean_shift is None and model.embedding_head.voter is None
     caplog.clear()
     build("MODEL: {RPE: {FOREGROUND: vote, BACKGROUND: group}}")
@@ -330,6 +341,7 @@ def raw_head(**options):
         (AssociativeLoss(sigma=0.5), {"embedding_dim": 1}),
         (MetricLearningLoss(thresholds=(0.5, 0.9)), {"extra_dim": 8}),
         (SpatialLoss(unit=64.0, num_bandwidths=1), {"embedding_dim": 2, "extra_dim": 2}),
+        (ProposalFreeLoss(), {"embedding_dim": 6, "extra_dim": 3}),
     ],
     ids=lambda value: type(value).__name__,
 )

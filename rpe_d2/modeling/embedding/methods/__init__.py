@@ -10,6 +10,7 @@ from .discriminative import DiscriminativeGrouping, DiscriminativeLoss, Discrimi
 from .method import EmbeddingMethod
 from .method_loss import MethodLoss
 from .metric_learning import MetricLearningGrouping, MetricLearningLoss, MetricLearningMethod
+from .proposal_free import ProposalFreeGrouping, ProposalFreeLoss, ProposalFreeMethod
 from .spatial import SpatialGrouping, SpatialLoss, SpatialMethod
 from .spherical import SphericalMethod
 
@@ -19,6 +20,7 @@ METHODS: Dict[str, EmbeddingMethod] = {
     "associative": AssociativeMethod(),
     "metric_learning": MetricLearningMethod(),
     "spatial": SpatialMethod(),
+    "proposal_free": ProposalFreeMethod(),
 }
 
 __all__ = [
@@ -34,6 +36,9 @@ __all__ = [
     "MetricLearningGrouping",
     "MetricLearningLoss",
     "MetricLearningMethod",
+    "ProposalFreeGrouping",
+    "ProposalFreeLoss",
+    "ProposalFreeMethod",
     "SpatialGrouping",
     "SpatialLoss",
     "SpatialMethod",

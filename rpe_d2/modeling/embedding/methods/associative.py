@@ -10,7 +10,7 @@ from rpe_d2.ops.ball_clustering import histogram_peaks, nearest_center
 
 from ...argument_checks import check_positive
 from ..grouping import PixelGrouping
-from ..head import EmbeddingMaps
+from ..head import EmbeddingMaps, ImageMaps
 from ..labels import PixelLabels
 from .label_grouping import LabelGrouping, LabelMethod
 from .method_loss import SampledLoss, read_image
@@ -73,7 +73,8 @@ class AssociativeGrouping(LabelGrouping):
         self.bin_width = bin_width
         self.min_distance = min_distance
 
-    def _labels(self, x: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+    def _labels(self, maps: ImageMaps, cells: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+        x = maps.embeddings.flatten(1)[:, cells].T  # (P, D)
         peaks = histogram_peaks(x[grouped], self.bin_width, self.min_distance, self.max_groups)
         return nearest_center(x, peaks)
 

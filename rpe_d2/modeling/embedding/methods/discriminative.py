@@ -10,7 +10,7 @@ from rpe_d2.ops.discriminative_loss import discriminative_loss
 
 from ...argument_checks import check_positive, check_range
 from ..grouping import PixelGrouping
-from ..head import EmbeddingMaps
+from ..head import EmbeddingMaps, ImageMaps
 from ..labels import PixelLabels
 from .label_grouping import LabelGrouping, LabelMethod
 from .method_loss import SampledLoss, read_image
@@ -57,7 +57,7 @@ class DiscriminativeLoss(SampledLoss):
 
 
 class DiscriminativeGrouping(LabelGrouping):
-    """Grouping by thresholds around the modes of the embeddings (section 3.2 of the paper).
+    """Grouping by thresholds around the modes of the embeddings (section 3 of the paper).
 
     Where the loss is zero and delta_d exceeds 2 delta_v, all pixels of an instance are within 2
     delta_v of each other, and no others are.
@@ -76,7 +76,8 @@ class DiscriminativeGrouping(LabelGrouping):
         check_positive("bandwidth", bandwidth)
         self.bandwidth = bandwidth
 
-    def _labels(self, x: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+    def _labels(self, maps: ImageMaps, cells: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+        x = maps.embeddings.flatten(1)[:, cells].T  # (P, D)
         labels, centers = cluster_by_threshold(
             x[grouped], self.bandwidth, _TRIALS * self.max_groups
         )

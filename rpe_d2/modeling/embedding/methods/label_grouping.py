@@ -45,15 +45,16 @@ class LabelGrouping(PixelGrouping):
         self.split_into_components = split_into_components
 
     @abstractmethod
-    def _labels(self, x: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
-        """Clusters points.
+    def _labels(self, maps: ImageMaps, cells: torch.Tensor, grouped: torch.Tensor) -> torch.Tensor:
+        """Clusters the cells of an image that may be foreground.
 
         Args:
-            x: (P, D) embeddings.
-            grouped: (P,) bool, whether a point can define clusters. The others only join them.
+            maps: predictions for the image.
+            cells: (P,) int64 indices into the flattened grid.
+            grouped: (P,) bool, whether a cell can define clusters. The others only join them.
 
         Returns:
-            (P,) int64 cluster of each point, -1 for none.
+            (P,) int64 cluster of each cell, -1 for none.
         """
 
     def _soft_masks(
@@ -62,7 +63,7 @@ class LabelGrouping(PixelGrouping):
         foreground = self.foreground(maps)
         cells = torch.nonzero(foreground.flatten() > MIN_FOREGROUND).squeeze(1)
         grouped = foreground.flatten()[cells] >= self.foreground_threshold
-        labels = self._labels(maps.embeddings.flatten(1)[:, cells].T, grouped)
+        labels = self._labels(maps, cells, grouped)
         label_map = torch.full_like(foreground, -1, dtype=torch.long)
         label_map.view(-1)[cells] = labels
         clear = grouped & (labels >= 0)

@@ -99,6 +99,18 @@ class MethodLoss(nn.Module, ABC):
                 f"{name}: {needed}"
             )
 
+    def _check_dim(self, head: EmbeddingHead, dim: int) -> None:
+        """Raises a ValueError if the head does not predict ``dim`` offsets, or predicts votes."""
+        for name, value, allowed in (
+            ("embedding_dim", head.embedding_dim, dim),
+            ("vote_unit", head.vote_unit, None),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"embedding_head.{name} is {value}; allowed with embedding_loss "
+                    f"{type(self).__name__}: {allowed}"
+                )
+
     def forward(
         self,
         maps: EmbeddingMaps,

@@ -35,13 +35,14 @@ class MetricLearningLoss(SampledLoss):
 
     The term "pair" is :func:`rpe_d2.ops.metric_learning_loss.metric_learning_loss`. For "seed", the
     network classifies the masks that grow from a pixel at several thresholds: a mask has the class
-    of the pixel's instance if their IoU exceeds 0.5, and is background otherwise (section 3.2 of
+    of the pixel's instance if their IoU exceeds 0.5, and is background otherwise (section 3 of
     the paper). The paper raises the weight of the second term to 0.2 in the course of training;
     here it is constant. Background is one more instance of the pairs, because masks grow over all
     pixels.
     """
 
     term_weights = {"pair": 1.0, "seed": 0.2}
+    background_is_group = True
 
     @configurable
     def __init__(self, *, thresholds: Sequence[float] = THRESHOLDS, **options):
@@ -110,14 +111,16 @@ class MetricLearningLoss(SampledLoss):
 
 
 class MetricLearningGrouping(PixelGrouping):
-    """Grouping by masks that grow from seeds (section 3.3 of the paper).
+    """Grouping by masks that grow from seeds (section 3 of the paper).
 
     The seediness of a pixel is the largest score of a class at any threshold, and its mask ends at
     that threshold. Seeds are chosen by seediness and diversity. Masks of several seeds can overlap;
     the model then weighs them by their scores, as it does with groups of several scales. The class
-    of an instance is the mean over the pixels of its mask, times the seediness.
+    of an instance is the mean over the pixels of its mask, times the seediness. The model drops
+    groups for which background scores as much.
     """
 
+    background_is_group = True
     ranks_by_agreement = True
     groups_overlap = True
 

@@ -67,8 +67,10 @@ class SpatialLoss(MethodLoss):
     """Loss of masks, bandwidths and seed scores on all cells of the maps, see the operator.
 
     :func:`rpe_d2.ops.spatial_loss.spatial_loss` computes it. The weights are those of the authors'
-    release. They predict one seed map for each class; here there is one for all classes, and the
-    class scores of pixels tell the class.
+    release, whose configuration for cars has circles and centroids. Here, as in the best rows of
+    the paper, bandwidths are elliptical and centers are learned. The paper predicts one seed map
+    for each class; here there is one for all classes, and the class scores of pixels tell the
+    class.
     """
 
     term_weights = {"mask": 1.0, "bandwidth": 10.0, "seed": 1.0}
@@ -116,15 +118,7 @@ class SpatialLoss(MethodLoss):
 
     def check_head(self, head: EmbeddingHead) -> None:
         super().check_head(head)
-        for name, value, allowed in (
-            ("embedding_dim", head.embedding_dim, 2),
-            ("vote_unit", head.vote_unit, None),
-        ):
-            if value != allowed:
-                raise ValueError(
-                    f"embedding_head.{name} is {value}; allowed with embedding_loss SpatialLoss: "
-                    f"{allowed}"
-                )
+        self._check_dim(head, 2)
 
     def _image_terms(
         self, maps: EmbeddingMaps, index: int, labels: PixelLabels
@@ -142,7 +136,7 @@ class SpatialLoss(MethodLoss):
 
 
 class SpatialGrouping(PixelGrouping):
-    """Grouping by the kernels of seeds (section 3.3 of the paper).
+    """Grouping by the kernels of seeds (section 3 of the paper).
 
     The pixel with the highest seed score gives the center and the bandwidth of a mask. The pixels
     of the mask are no seeds any more, and so on until no seed score exceeds 0.5. An instance is
@@ -192,7 +186,10 @@ class SpatialGrouping(PixelGrouping):
 
 
 class KernelMasks(SoftMasks):
-    """The kernels of seeds, which are 0.5 where the masks of the paper end."""
+    """The kernels of seeds, at most the seed score of each pixel.
+
+    As in the authors' release, pixels with a kernel or a seed score below 0.5 are in no mask.
+    """
 
     def __init__(self, spatial: SpatialMaps, seeds: torch.Tensor, valid: torch.Tensor):
         """
@@ -211,7 +208,7 @@ class KernelMasks(SoftMasks):
         seeds = self._seeds[index][:, None]  # (n, 1)
         positions, bandwidths = self._spatial.positions, self._spatial.bandwidths
         phi = spatial_kernel(positions, positions[seeds], bandwidths[seeds])  # (n, h * w)
-        return phi.view(-1, *self.size) * self._valid
+        return torch.minimum(phi, self._spatial.seeds).view(-1, *self.size) * self._valid
 
 
 class SpatialMethod(EmbeddingMethod):
