@@ -101,7 +101,8 @@ def evaluate(args: argparse.Namespace) -> Dict[str, Dict[str, float]]:
     models = {}
     for name, stage in STAGES.items():
         weights = str(folder_of(name, args) / "model_final.pth")
-        cfg, models[name] = load_model(f"configs/{stage.config}.yaml", weights, _QUIET)
+        opts = [*_QUIET, "OUTPUT_DIR", str(OUTPUT / "evaluation")]
+        cfg, models[name] = load_model(f"configs/{stage.config}.yaml", weights, opts)
         if name == "control":
             semantic_cfg = cfg
     (data,) = semantic_cfg.DATASETS.TEST
