@@ -89,6 +89,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
             input_shape = {name: shape for name, shape in input_shape.items() if name != IMAGE}
         self.num_classes = num_classes
         self.grid = grid
+        self.resolution = resolution
         self.aligns = {
             name: ROIAlign((resolution,) * 2, 1 / shape.stride, sampling_ratio, aligned=True)
             for name, shape in input_shape.items()
@@ -141,7 +142,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
         Returns:
             In training a dict of losses. Otherwise the instances with ``pred_masks`` (R, 1, m, m)
-            float32 in [0, 1], where m is 112 with superpixels.
+            float32 in [0, 1], where m is at least 112 with superpixels.
         """
         check_batch(type(self).__name__, len(next(iter(x.values()))), len(instances))
         boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
@@ -157,7 +158,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
     def _project(self, image: torch.Tensor, instances: List[Instances]) -> None:
         """Replaces the masks of instances by their means in superpixels."""
-        size = SUPERPIXEL_CELLS
+        size = max(SUPERPIXEL_CELLS, self.resolution)
         boxes = [part.pred_boxes for part in instances]
         superpixels = superpixels_in_boxes(image, instances, boxes, self.num_superpixels, size)
         counts = [len(part) for part in instances]

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
@@ -32,6 +33,9 @@ from .windows import (
 
 logger = logging.getLogger(__name__)
 
+# The mapper whose images are patches of one window.
+_CROP_MAPPER = "WindowCropMapper"
+
 
 class WindowProposalGenerator(nn.Module, ABC):
     """Scores square windows at every cell of an image pyramid and segments the best of them.
@@ -44,6 +48,9 @@ class WindowProposalGenerator(nn.Module, ABC):
     training and at inference, where a network for patches would see zeros or mirrored pixels.
     Window positions are multiples of the stride, and window sizes are those of the pyramid. Random
     image sizes (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
+
+    With ``INPUT.DATASET_MAPPER_NAME WindowCropMapper`` the network is trained on patches instead,
+    as in the papers: each image is the patch of one window.
 
     Masks are predicted only for the windows with the best scores. Crowds, which Detectron2's
     mappers drop, count as background, as in the RPN. The masks are learned from ``gt_masks``, or
@@ -68,6 +75,10 @@ class WindowProposalGenerator(nn.Module, ABC):
         mask_threshold: float = 0.2,
         proposal_mask_size: int = 112,
         masks_in_training: bool = False,
+        train_on_crops: bool = False,
+        alternate: bool = False,
+        mask_classes: Sequence[int] = (),
+        score_classes: Sequence[int] = (),
     ):
         """
         Args:
@@ -85,6 +96,13 @@ class WindowProposalGenerator(nn.Module, ABC):
             mask_threshold: probability at or above which a cell belongs to the object.
             proposal_mask_size: side length M of the masks of proposals.
             masks_in_training: whether proposals have masks in training too.
+            train_on_crops: whether training images are patches of the size of a window. A patch is
+                positive if it has an object, of which it then has one.
+            alternate: whether steps learn masks and scores in turn. Steps for masks sample positive
+                windows alone.
+            mask_classes: classes of the objects whose masks are learned; empty for all.
+            score_classes: classes of the objects for which windows are positive; empty for all.
+                Others count as background.
         """
         super().__init__()
         check_range("window", window, 1)
@@ -106,6 +124,10 @@ class WindowProposalGenerator(nn.Module, ABC):
         self.mask_threshold = mask_threshold
         self.proposal_mask_size = proposal_mask_size
         self.masks_in_training = masks_in_training
+        self.train_on_crops = train_on_crops
+        self.alternate = alternate
+        self.mask_classes = tuple(mask_classes)
+        self.score_classes = tuple(score_classes)
         self._warn_of_gaps()
 
     @classmethod
@@ -116,6 +138,10 @@ class WindowProposalGenerator(nn.Module, ABC):
         check_config(cfg, f"MODEL.{key}", "MODEL.RPE")
         node = cfg.MODEL[key]
         _common_channels(f"MODEL.{key}.IN_FEATURES", node.IN_FEATURES, input_shape)
+        train_on_crops = cfg.INPUT.DATASET_MAPPER_NAME == _CROP_MAPPER
+        if train_on_crops:
+            sides = [node.WINDOW * input_shape[name].stride for name in node.IN_FEATURES]
+            _check_crops(cfg.INPUT.CROP.SIZE, sides)
         limit = WindowTolerances.negative_scale
         if node.POSITIVE_SCALE >= limit:
             raise ValueError(
@@ -134,6 +160,7 @@ class WindowProposalGenerator(nn.Module, ABC):
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
             "proposal_mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
             "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
+            "train_on_crops": train_on_crops,
         }
 
     @abstractmethod
@@ -201,23 +228,55 @@ class WindowProposalGenerator(nn.Module, ABC):
     def _losses(
         self, pyramid: List, grid: WindowGrid, gt_instances: List[Instances]
     ) -> Dict[str, torch.Tensor]:
+        branch = self._branch()
+        gt_instances = [self._scored(targets) for targets in gt_instances]
         labels = torch.stack([self.label(grid, targets) for targets in gt_instances])  # (B, A)
-        image, index = self._sample(labels)
+        image, index = self._sample(labels, with_negative=branch != "mask")
         windows = grid.select(image, index)
         codes = self.sampled_codes(pyramid, windows)
         positive = labels[image, index] >= 0
-        positive_windows = Windows(*(part[positive] for part in windows))
-        masks = self.masks(pyramid, codes[positive], positive_windows)
+        masked = positive & self._has_mask(labels, image, index, gt_instances)
+        masks = self.masks(pyramid, codes[masked], Windows(*(part[masked] for part in windows)))
         # Samples are sorted by image, so the targets of the images can be joined.
         coverage = []
         for number, targets in enumerate(gt_instances):
-            own = index[positive & (image == number)]
+            own = index[masked & (image == number)]
             boxes, size = grid.boxes[own], masks.shape[-1]
             coverage.append(crop_object_masks(targets, labels[number, own], boxes, size))
         mask_targets = self.mask_targets(torch.cat(coverage))
-        return self.weighted_losses(
+        losses = self.weighted_losses(
             *window_losses(self.scores(codes), masks, positive, mask_targets)
         )
+        return {name: loss for name, loss in losses.items() if name.endswith(branch)}
+
+    def _branch(self) -> str:
+        """Returns which of "mask" and "score" this step learns, or "" for both."""
+        if not self.alternate or not torch.is_grad_enabled():
+            return ""
+        return ("mask", "score")[get_event_storage().iter % 2]
+
+    def _scored(self, targets: Instances) -> Instances:
+        """Returns the objects for which windows are positive."""
+        if not self.score_classes:
+            return targets
+        return targets[torch.isin(targets.gt_classes, _like(targets, self.score_classes))]
+
+    def _has_mask(
+        self,
+        labels: torch.Tensor,
+        image: torch.Tensor,
+        index: torch.Tensor,
+        gt_instances: List[Instances],
+    ) -> torch.Tensor:
+        """Returns (N,) bool: whether the masks of sampled windows are learned if positive."""
+        if not self.mask_classes:
+            return torch.ones_like(image, dtype=torch.bool)
+        has_mask = torch.zeros_like(image, dtype=torch.bool)
+        for number, targets in enumerate(gt_instances):
+            own = torch.nonzero((image == number) & (labels[image, index] >= 0)).squeeze(1)
+            classes = targets.gt_classes[labels[number, index[own]]]
+            has_mask[own] = torch.isin(classes, _like(targets, self.mask_classes))
+        return has_mask
 
     @torch.no_grad()
     def label(self, grid: WindowGrid, targets: Instances) -> torch.Tensor:
@@ -225,25 +284,47 @@ class WindowProposalGenerator(nn.Module, ABC):
 
         Returns:
             (A,) int64: the index of the object, NEGATIVE or IGNORED. Windows with their center
-            outside the image are ignored.
+            outside the image are ignored, and for patches all but the one that is the patch.
         """
+        if self.train_on_crops:
+            return self._label_crop(grid, targets)
         sides = grid.boxes[:, 2] - grid.boxes[:, 0]
         labels = label_windows(grid.centers, sides, targets.gt_boxes.tensor, self.tolerances)
         return labels.masked_fill(~grid.centered_in(targets.image_size), IGNORED)
 
-    def _sample(self, labels: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _label_crop(self, grid: WindowGrid, targets: Instances) -> torch.Tensor:
+        height, width = targets.image_size
+        whole = grid.boxes.new_tensor([0, 0, width, height])
+        is_whole = (grid.boxes - whole).abs().amax(dim=1) < 0.5
+        if not bool(is_whole.any()):
+            sides = [self.window * stride for stride in self.strides]
+            raise ValueError(
+                f"{type(self).__name__} is trained on crops and gets an image of {height} x {width}"
+                f" pixels; allowed: squares of {' or '.join(f'{side:g}' for side in sides)}"
+            )
+        label = 0 if len(targets) else NEGATIVE
+        return torch.full_like(grid.row, IGNORED).masked_fill(is_whole, label)
+
+    def _sample(
+        self, labels: torch.Tensor, with_negative: bool = True
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Samples equal numbers of positive and negative windows of a batch.
 
         The negative windows are distributed evenly over the images, with at least one in each.
 
         Args:
             labels: (B, A).
+            with_negative: whether to sample negative windows; otherwise there may be twice as many
+                positive ones.
 
         Returns:
             Indices (N,) of the images, in increasing order, and (N,) of the windows in the grid.
         """
         most = max(self.batch_size_per_image // 2, 1)
         ranks = torch.rand(labels.shape, device=labels.device)
+        if not with_negative:
+            positive = _select_lowest(ranks, labels >= 0, self.batch_size_per_image)
+            return torch.nonzero(positive, as_tuple=True)
         positive = _select_lowest(ranks, labels >= 0, most)
         num_negative = max(-(-int(positive.sum()) // len(labels)), 1)
         negative = _select_lowest(ranks, labels == NEGATIVE, num_negative)
@@ -312,8 +393,8 @@ def window_losses(
 
     Args:
         scores: (N,) logits f_s.
-        masks: (P, h, w) logits f_ij of the positive windows, in their order.
-        positive: (N,) bool, True for P windows.
+        masks: (P, h, w) logits f_ij of the positive windows whose masks are learned.
+        positive: (N,) bool, True for P or more windows.
         targets: (P, h, w) bool, or float in [0, 1], where 1 is inside the object (m = 1).
 
     Returns:
@@ -358,6 +439,20 @@ def _common_channels(option: str, names: Sequence[str], input_shape: Dict[str, S
         described = ", ".join(f"{name} has {count} channels" for name, count in channels.items())
         raise ValueError(f"{option}: {described}; allowed: maps with the same number of channels")
     return channels[names[0]]
+
+
+def _check_crops(size: Sequence[float], sides: Sequence[float]) -> None:
+    """Checks that crops have the size of a window on one of the maps."""
+    if not any(all(abs(part - side) < 0.5 for part in size) for side in sides):
+        allowed = " or ".join(f"[{side:g}, {side:g}]" for side in sides)
+        raise ValueError(
+            f"INPUT.CROP.SIZE is {list(size)}; allowed with INPUT.DATASET_MAPPER_NAME "
+            f"{_CROP_MAPPER}: the side of a window, {allowed}"
+        )
+
+
+def _like(targets: Instances, classes: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(classes, device=targets.gt_classes.device)
 
 
 def _read_codes(

@@ -23,6 +23,11 @@ def _vgg_keys() -> Keys:
         "WIDTH": Key(
             1.0, "Factor of the number of channels. With 1 the blocks have 64 to 512.", above=0
         ),
+        "HOLES": Key(
+            False,
+            "Give `pool4` stride 1 and dilate the convolutions after it, which then have stride 8, "
+            "as in InstanceFCN. There is no output after `conv5_3`.",
+        ),
         "FC_DIM": Key(
             4096, "Number of channels of `fc6` and `fc7`.", low=1, high=65536, unit="channels"
         ),
@@ -162,6 +167,31 @@ def _deepmask_keys() -> Keys:
             "Probability from which on a cell belongs to the object.",
             low=0.01,
             high=0.99,
+        ),
+        "LOW_RANK": Key(
+            True,
+            "Predict masks from the code. False: from all features of a window, with "
+            "CONV_DIM WINDOW^2 / CODE_DIM times as many weights (DeepMaskFull).",
+        ),
+        "ALTERNATE": Key(
+            False,
+            "Learn masks and scores in alternate steps, as in the paper. In distributed training "
+            "this needs `SOLVER.FIND_UNUSED_PARAMETERS`.",
+        ),
+        "MASK_CLASSES": Key(
+            [],
+            "Classes of the objects whose masks are learned, from 0. Empty: all.",
+            low=0,
+            elements=int,
+            unit="classes",
+        ),
+        "SCORE_CLASSES": Key(
+            [],
+            "Classes of the objects for which windows are positive, from 0. Others count as "
+            "background. Empty: all.",
+            low=0,
+            elements=int,
+            unit="classes",
         ),
         "SHARPMASK_FEATURES": Key(
             ["res4", "res3", "res2", "stem"],

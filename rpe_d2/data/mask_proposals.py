@@ -147,7 +147,9 @@ def _masks_in_boxes(
         low, sides = boxes[part, None, :2], boxes[part, None, 2:] - boxes[part, None, :2]
         x, y = np.moveaxis(low + sides * place[:, None], 2, 0)  # (n, samples) each
         x, y = x[:, None, :], y[:, :, None]
-        columns, rows = (np.floor(row[0] * x + row[1] * y + row[2]).astype(int) for row in to_source)
+        columns, rows = (
+            np.floor(row[0] * x + row[1] * y + row[2]).astype(int) for row in to_source
+        )
         inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
         index = np.arange(len(masks))[:, None, None]
         values = masks[index, columns.clip(0, width - 1), rows.clip(0, height - 1)] & inside

@@ -45,7 +45,11 @@ def check_has_image(key: str, count: int, where: str, shapes: Dict[str, ShapeSpe
 
 
 def superpixels_in_boxes(
-    image: torch.Tensor, instances: Sequence[Instances], boxes: Sequence[Boxes], count: int, size: int
+    image: torch.Tensor,
+    instances: Sequence[Instances],
+    boxes: Sequence[Boxes],
+    count: int,
+    size: int,
 ) -> torch.Tensor:
     """Segments the images of a batch and reads the superpixels in boxes.
 
