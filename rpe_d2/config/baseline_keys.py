@@ -225,36 +225,9 @@ def _instance_fcn_keys() -> Keys:
     }
 
 
-def _superpixels_key(where: str) -> Key:
-    return Key(
-        0,
-        "Approximate number of superpixels of an image, by SLIC, of which the masks consist, as in "
-        f"the paper. {where} 0: no superpixels.",
-        low=0,
-        high=65536,
-        unit="superpixels",
-    )
-
-
-def _sds_keys() -> Keys:
-    """Simultaneous detection and segmentation (`SDSROIHeads`). More keys: `MODEL.ROI_HEADS`."""
-    return {
-        "SUPERPIXELS": _superpixels_key(
-            "They are computed in every step, and need `MODEL.BACKBONE.NAME "
-            "build_guided_backbone`."
-        )
-    }
-
-
 def _hypercolumn_keys() -> Keys:
     """Hypercolumns (`HypercolumnMaskHead`). More keys: `MODEL.ROI_MASK_HEAD`."""
-    return {
-        "RESOLUTION": Key(50, "Side of the masks.", low=1, high=512, unit="cells"),
-        "SUPERPIXELS": _superpixels_key(
-            "Used at inference. They need `image` among `MODEL.ROI_MASK_HEAD.IN_FEATURES`, which "
-            "is then not part of the hypercolumns."
-        ),
-    }
+    return {"RESOLUTION": Key(50, "Side of the masks.", low=1, high=512, unit="cells")}
 
 
 BASELINE_NODES = {
@@ -263,6 +236,5 @@ BASELINE_NODES = {
     "MODEL.FCIS": _fcis_keys,
     "MODEL.DEEPMASK": _deepmask_keys,
     "MODEL.INSTANCE_FCN": _instance_fcn_keys,
-    "MODEL.SDS": _sds_keys,
     "MODEL.HYPERCOLUMN": _hypercolumn_keys,
 }

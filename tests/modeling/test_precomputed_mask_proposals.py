@@ -29,15 +29,14 @@ DATASETS:
 SDS = """
 MODEL:
   BACKBONE: {NAME: build_guided_backbone}
-  SDS: {SUPERPIXELS: 40}
+  ROI_MASK_HEAD: {SUPERPIXELS: 40}
 """
 HYPERCOLUMN = """
 MODEL:
   BACKBONE: {NAME: build_guided_backbone}
   PROPOSAL_GENERATOR: {MASKS_IN_TRAINING: False}
   ROI_HEADS: {NAME: GuidedROIHeads}
-  ROI_MASK_HEAD: {IN_FEATURES: [image, p2, p4]}
-  HYPERCOLUMN: {SUPERPIXELS: 40}
+  ROI_MASK_HEAD: {IN_FEATURES: [image, p2, p4], SUPERPIXELS: 40}
 """
 SYSTEMS = {"sds": (*ROI_HEADS["sds"], SDS), "hypercolumn": (*ROI_HEADS["hypercolumn"], HYPERCOLUMN)}
 
