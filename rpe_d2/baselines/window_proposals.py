@@ -11,15 +11,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
-from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from rpe_d2.config import check_config
 from rpe_d2.modeling.argument_checks import check_batch, check_range, checked_topk
-from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.modeling.masks import windows_to_proposals
 
+from .window_losses import crop_object_masks, window_losses
 from .windows import (
     IGNORED,
     NEGATIVE,
@@ -380,53 +378,6 @@ class WindowProposalGenerator(nn.Module, ABC):
                     "between have no positive windows: add a scale, or set POSITIVE_SCALE to %.2f",
                     type(self).__name__, small, large, gap / 2,
                 )  # fmt: skip
-
-
-def window_losses(
-    scores: torch.Tensor, masks: torch.Tensor, positive: torch.Tensor, targets: torch.Tensor
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Computes the two terms of DeepMask's loss (Pinheiro et al., NIPS 2015, section 3.2).
-
-    With labels y_k = +-1 and targets m_ij = +-1, the loss of the paper is the sum over windows of
-    (1 + y_k) / (2 h w) sum_ij log(1 + exp(-m_ij f_ij)) + lambda log(1 + exp(-y_k f_s)). Here both
-    terms are means over all N windows, positive and negative, and lambda is left out.
-
-    Args:
-        scores: (N,) logits f_s.
-        masks: (P, h, w) logits f_ij of the positive windows whose masks are learned.
-        positive: (N,) bool, True for P or more windows.
-        targets: (P, h, w) bool, or float in [0, 1], where 1 is inside the object (m = 1).
-
-    Returns:
-        The mask loss and the score loss; 0 if there are no windows.
-    """
-    count = max(len(scores), 1)
-    # A sum over no windows is 0 and has a gradient; a mean would be NaN.
-    mask_loss = F.binary_cross_entropy_with_logits(masks, targets.to(masks), reduction="sum")
-    mask_loss = mask_loss / (count * masks.shape[1] * masks.shape[2])
-    score_loss = F.binary_cross_entropy_with_logits(scores, positive.to(scores), reduction="sum")
-    return mask_loss, score_loss / count
-
-
-def crop_object_masks(
-    targets: Instances, index: torch.Tensor, boxes: torch.Tensor, size: int
-) -> torch.Tensor:
-    """Computes the fraction of each cell that an object covers.
-
-    Args:
-        targets: ground truth of an image.
-        index: (P,) int64 indices of objects.
-        boxes: (P, 4) a box for each of them.
-        size: cells of a box in each direction.
-
-    Returns:
-        (P, size, size) float32 in [0, 1].
-    """
-    if len(index) == 0:
-        return boxes.new_zeros(0, size, size)
-    masks = instance_masks(targets)[:, None].to(boxes)
-    rois = torch.cat([index[:, None].to(boxes), boxes], dim=1)
-    return roi_align(masks, rois, size, aligned=True)[:, 0]
 
 
 def _common_channels(option: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> int:
