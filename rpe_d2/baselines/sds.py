@@ -113,13 +113,13 @@ class SDSROIHeads(StandardROIHeads):
     Regions depend on ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING``, both in training and at
     inference:
 
-    * ``True``: the mask of the proposal. The generator has to have masks, as
-      MeanShiftProposalGenerator and PrecomputedMaskProposals do and RPN does not. The region of a ground-truth box
-      that joins the proposals (``MODEL.ROI_HEADS.PROPOSAL_APPEND_GT``) is the whole box, because
-      its true mask would reveal what the head has to predict.
+    * ``True``: the mask of the proposal. The generator has to provide masks, as
+      MeanShiftProposalGenerator and PrecomputedMaskProposals do and RPN does not. The region of a
+      ground-truth box that joins the proposals (``MODEL.ROI_HEADS.PROPOSAL_APPEND_GT``) is the
+      whole box, because its true mask would reveal what the head has to predict.
     * ``False``: the whole box, even if proposals have masks. Both pathways then see the same.
 
-    With ``MODEL.ROI_MASK_HEAD.SUPERPIXELS``, the masks consist of superpixels, as in the paper. They
+    With ``MODEL.ROI_MASK_HEAD.SUPERPIXELS`` the masks consist of superpixels, as in the paper. They
     come from SLIC instead of MCG.
 
     Differences from the paper: features are masked instead of pixels, as in MNC, so an image passes

@@ -1,14 +1,13 @@
 """Region proposals of a data set, named in ``DATASETS.PROPOSAL_MASKS_TRAIN`` and ``_TEST``."""
 
 import functools
-import math
 import os
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from rpe_d2.utils.coco_annotations import rle_problem
+from rpe_d2.utils.coco_annotations import are_numbers, rle_problem
 from rpe_d2.utils.json_text import parse_json, read_text
 from rpe_d2.utils.readable import UnreadableImage
 
@@ -118,12 +117,11 @@ def _regions_by_image(path: str) -> Dict[str, ImageRegions]:
             isinstance(result, dict)
             and type(result.get("image_id")) in (int, float, str)
             and isinstance(result.get("segmentation"), dict)
-            and type(result.get("score")) in (int, float)
-            and math.isfinite(result["score"])
+            and are_numbers([result.get("score")])
         ):
             raise ValueError(
-                f"{path}: entry {number} has no image_id, no RLE segmentation or no score; allowed: "
-                "COCO results with masks"
+                f"{path}: entry {number} has no image_id, no RLE segmentation or no score; "
+                "allowed: COCO results with masks"
             )
         own = grouped.setdefault(str(result["image_id"]), [])
         own.append((result["score"], result["segmentation"]))
