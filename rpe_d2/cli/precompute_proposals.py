@@ -24,14 +24,16 @@ from rpe_d2.utils.errors import one_line, one_line_errors
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.image_files import image_stem
 from rpe_d2.utils.images import ImageReader, check_size, to_rgb
-from rpe_d2.utils.mat_regions import read_mat_regions
+from rpe_d2.utils.json_regions import JsonRegions
+from rpe_d2.utils.mat_regions import Region, read_mat_regions
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.utils.worker_signals import leave_signals_to_the_trainer
 
 from .arguments import command_line, number_type, positive
 from .proposal_store import ProposalStore
 
-_METHODS = ("selective_search", "edge_boxes", "mat")
+_METHODS = ("selective_search", "edge_boxes", "mat", "json")
+_REGIONS = ("mat", "json")  # conversions of regions
 _INTERRUPTED = 130
 _AREA = number_type("0 or more", lambda value: 0 <= value < float("inf"))
 
@@ -43,8 +45,8 @@ def main(argv: Optional[List[str]] = None) -> int:
       for ``DATASETS.PROPOSAL_FILES_TRAIN`` and ``_TEST``. ``edge_boxes`` finds the contours with
       the trained contour model of the configuration.
     * ``mat`` converts regions, such as those of MCG and COB, from a folder of MATLAB files with the
-      names of the images. It writes COCO's results format with RLE masks, for
-      ``DATASETS.PROPOSAL_MASKS_TRAIN`` and ``_TEST``.
+      names of the images, and ``json`` those of a file in COCO's results format. Both write COCO's
+      results format with RLE masks, for ``DATASETS.PROPOSAL_MASKS_TRAIN`` and ``_TEST``.
 
     With ``--evaluate FILE``, the average recall is computed as well and written to that file. Boxes
     are evaluated as filled boxes, which the names of the scores say. Finished images are stored in
@@ -97,7 +99,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Computes the proposals of a data set by selective search or edge boxes, or "
-        "converts those of MCG, COB and others from MATLAB files."
+        "converts those of MCG, COB and others."
     )
     parser.add_argument(
         "--config-file",
@@ -108,12 +110,16 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, metavar="NAME", help="a registered data set")
     parser.add_argument("--method", required=True, choices=_METHODS)
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help=".pkl of boxes; .json of regions with mat"
+        "--output", required=True, metavar="FILE", help=".pkl of boxes; mat, json: .json of regions"
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="edge_boxes: the contour model; default: MODEL.WEIGHTS"
     )
-    parser.add_argument("--input", metavar="DIR", help="mat: folder of NAME.mat for each image")
+    parser.add_argument(
+        "--input",
+        metavar="PATH",
+        help="mat: folder of NAME.mat for each image; json: COCO results with masks",
+    )
     parser.add_argument(
         "--max-proposals", type=positive, default=2000, metavar="N", help="per image (2000)"
     )
@@ -130,14 +136,16 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, after all flags"
     )
     args = parser.parse_args(argv)
-    if (args.input is not None) != (args.method == "mat"):
-        parser.error(f"--input is for --method mat, which needs it; --method is {args.method}")
+    if (args.input is not None) != (args.method in _REGIONS):
+        parser.error(
+            f"--input is for --method mat and json, which need it; --method is {args.method}"
+        )
     if args.weights is not None and args.method != "edge_boxes":
         parser.error(f"--weights is for --method edge_boxes; --method is {args.method}")
-    if args.min_area is not None and args.method == "mat":
-        parser.error("--min-area is for boxes; --method is mat")
+    if args.min_area is not None and args.method in _REGIONS:
+        parser.error(f"--min-area is for boxes; --method is {args.method}")
     for flag, path, suffix in (
-        ("--output", args.output, ".json" if args.method == "mat" else ".pkl"),
+        ("--output", args.output, ".json" if args.method in _REGIONS else ".pkl"),
         ("--evaluate", args.evaluate, ".json"),
     ):
         if path is not None and Path(path).suffix != suffix:
@@ -175,6 +183,8 @@ def _method(cfg: CfgNode, args: argparse.Namespace) -> _Method:
         if not Path(args.input).is_dir():
             raise ValueError(f"--input {args.input}: no such folder")
         return _Method(_MatRegions(args.input, args.max_proposals), False, True)
+    if args.method == "json":
+        return _Method(_JsonRegions(args.input, args.max_proposals), False, False)
     require_ximgproc()
     if args.method == "selective_search":
         propose = _SelectiveSearch(cfg, args.max_proposals, args.min_area or 0)
@@ -231,10 +241,24 @@ class _MatRegions:
                 f"{path} is for an image of {regions[0].rle['size']}; {item['file_name']} has "
                 f"{size} (height, width)"
             )
-        return {
-            "rles": [region.rle for region in regions],
-            "scores": [region.score for region in regions],
-        }
+        return _as_lists(regions)
+
+
+class _JsonRegions:
+    def __init__(self, path: str, limit: int):
+        self._regions = JsonRegions(path)
+        self._limit = limit
+
+    def __call__(self, item: Dict[str, Any]) -> Dict[str, Any]:
+        size = item["height"], item["width"]
+        return _as_lists(self._regions.of_image(item["image_id"], size, self._limit))
+
+
+def _as_lists(regions: List[Region]) -> Dict[str, Any]:
+    return {
+        "rles": [region.rle for region in regions],
+        "scores": [region.score for region in regions],
+    }
 
 
 class _Timed(Dataset):

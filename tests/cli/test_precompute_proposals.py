@@ -156,6 +156,10 @@ def test_regions_of_matlab_files_become_coco_results(data, mat, tmp_path, capsys
     mapped = ImageMapper(small_cfg_with("INPUT: {MIN_SIZE_TEST: 128}"), is_train=False)(item)
     assert len(mapped["proposals"]) == len(item["annotations"])
     assert mapped["proposals"].proposal_masks.dtype == torch.uint8
+    again = tmp_path / "again.json"
+    assert run("json", again, data, "--input", output, "--max-proposals", 2) == 0
+    best = json.loads(again.read_text())
+    assert [entry for entry in results if entry in best] == best and len(best) <= 8
     # A missing file and one of another size.
     first = sorted(mat.iterdir())[0]
     shutil.move(first, tmp_path / "moved.mat")
@@ -171,7 +175,8 @@ def test_regions_of_matlab_files_become_coco_results(data, mat, tmp_path, capsys
     [
         ("selective_search", "a.json", [], "--output is .*a.json; allowed with --method sele"),
         ("mat", "a.pkl", ["--input", "x"], "allowed with --method mat: a .json file"),
-        ("mat", "a.json", [], "--input is for --method mat, which needs it"),
+        ("mat", "a.json", [], "--input is for --method mat and json, which need it"),
+        ("json", "a.json", ["--input", "nowhere.json"], "No such file.*nowhere.json"),
         ("mat", "a.json", ["--input", "nowhere"], "--input nowhere: no such folder"),
         ("selective_search", "a.pkl", ["--input", "x"], "--input is for --method mat"),
         ("selective_search", "a.pkl", ["--weights", "x"], "--weights is for --method edge_boxes"),
