@@ -28,7 +28,8 @@ class JsonRegions:
             OSError: The file cannot be opened.
         """
         self._path = path
-        self._results: Dict[str, List[Tuple[int, Dict[str, Any]]]] = {}
+        # By the id of the image as text: score, number of the entry and mask, the best first.
+        self._regions: Dict[str, List[Tuple[float, int, Any]]] = {}
         content = parse_json(read_text(path), path)
         if not isinstance(content, list):
             raise ValueError(f"{path} is not a list; allowed: COCO results with masks")
@@ -38,14 +39,23 @@ class JsonRegions:
                     f"{path}: entry {number} has no image_id or no segmentation; allowed: COCO "
                     "results with masks"
                 )
-            if not are_numbers([result.get("score", 0)]):
+            own = self._regions.setdefault(str(result["image_id"]), [])
+            score = result.get("score", -len(own))
+            if not are_numbers([score]):
                 raise ValueError(
-                    f"{path}: entry {number} has the score {result['score']!r}; allowed: a number"
+                    f"{path}: entry {number} has the score {score!r}; allowed: a number"
                 )
-            self._results.setdefault(str(result["image_id"]), []).append((number, result))
+            own.append((float(score), number, result["segmentation"]))
+        for own in self._regions.values():
+            own.sort(key=lambda region: -region[0])
+
+    @property
+    def image_ids(self) -> List[str]:
+        """The ids of the images as text, in the order of the file."""
+        return list(self._regions)
 
     def of_image(self, image_id: Any, size: Sequence[int], limit: int) -> List[Region]:
-        """Returns the best regions of an image, the best first.
+        """Returns the best regions of an image, the best first; none if the file has none.
 
         Args:
             image_id: id of the image.
@@ -55,15 +65,9 @@ class JsonRegions:
         Raises:
             ValueError: A mask cannot be decoded, or has another size than the image.
         """
-        results = self._results.get(str(image_id), [])
-        scored = [
-            (float(result.get("score", -place)), number, result["segmentation"])
-            for place, (number, result) in enumerate(results)
-        ]
-        scored.sort(key=lambda entry: -entry[0])
         return [
             Region(self._rle(number, segmentation, size), score)
-            for score, number, segmentation in scored[:limit]
+            for score, number, segmentation in self._regions.get(str(image_id), [])[:limit]
         ]
 
     def _rle(self, number: int, segmentation: Any, size: Sequence[int]) -> Dict[str, Any]:

@@ -12,8 +12,9 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 
 from rpe_d2.data import PixelLabelMapper, load_shapes, register_mask_proposals
 from rpe_d2.data.augmentation import QuarterTurnTransform
-from rpe_d2.data.datasets.mask_proposals import ImageRegions, read_regions
+from rpe_d2.data.datasets.mask_proposals import read_regions
 from rpe_d2.data.mask_proposals import RegionSettings, transform_regions
+from rpe_d2.utils.mat_regions import Region
 from rpe_d2.utils.readable import UnreadableImage
 from tests.helpers.configs import small_cfg_with
 
@@ -39,8 +40,8 @@ def masks() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def regions(masks) -> ImageRegions:
-    return ImageRegions([encode(mask) for mask in masks], np.arange(8, 0, -1, dtype=np.float32))
+def regions(masks) -> list:
+    return [Region(encode(mask), 8.0 - number) for number, mask in enumerate(masks)]
 
 
 TRANSFORMS = {
@@ -78,7 +79,7 @@ def test_masks_of_one_size_are_coverages():
     mask = np.zeros(SIZE, bool)
     mask[10:20, 30:50] = True
     mask[20:30, 30:40] = True  # an L: three of four quarters of its box
-    regions = ImageRegions([encode(mask)], np.ones(1, np.float32))
+    regions = [Region(encode(mask), 1.0)]
     found = transform_regions(regions, SIZE, T.TransformList([]), SIZE, RegionSettings(mask_size=2))
     assert found.proposal_boxes.tensor.tolist() == [[30, 10, 50, 30]]
     assert found.proposal_masks.tolist() == [[[255, 255], [255, 0]]]
@@ -87,17 +88,15 @@ def test_masks_of_one_size_are_coverages():
 def test_empty_outside_and_small_regions_are_dropped(masks):
     corner = np.zeros(SIZE, bool)
     corner[:4, :4] = True
-    uncompressed = {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}
-    rles = [uncompressed, encode(corner), encode(masks[0])]
-    regions = ImageRegions(rles, np.array([3, 2, 1], np.float32))
+    nothing = np.zeros(SIZE, bool)
+    regions = [Region(encode(m), 3.0 - n) for n, m in enumerate((nothing, corner, masks[0]))]
     crop = T.TransformList([T.CropTransform(5, 5, SIZE[1] - 5, SIZE[0] - 5)])
     inside = transform_regions(regions, SIZE, crop, (55, 85), RegionSettings())
     assert inside.objectness_logits.tolist() == [1]
     small = RegionSettings(min_box_size=5, mask_size=None)
     found = transform_regions(regions, SIZE, T.TransformList([]), SIZE, small)
     assert found.objectness_logits.tolist() == [1] and not found.has("proposal_masks")
-    none = ImageRegions([], np.zeros(0, np.float32))
-    nothing = transform_regions(none, SIZE, T.TransformList([]), SIZE, RegionSettings(mask_size=7))
+    nothing = transform_regions([], SIZE, T.TransformList([]), SIZE, RegionSettings(mask_size=7))
     assert len(nothing) == 0 and nothing.proposal_masks.shape == (0, 7, 7)
 
 
@@ -192,8 +191,8 @@ def test_wrong_entries_and_masks(dataset, tmp_path):
     other.write_text(json.dumps([{"image_id": 0, "segmentation": broken, "score": 1}]))
     with pytest.raises(ValueError, match="allowed: one file"):
         register_mask_proposals("KEY", [f"regions_test={other}"])
-    with pytest.raises(UnreadableImage, match="other.json: image_id 0 has RLE runs that sum to 5"):
-        read_regions((str(other), "0"), 10, (128, 128))
+    with pytest.raises(UnreadableImage, match="other.json: entry 0 has RLE runs that sum to 5"):
+        read_regions((str(other), 0), 10, (128, 128))
 
 
 def test_a_file_for_other_images_is_refused(dataset, tmp_path):
