@@ -19,8 +19,9 @@ MASK_PROPOSALS = "mask_proposals"
 def register_mask_proposals(key: str, entries: Sequence[str]) -> None:
     """Adds region proposals to registered data sets.
 
-    The files have COCO's results format; see :class:`rpe_d2.utils.json_regions.JsonRegions`. Dataset dicts get the file and the id of the image as ``mask_proposals``. Entries
-    that this process has already registered are skipped.
+    The files have COCO's results format; see :class:`rpe_d2.utils.json_regions.JsonRegions`.
+    Dataset dicts get the file and the id of the image as ``mask_proposals``. Entries that this
+    process has already registered are skipped.
 
     Args:
         key: the configuration key of the entries, for messages.
@@ -57,9 +58,9 @@ def register_mask_proposals(key: str, entries: Sequence[str]) -> None:
 
 
 def _with_regions(load: Callable[[], List[Dict[str, Any]]], path: str) -> List[Dict[str, Any]]:
-    known = set(_json_regions(path).image_ids)
+    known = _json_regions(path).image_ids
     items = load()
-    if items and not any(str(item["image_id"]) in known for item in items):
+    if items and not {str(item["image_id"]) for item in items} & set(known):
         raise ValueError(
             f"{path} has no region of any image of the data set, whose first one is image_id "
             f"{items[0]['image_id']!r}; its own first one is {next(iter(known), None)!r}"
