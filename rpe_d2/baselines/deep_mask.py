@@ -20,7 +20,8 @@ class DeepMaskHead(nn.Module):
     """Computes a code for each window, and a score and a mask from the code.
 
     As in the authors' release, the mask layer has low rank: it is the product of the two linear
-    layers before and after the code.
+    layers before and after the code. The full layer, DeepMaskFull in the paper, predicts masks from
+    the features of the window directly.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class DeepMaskHead(nn.Module):
         score_dim: int = 1024,
         dropout: float = 0.5,
         mask_size: int = 56,
+        low_rank: bool = True,
     ):
         """
         Args:
@@ -43,6 +45,8 @@ class DeepMaskHead(nn.Module):
             score_dim: hidden units of the score branch.
             dropout: dropout probability of the code and the hidden units in the score branch.
             mask_size: m, the side length of the masks.
+            low_rank: whether masks are predicted from the codes, or else from all features of a
+                window, with (conv_dim window^2 / code_dim) times as many weights.
         """
         super().__init__()
         for name, value in (
@@ -59,7 +63,8 @@ class DeepMaskHead(nn.Module):
         self.dropout = dropout
         self.conv = nn.Conv2d(channels, conv_dim, 1)
         self.code = nn.Conv2d(conv_dim, code_dim, window)
-        self.mask = nn.Linear(code_dim, mask_size**2)
+        self.low_rank = low_rank
+        self.mask = nn.Linear(code_dim if low_rank else conv_dim * window**2, mask_size**2)
         self.hidden = nn.Linear(code_dim, score_dim)
         self.score = nn.Linear(score_dim, 1)
         c2_msra_fill(self.conv)
@@ -73,9 +78,14 @@ class DeepMaskHead(nn.Module):
         hidden = F.relu(self.hidden(F.dropout(codes, self.dropout, training)))
         return self.score(F.dropout(hidden, self.dropout, training)).squeeze(1)
 
-    def masks(self, codes: torch.Tensor) -> torch.Tensor:
-        """Computes mask logits (N, m, m) from codes (N, D)."""
-        return self.mask(codes).unflatten(1, (self.mask_size, self.mask_size))
+    def masks(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Computes mask logits (N, m, m).
+
+        Args:
+            inputs: codes (N, D), or without low rank the features of windows, (N, conv_dim, window,
+                window).
+        """
+        return self.mask(inputs.flatten(1)).unflatten(1, (self.mask_size, self.mask_size))
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -101,6 +111,7 @@ class DeepMask(WindowProposalGenerator):
         score_dim: int = 1024,
         dropout: float = 0.5,
         mask_size: int = 56,
+        low_rank: bool = True,
         score_loss_weight: float = 1 / 32,
         **kwargs: Any,
     ):
@@ -108,7 +119,8 @@ class DeepMask(WindowProposalGenerator):
         Args:
             input_shape: channels and stride of the backbone's feature maps.
             in_features: maps of the image pyramid, all with the same number of channels.
-            window, conv_dim, code_dim, score_dim, dropout, mask_size: see :class:`DeepMaskHead`.
+            window, conv_dim, code_dim, score_dim, dropout, mask_size, low_rank: see
+                :class:`DeepMaskHead`.
             score_loss_weight: lambda, the weight of the score loss.
             kwargs: see :class:`~rpe_d2.baselines.window_proposals.WindowProposalGenerator`.
         """
@@ -122,6 +134,7 @@ class DeepMask(WindowProposalGenerator):
             score_dim=score_dim,
             dropout=dropout,
             mask_size=mask_size,
+            low_rank=low_rank,
         )
         self.score_loss_weight = score_loss_weight
 
@@ -134,6 +147,10 @@ class DeepMask(WindowProposalGenerator):
             "code_dim": node.CODE_DIM,
             "score_dim": node.SCORE_DIM,
             "mask_size": node.MASK_SIZE,
+            "low_rank": node.LOW_RANK,
+            "alternate": node.ALTERNATE,
+            "mask_classes": node.MASK_CLASSES,
+            "score_classes": node.SCORE_CLASSES,
             "mask_threshold": node.MASK_THRESHOLD,
         }
 
@@ -151,7 +168,9 @@ class DeepMask(WindowProposalGenerator):
         return self.head.scores(codes, self.training and torch.is_grad_enabled())
 
     def masks(self, pyramid: List, codes: torch.Tensor, windows: Windows) -> torch.Tensor:
-        return self.head.masks(codes)
+        if self.head.low_rank:
+            return self.head.masks(codes)
+        return self.head.masks(by_level(crop_windows, pyramid, windows, self.window))
 
     def weighted_losses(
         self, mask_loss: torch.Tensor, score_loss: torch.Tensor

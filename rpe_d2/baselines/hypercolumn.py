@@ -49,7 +49,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
     * With ``MODEL.ROI_HEADS.NAME: GuidedROIHeads`` (or ``GuidedCascadeROIHeads``) the maps are
       those of ``MODEL.ROI_MASK_HEAD.IN_FEATURES``, such as the paper's pool3, pool4 and fc7.
 
-    With ``MODEL.HYPERCOLUMN.SUPERPIXELS``, masks at inference are projected to superpixels, as in
+    With ``MODEL.ROI_MASK_HEAD.SUPERPIXELS``, masks at inference are projected to superpixels, as in
     the paper: each pixel gets the mean probability of its superpixel inside the box. They are those
     of SLIC, on the map "image". The paper trains the classifiers on boxes of another detector. Here
     they are trained with the network, on its proposals.
@@ -89,6 +89,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
             input_shape = {name: shape for name, shape in input_shape.items() if name != IMAGE}
         self.num_classes = num_classes
         self.grid = grid
+        self.resolution = resolution
         self.aligns = {
             name: ROIAlign((resolution,) * 2, 1 / shape.stride, sampling_ratio, aligned=True)
             for name, shape in input_shape.items()
@@ -110,21 +111,19 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Union[ShapeSpec, Dict[str, ShapeSpec]]):
-        check_config(cfg, "MODEL.HYPERCOLUMN")
+        check_config(cfg, "MODEL.HYPERCOLUMN", "MODEL.ROI_MASK_HEAD")
         head = cfg.MODEL.ROI_MASK_HEAD
         if not isinstance(input_shape, dict):
             raise ValueError(
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}; "
                 'allowed with HypercolumnMaskHead: ""'
             )
-        count = cfg.MODEL.HYPERCOLUMN.SUPERPIXELS
-        check_has_image(
-            "MODEL.HYPERCOLUMN.SUPERPIXELS", count, "MODEL.ROI_MASK_HEAD.IN_FEATURES", input_shape
-        )
+        key, where = "MODEL.ROI_MASK_HEAD.SUPERPIXELS", "MODEL.ROI_MASK_HEAD.IN_FEATURES"
+        check_has_image(key, head.SUPERPIXELS, where, input_shape)
         return {
             **super().from_config(cfg, input_shape),
             "input_shape": input_shape,
-            "num_superpixels": count,
+            "num_superpixels": head.SUPERPIXELS,
             "num_classes": 1 if head.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             "resolution": cfg.MODEL.HYPERCOLUMN.RESOLUTION,
             "sampling_ratio": head.POOLER_SAMPLING_RATIO,
@@ -141,7 +140,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
         Returns:
             In training a dict of losses. Otherwise the instances with ``pred_masks`` (R, 1, m, m)
-            float32 in [0, 1], where m is 112 with superpixels.
+            float32 in [0, 1], where m is at least 112 with superpixels.
         """
         check_batch(type(self).__name__, len(next(iter(x.values()))), len(instances))
         boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
@@ -157,7 +156,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
     def _project(self, image: torch.Tensor, instances: List[Instances]) -> None:
         """Replaces the masks of instances by their means in superpixels."""
-        size = SUPERPIXEL_CELLS
+        size = max(SUPERPIXEL_CELLS, self.resolution)
         boxes = [part.pred_boxes for part in instances]
         superpixels = superpixels_in_boxes(image, instances, boxes, self.num_superpixels, size)
         counts = [len(part) for part in instances]

@@ -113,14 +113,14 @@ class SDSROIHeads(StandardROIHeads):
     Regions depend on ``MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING``, both in training and at
     inference:
 
-    * ``True``: the mask of the proposal. The generator has to have masks, as
-      MeanShiftProposalGenerator and PrecomputedMaskProposals do and RPN does not. The region of a ground-truth box
-      that joins the proposals (``MODEL.ROI_HEADS.PROPOSAL_APPEND_GT``) is the whole box, because
-      its true mask would reveal what the head has to predict.
+    * ``True``: the mask of the proposal. The generator has to provide masks, as
+      MeanShiftProposalGenerator and PrecomputedMaskProposals do and RPN does not. The region of a
+      ground-truth box that joins the proposals (``MODEL.ROI_HEADS.PROPOSAL_APPEND_GT``) is the
+      whole box, because its true mask would reveal what the head has to predict.
     * ``False``: the whole box, even if proposals have masks. Both pathways then see the same.
 
-    With ``MODEL.SDS.SUPERPIXELS``, the masks consist of superpixels, as in the paper. They come from
-    SLIC instead of MCG.
+    With ``MODEL.ROI_MASK_HEAD.SUPERPIXELS`` the masks consist of superpixels, as in the paper. They
+    come from SLIC instead of MCG.
 
     Differences from the paper: features are masked instead of pixels, as in MNC, so an image passes
     through the backbone once. Softmax replaces support vector machines. Proposals are matched,
@@ -198,9 +198,9 @@ class SDSROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Dict[str, ShapeSpec]):
-        check_config(cfg, "MODEL.SDS")
-        count = cfg.MODEL.SDS.SUPERPIXELS
-        check_has_image("MODEL.SDS.SUPERPIXELS", count, "the backbone", input_shape)
+        key, count = "MODEL.ROI_MASK_HEAD.SUPERPIXELS", cfg.MODEL.ROI_MASK_HEAD.SUPERPIXELS
+        check_config(cfg, "MODEL.ROI_MASK_HEAD")
+        check_has_image(key, count, "the backbone", input_shape)
         if cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES:
             raise ValueError(
                 "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True; allowed with SDSROIHeads: False"

@@ -152,7 +152,8 @@ class SharpMask(DeepMask):
         key, skips = "MODEL.DEEPMASK.SHARPMASK_FEATURES", cfg.MODEL.DEEPMASK.SHARPMASK_FEATURES
         for name in arguments["in_features"]:
             _skip_features(key, skips, name, input_shape)
-        return {**arguments, "skip_features": skips}
+        # Only masks are learned, in every step.
+        return {**arguments, "skip_features": skips, "alternate": False}
 
     @classmethod
     def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:

@@ -23,12 +23,14 @@ _CHANNELS = (64, 128, 256, 512, 512)
 _NORMS = ("", "BN", "FrozenBN")
 
 
-def vgg16_features(fc_dim: int, width: float = 1.0) -> Dict[str, ShapeSpec]:
+def vgg16_features(fc_dim: int, width: float = 1.0, holes: bool = False) -> Dict[str, ShapeSpec]:
     """Returns channels and stride of all outputs that VGG-16 can have.
 
     The outputs are ``conv1_1`` to ``conv5_3`` (after the ReLU), ``pool1`` to ``pool5``,
     ``pool1_indices`` to ``pool5_indices`` (int64 positions of the maxima in the map before the
-    pooling, as ``max_unpool2d`` takes them), ``fc6`` and ``fc7``.
+    pooling, as ``max_unpool2d`` takes them), ``fc6`` and ``fc7``. With ``holes``, ``pool4`` and the
+    convolutions of the fifth block have stride 8, and there is no ``pool4_indices`` and nothing
+    after ``conv5_3``.
     """
     shapes = {}
     for block, (channels, count) in enumerate(zip(_channels(width), VGG16_CONVOLUTIONS), start=1):
@@ -38,6 +40,13 @@ def vgg16_features(fc_dim: int, width: float = 1.0) -> Dict[str, ShapeSpec]:
             shapes[name] = ShapeSpec(channels=channels, stride=2**block)
     for name in ("fc6", "fc7"):
         shapes[name] = ShapeSpec(channels=fc_dim, stride=32)
+    if holes:
+        for name in ("pool5", "pool4_indices", "pool5_indices", "fc6", "fc7"):
+            shapes.pop(name)
+        shapes = {
+            name: ShapeSpec(channels=shape.channels, stride=min(shape.stride, 8))
+            for name, shape in shapes.items()
+        }
     return shapes
 
 
@@ -49,6 +58,10 @@ class VGG16(Backbone):
     """VGG-16 (Simonyan & Zisserman, ICLR 2015) with torchvision's convolutions.
 
     If they are requested, fc6 (7 x 7) and fc7 are convolutions as in FCN.
+
+    With ``holes``, as in InstanceFCN, pool4 has stride 1 and the convolutions after it are dilated
+    by 2. They compute at every cell of stride 8 what they would otherwise compute at every second
+    one.
     """
 
     def __init__(
@@ -58,6 +71,7 @@ class VGG16(Backbone):
         fc_dim: int = 4096,
         dropout: float = 0.5,
         width: float = 1.0,
+        holes: bool = False,
     ):
         """
         Args:
@@ -67,6 +81,7 @@ class VGG16(Backbone):
             fc_dim: channels of fc6 and fc7.
             dropout: dropout probability of fc6 and fc7.
             width: factor of the channels of the blocks, above 0.
+            holes: whether the fifth block has stride 8 instead of 16.
         """
         super().__init__()
         if not width > 0:
@@ -76,7 +91,7 @@ class VGG16(Backbone):
         check_range("fc_dim", fc_dim, 1)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed: 0 to below 1")
-        shapes = vgg16_features(fc_dim, width)
+        shapes = vgg16_features(fc_dim, width, holes)
         if not out_features or not set(out_features) <= set(shapes):
             raise ValueError(
                 f"out_features is {list(out_features)}; allowed: one or more of {', '.join(shapes)}"
@@ -91,6 +106,11 @@ class VGG16(Backbone):
             if isinstance(layer, nn.Conv2d):  # the initialization of torchvision's vgg16
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        self.holes = holes
+        if holes:
+            convolutions = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
+            for layer in convolutions[-VGG16_CONVOLUTIONS[-1] :]:
+                layer.dilation = layer.padding = (2, 2)
         if norm == "FrozenBN":
             self.features = FrozenBatchNorm2d.convert_frozen_batchnorm(self.features)
         self.fc6 = self.fc7 = None
@@ -120,6 +140,11 @@ class VGG16(Backbone):
             if f"pool{block}_indices" in self._out_features:
                 x, indices = F.max_pool2d(x, 2, return_indices=True)
                 outputs[f"pool{block}_indices"] = indices
+            elif self.holes and block == 4:
+                # The maximum of a cell and its neighbors to the right and below.
+                x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 2, stride=1)
+            elif self.holes and block == 5:
+                break
             else:
                 x = layer(x)
             outputs[f"pool{block}"] = x
@@ -190,7 +215,7 @@ def build_vgg16_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VGG16:
         raise ValueError(
             f"MODEL.PIXEL_MEAN has {input_shape.channels} channels; allowed with VGG-16: 3"
         )
-    backbone = VGG16(vgg.OUT_FEATURES, vgg.NORM, vgg.FC_DIM, vgg.DROPOUT, vgg.WIDTH)
+    backbone = VGG16(vgg.OUT_FEATURES, vgg.NORM, vgg.FC_DIM, vgg.DROPOUT, vgg.WIDTH, vgg.HOLES)
     num_frozen = cfg.MODEL.BACKBONE.FREEZE_AT
     if vgg.WEIGHTS:
         backbone.load_torchvision(vgg.WEIGHTS)

@@ -9,16 +9,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import nn
-from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from rpe_d2.config import check_config
 from rpe_d2.modeling.argument_checks import check_batch, check_range, checked_topk
-from rpe_d2.modeling.embedding.labels import instance_masks
 from rpe_d2.modeling.layers import chosen_features
 from rpe_d2.modeling.masks import windows_to_proposals
 
+from .window_losses import crop_object_masks, window_losses
 from .windows import (
     IGNORED,
     NEGATIVE,
@@ -32,6 +31,9 @@ from .windows import (
 
 logger = logging.getLogger(__name__)
 
+# The mapper whose images are patches of one window.
+_CROP_MAPPER = "WindowCropMapper"
+
 
 class WindowProposalGenerator(nn.Module, ABC):
     """Scores square windows at every cell of an image pyramid and segments the best of them.
@@ -44,6 +46,9 @@ class WindowProposalGenerator(nn.Module, ABC):
     training and at inference, where a network for patches would see zeros or mirrored pixels.
     Window positions are multiples of the stride, and window sizes are those of the pyramid. Random
     image sizes (``INPUT.MIN_SIZE_TRAIN``) replace the jitter of the papers.
+
+    With ``INPUT.DATASET_MAPPER_NAME WindowCropMapper`` the network is trained on patches instead,
+    as in the papers: each image is the patch of one window.
 
     Masks are predicted only for the windows with the best scores. Crowds, which Detectron2's
     mappers drop, count as background, as in the RPN. The masks are learned from ``gt_masks``, or
@@ -68,6 +73,10 @@ class WindowProposalGenerator(nn.Module, ABC):
         mask_threshold: float = 0.2,
         proposal_mask_size: int = 112,
         masks_in_training: bool = False,
+        train_on_crops: bool = False,
+        alternate: bool = False,
+        mask_classes: Sequence[int] = (),
+        score_classes: Sequence[int] = (),
     ):
         """
         Args:
@@ -85,6 +94,13 @@ class WindowProposalGenerator(nn.Module, ABC):
             mask_threshold: probability at or above which a cell belongs to the object.
             proposal_mask_size: side length M of the masks of proposals.
             masks_in_training: whether proposals have masks in training too.
+            train_on_crops: whether training images are patches of the size of a window. A patch is
+                positive if it has an object, of which it then has one.
+            alternate: whether steps learn masks and scores in turn. Steps for masks sample positive
+                windows alone.
+            mask_classes: classes of the objects whose masks are learned; empty for all.
+            score_classes: classes of the objects for which windows are positive; empty for all.
+                Others count as background.
         """
         super().__init__()
         check_range("window", window, 1)
@@ -106,6 +122,10 @@ class WindowProposalGenerator(nn.Module, ABC):
         self.mask_threshold = mask_threshold
         self.proposal_mask_size = proposal_mask_size
         self.masks_in_training = masks_in_training
+        self.train_on_crops = train_on_crops
+        self.alternate = alternate
+        self.mask_classes = tuple(mask_classes)
+        self.score_classes = tuple(score_classes)
         self._warn_of_gaps()
 
     @classmethod
@@ -116,6 +136,10 @@ class WindowProposalGenerator(nn.Module, ABC):
         check_config(cfg, f"MODEL.{key}", "MODEL.RPE")
         node = cfg.MODEL[key]
         _common_channels(f"MODEL.{key}.IN_FEATURES", node.IN_FEATURES, input_shape)
+        train_on_crops = cfg.INPUT.DATASET_MAPPER_NAME == _CROP_MAPPER
+        if train_on_crops:
+            sides = [node.WINDOW * input_shape[name].stride for name in node.IN_FEATURES]
+            _check_crops(cfg.INPUT.CROP.SIZE, sides)
         limit = WindowTolerances.negative_scale
         if node.POSITIVE_SCALE >= limit:
             raise ValueError(
@@ -134,6 +158,7 @@ class WindowProposalGenerator(nn.Module, ABC):
             "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
             "proposal_mask_size": cfg.MODEL.RPE.PROPOSAL_MASK_SIZE,
             "masks_in_training": cfg.MODEL.PROPOSAL_GENERATOR.MASKS_IN_TRAINING,
+            "train_on_crops": train_on_crops,
         }
 
     @abstractmethod
@@ -201,23 +226,55 @@ class WindowProposalGenerator(nn.Module, ABC):
     def _losses(
         self, pyramid: List, grid: WindowGrid, gt_instances: List[Instances]
     ) -> Dict[str, torch.Tensor]:
+        branch = self._branch()
+        gt_instances = [self._scored(targets) for targets in gt_instances]
         labels = torch.stack([self.label(grid, targets) for targets in gt_instances])  # (B, A)
-        image, index = self._sample(labels)
+        image, index = self._sample(labels, with_negative=branch != "mask")
         windows = grid.select(image, index)
         codes = self.sampled_codes(pyramid, windows)
         positive = labels[image, index] >= 0
-        positive_windows = Windows(*(part[positive] for part in windows))
-        masks = self.masks(pyramid, codes[positive], positive_windows)
+        masked = positive & self._has_mask(labels, image, index, gt_instances)
+        masks = self.masks(pyramid, codes[masked], Windows(*(part[masked] for part in windows)))
         # Samples are sorted by image, so the targets of the images can be joined.
         coverage = []
         for number, targets in enumerate(gt_instances):
-            own = index[positive & (image == number)]
+            own = index[masked & (image == number)]
             boxes, size = grid.boxes[own], masks.shape[-1]
             coverage.append(crop_object_masks(targets, labels[number, own], boxes, size))
         mask_targets = self.mask_targets(torch.cat(coverage))
-        return self.weighted_losses(
+        losses = self.weighted_losses(
             *window_losses(self.scores(codes), masks, positive, mask_targets)
         )
+        return {name: loss for name, loss in losses.items() if name.endswith(branch)}
+
+    def _branch(self) -> str:
+        """Returns which of "mask" and "score" this step learns, or "" for both."""
+        if not self.alternate or not torch.is_grad_enabled():
+            return ""
+        return ("mask", "score")[get_event_storage().iter % 2]
+
+    def _scored(self, targets: Instances) -> Instances:
+        """Returns the objects for which windows are positive."""
+        if not self.score_classes:
+            return targets
+        return targets[torch.isin(targets.gt_classes, _like(targets, self.score_classes))]
+
+    def _has_mask(
+        self,
+        labels: torch.Tensor,
+        image: torch.Tensor,
+        index: torch.Tensor,
+        gt_instances: List[Instances],
+    ) -> torch.Tensor:
+        """Returns (N,) bool: whether the masks of sampled windows are learned if positive."""
+        if not self.mask_classes:
+            return torch.ones_like(image, dtype=torch.bool)
+        has_mask = torch.zeros_like(image, dtype=torch.bool)
+        for number, targets in enumerate(gt_instances):
+            own = torch.nonzero((image == number) & (labels[image, index] >= 0)).squeeze(1)
+            classes = targets.gt_classes[labels[number, index[own]]]
+            has_mask[own] = torch.isin(classes, _like(targets, self.mask_classes))
+        return has_mask
 
     @torch.no_grad()
     def label(self, grid: WindowGrid, targets: Instances) -> torch.Tensor:
@@ -225,25 +282,47 @@ class WindowProposalGenerator(nn.Module, ABC):
 
         Returns:
             (A,) int64: the index of the object, NEGATIVE or IGNORED. Windows with their center
-            outside the image are ignored.
+            outside the image are ignored, and for patches all but the one that is the patch.
         """
+        if self.train_on_crops:
+            return self._label_crop(grid, targets)
         sides = grid.boxes[:, 2] - grid.boxes[:, 0]
         labels = label_windows(grid.centers, sides, targets.gt_boxes.tensor, self.tolerances)
         return labels.masked_fill(~grid.centered_in(targets.image_size), IGNORED)
 
-    def _sample(self, labels: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _label_crop(self, grid: WindowGrid, targets: Instances) -> torch.Tensor:
+        height, width = targets.image_size
+        whole = grid.boxes.new_tensor([0, 0, width, height])
+        is_whole = (grid.boxes - whole).abs().amax(dim=1) < 0.5
+        if not bool(is_whole.any()):
+            sides = [self.window * stride for stride in self.strides]
+            raise ValueError(
+                f"{type(self).__name__} is trained on crops and gets an image of {height} x {width}"
+                f" pixels; allowed: squares of {' or '.join(f'{side:g}' for side in sides)}"
+            )
+        label = 0 if len(targets) else NEGATIVE
+        return torch.full_like(grid.row, IGNORED).masked_fill(is_whole, label)
+
+    def _sample(
+        self, labels: torch.Tensor, with_negative: bool = True
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
         """Samples equal numbers of positive and negative windows of a batch.
 
         The negative windows are distributed evenly over the images, with at least one in each.
 
         Args:
             labels: (B, A).
+            with_negative: whether to sample negative windows; otherwise there may be twice as many
+                positive ones.
 
         Returns:
             Indices (N,) of the images, in increasing order, and (N,) of the windows in the grid.
         """
         most = max(self.batch_size_per_image // 2, 1)
         ranks = torch.rand(labels.shape, device=labels.device)
+        if not with_negative:
+            positive = _select_lowest(ranks, labels >= 0, self.batch_size_per_image)
+            return torch.nonzero(positive, as_tuple=True)
         positive = _select_lowest(ranks, labels >= 0, most)
         num_negative = max(-(-int(positive.sum()) // len(labels)), 1)
         negative = _select_lowest(ranks, labels == NEGATIVE, num_negative)
@@ -301,53 +380,6 @@ class WindowProposalGenerator(nn.Module, ABC):
                 )  # fmt: skip
 
 
-def window_losses(
-    scores: torch.Tensor, masks: torch.Tensor, positive: torch.Tensor, targets: torch.Tensor
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Computes the two terms of DeepMask's loss (Pinheiro et al., NIPS 2015, section 3.2).
-
-    With labels y_k = +-1 and targets m_ij = +-1, the loss of the paper is the sum over windows of
-    (1 + y_k) / (2 h w) sum_ij log(1 + exp(-m_ij f_ij)) + lambda log(1 + exp(-y_k f_s)). Here both
-    terms are means over all N windows, positive and negative, and lambda is left out.
-
-    Args:
-        scores: (N,) logits f_s.
-        masks: (P, h, w) logits f_ij of the positive windows, in their order.
-        positive: (N,) bool, True for P windows.
-        targets: (P, h, w) bool, or float in [0, 1], where 1 is inside the object (m = 1).
-
-    Returns:
-        The mask loss and the score loss; 0 if there are no windows.
-    """
-    count = max(len(scores), 1)
-    # A sum over no windows is 0 and has a gradient; a mean would be NaN.
-    mask_loss = F.binary_cross_entropy_with_logits(masks, targets.to(masks), reduction="sum")
-    mask_loss = mask_loss / (count * masks.shape[1] * masks.shape[2])
-    score_loss = F.binary_cross_entropy_with_logits(scores, positive.to(scores), reduction="sum")
-    return mask_loss, score_loss / count
-
-
-def crop_object_masks(
-    targets: Instances, index: torch.Tensor, boxes: torch.Tensor, size: int
-) -> torch.Tensor:
-    """Computes the fraction of each cell that an object covers.
-
-    Args:
-        targets: ground truth of an image.
-        index: (P,) int64 indices of objects.
-        boxes: (P, 4) a box for each of them.
-        size: cells of a box in each direction.
-
-    Returns:
-        (P, size, size) float32 in [0, 1].
-    """
-    if len(index) == 0:
-        return boxes.new_zeros(0, size, size)
-    masks = instance_masks(targets)[:, None].to(boxes)
-    rois = torch.cat([index[:, None].to(boxes), boxes], dim=1)
-    return roi_align(masks, rois, size, aligned=True)[:, 0]
-
-
 def _common_channels(option: str, names: Sequence[str], input_shape: Dict[str, ShapeSpec]) -> int:
     """Returns the number of channels of the feature maps, which share one network."""
     if not names:
@@ -358,6 +390,20 @@ def _common_channels(option: str, names: Sequence[str], input_shape: Dict[str, S
         described = ", ".join(f"{name} has {count} channels" for name, count in channels.items())
         raise ValueError(f"{option}: {described}; allowed: maps with the same number of channels")
     return channels[names[0]]
+
+
+def _check_crops(size: Sequence[float], sides: Sequence[float]) -> None:
+    """Checks that crops have the size of a window on one of the maps."""
+    if not any(all(abs(part - side) < 0.5 for part in size) for side in sides):
+        allowed = " or ".join(f"[{side:g}, {side:g}]" for side in sides)
+        raise ValueError(
+            f"INPUT.CROP.SIZE is {list(size)}; allowed with INPUT.DATASET_MAPPER_NAME "
+            f"{_CROP_MAPPER}: the side of a window, {allowed}"
+        )
+
+
+def _like(targets: Instances, classes: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(classes, device=targets.gt_classes.device)
 
 
 def _read_codes(

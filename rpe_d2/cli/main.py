@@ -46,6 +46,9 @@ COMMANDS = {
     "eval-bsds": Command("rpe_d2.cli.eval_bsds", "evaluate contours with the BSDS500 benchmark"),
     "prepare-voc": Command("rpe_d2.cli.prepare_voc", "report which VOC 2012 and SBD files exist"),
     "split-coco": Command("rpe_d2.cli.split_coco", "split a COCO-format file by images"),
+    "precompute-proposals": Command(
+        "rpe_d2.cli.precompute_proposals", "selective search, edge boxes, regions of others"
+    ),
     "benchmark": Command("rpe_d2.cli.benchmark.main", "measure time and memory"),
 }
 

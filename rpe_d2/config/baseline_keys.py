@@ -23,6 +23,11 @@ def _vgg_keys() -> Keys:
         "WIDTH": Key(
             1.0, "Factor of the number of channels. With 1 the blocks have 64 to 512.", above=0
         ),
+        "HOLES": Key(
+            False,
+            "Give `pool4` stride 1 and dilate the convolutions after it, which then have stride 8, "
+            "as in InstanceFCN. There is no output after `conv5_3`.",
+        ),
         "FC_DIM": Key(
             4096, "Number of channels of `fc6` and `fc7`.", low=1, high=65536, unit="channels"
         ),
@@ -163,6 +168,31 @@ def _deepmask_keys() -> Keys:
             low=0.01,
             high=0.99,
         ),
+        "LOW_RANK": Key(
+            True,
+            "Predict masks from the code. False: from all features of a window, with "
+            "CONV_DIM WINDOW^2 / CODE_DIM times as many weights (DeepMaskFull).",
+        ),
+        "ALTERNATE": Key(
+            False,
+            "Learn masks and scores in alternate steps, as in the paper. In distributed training "
+            "this needs `SOLVER.FIND_UNUSED_PARAMETERS`.",
+        ),
+        "MASK_CLASSES": Key(
+            [],
+            "Classes of the objects whose masks are learned, from 0. Empty: all.",
+            low=0,
+            elements=int,
+            unit="classes",
+        ),
+        "SCORE_CLASSES": Key(
+            [],
+            "Classes of the objects for which windows are positive, from 0. Others count as "
+            "background. Empty: all.",
+            low=0,
+            elements=int,
+            unit="classes",
+        ),
         "SHARPMASK_FEATURES": Key(
             ["res4", "res3", "res2", "stem"],
             "`SharpMask`: maps that refine the masks, from the map of the windows to finer ones, "
@@ -195,36 +225,9 @@ def _instance_fcn_keys() -> Keys:
     }
 
 
-def _superpixels_key(where: str) -> Key:
-    return Key(
-        0,
-        "Approximate number of superpixels of an image, by SLIC, of which the masks consist, as in "
-        f"the paper. {where} 0: no superpixels.",
-        low=0,
-        high=65536,
-        unit="superpixels",
-    )
-
-
-def _sds_keys() -> Keys:
-    """Simultaneous detection and segmentation (`SDSROIHeads`). More keys: `MODEL.ROI_HEADS`."""
-    return {
-        "SUPERPIXELS": _superpixels_key(
-            "They are computed in every step, and need `MODEL.BACKBONE.NAME "
-            "build_guided_backbone`."
-        )
-    }
-
-
 def _hypercolumn_keys() -> Keys:
     """Hypercolumns (`HypercolumnMaskHead`). More keys: `MODEL.ROI_MASK_HEAD`."""
-    return {
-        "RESOLUTION": Key(50, "Side of the masks.", low=1, high=512, unit="cells"),
-        "SUPERPIXELS": _superpixels_key(
-            "Used at inference. They need `image` among `MODEL.ROI_MASK_HEAD.IN_FEATURES`, which "
-            "is then not part of the hypercolumns."
-        ),
-    }
+    return {"RESOLUTION": Key(50, "Side of the masks.", low=1, high=512, unit="cells")}
 
 
 BASELINE_NODES = {
@@ -233,6 +236,5 @@ BASELINE_NODES = {
     "MODEL.FCIS": _fcis_keys,
     "MODEL.DEEPMASK": _deepmask_keys,
     "MODEL.INSTANCE_FCN": _instance_fcn_keys,
-    "MODEL.SDS": _sds_keys,
     "MODEL.HYPERCOLUMN": _hypercolumn_keys,
 }

@@ -247,13 +247,23 @@ def _tpn_keys() -> Keys:
 
 
 def _mask_head_keys() -> Keys:
-    """Inputs of the mask head under `GuidedROIHeads` and `GuidedCascadeROIHeads`."""
+    """Inputs of the mask head under `GuidedROIHeads` and `GuidedCascadeROIHeads`; superpixels."""
     return {
         "IN_FEATURES": Key(
             [],
             'Outputs of the backbone that the mask head gets; it needs POOLER_TYPE "". Empty: '
             "`MODEL.ROI_HEADS.IN_FEATURES`, as in Detectron2.",
             unit="outputs of the backbone",
+        ),
+        "SUPERPIXELS": Key(
+            0,
+            "Approximate number of superpixels of an image (SLIC), of which the masks of "
+            "`SDSROIHeads` and, at inference, `HypercolumnMaskHead` consist, as in their papers. "
+            "The head needs the output `image` of `build_guided_backbone`; HypercolumnMaskHead in "
+            "IN_FEATURES, where it is then no part of the hypercolumns. 0: none.",
+            low=0,
+            high=65536,
+            unit="superpixels",
         ),
     }
 

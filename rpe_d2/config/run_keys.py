@@ -71,7 +71,7 @@ def _datasets_keys() -> Keys:
                 [],
                 f"Region proposals of the data sets of `{part}`, which `PrecomputedMaskProposals` "
                 "takes, each as `name=path.json` with the name of a data set. The files have "
-                "COCO's results format, with RLE masks and scores; `rpe-d2 precompute-proposals` "
+                "COCO's results format, with masks and scores; `rpe-d2 precompute-proposals` "
                 "converts those of MCG and COB. `PRECOMPUTED_PROPOSAL_TOPK_" + part + "` limits "
                 "their number.",
                 unit="entries name=path.json",

@@ -1,7 +1,7 @@
 """Region proposals as inputs of a model, transformed like the image."""
 
 import math
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
-from .datasets.mask_proposals import ImageRegions
+from rpe_d2.utils.mat_regions import Region
 
 __all__ = ["RegionSettings", "transform_regions"]
 
@@ -48,7 +48,7 @@ class RegionSettings(NamedTuple):
 
 
 def transform_regions(
-    regions: ImageRegions,
+    regions: Sequence[Region],
     source_size: Tuple[int, int],
     transforms: T.TransformList,
     size: Tuple[int, int],
@@ -74,7 +74,7 @@ def transform_regions(
     Raises:
         ValueError: The transforms are not affine.
     """
-    rles = [_compressed(rle) for rle in regions.rles]
+    rles = [region.rle for region in regions]
     boxes = np.zeros((0, 4))
     if rles:
         boxes = mask_util.toBbox(rles).reshape(-1, 4)
@@ -87,7 +87,8 @@ def transform_regions(
     moved, kept = moved[inside], kept[inside.numpy()]
     proposals = Instances(tuple(size))
     proposals.proposal_boxes = moved
-    proposals.objectness_logits = torch.from_numpy(regions.scores[kept].astype(np.float32))
+    scores = np.array([regions[index].score for index in kept], np.float32)
+    proposals.objectness_logits = torch.from_numpy(scores)
     if settings.mask_size is not None:
         to_source = _inverse_of(transforms, source_size)
         masks = _masks_in_boxes(
@@ -99,10 +100,6 @@ def transform_regions(
         )
         proposals.proposal_masks = torch.from_numpy(masks)
     return proposals
-
-
-def _compressed(rle: Dict[str, Any]) -> Dict[str, Any]:
-    return mask_util.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
 
 
 def _moved_boxes(transforms: T.TransformList, boxes: np.ndarray) -> np.ndarray:

@@ -39,7 +39,8 @@ class MaskProposalEvaluator(DatasetEvaluator):
 
     * ``AR@1 … AR@1000``: recall averaged over the IoU thresholds .5:.05:.95, and ``ARs@n``,
       ``ARm@n`` and ``ARl@n`` by object size.
-    * ``AUC``: mean of AR@n over n = 1 … 1000 on a logarithmic axis.
+    * ``AUC``: mean of AR@n over n = 1 … 1000 on a logarithmic axis, and ``AUCs``, ``AUCm`` and
+      ``AUCl`` by object size.
     * ``R50@10 … R50@60``: recall at the IoU threshold .5.
     * ``AP``, ``AP50``, ``AP75``: class-agnostic average precision of the best 1,000 proposals.
     """
@@ -80,14 +81,27 @@ class MaskProposalEvaluator(DatasetEvaluator):
                 return None
             results = list(itertools.chain(*(part for part, _ in gathered)))
             filled_boxes = any(flag for _, flag in gathered)
-        truth = proposal_ground_truth(self._dataset_name)
-        name = "proposals_segm_of_filled_boxes" if filled_boxes else "proposals_segm"
-        return OrderedDict(
-            [
-                (name, proposal_metrics(truth, results, "segm")),
-                ("proposals_bbox", proposal_metrics(truth, results, "bbox")),
-            ]
-        )
+        return proposal_scores(self._dataset_name, results, filled_boxes)
+
+
+def proposal_scores(
+    dataset_name: str, results: Sequence[Dict[str, Any]], filled_boxes: bool
+) -> "OrderedDict[str, Dict[str, float]]":
+    """Computes the result of :class:`MaskProposalEvaluator` from stored proposals.
+
+    Args:
+        dataset_name: a registered dataset with annotations.
+        results: the best 1,000 proposals of every image, as :func:`proposal_results` returns them.
+        filled_boxes: whether the masks are filled boxes.
+    """
+    truth = proposal_ground_truth(dataset_name)
+    name = "proposals_segm_of_filled_boxes" if filled_boxes else "proposals_segm"
+    return OrderedDict(
+        [
+            (name, proposal_metrics(truth, results, "segm")),
+            ("proposals_bbox", proposal_metrics(truth, results, "bbox")),
+        ]
+    )
 
 
 def proposal_results(output: Dict[str, Any], image_id: Any) -> Tuple[List[Dict[str, Any]], bool]:
@@ -188,8 +202,9 @@ def proposal_metrics(
     }
     from scipy.integrate import trapezoid  # numpy < 2 has it under another name
 
-    curve = [average[limit][0] for limit in _AUC_AT]
-    metrics["AUC"] = float(trapezoid(curve, np.log10(_AUC_AT)) / np.log10(_AUC_AT[-1]))
+    curves = np.stack([average[limit] for limit in _AUC_AT])  # (limits, sizes)
+    areas = trapezoid(curves, np.log10(_AUC_AT), axis=0) / np.log10(_AUC_AT[-1])
+    metrics.update({f"AUC{size}": float(area) for size, area in zip(_SIZES, areas)})
     metrics.update(
         {f"R50@{limit}": float(recall[0, 0, _LIMITS.index(limit)]) for limit in _RECALL50_AT}
     )

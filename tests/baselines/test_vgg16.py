@@ -159,3 +159,23 @@ def test_damaged_weights_are_named_in_one_line(damage, tmp_path):
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"hello")
     with pytest.raises(ValueError, match="MODEL.VGG.WEIGHTS is .*vgg.pth, which .*; allowed"):
         VGG16(width=0.1).load_torchvision(str(path))
+
+
+@pytest.mark.parametrize("norm", ["", "BN"])
+def test_holes_compute_the_same_at_every_second_cell(norm):
+    names = ["pool3", "pool4", "conv5_1", "conv5_3"]
+    torch.manual_seed(0)
+    plain = VGG16(names, norm, width=0.125).double().eval()
+    dense = VGG16(names, norm, width=0.125, holes=True).double().eval()
+    dense.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected, found = plain(image), dense(image)
+    shapes = dense.output_shape()
+    assert [shapes[name].stride for name in names] == [8, 8, 8, 8]
+    torch.testing.assert_close(found["pool3"], expected["pool3"])
+    for name in names[1:]:
+        assert found[name].shape[-2:] == (8, 12)
+        torch.testing.assert_close(found[name][..., ::2, ::2], expected[name])
+    with pytest.raises(ValueError, match="out_features is .*fc7.*; allowed"):
+        VGG16(["fc7"], holes=True)

@@ -6,7 +6,8 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from rpe_d2.baselines import DeepMask, InstanceFCN, SharpMask
-from rpe_d2.baselines.window_proposals import WindowProposalGenerator, crop_object_masks
+from rpe_d2.baselines.window_losses import crop_object_masks
+from rpe_d2.baselines.window_proposals import WindowProposalGenerator
 from rpe_d2.baselines.windows import IGNORED, NEGATIVE, Windows, WindowTolerances, window_grid
 from tests.helpers.baseline_configs import FPN_SHAPES, seeded_model
 from tests.helpers.models import square_instances

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rpe_d2.baselines.window_proposals import window_losses
+from rpe_d2.baselines.window_losses import window_losses
 from rpe_d2.baselines.windows import (
     IGNORED,
     NEGATIVE,

@@ -97,6 +97,8 @@ WITH_CONFIG = {
     "compare": "{config}={weights} --dataset shapes_val --num-images 1 --output {out} --opts KEYS",
     "refine-masks": "--config-file {config} --weights {weights} --input {trap} --images {folder} "
     "--output {out}/refined.json KEYS",
+    "precompute-proposals": "--config-file {config} --weights {weights} --dataset shapes_val "
+    "--method edge_boxes --output {out}/proposals.pkl KEYS",
     "benchmark model": "{config} --height 64 --width 64 --data 1 --opts KEYS",
     "benchmark proposals": "{config} --height 64 --width 64 --opts KEYS",
     "benchmark processes": "{config} --processes 1 --height 64 --width 64 --opts KEYS",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rpe_d2.ops.edge_nms import edge_nms
+from rpe_d2.ops.edge_nms import edge_nms, edge_orientation
 from tests.reference.edge_nms import edge_nms as slow_edge_nms
 
 
@@ -68,3 +68,16 @@ def test_wrong_numbers(options, message):
         edge_nms(torch.zeros(5, 5), **options)
     with pytest.raises(ValueError, match="boundaries are torch.bool"):
         edge_nms(torch.zeros(5, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 45, 90, 135, 170])
+def test_orientation_is_the_direction_across_a_straight_ridge(degrees):
+    angle = np.radians(degrees)
+    boundaries, distance = ridge(angle, (61, 61))
+    found = edge_orientation(boundaries)
+    assert found.shape == boundaries.shape and found.min() >= 0 and found.max() < np.pi
+    inside = slice(20, 41), slice(20, 41)
+    on_the_ridge = found[inside][distance[inside].abs() < 1]
+    difference = (on_the_ridge - angle + np.pi / 2) % np.pi - np.pi / 2
+    assert difference.abs().max() < 0.02
+    assert torch.equal(edge_orientation(boundaries[None, None])[0, 0], found)
