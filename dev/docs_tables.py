@@ -33,6 +33,7 @@ from dev.result_tables import (
 )
 from dev.scene_tables import scene_tables
 from dev.spn_tables import spn_tables
+from dev.video_tables import video_tables
 
 PAGES = (
     "README.md",
@@ -48,6 +49,7 @@ PAGES = (
     "docs/semantic.md",
     "docs/benchmarks.md",
     "docs/spatial_propagation.md",
+    "docs/video.md",
 )
 _MODELS = (
     Model("PixelEmbeddingNet", "shapes", ("equal_minutes/shapes_rpe_*.json",)),
@@ -197,6 +199,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         **spn_tables(results),
         **attention_tables(results / "attention"),
         **scene_tables(results / "scene"),
+        **video_tables(results / "video"),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

@@ -160,7 +160,7 @@ def _propagate(clip: Clip, args: argparse.Namespace, command: str) -> None:
     results = [output / f"{name}.{suffix}" for name in clip.names]
     video = [output / f"{clip.name}.mp4"] if args.video else []
     header = {
-        "clip": [os.path.abspath(args.clip), len(clip), *clip.size],
+        "clip": [_absolute(args.clip), len(clip), *clip.size],
         "model": model,
         "--strokes" if args.strokes else "--keys": keys.digest(),
         "--spn": spn,
@@ -195,6 +195,10 @@ def _propagate(clip: Clip, args: argparse.Namespace, command: str) -> None:
     print(write_new_file(output / _RUN / "report.json", text.encode()))
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if os.path.exists(path) else path
+
+
 def _load_propagator(args: argparse.Namespace) -> Tuple[Propagator, str, str]:
     """Loads the model.
 
@@ -209,7 +213,7 @@ def _load_propagator(args: argparse.Namespace) -> Tuple[Propagator, str, str]:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; allowed: models that carry "
             "a property from frame to frame, as in configs/spn/tpn.yaml"
         )
-    kind = cfg.MODEL.TPN.PROPERTY if "TPN" in cfg.MODEL else args.property or COLORS
+    kind = cfg.MODEL.TPN.PROPERTY
     if kind not in (COLORS, MASKS):
         raise ValueError(f"MODEL.TPN.PROPERTY is {kind}; allowed here: {COLORS}, {MASKS}")
     if args.property not in (None, kind):

@@ -9,7 +9,15 @@ from typing import Dict
 import cv2
 import numpy as np
 
-__all__ = ["color_metrics", "colors_of", "delta_e", "mask_similarity", "psnr", "saturation_kept"]
+__all__ = [
+    "color_metrics",
+    "colors_of",
+    "delta_e",
+    "mask_similarity",
+    "psnr",
+    "quantized",
+    "saturation_kept",
+]
 
 _NEUTRAL = 128
 
@@ -18,6 +26,18 @@ def colors_of(picture: np.ndarray) -> np.ndarray:
     """Returns the colors (2, H, W) uint8 of a picture (H, W, 3) uint8 RGB."""
     lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB)
     return np.ascontiguousarray(lab[:, :, 1:].transpose(2, 0, 1))
+
+
+def quantized(colors: np.ndarray) -> np.ndarray:
+    """Rounds colors to 8 bits.
+
+    Args:
+        colors: (2, H, W) in -1 to 1, as :mod:`rpe_d2.utils.frame_properties` describes them.
+
+    Returns:
+        (2, H, W) uint8.
+    """
+    return np.clip(np.rint(_NEUTRAL * (colors + 1)), 0, 255).astype(np.uint8)
 
 
 def psnr(pred: np.ndarray, target: np.ndarray) -> float:
@@ -66,14 +86,13 @@ def color_metrics(pred: np.ndarray, target: np.ndarray) -> Dict[str, float]:
     """Measures predicted colors of a frame.
 
     Args:
-        pred: colors (2, H, W), floating point in -1 to 1, as
-            :mod:`rpe_d2.utils.frame_properties` describes them. They are rounded to 8 bits.
+        pred: colors (2, H, W) in -1 to 1, see :func:`quantized`.
         target: the true frame (H, W, 3) uint8 RGB.
 
     Returns:
         "psnr" in dB, "delta_e" (CIEDE2000) and "saturation".
     """
-    colors = np.clip(np.rint(128 * pred + _NEUTRAL), 0, 255).astype(np.uint8)
+    colors = quantized(pred)
     lab = cv2.cvtColor(target, cv2.COLOR_RGB2LAB)
     true = lab[:, :, 1:].transpose(2, 0, 1)
     return {

@@ -87,6 +87,9 @@ class ChainStates:
 
     A chain that runs backwards leaves the property of each frame. One that runs forward leaves that
     of its last frame.
+
+    Attributes:
+        folder: the folder.
     """
 
     def __init__(self, folder: Path):
@@ -94,24 +97,24 @@ class ChainStates:
         Args:
             folder: created if a state is saved.
         """
-        self._folder = folder
+        self.folder = folder
 
     def save(self, name: str, values: np.ndarray) -> None:
         """Saves a property (C, H, W) float32 under a name."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing_file(self._folder / f"{name}.npy") as file:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing_file(self.folder / f"{name}.npy") as file:
             np.save(file, values)
 
     def load(self, name: str, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
         """Returns a saved property, or None if there is none of that shape."""
         with contextlib.suppress(OSError, ValueError, EOFError):
-            values = np.load(self._folder / f"{name}.npy", allow_pickle=False)
+            values = np.load(self.folder / f"{name}.npy", allow_pickle=False)
             return values if values.shape == shape else None
         return None
 
     def clear(self) -> None:
         """Deletes all states."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class VideoPropagation:
@@ -222,7 +225,7 @@ class VideoPropagation:
             if index in finished:
                 continue
             if span.right is not None:
-                found.append(self._states.load(f"backward_{index}", keys[-1].shape))
+                found.append(self._backward_state(index, keys[-1].shape))
             yield index, _blend(found, span.weights(index))
 
     def _chain_backwards(self, span: Span, values: np.ndarray) -> None:
@@ -240,6 +243,12 @@ class VideoPropagation:
                 values = self._step(values, frame, previous)
                 self._states.save(f"backward_{index}", values)
             frame = previous
+
+    def _backward_state(self, index: int, shape: Tuple[int, ...]) -> np.ndarray:
+        values = self._states.load(f"backward_{index}", shape)
+        if values is None:
+            raise OSError(f"{self._states.folder} has lost a file; delete it and start again")
+        return values
 
     def _chain_forward(
         self, span: Span, values: np.ndarray, finished: Set[int]

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from .image_files import (
+    IMAGE_SUFFIXES,
     check_is_file,
     image_size,
     image_stem,
@@ -34,8 +35,8 @@ __all__ = [
     "truncation",
 ]
 
-# What is opened as an image of several planes. NPY arrays and TIFF files are no videos.
-_OF_PLANES = (".gif", ".npy", ".tif", ".tiff", ".webp")
+# What is opened as an image, of one or several planes.
+_IMAGES = (*IMAGE_SUFFIXES, ".gif")
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _FRAMES_PER_SECOND = 25.0  # where a file has none
 # Frames that are kept in memory to read a video backwards.
@@ -157,7 +158,7 @@ def open_clip(path: str, argument: str = "CLIP") -> Iterator[Clip]:
         return
     with tempfile.TemporaryDirectory() as folder:
         file = _file(path, argument, Path(folder))
-        if os.path.splitext(file)[1].lower() in _OF_PLANES:
+        if os.path.splitext(file)[1].lower() in _IMAGES:
             planes = plane_names(file)
             yield _ImageClip(file, planes, range(len(planes)))
         else:
