@@ -31,6 +31,7 @@ FACTORS = OUTPUT / "factors.json"
 _SHORT = 20, 140  # iterations of the runs that measure a step
 _TOLERANCE = 0.05
 _MOST_TRIALS = 3
+_LEAST_SCORE = 0.05  # of predictions that are kept
 
 
 class Run(NamedTuple):
@@ -107,8 +108,8 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "shapes_control": Run(SHAPES["rpe"], CONTROL, 25),
     },
     "nuclei": {
-        "nuclei_rpe": Run("nuclei/rpe_R_18", "", 60),
-        "nuclei_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 60),
+        "nuclei_rpe": Run("nuclei/rpe_R_18", "", 50),
+        "nuclei_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 50),
     },
     "proposals": {
         "proposals_rpn": Run("nuclei/mask_rcnn_R_18", "", 40),
@@ -163,8 +164,9 @@ def train(name: str, run: Run, seed: int, data: str) -> bool:
 
 def _keep_predictions(path: Path, name: str) -> None:
     PREDICTIONS.mkdir(parents=True, exist_ok=True)
+    results = [r for r in json.loads(path.read_text()) if r["score"] >= _LEAST_SCORE]
     # Without the time, the same predictions are the same file.
-    content = gzip.compress(path.read_bytes(), mtime=0)
+    content = gzip.compress(json.dumps(results).encode(), mtime=0)
     (PREDICTIONS / f"{name}.json.gz").write_bytes(content)
 
 
