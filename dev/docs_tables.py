@@ -57,9 +57,9 @@ _MODELS = (
     Model("Mask R-CNN", "shapes", ("equal_minutes/shapes_mask_rcnn_*.json",)),
     Model("PixelEmbeddingNet, as in the paper", "digits", ("paper/digits_[0-9].json",)),
     Model("Mask R-CNN", "digits", ("paper/digits_mask_rcnn_*.json",)),
-    Model("PixelEmbeddingNet", "nuclei", ("nuclei_rpe_R_18.json",)),
-    Model("class map, connected components", "nuclei", ("nuclei_semantic_control.json",)),
-    Model("Mask R-CNN", "nuclei", ("nuclei_mask_rcnn_R_18.json",)),
+    Model("PixelEmbeddingNet", "nuclei", ("equal_minutes/nuclei_rpe_[0-9].json",)),
+    Model("class map, connected components", "nuclei", ("equal_minutes/nuclei_rpe_components_*.json",)),
+    Model("Mask R-CNN", "nuclei", ("equal_minutes/nuclei_mask_rcnn_*.json",)),
     Model("Mask R-CNN", "shapes_large", ("spn/mask_rcnn_shapes_large_*.json",)),
     Model("Mask R-CNN, SPNMaskHead", "shapes_large", ("spn/mask_rcnn_spn_shapes_*.json",)),
 )
@@ -181,6 +181,14 @@ def generated_tables(results: Path) -> Dict[str, str]:
             )
             for title, start in (("changes", "dev"), ("equal minutes", "shapes"))
         },
+        "nuclei in equal minutes": seeds_table(
+            results.glob("equal_minutes/nuclei_*.json"),
+            [
+                *(Score("segm", name, name) for name in ("AP", "AP50", "AR")),
+                Score("segm_touching", "AP", "touching: AP"),
+            ],
+            by_file=True,
+        ),
         "nuclei changes": seeds_table(
             [*(results / "split").glob("*.json"), *results.glob("equal_minutes/split_*.json")],
             [

@@ -28,6 +28,7 @@ NAME = "equal_minutes"  # of the folders in results/ and output/
 PREDICTIONS = ROOT / "results" / "predictions"
 _TOLERANCE = 0.05
 _MOST_TRIALS = 3
+_LEAST_SCORE = 0.05  # of predictions that are kept
 
 
 class Run(NamedTuple):
@@ -112,8 +113,8 @@ RUNS: Dict[str, Dict[str, Run]] = {
         "shapes_control": Run(SHAPES["rpe"], CONTROL, 25),
     },
     "nuclei": {
-        "nuclei_rpe": Run("nuclei/rpe_R_18", "", 60),
-        "nuclei_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 60),
+        "nuclei_rpe": Run("nuclei/rpe_R_18", "", 50),
+        "nuclei_mask_rcnn": Run("nuclei/mask_rcnn_R_18", "", 50),
     },
     "proposals": {
         "proposals_rpn": Run("nuclei/mask_rcnn_R_18", "", 40),
@@ -180,8 +181,9 @@ def train(name: str, run: Run, seed: int, data: str, group: str = NAME) -> bool:
 
 def _keep_predictions(path: Path, name: str) -> None:
     PREDICTIONS.mkdir(parents=True, exist_ok=True)
+    results = [r for r in json.loads(path.read_text()) if r["score"] >= _LEAST_SCORE]
     # Without the time, the same predictions are the same file.
-    content = gzip.compress(path.read_bytes(), mtime=0)
+    content = gzip.compress(json.dumps(results).encode(), mtime=0)
     (PREDICTIONS / f"{name}.json.gz").write_bytes(content)
 
 
