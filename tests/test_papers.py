@@ -7,7 +7,7 @@ from typing import Iterator, Set
 import pytest
 
 from dev.papers.claims import CLAIMS, NOT_MEASURED, VERDICTS
-from dev.papers.components import COMPONENTS, config_of, registered_components
+from dev.papers.components import COMPONENTS, registered_components
 from dev.papers.configurations import purpose
 from dev.papers.entries import CODE, DATA, MISSING, Figure, Measured, Row, Table, measured
 from dev.papers.tables import TABLES, paper_table
@@ -45,7 +45,7 @@ class TestComponents:
     def test_its_test_and_its_configuration_name_it(self, name):
         entry = COMPONENTS[name]
         assert re.search(rf"\b{name}\b", (ROOT / "tests" / entry.test).read_text())
-        assert name in read(config_of(entry), entry.changes)
+        assert name in read(entry.config, entry.changes)
 
 
 class TestConfigurations:
@@ -55,11 +55,10 @@ class TestConfigurations:
         assert [name for name in names if f"](../configs/paper/{name})" not in text] == []
 
     def test_configurations_of_rows_exist_and_have_their_keys(self):
-        for row in (row for table in TABLES for row in table.rows if row.configs):
-            found = [name for name in row.configs if (CONFIGS / name).is_file()]
-            assert found, row.name
-            if row.changes and found[0] == row.configs[0]:
-                read(found[0], row.changes)
+        for row in (row for table in TABLES for row in table.rows if row.config):
+            assert (CONFIGS / row.config).is_file(), row.name
+            if row.changes:
+                read(row.config, row.changes)
 
     def test_the_purpose_is_the_first_sentence(self, tmp_path):
         path = tmp_path / "a.yaml"
@@ -163,8 +162,8 @@ class TestOwnFigures:
             Row("a", ("1.0", "–"), measured("new_*.json", *paths, data="x")),
             Row("b", (), measured(("newer_*.json", "old_*.json"), *paths, data="y", factor=0.1)),
             Row("c", ("3.0", "4.0"), measured("newer_*.json", *paths, data="z")),
-            Row("d", ("–", "–"), DATA, ("nowhere.yaml", "paper/rpe_voc.yaml"), "SEED 1"),
-            Row("e", ("5.0", "6.0"), CODE, ("paper/rpe_voc.yaml",), "SEED 1"),
+            Row("d", ("–", "–"), DATA, "paper/rpe_voc.yaml"),
+            Row("e", ("5.0", "6.0"), CODE, "paper/rpe_voc.yaml", "SEED 1"),
         )
         table = Table("t", "system", ("AP", "AR"), "", "Published: here.", rows)
         link = "[paper/rpe_digits](../configs/paper/rpe_digits.yaml)"

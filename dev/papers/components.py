@@ -8,8 +8,7 @@ import detectron2.modeling
 from fvcore.common.registry import Registry
 
 import rpe_d2  # noqa: F401  registers the components
-from dev.papers.entries import Paths
-from dev.papers.links import CONFIGS, ROOT, config_link, file_link
+from dev.papers.links import ROOT, config_link, file_link
 from dev.result_tables import markdown_table
 
 
@@ -19,125 +18,148 @@ class Component(NamedTuple):
     Attributes:
         source: the paper.
         test: its test, below tests/.
-        configs: a configuration that uses it, below configs/. The first one that exists is shown.
-        changes: overrides that a configuration needs for it.
+        config: a configuration that uses it, below configs/.
+        changes: overrides that the configuration needs for it.
     """
 
     source: str
     test: str
-    configs: Paths
+    config: str
     changes: str = ""
 
 
 _OWN = "this project"
 _RPE, _SPN = "Kong & Fowlkes, CVPR 2018", "Liu et al., NIPS 2017"
-_DEEPMASK = ("paper/deepmask_coco.yaml", "baselines/deepmask_coco.yaml")
-_MNC = ("paper/mnc_coco.yaml", "baselines/mnc_coco.yaml")
+_MNC = "paper/mnc_coco.yaml"
 _SPN_MASKS = "spn/mask_rcnn_spn_coco.yaml"
 _WINDOWS, _SEMANTIC = "baselines/test_window_proposals.py", "baselines/test_semantic_heads.py"
 
 COMPONENTS: Dict[str, Component] = {
     # META_ARCH
     "PixelEmbeddingNet": Component(
-        _RPE, "modeling/test_pixel_embedding_net.py", ("paper/rpe_voc.yaml",)
+        _RPE, "modeling/test_pixel_embedding_net.py", "paper/rpe_voc.yaml"
     ),
     "BoundaryEmbeddingNet": Component(
-        _RPE, "modeling/test_boundary_embedding_net.py", ("boundary/bsds_R_18.yaml",)
+        _RPE, "modeling/test_boundary_embedding_net.py", "boundary/bsds_R_18.yaml"
     ),
-    "SPNRefiner": Component(_SPN, "modeling/test_spn_refiner.py", ("paper/spn_voc.yaml",)),
+    "SPNRefiner": Component(_SPN, "modeling/test_spn_refiner.py", "paper/spn_voc.yaml"),
     "LabelPropagationNet": Component(
-        f"{_OWN}, after {_SPN}", "modeling/test_label_propagation_net.py", ("spn/refiner.yaml",)
+        f"{_OWN}, after {_SPN}", "modeling/test_label_propagation_net.py", "spn/refiner.yaml"
+    ),
+    "TemporalPropagationNet": Component(
+        "Liu et al., ECCV 2018", "modeling/test_temporal_propagation_net.py", "spn/tpn.yaml"
     ),
     # PROPOSAL_GENERATOR
     "MeanShiftProposalGenerator": Component(
         _RPE,
         "modeling/test_mean_shift_proposal_generator.py",
-        ("paper/rpe_voc_proposals.yaml",),
+        "paper/rpe_voc_proposals.yaml",
     ),
-    "DeepMask": Component("Pinheiro et al., NIPS 2015", _WINDOWS, _DEEPMASK),
+    "DeepMask": Component("Pinheiro et al., NIPS 2015", _WINDOWS, "paper/deepmask_coco.yaml"),
     "SharpMask": Component(
         "Pinheiro et al., ECCV 2016",
         "baselines/test_sharp_mask.py",
-        ("baselines/sharpmask_coco.yaml",),
+        "baselines/sharpmask_coco.yaml",
     ),
     "InstanceFCN": Component(
         "Dai et al., ECCV 2016",
         _WINDOWS,
-        ("paper/instance_fcn_voc.yaml", "baselines/instance_fcn_voc.yaml"),
+        "paper/instance_fcn_voc.yaml",
     ),
     "MNCRPN": Component("Dai et al., CVPR 2016", "baselines/test_mnc.py", _MNC),
+    "PrecomputedMaskProposals": Component(
+        f"{_OWN}, for Hariharan et al.",
+        "modeling/test_precomputed_mask_proposals.py",
+        "baselines/sds_voc.yaml",
+        "MODEL.PROPOSAL_GENERATOR.NAME PrecomputedMaskProposals",
+    ),
     # ROI_HEADS
     "MNCROIHeads": Component("Dai et al., CVPR 2016", "baselines/test_mnc.py", _MNC),
     "FCISROIHeads": Component(
-        "Li et al., CVPR 2017", "baselines/test_fcis.py", ("baselines/fcis_voc.yaml",)
+        "Li et al., CVPR 2017", "baselines/test_fcis.py", "baselines/fcis_voc.yaml"
     ),
     "SDSROIHeads": Component(
-        "Hariharan et al., ECCV 2014", "baselines/test_sds.py", ("baselines/sds_voc.yaml",)
+        "Hariharan et al., ECCV 2014", "baselines/test_sds.py", "baselines/sds_voc.yaml"
     ),
     "GuidedROIHeads": Component(
-        f"{_OWN}, for {_SPN}", "modeling/test_spn_mask_head.py", (_SPN_MASKS,)
+        f"{_OWN}, for {_SPN}", "modeling/test_spn_mask_head.py", _SPN_MASKS
     ),
     "GuidedCascadeROIHeads": Component(
         f"{_OWN}, for {_SPN}",
         "modeling/test_spn_mask_head.py",
-        (_SPN_MASKS,),
+        _SPN_MASKS,
         "MODEL.ROI_HEADS.NAME GuidedCascadeROIHeads "
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True",
     ),
     # ROI_MASK_HEAD
-    "SPNMaskHead": Component(_SPN, "modeling/test_spn_mask_head.py", (_SPN_MASKS,)),
+    "SPNMaskHead": Component(_SPN, "modeling/test_spn_mask_head.py", _SPN_MASKS),
     "HypercolumnMaskHead": Component(
         "Hariharan et al., CVPR 2015",
         "baselines/test_hypercolumn.py",
-        ("baselines/hypercolumn_voc.yaml",),
+        "baselines/hypercolumn_voc.yaml",
     ),
     # SEM_SEG_HEADS
     "EmbeddingSemSegHead": Component(
-        _RPE, "modeling/test_semantic_heads.py", ("semantic/embedding_voc.yaml",)
+        _RPE, "modeling/test_semantic_heads.py", "semantic/embedding_voc.yaml"
     ),
     "SPNSemSegHead": Component(
-        _SPN, "modeling/test_spn_sem_seg_head.py", ("spn/sem_seg_spn_shapes.yaml",)
+        _SPN, "modeling/test_spn_sem_seg_head.py", "spn/sem_seg_spn_shapes.yaml"
     ),
-    "FCNHead": Component("Long et al., CVPR 2015", _SEMANTIC, ("semantic/fcn_8s_voc.yaml",)),
-    "DeconvNetHead": Component(
-        "Noh et al., ICCV 2015", _SEMANTIC, ("semantic/deconvnet_voc.yaml",)
-    ),
+    "FCNHead": Component("Long et al., CVPR 2015", _SEMANTIC, "semantic/fcn_8s_voc.yaml"),
+    "DeconvNetHead": Component("Noh et al., ICCV 2015", _SEMANTIC, "semantic/deconvnet_voc.yaml"),
     "MultiScaleSemSegHead": Component(
         "Farabet et al., PAMI 2013",
         _SEMANTIC,
-        ("paper/multi_scale_stanford.yaml", "semantic/multi_scale_shapes.yaml"),
+        "paper/multi_scale_stanford.yaml",
     ),
     "RecurrentConvSemSegHead": Component(
         "Pinheiro & Collobert, ICML 2014",
         _SEMANTIC,
-        ("paper/rcnn2_stanford.yaml", "semantic/recurrent_shapes.yaml"),
+        "paper/rcnn2_stanford.yaml",
     ),
     # BACKBONE
     "build_guided_backbone": Component(
-        f"{_OWN}, for {_SPN}", "modeling/test_guided_backbone.py", (_SPN_MASKS,)
+        f"{_OWN}, for {_SPN}", "modeling/test_guided_backbone.py", _SPN_MASKS
+    ),
+    "build_image_backbone": Component(
+        f"{_OWN}, for Pinheiro & Collobert",
+        "baselines/test_recurrent_patches.py",
+        "paper/rcnn2_stanford.yaml",
+    ),
+    "build_filter_bank_backbone": Component(
+        "Farabet et al., PAMI 2013",
+        "baselines/test_filter_bank.py",
+        "paper/multi_scale_stanford.yaml",
+    ),
+    "build_spatial_transformer_backbone": Component(
+        "Jaderberg et al., NIPS 2015",
+        "modeling/test_spatial_transformer.py",
+        "baselines/mask_rcnn_coco.yaml",
+        "MODEL.BACKBONE.NAME build_spatial_transformer_backbone "
+        "MODEL.SPATIAL_TRANSFORMER.NAME build_resnet_fpn_backbone",
     ),
     "build_vgg16_backbone": Component(
         "Simonyan & Zisserman, ICLR 2015",
         "baselines/test_vgg16.py",
-        ("semantic/fcn_8s_voc.yaml",),
+        "semantic/fcn_8s_voc.yaml",
     ),
     "build_dilated_resnet_backbone": Component(
-        "Chen et al., PAMI 2018", "modeling/test_dilated_resnet.py", ("paper/rpe_voc.yaml",)
+        "Chen et al., PAMI 2018", "modeling/test_dilated_resnet.py", "paper/rpe_voc.yaml"
     ),
     "build_short_resnet_fpn_backbone": Component(
         "Lin et al., CVPR 2017, without res5",
         "modeling/test_fpn.py",
-        ("quickstart/rpe_shapes.yaml",),
+        "quickstart/rpe_shapes.yaml",
     ),
     "build_timm_backbone": Component(
         "Tan & Le, ICML 2019, and others of timm",
         "modeling/test_timm_backbone.py",
-        ("paper/spn_voc_efficientnet_lite0.yaml",),
+        "paper/spn_voc_efficientnet_lite0.yaml",
     ),
     "build_timm_fpn_backbone": Component(
         "Lin et al., CVPR 2017, on timm",
         "modeling/test_timm_backbone.py",
-        ("rpe_coco.yaml",),
+        "rpe_coco.yaml",
         "MODEL.BACKBONE.NAME build_timm_fpn_backbone",
     ),
 }
@@ -166,23 +188,9 @@ def components_table() -> str:
             raise ValueError(f"{name} has no entry in COMPONENTS of dev/papers/components.py")
         entry = COMPONENTS[name]
         source = Path(inspect.getsourcefile(found)).resolve().relative_to(ROOT).as_posix()
-        config = config_link(config_of(entry))
-        if entry.changes:
-            config += f" `{entry.changes}`"
+        config = config_link(entry.config, entry.changes)
         test = file_link(f"tests/{entry.test}")
         row = [f"`{name}`", registry, entry.source, file_link(source), test, config]
         rows.append(row)
     headings = ["component", "registry", "paper", "file", "test", "configuration"]
     return markdown_table(headings, rows)
-
-
-def config_of(entry: Component) -> str:
-    """Returns the first configuration of a component that exists.
-
-    Raises:
-        ValueError: None exists.
-    """
-    for name in entry.configs:
-        if (CONFIGS / name).is_file():
-            return name
-    raise ValueError(f"none of {', '.join(entry.configs)} is in configs/")

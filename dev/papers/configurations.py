@@ -50,7 +50,7 @@ def _lacks(name: str, tables: Sequence[Table]) -> str:
     words: List[str] = []
     for table in tables:
         for row in table.rows:
-            if name in row.configs and isinstance(row.ours, str):
+            if name == row.config and isinstance(row.ours, str):
                 words.append(row.ours)
     missing = ", ".join(dict.fromkeys(words))
     return f"none; missing: {missing}" if missing else "none yet"

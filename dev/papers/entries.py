@@ -55,15 +55,15 @@ class Row(NamedTuple):
         published: its published figures as they are shown, "–" where the source has none. Empty for
             a row that the source does not have.
         ours: our figures, or a word of ``MISSING``.
-        configs: the configuration to measure it with, below configs/. The first one that exists is
-            shown. A row with figures shows the configuration of its records instead.
+        config: the configuration to measure it with, below configs/. A row with figures shows the
+            configuration of its records instead.
         changes: overrides of the configuration.
     """
 
     name: str
     published: Tuple[str, ...]
     ours: Union[Measured, str]
-    configs: Paths = ()
+    config: str = ""
     changes: str = ""
 
 

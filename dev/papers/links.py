@@ -11,6 +11,12 @@ def file_link(path: str) -> str:
     return f"[{Path(path).name}](../{path})"
 
 
-def config_link(name: str) -> str:
-    """Returns a link to a configuration below configs/, called after its path without suffix."""
-    return f"[{Path(name).with_suffix('').as_posix()}](../configs/{name})"
+def config_link(name: str, changes: str = "") -> str:
+    """Returns a link to a configuration, called after its path without suffix.
+
+    Args:
+        name: the configuration, below configs/.
+        changes: overrides to show behind it.
+    """
+    link = f"[{Path(name).with_suffix('').as_posix()}](../configs/{name})"
+    return f"{link} `{changes}`" if changes else link

@@ -7,8 +7,8 @@ from dev.papers.entries import CODE, DATA, GPU, Measured, Row, Table, measured
 _SLIDES, _SPEC = "sources/instance_segmentation_slides.txt", "spec/baselines.md"
 _COCO = "COCO val, first 5,000 images"
 _VOC = "VOC 2012 val"
-_DEEPMASK = ("paper/deepmask_coco.yaml", "baselines/deepmask_coco.yaml")
-_INSTANCE_FCN = ("paper/instance_fcn_voc.yaml", "baselines/instance_fcn_voc.yaml")
+_DEEPMASK = "paper/deepmask_coco.yaml"
+_INSTANCE_FCN = "paper/instance_fcn_voc.yaml"
 _AR = ("AR@10", "AR@100", "AR@1000")
 
 # The records of each system, of dev/proposal_runs.py if it has a variant, and its data.
@@ -147,7 +147,7 @@ _RELEASED = Table(
             "SharpMaskZoom",
             ("–", "30.3", "39.2", "–"),
             DATA,
-            ("baselines/sharpmask_coco.yaml",),
+            "baselines/sharpmask_coco.yaml",
         ),
     ),
 )
@@ -221,12 +221,12 @@ _SYSTEMS = Table(
             "MNC, three stages",
             ("62.6", "–"),
             DATA,
-            ("baselines/mnc_voc.yaml",),
+            "baselines/mnc_voc.yaml",
             "MODEL.MNC.NUM_STAGES 3",
         ),
-        Row("MNC, five stages", ("63.5", "41.5"), DATA, ("baselines/mnc_voc.yaml",)),
-        Row("FCIS", ("66.0", "51.9"), DATA, ("baselines/fcis_voc.yaml",)),
-        Row("Hypercolumns", ("60.0", "40.4"), DATA, ("baselines/hypercolumn_voc.yaml",)),
+        Row("MNC, five stages", ("63.5", "41.5"), DATA, "baselines/mnc_voc.yaml"),
+        Row("FCIS", ("66.0", "51.9"), DATA, "baselines/fcis_voc.yaml"),
+        Row("Hypercolumns", ("60.0", "40.4"), DATA, "baselines/hypercolumn_voc.yaml"),
     ),
 )
 
@@ -238,11 +238,11 @@ _SECONDS = Table(
     caption="Published: GPUs of their time, in the papers of the systems.",
     rows=(
         Row("DeepMask, release", ("0.46",), GPU, _DEEPMASK),
-        Row("SharpMask", ("0.76",), GPU, ("baselines/sharpmask_coco.yaml",)),
+        Row("SharpMask", ("0.76",), GPU, "baselines/sharpmask_coco.yaml"),
         Row("InstanceFCN", ("1.5",), GPU, _INSTANCE_FCN),
-        Row("MNC", ("0.36",), GPU, ("paper/mnc_coco.yaml", "baselines/mnc_coco.yaml")),
-        Row("FCIS", ("0.23",), GPU, ("baselines/fcis_voc.yaml",)),
-        Row("FCN-8s", ("0.175",), GPU, ("semantic/fcn_8s_voc.yaml",)),
+        Row("MNC", ("0.36",), GPU, "paper/mnc_coco.yaml"),
+        Row("FCIS", ("0.23",), GPU, "baselines/fcis_voc.yaml"),
+        Row("FCN-8s", ("0.175",), GPU, "semantic/fcn_8s_voc.yaml"),
     ),
 )
 

@@ -2,12 +2,13 @@
 
 from typing import Tuple
 
-from dev.papers.entries import CODE, DATA, Figure, Measured, Row, Table, measured
+from dev.papers.entries import CODE, DATA, TIME, Figure, Measured, Row, Table, measured
 
 _POSTER, _SPEC = "sources/rpe_poster.txt", "spec/rpe.md"
 _SHAPES, _NUCLEI = "shapes", "nuclei"
 _MASKS = "metrics/proposals_segm"
-_VOC, _VOC_PROPOSALS = ("paper/rpe_voc.yaml",), ("paper/rpe_voc_proposals.yaml",)
+_VOC, _VOC_PROPOSALS = "paper/rpe_voc.yaml", "paper/rpe_voc_proposals.yaml"
+_PFN, _LOSS = "paper/pfn_voc.yaml", "MODEL.RPE.LOSS"
 
 
 def _recall(records: str, data: str, task: str = _MASKS) -> Measured:
@@ -56,14 +57,14 @@ _INSTANCES = Table(
     source=_POSTER,
     caption="Published: VOC 2012 val, the poster's table “Semantic Instance Detection”.",
     rows=(
-        Row("SDS", ("43.8",), DATA, ("baselines/sds_voc.yaml",)),
+        Row("SDS", ("43.8",), DATA, "baselines/sds_voc.yaml"),
         Row("Chen et al.", ("46.3",), CODE),
-        Row("PFN", ("58.7",), CODE),
-        Row("MNC", ("63.5",), DATA, ("baselines/mnc_voc.yaml",)),
-        Row("Li et al. (FCIS)", ("65.7",), DATA, ("baselines/fcis_voc.yaml",)),
+        Row("PFN", ("58.7",), DATA, _PFN),
+        Row("MNC", ("63.5",), DATA, "baselines/mnc_voc.yaml"),
+        Row("Li et al. (FCIS)", ("65.7",), DATA, "baselines/fcis_voc.yaml"),
         Row("R2-IOS", ("66.7",), CODE),
-        Row("associative embedding", ("35.1",), DATA, _VOC),
-        Row("inst-DML", ("62.1",), DATA, _VOC),
+        Row("associative embedding", ("35.1",), DATA, _VOC, f"{_LOSS} associative"),
+        Row("inst-DML", ("62.1",), DATA, _VOC, f"{_LOSS} metric_learning"),
         Row("pixel embedding", ("64.5",), DATA, _VOC),
     ),
 )
@@ -149,6 +150,7 @@ _LOSSES = Table(
         Row("`spherical`", ("64.5",), _loss("spherical")),
         Row("`metric_learning` (inst-DML)", ("62.1",), _loss("metric_learning")),
         Row("`associative`", ("35.1",), _loss("associative")),
+        Row("`proposal_free` (PFN)", ("58.7",), TIME, _PFN),
         Row("`discriminative`", (), _loss("discriminative")),
         Row("`spatial`", (), _loss("spatial")),
         Row("`spherical`, ours without votes", (), _loss("ours")),

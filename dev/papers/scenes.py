@@ -5,8 +5,8 @@ from typing import Tuple
 from dev.papers.entries import CODE, DATA, TIME, Figure, Measured, Row, Table, measured
 
 _SLIDES, _SPEC = "sources/segmentation_and_attention_slides.txt", "spec/real_data.md"
-_MULTI_SCALE = ("paper/multi_scale_stanford.yaml", "semantic/multi_scale_shapes.yaml")
-_RECURRENT = ("paper/rcnn2_stanford.yaml", "semantic/recurrent_shapes.yaml")
+_MULTI_SCALE = "paper/multi_scale_stanford.yaml"
+_RECURRENT = "paper/rcnn2_stanford.yaml"
 _SCALES, _NETWORK = "MODEL.SEM_SEG_HEAD.RECURRENT_SCALES", "MODEL.SEM_SEG_HEAD.RECURRENT_NETWORK"
 _TWO_PASSES = f"{_NETWORK} CNN3 {_SCALES} [1.0,0.5]"
 _THREE_PASSES = f"{_NETWORK} CNN3 {_SCALES} [1.0,0.5,0.25]"
@@ -68,7 +68,7 @@ _RESOLUTIONS = Table(
     ),
 )
 
-_FCN_VOC, _FEATURES = ("semantic/fcn_8s_voc.yaml",), "MODEL.SEM_SEG_HEAD.IN_FEATURES"
+_FCN_VOC, _FEATURES = "semantic/fcn_8s_voc.yaml", "MODEL.SEM_SEG_HEAD.IN_FEATURES"
 _FCN = Table(
     name="FCN on VOC",
     subject="network",
@@ -101,7 +101,7 @@ _DECONVNET = Table(
     caption="Published: VOC 2012 test, in the papers of the networks.",
     rows=(
         Row("FCN-8s", ("67.2",), _deconvnet("FCN-8s", "fcn")),
-        Row("DeconvNet, with FCN-8s and CRF", ("72.5",), DATA, ("semantic/deconvnet_voc.yaml",)),
+        Row("DeconvNet, with FCN-8s and CRF", ("72.5",), DATA, "semantic/deconvnet_voc.yaml"),
         Row("DeconvNet, one stage", (), _deconvnet("DeconvNet, one stage", "control")),
         Row("DeconvNet, two stages", (), _deconvnet("DeconvNet, two stages", *_STAGES)),
         Row("sum over proposals", (), _deconvnet("DeconvNet, sum over proposals", *_STAGES)),

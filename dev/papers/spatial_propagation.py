@@ -5,7 +5,8 @@ from typing import Tuple
 from dev.papers.entries import CODE, DATA, GPU, Figure, Measured, Row, Table, measured
 
 _SLIDES, _SPEC = "sources/spn_slides.txt", "spec/spn.md"
-_HELEN, _VOC = ("paper/spn_helen.yaml",), ("paper/spn_voc.yaml",)
+_HELEN, _VOC = "paper/spn_helen.yaml", "paper/spn_voc.yaml"
+_ONE_WAY = "MODEL.SPN.CONNECTIONS 1 MODEL.SPN.GATE_MODE clipped"
 
 _PARTS: Tuple[Tuple[str, ...], ...] = (
     ("skin", "90.87", "90.53", "91.78", "92.26", "93.1"),
@@ -30,7 +31,8 @@ _FACES = Table(
 )
 
 _SCORES = ("pACC", "mACC", "mIoU")
-_FIRST_BASE, _SECOND_BASE = "VOC 2012 seg11valid", "VOC 2012 seg11valid, network not learned from"
+_FIRST_BASE = "VOC 2012 seg11valid, 736 images"
+_SECOND_BASE = f"{_FIRST_BASE}, not learned from this base"
 
 
 def _classes(records: str, data: str, training: str = "") -> Measured:
@@ -45,14 +47,14 @@ _OBJECTS = Table(
     source=_SLIDES,
     caption="Published: VOC 2012 val, slide 30. The published refiner learned from 10,582 images.",
     rows=(
-        Row("FCN-8s", ("91.22", "77.61", "65.51"), DATA, ("semantic/fcn_8s_voc.yaml",)),
-        Row("FCN-8s + one-way", ("90.64", "70.64", "60.95"), DATA, _VOC),
+        Row("FCN-8s", ("91.22", "77.61", "65.51"), DATA, "semantic/fcn_8s_voc.yaml"),
+        Row("FCN-8s + one-way", ("90.64", "70.64", "60.95"), DATA, _VOC, _ONE_WAY),
         Row("FCN-8s + SPN", ("92.90", "79.49", "69.86"), DATA, _VOC),
         Row("VGG-16", ("92.61", "80.97", "68.97"), DATA),
-        Row("VGG-16 + one-way", ("92.16", "73.53", "64.42"), DATA, _VOC),
+        Row("VGG-16 + one-way", ("92.16", "73.53", "64.42"), DATA, _VOC, _ONE_WAY),
         Row("VGG-16 + SPN", ("93.83", "83.15", "73.12"), DATA, _VOC),
         Row("ResNet-101", ("94.63", "84.16", "76.46"), DATA),
-        Row("ResNet-101 + one-way", ("94.12", "77.46", "72.02"), DATA, _VOC),
+        Row("ResNet-101 + one-way", ("94.12", "77.46", "72.02"), DATA, _VOC, _ONE_WAY),
         Row("ResNet-101 + SPN", ("95.49", "86.09", "79.76"), DATA, _VOC),
         Row("MobileNetV2", (), _classes("refine/voc_base_mnv2.json", _FIRST_BASE)),
         Row("MobileNetV2 + dense CRF", (), _classes("refine/voc_crf_mnv2.json", _FIRST_BASE)),
@@ -191,7 +193,7 @@ _MASKS = Table(
         Row("PointRend", ("35.2", "36.2"), CODE),
         Row("BMask R-CNN", ("35.2", "36.6"), CODE),
         Row("RefineMask", ("34.7", "37.3"), CODE),
-        Row("SPNMaskHead", (), DATA, ("spn/mask_rcnn_spn_coco.yaml",)),
+        Row("SPNMaskHead", (), DATA, "spn/mask_rcnn_spn_coco.yaml"),
         Row(
             "SPNMaskHead",
             (),

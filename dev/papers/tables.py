@@ -10,7 +10,7 @@ from dev.papers.claims import claims_table
 from dev.papers.components import components_table
 from dev.papers.configurations import configurations_table
 from dev.papers.entries import Figure, Measured, Paths, Row, Table
-from dev.papers.links import CONFIGS, ROOT, config_link
+from dev.papers.links import ROOT, config_link
 from dev.result_tables import NO_VALUE, cpu_minutes_of, markdown_table, over_seeds, read_record
 
 TABLES: Tuple[Table, ...] = (
@@ -161,13 +161,10 @@ def _script(command: str) -> str:
 
 
 def _configuration(row: Row) -> str:
-    """Returns a link to the first configuration of a row that exists, with the row's overrides."""
-    for number, name in enumerate(row.configs):
-        if (CONFIGS / name).is_file():
-            # The overrides are those of the first configuration.
-            changes = f" `{row.changes}`" if row.changes and number == 0 else ""
-            return config_link(name) + changes
-    return NO_VALUE
+    """Returns a link to the configuration of a row, with the row's overrides."""
+    if not row.config:
+        return NO_VALUE
+    return config_link(row.config, row.changes)
 
 
 def _joined(cells: Sequence[str]) -> str:
