@@ -8,7 +8,7 @@ import pytest
 
 from dev.papers.claims import CLAIMS, NOT_MEASURED, VERDICTS
 from dev.papers.components import COMPONENTS, registered_components
-from dev.papers.configurations import purpose
+from dev.papers.configurations import UNMEASURED, purpose
 from dev.papers.entries import CODE, DATA, MISSING, Figure, Measured, Row, Table, measured
 from dev.papers.tables import TABLES, paper_table
 from rpe_d2.engine.setup import read_config
@@ -53,6 +53,10 @@ class TestConfigurations:
         text, names = PAGE.read_text(), [path.name for path in (CONFIGS / "paper").glob("*.yaml")]
         assert len(names) > 8
         assert [name for name in names if f"](../configs/paper/{name})" not in text] == []
+
+    def test_what_is_missing_is_named_for_configurations_that_exist(self):
+        for name, missing in UNMEASURED.items():
+            assert (CONFIGS / "paper" / name).is_file() and set(missing) <= set(MISSING), name
 
     def test_configurations_of_rows_exist_and_have_their_keys(self):
         for row in (row for table in TABLES for row in table.rows if row.config):

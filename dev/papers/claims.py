@@ -180,7 +180,7 @@ CLAIMS: Tuple[Claim, ...] = (
     Claim(_TPN, "HDR values can be carried to other frames", NOT_MEASURED),
     Claim(_DEEPMASK, "Objects of new classes are found nearly as well", NOT_MEASURED),
     Claim(_DEEPMASK, "More scales find more small objects", NOT_MEASURED),
-    Claim(_DEEPMASK, "Masks and scores are trained in alternate steps", NOT_MEASURED),
+    Claim(_DEEPMASK, "Alternate steps for masks and scores help", NOT_MEASURED),
     Claim(
         "Pinheiro et al. (SharpMask)",
         "Refinement raises the recall of DeepMask",

@@ -27,8 +27,16 @@ _PROPOSALS = Table(
         Row("COB", ("–", "73.8"), DATA),
         Row("inst-DML", ("55.8", "66.7"), DATA),
         Row("pixel embedding", ("76.9", "81.4"), DATA, _VOC_PROPOSALS),
-        Row("with our additions", (), _recall("proposals/rpe_shapes_[0-9].json", _SHAPES)),
-        Row("with our additions", (), _recall("proposals/rpe_nuclei_[0-9].json", _NUCLEI)),
+        Row(
+            "pixel embedding, our additions",
+            (),
+            _recall("proposals/rpe_shapes_[0-9].json", _SHAPES),
+        ),
+        Row(
+            "pixel embedding, our additions",
+            (),
+            _recall("proposals/rpe_nuclei_[0-9].json", _NUCLEI),
+        ),
         Row(
             "RPN",
             (),
@@ -139,6 +147,7 @@ def _loss(row: str) -> Measured:
     )
 
 
+_SHAPES_CONFIG = "paper/rpe_shapes.yaml"
 _LOSSES = Table(
     name="losses on embeddings",
     subject="`MODEL.RPE.LOSS`",
@@ -147,14 +156,28 @@ _LOSSES = Table(
     caption="Published: VOC 2012 val, the poster's table “Semantic Instance Detection”.",
     ours=("mean best IoU on digits", "AP50 on shapes"),
     rows=(
-        Row("`spherical`", ("64.5",), _loss("spherical")),
-        Row("`metric_learning` (inst-DML)", ("62.1",), _loss("metric_learning")),
-        Row("`associative`", ("35.1",), _loss("associative")),
+        Row("`spherical`", ("64.5",), _loss("spherical"), _SHAPES_CONFIG),
+        Row(
+            "`metric_learning` (inst-DML)",
+            ("62.1",),
+            _loss("metric_learning"),
+            _SHAPES_CONFIG,
+            f"{_LOSS} metric_learning",
+        ),
+        Row(
+            "`associative`", ("35.1",), _loss("associative"), _SHAPES_CONFIG, f"{_LOSS} associative"
+        ),
         Row("`proposal_free` (PFN)", ("58.7",), TIME, _PFN),
-        Row("`discriminative`", (), _loss("discriminative")),
-        Row("`spatial`", (), _loss("spatial")),
-        Row("`spherical`, ours without votes", (), _loss("ours")),
-        Row("`spherical`, ours with votes", (), _loss("ours_votes")),
+        Row(
+            "`discriminative`",
+            (),
+            _loss("discriminative"),
+            _SHAPES_CONFIG,
+            f"{_LOSS} discriminative",
+        ),
+        Row("`spatial`", (), _loss("spatial"), _SHAPES_CONFIG, f"{_LOSS} spatial"),
+        Row("`spherical`, ours without votes", (), _loss("ours"), _SHAPES_CONFIG),
+        Row("`spherical`, ours with votes", (), _loss("ours_votes"), _SHAPES_CONFIG),
     ),
 )
 

@@ -7,9 +7,7 @@ from dev.papers.entries import CODE, DATA, TIME, Figure, Measured, Row, Table, m
 _SLIDES, _SPEC = "sources/segmentation_and_attention_slides.txt", "spec/real_data.md"
 _MULTI_SCALE = "paper/multi_scale_stanford.yaml"
 _RECURRENT = "paper/rcnn2_stanford.yaml"
-_SCALES, _NETWORK = "MODEL.SEM_SEG_HEAD.RECURRENT_SCALES", "MODEL.SEM_SEG_HEAD.RECURRENT_NETWORK"
-_TWO_PASSES = f"{_NETWORK} CNN3 {_SCALES} [1.0,0.5]"
-_THREE_PASSES = f"{_NETWORK} CNN3 {_SCALES} [1.0,0.5,0.25]"
+_LITE = "semantic/embedding_stanford_efficientnet_lite0.yaml"
 
 
 def _scene(name: str, training: str = "") -> Measured:
@@ -37,20 +35,19 @@ _STANFORD = Table(
             _MULTI_SCALE,
         ),
         Row("multi-scale + CRF", ("81.4", "76.0"), TIME, _MULTI_SCALE),
-        Row("CNN1", ("79.4", "69.5"), TIME, _RECURRENT, f"{_NETWORK} CNN1 {_SCALES} [1.0]"),
-        Row("CNN2", ("67.9", "58.0"), TIME, _RECURRENT, f"{_SCALES} [1.0]"),
+        Row("CNN1", ("79.4", "69.5"), TIME, _RECURRENT),
+        Row("CNN2", ("67.9", "58.0"), TIME, _RECURRENT),
         Row("rCNN2, two passes", ("79.5", "69.5"), _scene("rcnn2"), _RECURRENT),
-        Row("rCNN3, two passes", ("76.2", "67.2"), TIME, _RECURRENT, _TWO_PASSES),
+        Row("rCNN3, two passes", ("76.2", "67.2"), TIME, _RECURRENT),
         Row(
             "rCNN3, three passes, half resolution",
             ("79.8", "69.3"),
             TIME,
             _RECURRENT,
-            _THREE_PASSES,
         ),
-        Row("rCNN3, three passes", ("80.2", "69.9"), TIME, _RECURRENT, _THREE_PASSES),
-        Row("EfficientNet-Lite0 (ImageNet)", (), _scene("efficientnet_0")),
-        Row("EfficientNet-Lite0 (ImageNet), pair loss", (), _scene("efficientnet_1")),
+        Row("rCNN3, three passes", ("80.2", "69.9"), TIME, _RECURRENT),
+        Row("EfficientNet-Lite0 (ImageNet)", (), _scene("efficientnet_0"), _LITE),
+        Row("EfficientNet-Lite0 (ImageNet), pair loss", (), _scene("efficientnet_1"), _LITE),
     ),
 )
 
@@ -61,10 +58,10 @@ _RESOLUTIONS = Table(
     source=_SPEC,
     caption="Published: Stanford Background, rCNN3 with three passes, the same paper.",
     rows=(
-        Row("1/8", ("78.4",), TIME, _RECURRENT, _THREE_PASSES),
-        Row("1/4", ("79.3",), TIME, _RECURRENT, _THREE_PASSES),
-        Row("1/2", ("79.8",), TIME, _RECURRENT, _THREE_PASSES),
-        Row("1", ("80.2",), TIME, _RECURRENT, _THREE_PASSES),
+        Row("1/8", ("78.4",), TIME, _RECURRENT),
+        Row("1/4", ("79.3",), TIME, _RECURRENT),
+        Row("1/2", ("79.8",), TIME, _RECURRENT),
+        Row("1", ("80.2",), TIME, _RECURRENT),
     ),
 )
 
@@ -90,7 +87,7 @@ def _deconvnet(name: str, *stages: str) -> Measured:
     return measured(records, path, data="shapes", seconds=seconds)
 
 
-_STAGES = ("objects", "images")
+_STAGES, _DECONVNET_SHAPES = ("objects", "images"), "semantic/deconvnet_shapes.yaml"
 
 
 _DECONVNET = Table(
@@ -100,11 +97,26 @@ _DECONVNET = Table(
     source="spec/baselines.md",
     caption="Published: VOC 2012 test, in the papers of the networks.",
     rows=(
-        Row("FCN-8s", ("67.2",), _deconvnet("FCN-8s", "fcn")),
+        Row("FCN-8s", ("67.2",), _deconvnet("FCN-8s", "fcn"), "semantic/fcn_8s_vgg16_shapes.yaml"),
         Row("DeconvNet, with FCN-8s and CRF", ("72.5",), DATA, "semantic/deconvnet_voc.yaml"),
-        Row("DeconvNet, one stage", (), _deconvnet("DeconvNet, one stage", "control")),
-        Row("DeconvNet, two stages", (), _deconvnet("DeconvNet, two stages", *_STAGES)),
-        Row("sum over proposals", (), _deconvnet("DeconvNet, sum over proposals", *_STAGES)),
+        Row(
+            "DeconvNet, one stage",
+            (),
+            _deconvnet("DeconvNet, one stage", "control"),
+            _DECONVNET_SHAPES,
+        ),
+        Row(
+            "DeconvNet, two stages",
+            (),
+            _deconvnet("DeconvNet, two stages", *_STAGES),
+            _DECONVNET_SHAPES,
+        ),
+        Row(
+            "sum over proposals",
+            (),
+            _deconvnet("DeconvNet, sum over proposals", *_STAGES),
+            _DECONVNET_SHAPES,
+        ),
         Row(
             "maximum over proposals", (), _deconvnet("DeconvNet, maximum over proposals", *_STAGES)
         ),
@@ -112,6 +124,7 @@ _DECONVNET = Table(
             "two stages, with FCN-8s",
             (),
             _deconvnet("DeconvNet, two stages, with FCN-8s", *_STAGES, "fcn"),
+            _DECONVNET_SHAPES,
         ),
     ),
 )

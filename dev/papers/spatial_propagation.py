@@ -6,6 +6,7 @@ from dev.papers.entries import CODE, DATA, GPU, Figure, Measured, Row, Table, me
 
 _SLIDES, _SPEC = "sources/spn_slides.txt", "spec/spn.md"
 _HELEN, _VOC = "paper/spn_helen.yaml", "paper/spn_voc.yaml"
+_VOC_LITE = "paper/spn_voc_efficientnet_lite0.yaml"
 _ONE_WAY = "MODEL.SPN.CONNECTIONS 1 MODEL.SPN.GATE_MODE clipped"
 
 _PARTS: Tuple[Tuple[str, ...], ...] = (
@@ -62,25 +63,31 @@ _OBJECTS = Table(
             "MobileNetV2 + SPN as drawn",
             (),
             _classes("class_propagation/voc_as_drawn_[0-9].json", _FIRST_BASE),
+            _VOC_LITE,
         ),
         Row(
             "MobileNetV2 + our refiner",
             (),
             _classes("refine/voc_spn_mnv2.json", _FIRST_BASE, "refine/voc_train.json"),
         ),
-        Row("half as wide", (), _classes("refine/voc_base_dm05.json", _SECOND_BASE)),
-        Row("half as wide + dense CRF", (), _classes("refine/voc_crf_dm05.json", _SECOND_BASE)),
+        Row("MobileNetV2, half as wide", (), _classes("refine/voc_base_dm05.json", _SECOND_BASE)),
         Row(
-            "half as wide + SPN as drawn",
+            "MobileNetV2, half as wide + dense CRF",
+            (),
+            _classes("refine/voc_crf_dm05.json", _SECOND_BASE),
+        ),
+        Row(
+            "MobileNetV2, half as wide + SPN as drawn",
             (),
             _classes(
                 "class_propagation/voc_as_drawn_dm05_[0-9].json",
                 _SECOND_BASE,
                 "class_propagation/voc_as_drawn_[0-9].json",
             ),
+            _VOC_LITE,
         ),
         Row(
-            "half as wide + our refiner",
+            "MobileNetV2, half as wide + our refiner",
             (),
             _classes("refine/voc_spn_dm05.json", _SECOND_BASE, "refine/voc_train.json"),
         ),
@@ -122,6 +129,7 @@ def _connection(name: str) -> Measured:
     return measured(records, *paths, data="shapes_large")
 
 
+_DRAWN = "spn/refiner_classes_shapes.yaml"
 _CONNECTIONS = Table(
     name="connections",
     subject="network",
@@ -130,13 +138,13 @@ _CONNECTIONS = Table(
     caption="Published: Helen and VOC 2012 val, slides 25 and 30.",
     ours=("mIoU", "mIoU within 2 px"),
     rows=(
-        Row("base", ("82.89", "65.51"), _connection("base")),
-        Row("one-way connection", ("87.09", "60.95"), _connection("one_way")),
-        Row("three-way connection", ("89.3", "69.86"), _connection("as_drawn")),
-        Row("no propagation", (), _connection("no_propagation")),
-        Row("three-way, mean of directions", (), _connection("mean_merge")),
-        Row("three-way, logits", (), _connection("logits")),
-        Row("our network", (), _connection("ours")),
+        Row("base", ("82.89", "65.51"), _connection("base"), "spn/sem_seg_spn_shapes.yaml"),
+        Row("one-way connection", ("87.09", "60.95"), _connection("one_way"), _DRAWN),
+        Row("three-way connection", ("89.3", "69.86"), _connection("as_drawn"), _DRAWN),
+        Row("no propagation", (), _connection("no_propagation"), _DRAWN),
+        Row("three-way, mean of directions", (), _connection("mean_merge"), _DRAWN),
+        Row("three-way, logits", (), _connection("logits"), _DRAWN),
+        Row("our network", (), _connection("ours"), _DRAWN),
     ),
     by_column=True,
 )
@@ -153,12 +161,12 @@ _TIMES = Table(
     source=_SLIDES,
     caption="Published: the model for VOC 2012, slides 32 to 34.",
     rows=(
-        Row("dense CRF (Krähenbühl & Koltun)", ("1",), CODE),
         Row(
-            "dense CRF (Chen et al.)",
-            ("3.2",),
+            "dense CRF (Krähenbühl & Koltun)",
+            ("1",),
             _benchmark("results/dense_crf/crf_seconds", "2 CPU cores, 5 iterations, 21 classes", 1),
         ),
+        Row("dense CRF (Chen et al.)", ("3.2",), CODE),
         Row("CRF as RNN", ("4.4",), CODE),
         Row("SPN", ("0.08",), GPU, _VOC),
         Row("SPN, guidance network", ("0.057",), GPU, _VOC),
@@ -219,19 +227,19 @@ def _video(method: str, training: str = "") -> Measured:
     return measured(f"video/colors_{method}.json", *paths, data=_PSNR, training=training)
 
 
-_TPN_TRAINING = "video/training_[0-9].json"
+_TPN, _TPN_TRAINING = "spn/tpn.yaml", "video/training_[0-9].json"
 _COLORS = Table(
     name="colors of key frames",
     subject="method",
-    columns=tuple(f"PSNR of ab in dB, {clip}" for clip in _CLIPS),
+    columns=("PSNR of ab in dB: bigbuckbunny", "bikes", "carphone"),
     source=_SLIDES,
     caption="Slide 36 shows pictures for K = 30, and no figures.",
     rows=(
         Row("key frame, copied", (), _video("copy")),
         Row("SPN alone", (), _video("spn")),
         Row("optical flow (DIS)", (), _video("flow")),
-        Row("temporal propagation", (), _video("network", _TPN_TRAINING)),
-        Row("temporal propagation on flow's warp", (), _video("network_flow", _TPN_TRAINING)),
+        Row("temporal propagation", (), _video("network", _TPN_TRAINING), _TPN),
+        Row("temporal propagation on flow's warp", (), _video("network_flow", _TPN_TRAINING), _TPN),
         Row("HDR of key frames (slide 37, K = 20)", (), DATA),
     ),
 )
@@ -251,8 +259,8 @@ _OBJECT_MASKS = Table(
     rows=(
         Row("first frame, copied", (), _objects("copy")),
         Row("optical flow (DIS)", (), _objects("flow")),
-        Row("temporal propagation", (), _objects("network")),
-        Row("temporal propagation on flow's warp", (), _objects("network_flow")),
+        Row("temporal propagation", (), _objects("network"), _TPN),
+        Row("temporal propagation on flow's warp", (), _objects("network_flow"), _TPN),
     ),
 )
 
@@ -279,7 +287,7 @@ _SPARSE = Table(
     rows=(
         Row("nearest known pixel", (), _sparse("nearest")),
         Row("random walker", (), _sparse("random_walker")),
-        Row("SPN", (), _sparse("network")),
+        Row("SPN", (), _sparse("network"), "spn/sparse_labels.yaml"),
     ),
 )
 

@@ -34,7 +34,7 @@ def papers_tables(results: Path) -> Dict[str, str]:
     """
     return {
         "components": components_table(),
-        "configurations of the papers": configurations_table(results, TABLES),
+        "configurations of the papers": configurations_table(results),
         "claims": claims_table(),
         **{f"papers, {table.name}": paper_table(table, results) for table in TABLES},
     }
