@@ -118,7 +118,10 @@ _DECONVNET = Table(
             _DECONVNET_SHAPES,
         ),
         Row(
-            "maximum over proposals", (), _deconvnet("DeconvNet, maximum over proposals", *_STAGES)
+            "maximum over proposals",
+            (),
+            _deconvnet("DeconvNet, maximum over proposals", *_STAGES),
+            _DECONVNET_SHAPES,
         ),
         Row(
             "two stages, with FCN-8s",

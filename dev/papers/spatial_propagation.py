@@ -143,6 +143,8 @@ _CONNECTIONS = Table(
         Row("three-way connection", ("89.3", "69.86"), _connection("as_drawn"), _DRAWN),
         Row("no propagation", (), _connection("no_propagation"), _DRAWN),
         Row("three-way, mean of directions", (), _connection("mean_merge"), _DRAWN),
+        Row("three-way, learned merge", (), _connection("learned_merge"), _DRAWN),
+        Row("three-way, `clipped`", (), _connection("clipped"), _DRAWN),
         Row("three-way, logits", (), _connection("logits"), _DRAWN),
         Row("our network", (), _connection("ours"), _DRAWN),
     ),
