@@ -39,7 +39,10 @@ class TestComponents:
         names = [name for _, name, _ in registered_components()]
         assert sorted(names) == sorted(COMPONENTS) and len(names) > 20
         text = PAGE.read_text()
-        assert [name for name in names if f"| `{name}` |" not in text] == []
+        files = re.findall(r"^\| \[`(\w+)`\]\(\.\./(rpe_d2/[\w/]+\.py)\) \|", text, re.MULTILINE)
+        assert sorted(name for name, _ in files) == sorted(names)
+        for name, file in files:
+            assert re.search(rf"^(?:class|def) {name}\b", (ROOT / file).read_text(), re.MULTILINE)
 
     @pytest.mark.parametrize("name", COMPONENTS)
     def test_its_test_and_its_configuration_name_it(self, name):

@@ -135,8 +135,7 @@ COMPONENTS: Dict[str, Component] = {
         "Jaderberg et al., NIPS 2015",
         "modeling/test_spatial_transformer.py",
         "baselines/mask_rcnn_coco.yaml",
-        "MODEL.BACKBONE.NAME build_spatial_transformer_backbone "
-        "MODEL.SPATIAL_TRANSFORMER.NAME build_resnet_fpn_backbone",
+        "MODEL.BACKBONE.NAME build_spatial_transformer_backbone",
     ),
     "build_vgg16_backbone": Component(
         "Simonyan & Zisserman, ICLR 2015",
@@ -177,7 +176,7 @@ def registered_components() -> List[Tuple[str, str, Any]]:
 
 
 def components_table() -> str:
-    """Returns a row for each registered component.
+    """Returns a row for each registered component, whose name links to its file.
 
     Raises:
         ValueError: A component has no entry in ``COMPONENTS``.
@@ -190,7 +189,5 @@ def components_table() -> str:
         source = Path(inspect.getsourcefile(found)).resolve().relative_to(ROOT).as_posix()
         config = config_link(entry.config, entry.changes)
         test = file_link(f"tests/{entry.test}")
-        row = [f"`{name}`", registry, entry.source, file_link(source), test, config]
-        rows.append(row)
-    headings = ["component", "registry", "paper", "file", "test", "configuration"]
-    return markdown_table(headings, rows)
+        rows.append([f"[`{name}`](../{source})", registry, entry.source, test, config])
+    return markdown_table(["component", "registry", "paper", "test", "configuration"], rows)
