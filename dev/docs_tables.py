@@ -20,6 +20,7 @@ from dev.paper_tables import (
     decoded_table,
     holes_table,
 )
+from dev.papers.tables import papers_tables
 from dev.refine_tables import refined_tables
 from dev.result_tables import (
     Model,
@@ -44,6 +45,7 @@ PAGES = (
     "docs/experiments.md",
     "docs/images.md",
     "docs/model_zoo.md",
+    "docs/papers.md",
     "docs/predict.md",
     "docs/refine.md",
     "docs/semantic.md",
@@ -203,6 +205,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         },
         "embedding losses, order": embedding_order_table(results / "embedding_losses"),
         "fits": fit_table(results / "fit"),
+        **papers_tables(results),
         **refined_tables(results / "refine"),
         **spn_tables(results),
         **attention_tables(results / "attention"),

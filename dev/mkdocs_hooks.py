@@ -11,11 +11,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-_LINKED = {"results": "*.json", "configs": "*.yaml", "tests": "test_*.py"}
+_LINKED = {"results": "*.json", "configs": "*.yaml", "tests": "test_*.py", "rpe_d2": "*.py"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the records, the configurations and the tests to the files of the site."""
+    """Adds the records, the configurations, the tests and the code to the files of the site."""
     root = Path(config.config_file_path).parent
     for folder, pattern in _LINKED.items():
         for path in sorted((root / folder).rglob(pattern)):
