@@ -68,7 +68,10 @@ def test_detectron2s_mapper_gets_the_additional_augmentations(name):
 
 def test_an_unknown_mapper_is_refused_with_the_allowed_ones():
     cfg = config("INPUT: {DATASET_MAPPER_NAME: Mapper}")
-    allowed = "'', BoundaryMapper, DatasetMapper, FramePairMapper, ImageMapper, PixelLabelMapper"
+    allowed = (
+        "'', BoundaryMapper, DatasetMapper, FramePairMapper, ImageMapper, PatchMapper, "
+        "PixelLabelMapper"
+    )
     message = f"INPUT.DATASET_MAPPER_NAME is 'Mapper'; allowed: {allowed}"
     with pytest.raises(ValueError, match=message):
         Trainer.build_train_mapper(cfg)

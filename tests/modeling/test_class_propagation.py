@@ -170,8 +170,8 @@ def test_only_classes_that_were_predicted_can_win():
 MASKS = "MODEL: {SPN: {NETWORK: masks, GATE_MODE: softmax}}"
 
 
-@pytest.mark.parametrize("texts", [[], [MASKS]], ids=["classes", "masks"])
-def test_the_model_learns_one_image(texts):
+@pytest.mark.parametrize("texts, steps", [([], 60), ([MASKS], 25)], ids=["classes", "masks"])
+def test_the_model_learns_one_image(texts, steps):
     torch.manual_seed(0)
     model = build_model(small_cfg_with(CLASSES, *texts))
     image = torch.full((3, 50, 70), 60, dtype=torch.uint8)
@@ -183,7 +183,7 @@ def test_the_model_learns_one_image(texts):
     item = {"image": image, "sem_seg": truth, "coarse_sem_seg": coarse}
     other = {"image": image[:, :40], "sem_seg": truth[:40], "coarse_sem_seg": coarse[:, :40]}
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(steps):
         optimizer.zero_grad()
         model([item, other])["loss_sem_seg"].backward()
         optimizer.step()
