@@ -94,7 +94,7 @@ class ImageReader:
             file_name: see :meth:`read`.
 
         Returns:
-            (H, W, C) uint8, or floating point for the format "YUV-BT.601".
+            (H, W, C) uint8, or float32 for the format "YUV-BT.601".
 
         Raises:
             UnreadableImage: See :meth:`read`.
@@ -202,7 +202,7 @@ class ImageReader:
             array: (H, W, 1) or (H, W, 3) RGB, uint8.
 
         Returns:
-            (H, W, C) uint8, or floating point for the format "YUV-BT.601".
+            (H, W, C) uint8, or float32 for the format "YUV-BT.601".
         """
         is_gray = array.shape[2] == 1
         if self.image_format in ("BGR", "RGB"):
@@ -212,6 +212,8 @@ class ImageReader:
             return array
         array = np.ascontiguousarray(array[:, :, 0] if is_gray else array)
         converted = convert_PIL_to_numpy(Image.fromarray(array), self.image_format)
+        if converted.dtype == np.float64:  # networks take float32
+            converted = converted.astype(np.float32)
         return converted if converted.ndim == 3 else converted[:, :, None]
 
     def _chosen(self, image: StoredImage, plane: Optional[int]) -> int:

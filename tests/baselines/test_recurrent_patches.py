@@ -88,6 +88,7 @@ def test_passes_equal_the_network_on_the_patch_of_each_pixel(pooling, num_passes
 
 RCNN = """
 MODEL:
+  PIXEL_STD: [60.0, 60.0, 60.0] # otherwise tanh is saturated
   BACKBONE: {NAME: build_image_backbone}
   SEM_SEG_HEAD:
     NAME: RecurrentConvSemSegHead

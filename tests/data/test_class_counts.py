@@ -40,9 +40,10 @@ def test_large_data_sets_are_sampled(two_data_sets, monkeypatch):
 
 
 def test_data_without_maps_are_named(two_data_sets):
-    maps, folder = two_data_sets
-    with pytest.raises(ValueError, match="shapes_train has no semantic label maps"):
-        count_class_pixels(["shapes_train"], 4)
+    _, folder = two_data_sets
+    DatasetCatalog.get("counted_a")[2].pop("sem_seg_file_name")
+    with pytest.raises(ValueError, match="counted_a has no semantic label maps"):
+        count_class_pixels(["counted_a"], 4)
     for path in folder.glob("counted_b*"):
         Image.fromarray(np.full((3, 3), 255, np.uint8)).save(path)
     with pytest.raises(ValueError, match="counted_b have no pixels of the 4 classes; allowed"):

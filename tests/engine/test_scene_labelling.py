@@ -8,6 +8,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from rpe_d2.cli.train_net import main
+from rpe_d2.engine.setup import load_config
+from rpe_d2.engine.trainer import Trainer
+from rpe_d2.evaluation import RefinedScoresEvaluator, SuperpixelVote
 from tests.conftest import ROOT
 from tests.helpers.runs import overrides
 
@@ -59,28 +62,24 @@ def run(config, folder, *opts):
             "MODEL: {SEM_SEG_HEAD: {CLASS_BALANCE: 1.0}}\nTEST: {SUPERPIXELS: {ENABLED: True}}",
         ),
         ("paper/rcnn2_stanford", "{}"),
-        (
-            "paper/rcnn2_stanford",
-            "MODEL: {SEM_SEG_HEAD: {RECURRENT_NETWORK: CNN1, RECURRENT_SCALES: [1.0]}}",
-        ),
-        (
-            "paper/rcnn2_stanford",
-            "MODEL: {SEM_SEG_HEAD: {RECURRENT_NETWORK: CNN3, RECURRENT_SCALES: [1.0, 0.5, 0.25]}}",
-        ),
         ("semantic/embedding_stanford_efficientnet_lite0", "INPUT: {CROP: {SIZE: [32, 32]}}"),
     ],
-    ids=["multi_scale", "rcnn2", "cnn1", "rcnn3", "efficientnet"],
+    ids=["multi_scale", "rcnn2", "efficientnet"],
 )
 def test_two_iterations(config, options, stanford, tmp_path):
     metrics = run(config, tmp_path / "out", *stanford, *overrides(options))
     assert {"pACC", "mACC", "mIoU"} <= set(metrics) and metrics["pACC"] >= 0
 
 
-def test_superpixels_change_the_evaluated_maps(stanford, tmp_path):
-    config = "paper/rcnn2_stanford"
-    plain = run(config, tmp_path / "plain", *stanford)
-    vote = ["TEST.SUPERPIXELS.ENABLED", "True", "TEST.SUPERPIXELS.SCALE", "500"]
-    assert run(config, tmp_path / "vote", *stanford, *vote) != plain
+def test_settings_reach_the_vote_of_superpixels():
+    path = str(ROOT / "configs" / "paper" / "multi_scale_stanford.yaml")
+    cfg = load_config(path, ["TEST.SUPERPIXELS.ENABLED", "True", "TEST.SUPERPIXELS.SCALE", "9.0"])
+    evaluator = Trainer.build_evaluator(cfg, "shapes_val_sem_seg")
+    assert isinstance(evaluator, RefinedScoresEvaluator)
+    assert evaluator.image_format == "YUV-BT.601"
+    vote = evaluator.refine
+    assert isinstance(vote, SuperpixelVote)
+    assert (vote.scale, vote.sigma, vote.min_size) == (9.0, 0.8, 50)
 
 
 @pytest.mark.parametrize(
