@@ -160,11 +160,7 @@ def test_the_mapper_adds_proposals(dataset, masks_in_training):
     "content, message",
     [
         ({}, "is not a list"),
-        ([{"image_id": 1, "score": 1}], "entry 0 has no image_id, no RLE segmentation or no score"),
-        (
-            [{"image_id": 1, "segmentation": [[1, 2]], "score": 1}],
-            "entry 0 has no image_id, no RLE",
-        ),
+        ([{"image_id": 1, "score": 1}], "entry 0 has no image_id or no segmentation"),
         ("[", "is not JSON"),
     ],
 )
