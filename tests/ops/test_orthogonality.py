@@ -81,7 +81,7 @@ def test_chunks_give_the_same(monkeypatch):
 
 
 def test_gates_that_are_not_negative_lose_energy_and_signed_ones_gain_it():
-    """spn.md, section 5: .29 of the energy a direction and .19 merged for softmax, on small maps."""
+    """spn.md, section 5: softmax keeps .29 of the energy a direction and .19 merged."""
     energy = {
         mode: measure_orthogonality(random_gates(mode, batch=4, channels=4, height=8, width=8))[1]
         for mode in GATE_MODES
