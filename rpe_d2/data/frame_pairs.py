@@ -256,14 +256,13 @@ def _moved(grid: np.ndarray, count: int, random: np.random.Generator) -> List[np
     strength = random.random() ** 1.5  # most pairs are near each other
     side = max(grid.shape[:2])
     center = grid.reshape(-1, 2).mean(axis=0)
-    is_still = random.random() < _STILL_CAMERA
-    camera = grid if is_still else _affine(grid, center, strength, side, random)
-    if not is_still:
-        camera = camera + _spline(grid, strength, side, random)
+    bends = _splines(grid, count, strength, side, random)
+    camera = grid
+    if random.random() >= _STILL_CAMERA:
+        camera = _affine(grid, center, strength, side, random) + bends[0]
     moved = [camera]
-    for _ in range(1, count):
-        own = _affine(camera, center, strength, side, random)
-        moved.append(own + _spline(grid, strength, side, random))
+    for bend in bends[1:]:
+        moved.append(_affine(camera, center, strength, side, random) + bend)
     return [place.astype(np.float32) for place in moved]
 
 
@@ -278,16 +277,17 @@ def _affine(
     return (places - center) @ matrix.T + center + shift
 
 
-def _spline(
-    grid: np.ndarray, strength: float, side: int, random: np.random.Generator
+def _splines(
+    grid: np.ndarray, count: int, strength: float, side: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Samples the displacements (h, w, 2) of a thin plate spline."""
+    """Samples the displacements (count, h, w, 2) of thin plate splines."""
     from scipy.interpolate import RBFInterpolator  # slow to import
 
     height, width = grid.shape[:2]
     y, x = np.mgrid[0 : 1 : _CONTROL_POINTS * 1j, 0 : 1 : _CONTROL_POINTS * 1j]
     span = max(width - 1, 1), max(height - 1, 1)
     points = np.stack([x.ravel(), y.ravel()], axis=1) * span + grid[0, 0]
-    bends = random.standard_normal(points.shape) * _BEND * strength * side
+    bends = random.standard_normal((len(points), count * 2)) * _BEND * strength * side
     spline = RBFInterpolator(points / side, bends, kernel="thin_plate_spline")
-    return spline(grid.reshape(-1, 2) / side).reshape(grid.shape)
+    displacements = spline(grid.reshape(-1, 2) / side)  # (h w, count 2)
+    return displacements.reshape(height, width, count, 2).transpose(2, 0, 1, 3)

@@ -102,8 +102,10 @@ def test_the_key_frame_is_the_still():
     picture, labels = scene()
     pair = make_frame_pair(picture, labels, (20, 30), np.random.default_rng(3), centered=True)
     difference = np.abs(pair.key.picture - picture[10:30, 10:40])
-    inside = pair.key.shares.max(axis=0) > 0.999
-    assert difference[inside].max() < 1e-2 and inside.mean() > 0.5
+    # The background beside a layer has pixels that mix both, which are replaced.
+    boundary = (pair.key.shares.max(axis=0) < 0.999).astype(np.uint8)
+    inside = cv2.dilate(boundary, np.ones((7, 7), np.uint8)) == 0
+    assert difference[inside].max() < 1e-2 and inside.mean() > 0.2
     assert len(pair.key.shares) >= 2
 
 
@@ -249,7 +251,7 @@ def test_stanfords_pictures_give_pairs(real_data):
         cfg = new_cfg()
         cfg.INPUT.SCALE = 1.0
         mapper = FramePairMapper(cfg, is_train=False)
-        shares = [mapper(record)["occluded"].float().mean() for record in records[:6]]
+        shares = [mapper(record)["occluded"].float().mean() for record in records[:3]]
         assert max(shares) > 0.02 and min(shares) < 0.5
     finally:
         DatasetCatalog.remove("stanford_pairs")

@@ -96,7 +96,8 @@ def test_gates_depend_on_both_frames_and_their_order():
 
 
 def test_properties_of_one_pair_of_frames_share_its_gates():
-    network, (maps, key, target) = opened(small(1, 3)), inputs(1, 3)
+    network = opened(small(1, 3)).double()
+    maps, key, target = (tensor.double() for tensor in inputs(1, 3))
     five = torch.cat([maps, maps.flip(0), maps[:1] + 1])
     pair = torch.tensor([0, 1, 1, 0, 1])
     together = network(five, key, target, pair)

@@ -1,6 +1,6 @@
 """Propagation of a property from key frames of a video to other frames."""
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -29,13 +29,13 @@ class _Batch(NamedTuple):
     Attributes:
         properties: (N, C, H, W) of the first frames, and of the second ones.
         guidances: (B, G, H, W) of the first frames, and of the second ones.
-        pair: (N,) the pair that each property belongs to.
+        pair: (N,) the pair that each property belongs to. None: each pair has one.
         inside: (N, 1, H, W) 1 where a frame is, and 0 in its padding.
     """
 
     properties: List[torch.Tensor]
     guidances: List[torch.Tensor]
-    pair: torch.Tensor
+    pair: Optional[torch.Tensor]
     inside: torch.Tensor
 
 
@@ -193,7 +193,9 @@ class TemporalPropagationNet(nn.Module):
         groups = maps.shape[1] // self.network.property_channels
         size = maps.shape[-2:]
         flat = maps.reshape(-1, self.network.property_channels, *size)
-        pair = torch.arange(len(maps), device=self.device).repeat_interleave(groups)
+        pair = None
+        if groups > 1:
+            pair = torch.arange(len(maps), device=self.device).repeat_interleave(groups)
         padded_size = self._padded_size(size)
         flat, key, target = (_padded(t, padded_size) for t in (flat, key, target))
         prediction = self.network(flat, key, target, pair).prediction
@@ -241,10 +243,11 @@ class TemporalPropagationNet(nn.Module):
             frame[..., :height, :width] = 1
             inside.append(frame)
             pair += [number] * len(maps)
+        is_one_each = pair == list(range(len(batched_inputs)))
         return _Batch(
             [torch.cat(maps) for maps in properties],
             [torch.cat(maps) for maps in guidances],
-            torch.tensor(pair, device=self.device),
+            None if is_one_each else torch.tensor(pair, device=self.device),
             torch.cat(inside),
         )
 
