@@ -41,6 +41,7 @@ from rpe_d2.evaluation import (
     InstanceSegmentationEvaluator,
     MaskProposalEvaluator,
     PartFScoreEvaluator,
+    SparseColorEvaluator,
     VOCInstanceEvaluator,
 )
 from rpe_d2.evaluation.ground_truth import has_semantic_maps
@@ -312,6 +313,8 @@ class Trainer(DefaultTrainer):
         kind = metadata.get("evaluator_type")
         if kind == "boundaries":
             return BSDSBoundaryEvaluator(dataset_name, test.BOUNDARY_THRESHOLDS)
+        if "sparse_color" in inference_inputs(cfg):
+            return SparseColorEvaluator()
         has_instances = kind != "sem_seg" and not only_proposals(cfg)
         evaluators: List[DatasetEvaluator] = []
         if has_semantic_maps(dataset_name):

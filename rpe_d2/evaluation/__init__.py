@@ -8,6 +8,7 @@ from .field_metrics_evaluator import FieldMetricsEvaluator
 from .instance_evaluator import InstanceSegmentationEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
+from .sparse_color_evaluator import SparseColorEvaluator, color_errors
 from .voc_instance_evaluator import VOCInstanceEvaluator
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "InstanceSegmentationEvaluator",
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",
+    "SparseColorEvaluator",
     "VOCInstanceEvaluator",
+    "color_errors",
 ]
