@@ -33,6 +33,7 @@ from dev.equal_minutes import Run, train, weights_of  # noqa: E402
 from dev.measured_record import load_model, write_record  # noqa: E402
 from dev.sparse_opponents import nearest, walk_labels, walk_values  # noqa: E402
 from rpe_d2.data import ImageMapper, SparsePixelMapper  # noqa: E402
+from rpe_d2.evaluation import color_errors  # noqa: E402
 from rpe_d2.utils.files import replacing_file  # noqa: E402
 
 GROUP = "sparse"
@@ -46,7 +47,7 @@ _SETS = ",".join(
 )
 KINDS = {
     "labels": f"DATASETS.SEM_SEG_DIRS [{_SETS}]",
-    "color": f"DATASETS.SEM_SEG_DIRS [{_SETS}] MODEL.SPN.NETWORK sparse_color DATASETS.TEST ()",
+    "color": f"DATASETS.SEM_SEG_DIRS [{_SETS}] MODEL.SPN.NETWORK sparse_color",
 }
 _BETAS = (30.0, 130.0, 500.0, 2000.0, 8000.0)
 _PICTURES_FOR_BETA = 8
@@ -199,16 +200,12 @@ def errors(kind: str, found: np.ndarray, example: Example) -> Dict[str, float]:
     """Measures a result.
 
     Returns:
-        For labels "error", the share of wrong pixels. For color "PSNR" in dB with the peak 255,
-        and "delta_E", the mean distance of a and b.
+        For labels "error", the share of wrong pixels. For color those of ``color_errors``.
     """
-    difference = (found - example.truth)[example.counted].astype(float)
+    pred, target = found[example.counted], example.truth[example.counted]
     if kind == "labels":
-        return {"error": float((difference != 0).mean())}
-    return {
-        "PSNR": float(10 * np.log10(255**2 / max((difference**2).mean(), 1e-9))),
-        "delta_E": float(np.hypot(*difference.T).mean()),
-    }
+        return {"error": float((pred != target).mean())}
+    return color_errors(pred, target)
 
 
 def _walked(kind: str, beta: float, example: Example) -> np.ndarray:

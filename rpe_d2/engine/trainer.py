@@ -42,6 +42,7 @@ from rpe_d2.evaluation import (
     MaskProposalEvaluator,
     PartFScoreEvaluator,
     RefinedScoresEvaluator,
+    SparseColorEvaluator,
     SuperpixelVote,
     VOCInstanceEvaluator,
 )
@@ -314,6 +315,8 @@ class Trainer(DefaultTrainer):
             return BSDSBoundaryEvaluator(dataset_name, test.BOUNDARY_THRESHOLDS)
         if kind == "frame_pairs":
             return FramePairEvaluator(dataset_name)
+        if "sparse_color" in inference_inputs(cfg):
+            return SparseColorEvaluator()
         has_instances = kind != "sem_seg" and not only_proposals(cfg)
         evaluators: List[DatasetEvaluator] = []
         if has_semantic_maps(dataset_name):

@@ -10,6 +10,7 @@ from .instance_evaluator import InstanceSegmentationEvaluator
 from .mask_proposal_evaluator import MaskProposalEvaluator
 from .part_f_score_evaluator import PartFScoreEvaluator
 from .refined_scores import RefinedScoresEvaluator
+from .sparse_color_evaluator import SparseColorEvaluator, color_errors
 from .superpixel_vote import SuperpixelVote
 from .voc_instance_evaluator import VOCInstanceEvaluator
 
@@ -24,6 +25,8 @@ __all__ = [
     "MaskProposalEvaluator",
     "PartFScoreEvaluator",
     "RefinedScoresEvaluator",
+    "SparseColorEvaluator",
     "SuperpixelVote",
     "VOCInstanceEvaluator",
+    "color_errors",
 ]

@@ -60,10 +60,10 @@ INPUT: {{CROP: {{SIZE: [32, 32]}}}}
     assert all(np.isfinite(json.loads(line).get("loss_sem_seg", 0)) for line in lines)
 
 
-def test_a_run_on_colors_trains(data, tmp_path):
+def test_a_run_on_colors_trains_and_evaluates(data, tmp_path):
     more = """
 MODEL: {TIMM: {WEIGHTS: ""}, SPN: {NETWORK: sparse_color}}
 """
-    text = data.replace("TEST: [runs_val]", "TEST: []")
-    assert train(tmp_path / "out", "spn/sparse_labels.yaml", f"{text}\n{more}") == 0
-    assert (tmp_path / "out" / "model_final.pth").exists()
+    assert train(tmp_path / "out", "spn/sparse_labels.yaml", f"{data}\n{more}") == 0
+    metrics = json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]
+    assert 5 < metrics["sparse_color"]["PSNR"] < 60 and 0 < metrics["sparse_color"]["delta_E"] < 99

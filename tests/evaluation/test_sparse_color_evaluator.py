@@ -1,0 +1,48 @@
+"""Errors of colors at the pixels that were not given."""
+
+import math
+
+import pytest
+import torch
+
+from rpe_d2.evaluation import SparseColorEvaluator
+
+
+def slow_errors(pred, target, known):
+    """PSNR and mean distance of an image, pixel by pixel."""
+    squares, distances = [], []
+    for y in range(known.shape[0]):
+        for x in range(known.shape[1]):
+            if not known[y, x]:
+                a, b = ((255 * (pred - target))[:, y, x]).tolist()
+                squares += [a * a, b * b]
+                distances.append(math.sqrt(a * a + b * b))
+    error = sum(squares) / len(squares)
+    return 10 * math.log10(255 * 255 / error), sum(distances) / len(distances)
+
+
+def test_means_over_images_of_what_was_not_given():
+    generator = torch.Generator().manual_seed(0)
+    evaluator = SparseColorEvaluator(distributed=False)
+    expected = []
+    for _ in range(3):
+        pred, target = torch.rand(2, 2, 6, 9, generator=generator)
+        known = torch.rand(6, 9, generator=generator) < 0.3
+        pred = torch.where(known, 1e3, pred)
+        evaluator.process([{"values": target, "known": known}], [{"sparse_values": pred}])
+        expected.append(slow_errors(pred, target, known))
+    found = evaluator.evaluate()["sparse_color"]
+    assert found["PSNR"] == pytest.approx(sum(e[0] for e in expected) / 3)
+    assert found["delta_E"] == pytest.approx(sum(e[1] for e in expected) / 3)
+    evaluator.reset()
+    assert math.isnan(evaluator.evaluate()["sparse_color"]["PSNR"])
+
+
+def test_results_are_compared_at_the_size_of_the_input():
+    evaluator = SparseColorEvaluator(distributed=False)
+    target, known = torch.full((2, 6, 8), 0.5), torch.zeros(6, 8, dtype=torch.bool)
+    output = {"sparse_values": torch.full((2, 12, 16), 0.5 + 10 / 255)}
+    evaluator.process([{"values": target, "known": known}], [output])
+    found = evaluator.evaluate()["sparse_color"]
+    assert found["PSNR"] == pytest.approx(20 * math.log10(25.5), rel=1e-4)
+    assert found["delta_E"] == pytest.approx(10 * math.sqrt(2), rel=1e-4)
