@@ -38,7 +38,7 @@ def spectral_labels(x: torch.Tensor, num_clusters: int) -> torch.Tensor:
         (N,) int64 labels below ``num_clusters``, fewer where there are fewer points.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: The package scikit-learn is not installed.
         ValueError: The number of clusters is below 1.
     """
     if num_clusters < 1:

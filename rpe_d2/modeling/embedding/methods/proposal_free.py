@@ -89,7 +89,7 @@ class ProposalFreeGrouping(LabelGrouping):
             options: arguments of :class:`LabelGrouping`.
 
         Raises:
-            ImportError: scikit-learn is not installed.
+            ImportError: The package scikit-learn is not installed.
             ValueError: An argument is out of range.
         """
         super().__init__(**options)
