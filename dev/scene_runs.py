@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the scene labelling networks on Stanford Background; the records go to results/scene/.
+"""Trains the scene labeling networks on Stanford Background; the records go to results/scene/.
 
 usage: python dev/scene_runs.py ROW [ROW ...] [--seeds 1] [--jobs 1] [--data ../shared/data]
 

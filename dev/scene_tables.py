@@ -1,4 +1,4 @@
-"""Tables of scene labelling on Stanford Background, and of DeconvNet, from results/scene/."""
+"""Tables of scene labeling on Stanford Background, and of DeconvNet, from results/scene/."""
 
 from pathlib import Path
 from typing import Dict, List
@@ -38,7 +38,7 @@ _SCORES = ("pACC", "mACC", "mIoU")
 def scene_tables(folder: Path) -> Dict[str, str]:
     """Returns all tables by name."""
     return {
-        "scene labelling": scene_table(folder),
+        "scene labeling": scene_table(folder),
         "DeconvNet": deconvnet_table(folder),
     }
 

@@ -165,7 +165,6 @@ def _input_keys() -> Keys:
             "side; DeconvNet has 1.2. Other classes in it become background, class 0. 0: off.",
             low=0,
             high=16,
-            unit="sides",
         ),
         "QUARTER_TURNS": Key(
             False,
@@ -387,7 +386,9 @@ def _superpixel_keys() -> Keys:
             "Give all pixels of a superpixel the mean of their class probabilities before semantic "
             "maps are evaluated. Superpixels are those of Felzenszwalb & Huttenlocher.",
         ),
-        "SCALE": Key(100.0, "Scale of observation; larger superpixels have a larger one.", above=0),
+        "SCALE": Key(
+            100.0, "Scale of observation; with a larger one, superpixels are larger.", above=0
+        ),
         "SIGMA": Key(
             0.8,
             "Standard deviation of the Gaussian that smooths the image before.",

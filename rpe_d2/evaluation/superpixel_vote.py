@@ -15,7 +15,7 @@ class SuperpixelVote:
     def __init__(self, scale: float = 100.0, sigma: float = 0.8, min_size: int = 50):
         """
         Args:
-            scale: scale of observation; larger superpixels have a larger one.
+            scale: scale of observation; with a larger one, superpixels are larger.
             sigma: standard deviation in pixels of the Gaussian that smooths the image before.
             min_size: smallest area of a superpixel in pixels.
         """

@@ -1,4 +1,4 @@
-"""Real runs of the scene labelling configurations on a few generated images."""
+"""Real runs of the scene labeling configurations on a few generated images."""
 
 import json
 
