@@ -3,8 +3,8 @@
 
 usage: python dev/proposal_runs.py GROUP [GROUP ...] [--seeds 1 2 3] [--jobs 2] [--data DIR]
 
-* classical: selective search and edge boxes on shapes and nuclei, once, whatever the seeds. The
-  contour model of edge boxes is trained on BSDS500 first. Records: results/proposals/classical/.
+* selective_search, edge_boxes: on shapes and nuclei, once, whatever the seeds. The contour model of
+  edge boxes is trained on BSDS500 first. Records: results/proposals/classical/.
 * windows, windows_fcn: the variants of DeepMask's and InstanceFCN's tables on shapes. Networks that
   are trained on patches see one scale in training and all scales in their evaluation. Records:
   results/mask_proposals/variants/, and those of trainings on patches in training/ below it.
@@ -60,7 +60,8 @@ DEEP, FCN = "baselines/deepmask_shapes", "baselines/instance_fcn_shapes"
 # Two of the four classes of shapes, as the paper trains on 20 of 80.
 HALF = "[0,1]"
 RUNS: Dict[str, Dict[str, Run]] = {
-    "classical": {},
+    "selective_search": {},
+    "edge_boxes": {},
     "windows": {
         "deepmask": Run(DEEP, "SOLVER.MAX_ITER 510"),
         "deepmask_alternate": Run(DEEP, "SOLVER.MAX_ITER 510 MODEL.DEEPMASK.ALTERNATE True"),
@@ -94,36 +95,38 @@ def main() -> None:
     args = parse_runs(__doc__.splitlines()[0], RUNS)
     tasks = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        if "classical" in args.groups:
-            tasks.append(pool.submit(classical, args.data))
         for group in args.groups:
+            if not RUNS[group]:
+                tasks.append(pool.submit(classical, group, args.data))
             for seed in args.seeds:
                 tasks += [pool.submit(train, name, run, seed) for name, run in RUNS[group].items()]
     sys.exit(0 if all(task.result() for task in tasks) else 1)
 
 
-def classical(data: str) -> bool:
-    """Evaluates both classical methods. Returns whether everything succeeded."""
+def classical(method: str, data: str) -> bool:
+    """Evaluates a classical method. Returns whether everything succeeded."""
     contours = OUTPUT / "contours" / "model_final.pth"
-    if not contours.exists() and not trained(BSDS, data_opts(BSDS, data), contours.parent):
-        return False
+    needs_contours = method == "edge_boxes"
+    if needs_contours and not contours.exists():
+        if not trained(BSDS, data_opts(BSDS, data), contours.parent):
+            return False
     CLASSICAL.mkdir(parents=True, exist_ok=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     for name, config in DATA.items():
-        for method in ("selective_search", "edge_boxes"):
-            record = CLASSICAL / f"{method}_{name}_1.json"
-            if record.exists():
-                continue
-            own = config if method == "selective_search" else BSDS
-            flags = ["--weights", below_root(contours)] if method == "edge_boxes" else []
-            output = OUTPUT / f"{method}_{name}.pkl"
-            output.unlink(missing_ok=True)
-            command = ["tools/precompute_proposals.py", "--config-file", f"configs/{own}.yaml"]
-            command += ["--dataset", f"{name}_val", "--method", method, *flags]
-            command += ["--min-area", SMALLEST_AREA, "--output", below_root(output)]
-            command += ["--evaluate", below_root(record), *data_opts(config, data)]
-            if cpu_seconds_of(command, OUTPUT / f"{method}_{name}.txt") is None:
-                return False
-            print(f"{method}_{name} done", flush=True)
+        record = CLASSICAL / f"{method}_{name}_1.json"
+        if record.exists():
+            continue
+        output = OUTPUT / f"{method}_{name}.pkl"
+        output.unlink(missing_ok=True)
+        own = BSDS if needs_contours else config
+        command = ["tools/precompute_proposals.py", "--config-file", f"configs/{own}.yaml"]
+        command += ["--dataset", f"{name}_val", "--method", method, "--min-area", SMALLEST_AREA]
+        command += ["--weights", below_root(contours)] if needs_contours else []
+        command += ["--output", below_root(output), "--evaluate", below_root(record)]
+        command += data_opts(config, data)
+        if cpu_seconds_of(command, OUTPUT / f"{method}_{name}.txt") is None:
+            return False
+        print(f"{method}_{name} done", flush=True)
     return True
 
 

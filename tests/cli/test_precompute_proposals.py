@@ -110,7 +110,7 @@ def test_an_interrupted_run_is_continued(data, tmp_path, capsys, monkeypatch, da
 
 
 @has_ximgproc
-def test_edge_boxes_take_the_contours_of_a_model(data, tmp_path, capsys):
+def test_edge_boxes_take_the_contours_of_a_model(data, tmp_path):
     weights = save_random(CONTOURS, ["MODEL.DEVICE", "cpu"], tmp_path / "weights.pth")
     output = tmp_path / "boxes.pkl"
     flags = ["--weights", weights, "--min-area", "25"]
@@ -118,8 +118,12 @@ def test_edge_boxes_take_the_contours_of_a_model(data, tmp_path, capsys):
     with open(output, "rb") as file:
         boxes = np.concatenate(load_arrays(file)["boxes"])
     assert boxes.shape[1] == 4 and (boxes >= 0).all() and (boxes <= 128).all()
-    other = save_random(SHAPES, ["MODEL.DEVICE", "cpu"], tmp_path / "other.pth")
-    line = error_of(capsys, "edge_boxes", tmp_path / "b.pkl", data, "--weights", other)
+
+
+@has_ximgproc
+def test_a_model_without_contours_is_refused(data, tmp_path, capsys):
+    weights = save_random(SHAPES, ["MODEL.DEVICE", "cpu"], tmp_path / "weights.pth")
+    line = error_of(capsys, "edge_boxes", tmp_path / "a.pkl", data, "--weights", weights)
     assert "which finds no contours; allowed with --method edge_boxes" in line
 
 

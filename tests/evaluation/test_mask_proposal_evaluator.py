@@ -60,6 +60,9 @@ def test_metrics_by_hand(dataset, kind):
         two, three = math.log10(2), math.log10(3)
         area = 13 / 30 * two + (13 + 23) / 60 * (three - two) + 23 / 30 * (3 - three)
         assert metrics["AUC"] == pytest.approx(100 * area / 3)
+        # The small square is the third proposal of its image, the others are the first.
+        assert metrics["AUCs"] == pytest.approx(100 * ((three - two) / 2 + 3 - three) / 3)
+        assert metrics["AUCm"] == pytest.approx(30) and metrics["AUCl"] == pytest.approx(100)
         # Precision is 1 up to recall 1/3 (34 of 101 points). At IoU up to .6 it is then 3/4 up to
         # recall 1, and at larger IoU 2/3 up to recall 2/3.
         low, high = (34 + 67 * 3 / 4) / 101, (34 + 33 * 2 / 3) / 101
@@ -116,7 +119,8 @@ def test_metrics_without_ground_truth_are_nan(dataset):
     keep(2)  # no medium square
     for metrics in evaluate(dataset, predictions([SMALL], [0.9])).values():
         assert {name for name, value in metrics.items() if math.isnan(value)} == {
-            f"ARm@{limit}" for limit in (1, 10, 100, 1000)
+            "AUCm",
+            *(f"ARm@{limit}" for limit in (1, 10, 100, 1000)),
         }
         assert metrics["AR@1"] == 50
     keep(0)
