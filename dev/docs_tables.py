@@ -60,7 +60,9 @@ _MODELS = (
     Model("PixelEmbeddingNet, as in the paper", "digits", ("paper/digits_[0-9].json",)),
     Model("Mask R-CNN", "digits", ("paper/digits_mask_rcnn_*.json",)),
     Model("PixelEmbeddingNet", "nuclei", ("equal_minutes/nuclei_rpe_[0-9].json",)),
-    Model("class map, connected components", "nuclei", ("equal_minutes/nuclei_rpe_components_*.json",)),
+    Model(
+        "class map, connected components", "nuclei", ("equal_minutes/nuclei_rpe_components_*.json",)
+    ),
     Model("Mask R-CNN", "nuclei", ("equal_minutes/nuclei_mask_rcnn_*.json",)),
     Model("Mask R-CNN", "shapes_large", ("spn/mask_rcnn_shapes_large_*.json",)),
     Model("Mask R-CNN, SPNMaskHead", "shapes_large", ("spn/mask_rcnn_spn_shapes_*.json",)),
