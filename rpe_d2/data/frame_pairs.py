@@ -21,6 +21,7 @@ _UNKNOWN = 255
 # logarithm of the scale, shear, and the deviation of the spline's control points.
 _SHIFT, _ROTATION, _SCALE, _SHEAR, _BEND = 0.1, 0.1, 0.08, 0.04, 0.015
 _CONTROL_POINTS = 4  # in each direction
+_WEAKEST = 0.05  # smallest motion as a share of the largest
 # How often nothing moves but layers.
 _STILL_CAMERA = 0.3
 # Largest changes of gain and gamma, and of the standard deviation of noise in gray levels.
@@ -253,7 +254,7 @@ def _moved(grid: np.ndarray, count: int, random: np.random.Generator) -> List[np
     Returns:
         Maps like ``grid``, one for each layer.
     """
-    strength = random.random() ** 1.5  # most pairs are near each other
+    strength = random.uniform(_WEAKEST, 1)
     side = max(grid.shape[:2])
     center = grid.reshape(-1, 2).mean(axis=0)
     bends = _splines(grid, count, strength, side, random)

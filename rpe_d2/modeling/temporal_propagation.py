@@ -233,6 +233,10 @@ def _gram_matrix(maps: torch.Tensor) -> torch.Tensor:
     return flat @ flat.transpose(1, 2) / flat.shape[2]
 
 
-def charbonnier(difference: torch.Tensor, width: float = 0.01) -> torch.Tensor:
-    """Computes a smooth absolute value, sqrt(x^2 + width^2) - width, of every element."""
+def charbonnier(difference: torch.Tensor, width: float = 0.002) -> torch.Tensor:
+    """Computes a smooth absolute value, sqrt(x^2 + width^2) - width, of every element.
+
+    The default width is a quarter of a level of 8 bits for colors, so that a network also learns
+    to leave alone what does not move.
+    """
     return (difference.square() + width**2).sqrt() - width
