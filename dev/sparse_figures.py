@@ -90,7 +90,7 @@ def _drawn(kind: str, values: np.ndarray, example: Example) -> np.ndarray:
 
 def _dots(kind: str, example: Example) -> np.ndarray:
     """Draws the known pixels as dots."""
-    size = np.ones((5, 5), np.uint8)
+    size = np.ones((7, 7), np.uint8)
     near = cv2.dilate(example.known.astype(np.uint8), size) > 0
     drawn = _drawn(kind, nearest(example.truth, example.known), example)
     background = example.image if kind == "color" else np.full_like(drawn, _UNKNOWN)

@@ -70,7 +70,7 @@ def _voc_opts(base: str) -> str:
 
 _COARSE = _listed(*(f"shapes_large_{part}_sem_seg={_BASE}/{part}" for part in ("train", "val")))
 _SHAPES, _VOC = "spn/refiner_classes_shapes", "paper/spn_voc_efficientnet_lite0"
-_SHORT = 10, 50
+_SHORT = 10, 40  # iterations of the runs that measure a step
 
 
 def _shapes_run(change: str) -> Run:
