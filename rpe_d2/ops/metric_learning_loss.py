@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .point_groups import distances, point_groups
 
-# Rows of the matrix of pairs that exist at a time.
-_ROWS = 512
+# Pairs that exist at a time (8 MB in float32).
+_PAIRS_AT_ONCE = 1 << 21
 # Elements of a block of distances that no gradient needs (16 MB in float32).
 _BLOCK_ELEMENTS = 1 << 22
 # The logarithm of 1 - similarity is infinite where points of two instances coincide. Pairs at a
@@ -39,7 +39,7 @@ def metric_learning_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torc
     :func:`similarity`. A pair costs ``-log s`` if it does and ``-log(1 - s)`` otherwise. Its weight
     is inversely proportional to the numbers of points of both instances, and all weights sum to 1.
 
-    All ordered pairs enter the loss, 512 rows of them at a time, so that memory is linear in the
+    All ordered pairs enter the loss, two million of them at a time, so that memory is linear in the
     points.
 
     Args:
@@ -58,10 +58,11 @@ def metric_learning_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torc
         return x.sum()
     weight = groups.sizes.to(x).reciprocal()[groups.group] / len(groups.sizes)  # they sum to 1
     total = x.new_zeros(())
-    for start in range(0, len(x), _ROWS):
-        rows = slice(start, start + _ROWS)
+    at_once = max(1, _PAIRS_AT_ONCE // len(x))
+    for start in range(0, len(x), at_once):
+        rows = slice(start, start + at_once)
         block = x[rows], groups.group[rows], weight[rows], x, groups.group, weight
-        if len(x) > _ROWS:  # the backward pass computes every block again
+        if len(x) > at_once:  # the backward pass computes every block again
             total = total + checkpoint(
                 _sum_of_rows, *block, use_reentrant=False, preserve_rng_state=False
             )
@@ -111,12 +112,12 @@ def seed_mask_ious(
     for part, own in zip(*(v.split(_rows_of_block(len(labels))) for v in (seeds, seed_labels))):
         square = distances(part, embeddings).square()  # (S, N)
         inside = (own[:, None] == labels) & (own >= 0)[:, None]
-        area = inside.sum(dim=1)
+        area = inside.count_nonzero(dim=1)
         ious = []
         for radius in radii:
             mask = square < radius
-            common = (mask & inside).sum(dim=1)
-            ious.append(common / (mask.sum(dim=1) + area - common).clamp(min=1))
+            common = (mask & inside).count_nonzero(dim=1)
+            ious.append(common / (mask.count_nonzero(dim=1) + area - common).clamp(min=1))
         blocks.append(torch.stack(ious, dim=1).float())
     return torch.cat(blocks)
 

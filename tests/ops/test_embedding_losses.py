@@ -158,7 +158,7 @@ def test_blocks_of_pairs_change_nothing(monkeypatch):
     x, labels = example(30, 2)
     whole = metric_learning_loss(x, labels)
     expected = torch.autograd.grad(whole, x)
-    monkeypatch.setattr(metric, "_ROWS", 7)
+    monkeypatch.setattr(metric, "_PAIRS_AT_ONCE", 70)
     parts = metric_learning_loss(x, labels)
     assert abs(float(parts - whole)) < 1e-12
     assert (torch.autograd.grad(parts, x)[0] - expected[0]).abs().max() < 1e-12

@@ -25,7 +25,7 @@ THRESHOLDS = (0.25, 0.5, 0.75, 0.9)
 # IoU with the instance of a seed from which on its mask has the class of the instance.
 _MIN_IOU = 0.5
 # Pixels of an image whose masks train the seediness. The paper takes 10 for each instance.
-_MOST_SEEDS = 256
+_MOST_SEEDS = 128
 # Steepness of soft masks: a pixel of half the odds that the threshold asks for is at 0.06.
 _STEEPNESS = 4.0
 
