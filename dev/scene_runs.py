@@ -44,12 +44,16 @@ class Run(NamedTuple):
 
 PAIR_LOSS = "MODEL.SEM_SEG_HEAD.PAIR_LOSS_WEIGHT"
 EFFICIENTNET = "semantic/embedding_stanford_efficientnet_lite0"
+# On a CPU with AMX, a step takes a third to two thirds of the time.
+BFLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.PRECISION bfloat16"
 SUPERPIXELS = {"superpixels": "TEST.SUPERPIXELS.ENABLED True"}
 RUNS: Dict[str, Run] = {
     "multi_scale": Run(
-        "paper/multi_scale_stanford", "MODEL.SEM_SEG_HEAD.CLASS_BALANCE 0.5", SUPERPIXELS
+        "paper/multi_scale_stanford",
+        f"MODEL.SEM_SEG_HEAD.CLASS_BALANCE 0.5 {BFLOAT16}",
+        SUPERPIXELS,
     ),
-    "rcnn2": Run("paper/rcnn2_stanford"),
+    "rcnn2": Run("paper/rcnn2_stanford", BFLOAT16),
     "efficientnet_0": Run(EFFICIENTNET, f"{PAIR_LOSS} 0.0", holes=True),
     "efficientnet_1": Run(EFFICIENTNET, f"{PAIR_LOSS} 1.0", holes=True),
 }
