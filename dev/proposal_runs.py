@@ -52,7 +52,7 @@ def on_patches(node: str, side: int, features: str) -> str:
     return (
         f"INPUT.DATASET_MAPPER_NAME WindowCropMapper INPUT.CROP.SIZE [{side},{side}] "
         f"MODEL.GUIDED_BACKBONE.SCALES [1.0] MODEL.{node}.IN_FEATURES ['{features}'] "
-        "SOLVER.IMS_PER_BATCH 64 SOLVER.MAX_ITER 1500"
+        "SOLVER.IMS_PER_BATCH 64 SOLVER.MAX_ITER 600"
     )
 
 
