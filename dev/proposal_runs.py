@@ -108,7 +108,9 @@ def classical(method: str, data: str) -> bool:
     contours = OUTPUT / "contours" / "model_final.pth"
     needs_contours = method == "edge_boxes"
     if needs_contours and not contours.exists():
-        if not trained(BSDS, data_opts(BSDS, data), contours.parent):
+        # As long as those of results/boundary/.
+        opts = ["SOLVER.MAX_ITER", "300", "DATASETS.TEST", "()", *data_opts(BSDS, data)]
+        if not trained(BSDS, opts, contours.parent):
             return False
     CLASSICAL.mkdir(parents=True, exist_ok=True)
     OUTPUT.mkdir(parents=True, exist_ok=True)
