@@ -73,13 +73,8 @@ _PROPOSAL_SCORES = {
     "proposals, masks, R50": [Score(_MASKS, f"R50@{n}", f"R50@{n}") for n in (10, 20, 30, 60)],
     "proposals, boxes, AR": [Score(_BOXES, f"AR@{n}", f"AR@{n}") for n in (10, 100, 1000)],
     "proposals, boxes, R50": [Score(_BOXES, f"R50@{n}", f"R50@{n}") for n in (10, 20, 30, 60)],
-    **{
-        f"proposals, {kind}, sizes": [
-            Score(task, name, name)
-            for name in (*(f"AR{size}@100" for size in "sml"), *(f"AUC{size}" for size in "sml"))
-        ]
-        for kind, task in (("masks", _MASKS), ("boxes", _BOXES))
-    },
+    "proposals, masks, sizes": [Score(_MASKS, f"AR{s}@100", f"AR{s}@100") for s in "sml"],
+    "proposals, boxes, sizes": [Score(_BOXES, f"AR{s}@100", f"AR{s}@100") for s in "sml"],
     "detectors on proposals, masks": [Score("segm", ap, ap) for ap in ("AP", "AP50", "AP75")],
     "detectors on proposals, boxes": [Score("bbox", ap, ap) for ap in ("AP", "AP50", "AP75")],
 }
@@ -221,14 +216,10 @@ def generated_tables(results: Path) -> Dict[str, str]:
     for folder, scores in (("proposals", _PROPOSAL_SCORES), ("spn", _SPN_SCORES)):
         for name, columns in scores.items():
             tables[name] = seeds_table((results / folder).glob("*.json"), columns)
-    for kind in ("masks", "boxes"):
+    for kind, task in (("masks", _MASKS), ("boxes", _BOXES)):
+        columns = [*_PROPOSAL_SCORES[f"proposals, {kind}, AR"], Score(task, "AUC", "AUC")]
         tables[f"classical proposals, {kind}"] = seeds_table(
-            (results / "proposals" / "classical").glob("*.json"),
-            [
-                *_PROPOSAL_SCORES[f"proposals, {kind}, AR"],
-                *_PROPOSAL_SCORES[f"proposals, {kind}, sizes"],
-            ],
-            by_file=True,
+            (results / "proposals" / "classical").glob("*.json"), columns, by_file=True
         )
     pair_loss = pair_loss_rows({name: results / "semantic" / name for name in ("clean", "noisy")})
     tables["pair loss"] = pair_loss_table(pair_loss, "sem_seg")

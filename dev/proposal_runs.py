@@ -52,7 +52,7 @@ def on_patches(node: str, side: int, features: str) -> str:
     return (
         f"INPUT.DATASET_MAPPER_NAME WindowCropMapper INPUT.CROP.SIZE [{side},{side}] "
         f"MODEL.GUIDED_BACKBONE.SCALES [1.0] MODEL.{node}.IN_FEATURES ['{features}'] "
-        "SOLVER.IMS_PER_BATCH 64 SOLVER.MAX_ITER 1500"
+        "SOLVER.IMS_PER_BATCH 64 SOLVER.MAX_ITER 600"
     )
 
 
@@ -108,7 +108,9 @@ def classical(method: str, data: str) -> bool:
     contours = OUTPUT / "contours" / "model_final.pth"
     needs_contours = method == "edge_boxes"
     if needs_contours and not contours.exists():
-        if not trained(BSDS, data_opts(BSDS, data), contours.parent):
+        # As long as those of results/boundary/.
+        opts = ["SOLVER.MAX_ITER", "300", "DATASETS.TEST", "()", *data_opts(BSDS, data)]
+        if not trained(BSDS, opts, contours.parent):
             return False
     CLASSICAL.mkdir(parents=True, exist_ok=True)
     OUTPUT.mkdir(parents=True, exist_ok=True)
