@@ -28,6 +28,7 @@ from dev.result_tables import (
     seeds_table,
     select_columns,
 )
+from dev.video_tables import video_tables
 
 PAGES = (
     "README.md",
@@ -40,6 +41,7 @@ PAGES = (
     "docs/predict.md",
     "docs/refine.md",
     "docs/benchmarks.md",
+    "docs/video.md",
 )
 _MODELS = (
     Model("PixelEmbeddingNet", "shapes", ("equal_minutes/shapes_rpe_*.json",)),
@@ -170,6 +172,7 @@ def generated_tables(results: Path) -> Dict[str, str]:
         ),
         "fits": fit_table(results / "fit"),
         **refined_tables(results / "refine"),
+        **video_tables(results / "video"),
         "holes": holes_table(results / "paper"),
         "decoded loops": decoded_table(results / "paper" / "decoded"),
         "benchmarks": benchmark_table(results),

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -28,9 +27,10 @@ from rpe_d2.inference.predictor import (
 )
 from rpe_d2.utils.errors import one_line_errors
 from rpe_d2.utils.files import free_path, make_writable_folder, write_new_file
-from rpe_d2.utils.image_files import check_is_file, image_stem, printable
+from rpe_d2.utils.image_files import image_stem, printable
 from rpe_d2.utils.images import to_rgb
 from rpe_d2.utils.readable import UnreadableImage
+from rpe_d2.utils.video_files import VideoWriter, open_video, truncation
 from rpe_d2.visualization import Visualizer, draw_classes, draw_instances, instance_colors
 from rpe_d2.visualization.instances import mask_iou, match_by_iou
 
@@ -64,7 +64,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         cfg = predictor_config(args)
         check_needs_only_pictures(cfg)
         files = find_images(args.input) if args.input else []
-        video = _open_video(args.video_input) if args.video_input else None
+        named = f"--video-input {args.video_input}"
+        video = open_video(named, args.video_input) if args.video_input else None
         output = Path(args.output)
         make_writable_folder("--output", output)
         predictor = Predictor(cfg)
@@ -151,20 +152,6 @@ def _predict(predictor: Predictor, name: str) -> Tuple[np.ndarray, Dict[str, Any
         raise UnreadableImage(f"{printable(name)}: {error}") from error
 
 
-def _open_video(file: str) -> cv2.VideoCapture:
-    """Opens a video.
-
-    Raises:
-        ValueError: If the file does not exist or is not a video.
-    """
-    check_is_file(file)
-    capture = cv2.VideoCapture(file)
-    if not capture.isOpened():
-        reason = "is not a video that OpenCV can read" if os.path.exists(file) else "no such file"
-        raise ValueError(f"--video-input {file}: {reason}")
-    return capture
-
-
 def _run_video(
     predictor: Predictor,
     painter: "_Painter",
@@ -180,33 +167,25 @@ def _run_video(
     path = free_path(output / f"{Path(file).stem}.mp4")
     frames_per_second = capture.get(cv2.CAP_PROP_FPS) or 25.0
     count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    writer = None
+    writer, frame_id = None, 0
     try:
         progress = tqdm(_frames(capture), total=max(count, 0) or None, desc="frames", unit="frame")
         for frame_id, bgr in enumerate(progress, start=1):
             rgb = np.ascontiguousarray(bgr[:, :, ::-1])
             picture, instances = painter.paint(rgb, predictor(predictor.reader.convert(rgb)))
             if writer is None:
-                size = picture.shape[1::-1]
-                codec = cv2.VideoWriter_fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(path), codec, frames_per_second, size)
-                if not writer.isOpened():
-                    raise OSError(f"{path} cannot be written: OpenCV has no MP4 encoder here")
-            writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+                writer = VideoWriter(path, frames_per_second, picture.shape[:2])
+            writer.write(picture)
             yield path, painter.results(instances, frame_id, f"{file}#{frame_id}")
+        missing = truncation(capture, frame_id)
     finally:
         capture.release()
         if writer is not None:
             writer.release()
     if writer is None:
         raise OSError(f"--video-input {file}: no frame could be read")
-    # The number of frames in the header is an estimate in some formats.
-    if count - frame_id > max(1, count // 100):
-        print(
-            f"warning: --video-input {file}: {frame_id} of {count} frames could be read; "
-            "the video is truncated or damaged",
-            file=sys.stderr,
-        )
+    if missing:
+        print(f"warning: --video-input {file}: {missing}", file=sys.stderr)
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:

@@ -40,6 +40,9 @@ COMMANDS = {
     "refine-masks": Command(
         "rpe_d2.cli.refine_masks", "refine masks with a refiner of your own training"
     ),
+    "propagate-video": Command(
+        "rpe_d2.cli.propagate_video", "carry colors or masks from key frames through a clip"
+    ),
     "eval-bsds": Command("rpe_d2.cli.eval_bsds", "evaluate contours with the BSDS500 benchmark"),
     "prepare-voc": Command("rpe_d2.cli.prepare_voc", "report which VOC 2012 and SBD files exist"),
     "split-coco": Command("rpe_d2.cli.split_coco", "split a COCO-format file by images"),

@@ -17,6 +17,7 @@ from rpe_d2.utils.files import make_writable_folder, replacing_file, write_new_f
 from rpe_d2.utils.image_files import image_stem
 from rpe_d2.utils.images import to_rgb
 from rpe_d2.utils.json_text import parse_json
+from rpe_d2.utils.label_maps import unlabeled_value
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.visualization.figure import Panel, draw_figure
 
@@ -96,11 +97,6 @@ class MaskRefiner:
         refined = present[best].astype(labels.dtype)
         replaced = (labels == unlabeled) == self._sparse
         return np.where(replaced, refined, labels)
-
-
-def unlabeled_value(labels: np.ndarray) -> int:
-    """Returns the value of pixels without a label: 255, or 65535 in a map of 16 bits."""
-    return int(np.iinfo(labels.dtype).max)
 
 
 def run_header(cfg: CfgNode, args: argparse.Namespace, digest: str) -> Dict[str, Any]:

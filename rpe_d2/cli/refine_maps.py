@@ -14,10 +14,15 @@ from tqdm import tqdm
 
 from rpe_d2.utils.files import replacing_file
 from rpe_d2.utils.image_files import list_images
-from rpe_d2.utils.label_maps import LABEL_SUFFIXES, check_unlabeled, read_class_indices
+from rpe_d2.utils.label_maps import (
+    LABEL_SUFFIXES,
+    check_unlabeled,
+    read_class_indices,
+    unlabeled_value,
+)
 from rpe_d2.visualization import image_panel, instance_colors
 
-from .mask_refiner import MaskRefiner, start_folder, unlabeled_value, write_panels
+from .mask_refiner import MaskRefiner, start_folder, write_panels
 
 # The file in the output folder that describes what the maps were made from.
 _HEADER = Path("refine_masks.json")

@@ -2,8 +2,10 @@
 
 import argparse
 import glob
+import hashlib
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from rpe_d2.config import add_rpe_config
 from rpe_d2.data import resizing_of_tests
@@ -26,11 +29,15 @@ from rpe_d2.utils.images import ImageReader
 from rpe_d2.utils.readable import UnreadableImage
 from rpe_d2.utils.windows import is_zarr
 
+from .model_folders import CONFIG, find_model_folder, weights_of_folder
+
 __all__ = [
     "Predictor",
     "add_predictor_arguments",
     "check_needs_only_pictures",
     "find_images",
+    "model_config",
+    "model_digest",
     "planes_of",
     "predictor_config",
     "separate_overrides",
@@ -141,6 +148,49 @@ def predictor_config(args: argparse.Namespace, dataset: Optional[str] = None) ->
     if args.confidence_threshold is None:
         args.confidence_threshold = default_confidence_threshold(cfg)
     return cfg
+
+
+def model_config(
+    model: Union[str, Path],
+    weights: str = "",
+    device: Optional[str] = None,
+    opts: Sequence[Any] = (),
+) -> Tuple[CfgNode, str]:
+    """Reads the configuration of a model.
+
+    Args:
+        model: the output folder of a training, the name of a model that comes with rpe_d2, or a
+            configuration: a file, or the name of one that comes with rpe_d2.
+        weights: file of weights. Empty: those of the folder, the best ones if an evaluation chose
+            them, or those that the configuration names.
+        device: "cpu", "cuda" or "cuda:1". None: a GPU where there is one.
+        opts: overrides of the configuration, KEY and VALUE by turns.
+
+    Returns:
+        The configuration with its weights, and its file.
+
+    Raises:
+        ValueError: There is no such model. The message is one line.
+    """
+    config = str(model)
+    if os.path.isdir(config) or not (os.path.isfile(config) or config.endswith(".yaml")):
+        folder = find_model_folder(model)
+        config = str(folder / CONFIG)
+        weights = weights or weights_of_folder(folder)
+    cfg = read_config(config, [*map(str, opts), *(["MODEL.DEVICE", device] if device else [])])
+    use_available_device(cfg)
+    if weights:
+        cfg.MODEL.WEIGHTS = str(weights)
+    return cfg, config
+
+
+def model_digest(model: nn.Module, settings: str) -> str:
+    """Returns the SHA-256 of the weights and settings of a model, in hexadecimal digits."""
+    digest = hashlib.sha256(settings.encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_needs_only_pictures(cfg: CfgNode) -> None:

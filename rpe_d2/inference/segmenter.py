@@ -1,7 +1,5 @@
 """A model that segments images: from a run's folder, or from a configuration and weights."""
 
-import contextlib
-import hashlib
 import os
 import threading
 from collections import defaultdict
@@ -19,14 +17,18 @@ from rpe_d2.engine.datasets import register_present_datasets
 from rpe_d2.engine.host_models import default_confidence_threshold
 from rpe_d2.engine.run_classes import drawing_metadata, read_classes
 from rpe_d2.engine.run_errors import named_run_errors
-from rpe_d2.engine.setup import read_config, use_available_device
 from rpe_d2.utils.image_files import split_plane
 from rpe_d2.utils.images import ImageReader, to_rgb
 from rpe_d2.utils.tiff_files import TiffLayout, tiff_layout
 from rpe_d2.utils.windows import NetworkWindows, is_zarr, number_of_pixels, open_windows
 
-from .model_folders import CONFIG, find_model_folder, weights_of_folder
-from .predictor import Predictor, check_needs_only_pictures, with_instances
+from .predictor import (
+    Predictor,
+    check_needs_only_pictures,
+    model_config,
+    model_digest,
+    with_instances,
+)
 from .segmentation import Segmentation
 from .tiles import predict_tiles
 
@@ -102,17 +104,9 @@ class Segmenter:
         Raises:
             ValueError: There is no such model, or the weights do not fit. The message is one line.
         """
-        config = str(model)
-        if os.path.isdir(config) or not (os.path.isfile(config) or config.endswith(".yaml")):
-            folder = find_model_folder(model)
-            config = str(folder / CONFIG)
-            weights = weights or weights_of_folder(folder)
-        cfg = read_config(config, [*map(str, opts), *(["MODEL.DEVICE", device] if device else [])])
-        use_available_device(cfg)
+        cfg, config = model_config(model, weights, device, opts)
         if read_classes(config) is None:
             register_present_datasets(cfg)
-        if weights:
-            cfg.MODEL.WEIGHTS = str(weights)
         return cls(cfg, drawing_metadata(cfg, config), min_score)
 
     def predict(
@@ -241,11 +235,7 @@ class Segmenter:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the weights and of the configuration, in hexadecimal digits."""
-        digest = hashlib.sha256(self._settings.encode())
-        for name, value in self._predictor.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return model_digest(self._predictor.model, self._settings)
 
     @torch.no_grad()
     def _run(self, inputs: List[Dict[str, Any]]) -> List[Dict[str, Any]]:

@@ -17,6 +17,7 @@ __all__ = [
     "encode_labels",
     "read_class_indices",
     "read_label_map",
+    "unlabeled_value",
 ]
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
@@ -143,6 +144,11 @@ def decode_labels(masks: Sequence[Dict[str, Any]], size: Tuple[int, int]) -> np.
         for start, end in zip(ends[::2], ends[1::2]):
             flat[start:end] = number
     return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def unlabeled_value(labels: np.ndarray) -> int:
+    """Returns the value of pixels without a label, the largest of the type: 255, 65535."""
+    return int(np.iinfo(labels.dtype).max)
 
 
 def check_unlabeled(where: str, labels: Iterable[np.ndarray], unlabeled: int) -> None:

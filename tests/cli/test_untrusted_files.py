@@ -97,6 +97,8 @@ WITH_CONFIG = {
     "compare": "{config}={weights} --dataset shapes_val --num-images 1 --output {out} --opts KEYS",
     "refine-masks": "--config-file {config} --weights {weights} --input {trap} --images {folder} "
     "--output {out}/refined.json KEYS",
+    "propagate-video": "{image} --model {config} --weights {weights} --keys {image} "
+    "--output {out} --opts KEYS",
     "benchmark model": "{config} --height 64 --width 64 --data 1 --opts KEYS",
     "benchmark proposals": "{config} --height 64 --width 64 --opts KEYS",
     "benchmark processes": "{config} --processes 1 --height 64 --width 64 --opts KEYS",
@@ -170,6 +172,18 @@ def test_weights_of_a_refiner(tmp_path, capsys, suffix):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and not trap.exists()
     assert weights.name in error and "Traceback" not in error
+
+
+def test_weights_that_spread_strokes(tmp_path, capfd):
+    trap, weights, image = (tmp_path / name for name in ("trap", "weights.pth", "image.png"))
+    torch.save({"model": Payload(trap)}, weights)
+    Image.fromarray(render_shapes("val", 0)).save(image)
+    refiner = ["--spn", ROOT / "configs/spn/refiner_shapes.yaml", "--spn-weights", weights]
+    line = error_line(
+        capfd, import_module(COMMANDS["propagate-video"].module).main,
+        image, "--model", "flow", "--strokes", image, "--output", tmp_path / "out", *refiner,
+    )  # fmt: skip
+    assert "weights.pth: not a checkpoint" in line and not trap.exists()
 
 
 def test_a_cache_of_annotations(tmp_path):

@@ -70,6 +70,7 @@ class _Object:
     center: np.ndarray  # (2,) float, x and y
     radius: float
     angle: float  # radians
+    aspect: float  # in (0, 1]
     mask: np.ndarray  # (H, W) bool, the part inside the image, before occlusion
 
 
@@ -154,7 +155,7 @@ def _place(rng: np.random.Generator, scale: int) -> Tuple[List[_Object], np.ndar
         if (visible < needed).any():
             continue
         members[cluster].append(len(objects))
-        objects.append(_Object(category, center, radius, angle, mask))
+        objects.append(_Object(category, center, radius, angle, aspect, mask))
         whole_areas.append(candidate_areas[-1])
         owner = candidate_owner
     return objects, owner

