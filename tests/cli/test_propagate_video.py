@@ -13,12 +13,14 @@ from PIL import Image
 from torch import nn
 
 from rpe_d2.cli.main import main as program
+from rpe_d2.utils.frame_properties import join_lab, split_lab
 from tests.conftest import ROOT
 from tests.helpers.clips import moving_square, write_clip, write_frames, write_wheel
 from tests.helpers.runs import Running, save_random
 
 COUNT = 8
 REFINER = str(ROOT / "configs" / "spn" / "refiner_shapes.yaml")
+NETWORK = str(ROOT / "configs" / "spn" / "tpn.yaml")
 CONFIG = """
 MODEL:
   META_ARCHITECTURE: ShiftingNet
@@ -108,6 +110,18 @@ def test_colors_follow_the_flow_and_nothing_is_done_twice(gray, keys, scene, tmp
     Image.fromarray(scene[0][3]).save(keys / "7.png")
     assert main(*arguments) == 2
     assert "belongs to a run with another --keys" in capsys.readouterr().err
+
+
+def test_an_untrained_network_copies_colors(gray, keys, scene, tmp_path):
+    """It is the network of the configuration, with all that it does."""
+    (keys / "7.png").unlink()
+    weights = save_random(NETWORK, ["MODEL.DEVICE", "cpu"], tmp_path / "weights.pth")
+    arguments = [gray, "--model", NETWORK, "--weights", weights, "--device", "cpu"]
+    assert main(*arguments, "--keys", keys, "--output", tmp_path / "output") == 0
+    found, (_, colors) = pictures(tmp_path / "output"), split_lab(scene[0][0])
+    for picture, frame in zip(found, pictures(gray)):
+        expected = join_lab(split_lab(frame)[0], colors)
+        assert np.abs(picture.astype(int) - expected).max() <= 1
 
 
 def test_masks_of_the_first_frame_go_through_a_video(network, scene, tmp_path, capsys):

@@ -97,7 +97,7 @@ WITH_CONFIG = {
     "compare": "{config}={weights} --dataset shapes_val --num-images 1 --output {out} --opts KEYS",
     "refine-masks": "--config-file {config} --weights {weights} --input {trap} --images {folder} "
     "--output {out}/refined.json KEYS",
-    "propagate-video": "{image} --model {config} --weights {weights} --keys {image} "
+    "propagate-video": "{image} --model spn/tpn.yaml --weights {weights} --keys {image} "
     "--output {out} --opts KEYS",
     "benchmark model": "{config} --height 64 --width 64 --data 1 --opts KEYS",
     "benchmark proposals": "{config} --height 64 --width 64 --opts KEYS",
