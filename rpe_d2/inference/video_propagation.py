@@ -1,6 +1,7 @@
 """Propagation of a property from key frames through a clip, which can be interrupted."""
 
 import contextlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Callable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from rpe_d2.utils.files import replacing_file
+from rpe_d2.utils.files import TEMPORARY
 from rpe_d2.utils.video_files import Clip
 
 from .propagators import Propagator
@@ -87,9 +88,6 @@ class ChainStates:
 
     A chain that runs backwards leaves the property of each frame. One that runs forward leaves that
     of its last frame.
-
-    Attributes:
-        folder: the folder.
     """
 
     def __init__(self, folder: Path):
@@ -97,24 +95,31 @@ class ChainStates:
         Args:
             folder: created if a state is saved.
         """
-        self.folder = folder
+        self._folder = folder
 
     def save(self, name: str, values: np.ndarray) -> None:
         """Saves a property (C, H, W) float32 under a name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing_file(self.folder / f"{name}.npy") as file:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(name)
+        temporary = path.with_suffix(TEMPORARY)
+        # It need not reach the disk: what a power failure takes is computed again.
+        with open(temporary, "wb") as file:
             np.save(file, values)
+        os.replace(temporary, path)
 
     def load(self, name: str, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
         """Returns a saved property, or None if there is none of that shape."""
         with contextlib.suppress(OSError, ValueError, EOFError):
-            values = np.load(self.folder / f"{name}.npy", allow_pickle=False)
+            values = np.load(self._path(name), allow_pickle=False)
             return values if values.shape == shape else None
         return None
 
     def clear(self) -> None:
         """Deletes all states."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.npy"
 
 
 class VideoPropagation:
@@ -225,30 +230,24 @@ class VideoPropagation:
             if index in finished:
                 continue
             if span.right is not None:
-                found.append(self._backward_state(index, keys[-1].shape))
+                found.append(self._states.load(f"backward_{index}", keys[-1].shape))
             yield index, _blend(found, span.weights(index))
 
     def _chain_backwards(self, span: Span, values: np.ndarray) -> None:
         """Propagates from the right key frame, and saves the property of each frame."""
         first = span.first + (span.left is not None)
         start = span.right
-        for index in range(first, span.right):  # continue from the earliest frame that is known
-            saved = self._states.load(f"backward_{index}", values.shape)
-            if saved is not None:
-                start, values = index, saved
+        while start > first:  # continue from the last frame that is known
+            saved = self._states.load(f"backward_{start - 1}", values.shape)
+            if saved is None:
                 break
+            start, values = start - 1, saved
         frame = None
         for index, previous in self._backward.read_backwards(first, start):
             if frame is not None:
                 values = self._step(values, frame, previous)
                 self._states.save(f"backward_{index}", values)
             frame = previous
-
-    def _backward_state(self, index: int, shape: Tuple[int, ...]) -> np.ndarray:
-        values = self._states.load(f"backward_{index}", shape)
-        if values is None:
-            raise OSError(f"{self._states.folder} has lost a file; delete it and start again")
-        return values
 
     def _chain_forward(
         self, span: Span, values: np.ndarray, finished: Set[int]

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 SIZE = (48, 64)  # height and width
-_SIDE = 20
 
 
 def moving_square(count: int, size: Tuple[int, int] = SIZE) -> Tuple[List[np.ndarray], list]:
@@ -21,13 +20,12 @@ def moving_square(count: int, size: Tuple[int, int] = SIZE) -> Tuple[List[np.nda
         The frames, and their label maps (H, W) uint8 with 1 for the square.
     """
     random = np.random.default_rng(0)
-    cells = (random.random((size[0] // 4, size[1] // 4, 1)) * 120 + 60).astype(np.float32)
-    texture = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_CUBIC)[:, :, None]
-    background = texture * np.array([0.7, 0.8, 1.0])
-    square = (random.random((_SIDE, _SIDE, 1)) * 120 + 100) * np.array([1.0, 0.5, 0.3])
+    background = _texture(random, size) * np.array([0.7, 0.8, 1.0])
+    side = 5 * size[0] // 12
+    square = (_texture(random, (side, side)) + 40) * np.array([1.0, 0.5, 0.3])
     frames, labels = [], []
     for index in range(count):
-        place = slice(4 + index, 4 + index + _SIDE), slice(6 + index, 6 + index + _SIDE)
+        place = slice(4 + index, 4 + index + side), slice(6 + index, 6 + index + side)
         frame = background.copy()
         frame[place] = square[: frame[place].shape[0], : frame[place].shape[1]]
         label = np.zeros(size, np.uint8)
@@ -35,6 +33,12 @@ def moving_square(count: int, size: Tuple[int, int] = SIZE) -> Tuple[List[np.nda
         frames.append(np.clip(np.rint(frame), 0, 255).astype(np.uint8))
         labels.append(label)
     return frames, labels
+
+
+def _texture(random: np.random.Generator, size: Tuple[int, int]) -> np.ndarray:
+    """Returns smooth gray levels (H, W, 1), which optical flow can follow."""
+    cells = (random.random((size[0] // 4, size[1] // 4)) * 120 + 60).astype(np.float32)
+    return cv2.resize(cells, size[::-1], interpolation=cv2.INTER_CUBIC)[:, :, None]
 
 
 def write_frames(folder: Path, frames: Sequence[np.ndarray], first: int = 0) -> Path:

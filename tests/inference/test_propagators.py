@@ -37,7 +37,7 @@ def test_flow_follows_what_moves_and_a_copy_does_not(frames):
     colors, target = split_lab(key)[1], split_lab(frame)[1]
     copied = np.abs(copy_property(colors, key, frame) - target).mean()
     moved = np.abs(flow_property(colors, key, frame) - target).mean()
-    assert moved < 0.4 * copied
+    assert moved < 0.6 * copied
     # From a frame to itself nothing moves.
     np.testing.assert_allclose(flow_property(colors, key, key), colors, atol=1e-3)
 
@@ -72,7 +72,7 @@ def test_alignment_warps_the_frame_and_its_property(frames):
     (_, aligned, target) = seen[0]
     assert aligned.dtype == np.uint8 and np.array_equal(target, frame)
     difference = [np.abs(image.astype(float) - frame).mean() for image in (aligned, key)]
-    assert difference[0] < 0.4 * difference[1]
+    assert difference[0] < 0.6 * difference[1]
 
 
 def test_frames_that_are_too_small_for_flow(frames):
