@@ -8,6 +8,7 @@ Without a model, the colors follow optical flow alone. The clip is a part of Big
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Iterator, List
@@ -26,8 +27,8 @@ from rpe_d2.visualization import draw_figure, image_panel  # noqa: E402
 
 _CLIP, _KEY = "bigbuckbunny", 0
 _SHOWN = (10, 20, 30)  # distances in the figure
-_STEP, _LAST = 3, 60  # frames of the animation
-_WIDTH, _COLORS, _MILLISECONDS = 256, 64, 150
+_STEP, _LAST = 4, 60  # frames of the animation
+_WIDTH, _COLORS, _MILLISECONDS = 176, 48, 200
 _MOST_BYTES = 300_000
 
 
@@ -75,11 +76,20 @@ def write_gif(path: Path, pictures: List[np.ndarray]) -> None:
         Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
         for picture in pictures
     ]
+    content = io.BytesIO()
     images[0].save(
-        path, save_all=True, append_images=images[1:], duration=_MILLISECONDS, loop=0, optimize=True
+        content,
+        "GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=_MILLISECONDS,
+        loop=0,
+        optimize=True,
     )
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; allowed: {_MOST_BYTES}")
+    size = content.tell()
+    if size > _MOST_BYTES:
+        raise ValueError(f"{path} would have {size} bytes; allowed: {_MOST_BYTES}")
+    path.write_bytes(content.getvalue())
 
 
 def _gray(picture: np.ndarray) -> np.ndarray:

@@ -126,7 +126,7 @@ def main() -> None:
     for method in args.methods:
         path = folder / f"{args.what}_{method}.json"
         if path.exists():
-            print(f"{path.relative_to(ROOT)} exists")
+            print(f"{path} exists")
             continue
         start, cpu = time.perf_counter(), time.process_time()
         measure = measure_colors if args.what == "colors" else measure_masks
@@ -134,7 +134,7 @@ def main() -> None:
         measures["cpu_seconds"] = round(time.process_time() - cpu, 1)  # of this method alone
         config = args.model if method.startswith("network") else method
         write_record(str(path), "dev/video_runs.py", config, args.opts, 0, start, measures)
-        print(path.relative_to(ROOT))
+        print(path)
 
 
 def measure_colors(method: str, args: argparse.Namespace) -> Dict[str, Any]:

@@ -1,12 +1,14 @@
 """The measurements of propagated colors and masks, and their tables."""
 
 import json
+import sys
 from importlib import metadata
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
+from dev import video_runs
 from dev.moving_shapes import moving_shapes
 from dev.video_runs import (
     CLIPS,
@@ -24,7 +26,11 @@ from dev.video_tables import color_table, mask_table
 from rpe_d2.data import load_shapes, render_shapes
 from rpe_d2.evaluation.video_metrics import colors_of, psnr, quantized
 from rpe_d2.inference.propagators import copy_property, flow_property
+from tests.conftest import ROOT
 from tests.helpers.environment import lacking
+from tests.helpers.runs import save_random
+
+NETWORK = str(ROOT / "configs" / "spn" / "tpn.yaml")
 
 
 def video(name):
@@ -116,6 +122,29 @@ def test_objects_of_moving_shapes_keep_their_colors():
         if min(map(len, pixels)) > 200:  # of smaller ones, mostly the dark outline is visible
             colors = np.array([part.mean(axis=0) for part in pixels])
             assert np.ptp(colors, axis=0).max() < 25
+
+
+def test_records_of_an_untrained_network_which_copies(tmp_path, monkeypatch, capsys):
+    video("carphone")
+    weights = save_random(NETWORK, ["MODEL.DEVICE", "cpu"], tmp_path / "weights.pth")
+    clips = {"carphone": video_runs.CLIPS["carphone"]._replace(step=60)}
+    monkeypatch.setattr(video_runs, "CLIPS", clips)
+    arguments = ["colors", "copy", "network", "--model", NETWORK, "--weights", weights]
+    arguments += ["--folder", str(tmp_path / "records")]
+    monkeypatch.setattr(sys, "argv", ["video_runs.py", *arguments])
+    video_runs.main()
+    copied, network = (
+        json.loads((tmp_path / "records" / f"colors_{name}.json").read_text())
+        for name in ("copy", "network")
+    )
+    for mode, distances in copied["scores"]["carphone"].items():
+        for distance, scores in distances.items():
+            found = network["scores"]["carphone"][mode][distance]
+            assert found == pytest.approx(scores, abs=0.01), (mode, distance)
+    assert network["config"] == NETWORK and network["weights"] == weights
+    capsys.readouterr()
+    video_runs.main()
+    assert capsys.readouterr().out.count("exists") == 2
 
 
 def test_tables(tmp_path):

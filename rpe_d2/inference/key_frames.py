@@ -38,7 +38,7 @@ __all__ = [
 # frame, in gray levels. Smaller differences may come from the compression of the frame.
 _STROKE_DIFFERENCE = 16
 # Difference of the lightness, in 0 to 1, that strokes hardly cross.
-_EDGE = 0.02
+_EDGE = 0.05
 
 
 class Completer(Protocol):
