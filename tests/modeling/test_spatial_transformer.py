@@ -221,7 +221,7 @@ def test_a_directly_constructed_backbone_equals_the_configured_one():
         ("{NAME: build_spatial_transformer_backbone}", "allowed: the name of another registered"),
         ("{NAME: build_guided_backbone}", "build_guided_backbone can wrap this one"),
         ("{TRANSFORM: rigid}", "TRANSFORM is 'rigid'; allowed: affine, projective, tps"),
-        ("{TRANSFORM: tps}", "TRANSFORM is tps, which has no inverse .* TRANSFORM_BACK False"),
+        ("{TRANSFORM: tps}", "TRANSFORM is tps, which has no inverse .*TRANSFORM_BACK False"),
     ],
 )
 def test_wrong_keys_are_reported_in_one_line(options, message):
