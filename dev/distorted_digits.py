@@ -4,8 +4,8 @@ The ranges are those of the paper's appendix: rotation by up to 90 degrees eithe
 by up to 45 degrees, scaling by 0.7 to 1.2 and a random place on a canvas of 42 x 42 pixels (RTS);
 scaling by 0.75 to 1 and corners that are moved by a normal distribution with a deviation of 5
 pixels (P), or 16 control points of a thin plate spline that are, with a deviation of 1.5 pixels
-(E). Pictures other than those of RTS have 28 x 28 pixels, so that P cuts some digits off. Every batch
-is distorted anew, by one call of ``grid_sample``.
+(E). Pictures other than those of RTS have 28 x 28 pixels, so that P cuts some digits off. Every
+batch is distorted anew, by one call of ``grid_sample``.
 """
 
 import math
