@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws distorted digits and what spatial transformers make of them, for docs/attention.md.
 
-usage: python dev/attention_figures.py [--network CNN] [--data ../shared/data]
+usage: python dev/attention_figures.py [--network FCN] [--data ../shared/data]
 
 It needs the weights that dev/attention_runs.py leaves in output/attention/.
 """
@@ -39,7 +39,7 @@ _GAP = 2  # pixels between digits
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=NETWORKS, default="CNN")
+    parser.add_argument("--network", choices=NETWORKS, default="FCN")
     parser.add_argument("--data", default="../shared/data", help="folder of the data sets")
     args = parser.parse_args()
     digits = load_digits(Path(args.data) / "mnist_digits" / "digits.npz")["test"]

@@ -39,12 +39,13 @@ RESULTS = ROOT / "results" / "attention"
 OUTPUT = ROOT / "output" / "attention"
 NETWORKS = ("FCN", "CNN")
 TRANSFORMS = ("none", "affine", "projective", "tps")
-RATES = (0.0003, 0.001, 0.003)
+RATES = (0.0005, 0.001, 0.002)
 SECONDS = 50.0
 SEARCH_SECONDS = 20.0
 SEARCH_DISTORTION = "RTS"
-BATCH = 128
+BATCH = 64
 _COPIES = 10  # distortions of each test digit
+_LOCALIZATION_SIZE = 20  # side of the picture that a convolutional localization network sees
 _WARMUP = 0.05  # share of the time in which the rate rises
 
 
@@ -66,16 +67,20 @@ class DigitNetwork(nn.Module):
         if transform == "none":
             self.transformer: nn.Module = nn.AdaptiveAvgPool2d(SIZE)
         else:
-            kind = FullyConnectedLocalization if network == "FCN" else ConvLocalization
-            self.transformer = SpatialTransformer(kind(1, SIZE), 32, transform, (SIZE, SIZE))
+            if network == "FCN":
+                localization: nn.Module = FullyConnectedLocalization(1, SIZE)
+            else:
+                localization = ConvLocalization(1, _LOCALIZATION_SIZE)
+            self.transformer = SpatialTransformer(localization, 32, transform, (SIZE, SIZE))
         if network == "FCN":
             layers = [nn.Flatten(), nn.Linear(SIZE**2, 256), nn.ReLU(), nn.Linear(256, 256)]
             layers += [nn.ReLU(), nn.Linear(256, 10)]
         else:
-            layers = [nn.Conv2d(1, 32, 9), nn.MaxPool2d(2), nn.ReLU()]  # 28 -> 20 -> 10
-            layers += [nn.Conv2d(32, 64, 7), nn.MaxPool2d(2), nn.ReLU()]  # 10 -> 4 -> 2
-            layers += [nn.Flatten(), nn.Linear(64 * 2**2, 10)]
+            layers = [nn.Conv2d(1, 16, 9), nn.MaxPool2d(2), nn.ReLU()]  # 28 -> 20 -> 10
+            layers += [nn.Conv2d(16, 32, 7), nn.MaxPool2d(2), nn.ReLU()]  # 10 -> 4 -> 2
+            layers += [nn.Flatten(), nn.Linear(32 * 2**2, 10)]
         self.classifier = nn.Sequential(*layers)
+        self.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the logits (N, 10) of images (N, 1, H, W) in 0-1."""

@@ -20,6 +20,7 @@ PUBLISHED: Dict[Tuple[str, str], Tuple[float, ...]] = {
     ("CNN", "tps"): (0.7, 0.5, 0.8, 1.1),
 }
 Row = Tuple[str, str]  # network and transformation
+Runs = Dict[Tuple[str, str, str], List[dict]]  # by network, transformation and distortion
 _TRAINED = ("affine", "projective", "tps")
 
 
@@ -63,9 +64,6 @@ def attention_tables(folder: Path) -> Dict[str, str]:
         "spatial transformers, order": order_table(runs),
         "spatial transformers, runs": runs_table(runs),
     }
-
-
-Runs = Dict[Tuple[str, str, str], List[dict]]  # by network, transformation and distortion
 
 
 def _runs(folder: Path) -> Runs:

@@ -4,7 +4,8 @@ The ranges are those of the paper's appendix: rotation by up to 90 degrees eithe
 by up to 45 degrees, scaling by 0.7 to 1.2 and a random place on a canvas of 42 x 42 pixels (RTS);
 scaling by 0.75 to 1 and corners that are moved by a normal distribution with a deviation of 5
 pixels (P), or 16 control points of a thin plate spline that are, with a deviation of 1.5 pixels
-(E). Every batch is distorted anew, by one call of ``grid_sample``.
+(E). Pictures other than those of RTS have 28 x 28 pixels, so that P cuts some digits off. Every
+batch is distorted anew, by one call of ``grid_sample``.
 """
 
 import math
@@ -106,8 +107,7 @@ def _projected(count: int, generator: torch.Generator) -> torch.Tensor:
     corners = control_grid(2).expand(count, 4, 2)
     scale = _uniform(0.75, 1.0, count, generator)[:, None, None]
     noise = 5 * torch.randn(count, 4, 2, generator=generator)  # pixels
-    # A pixel is 2 / 28 of the width from -1 to 1.
-    moved = corners * scale + noise * 2 / SIZE
+    moved = corners * scale + noise / (SIZE / 2)
     return projective_grid(homographies(moved, corners), (SIZE, SIZE))
 
 
@@ -115,7 +115,7 @@ def _elastic(count: int, generator: torch.Generator) -> torch.Tensor:
     points = control_grid(4)
     scale = _uniform(0.75, 1.0, count, generator)[:, None, None]
     noise = 1.5 * torch.randn(count, len(points), 2, generator=generator)  # pixels
-    return thin_plate_spline_grid((points + noise * 2 / SIZE) / scale, points, (SIZE, SIZE))
+    return thin_plate_spline_grid((points + noise / (SIZE / 2)) / scale, points, (SIZE, SIZE))
 
 
 GRIDS: Dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {

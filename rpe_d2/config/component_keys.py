@@ -49,14 +49,8 @@ def _spatial_transformer_keys() -> Keys:
         ),
         "TRANSFORM": Key(
             "affine",
-            "Kind of the transformation. `tps` is a thin plate spline with 16 control points; it "
-            "needs TRANSFORM_BACK False.",
-            choices=("affine", "projective", "tps"),
-        ),
-        "TRANSFORM_BACK": Key(
-            True,
-            "Transform the feature maps back, so that they fit the image. False suits predictions "
-            "for images as a whole alone: boxes and masks would be at wrong places.",
+            "Kind of the transformation. The feature maps are transformed back into the image.",
+            choices=("affine", "projective"),
         ),
     }
 

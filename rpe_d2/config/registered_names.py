@@ -36,5 +36,5 @@ def check_registered_names(cfg: CfgNode) -> None:
         # Detectron2 handles PrecomputedProposals separately; it means that there is no generator.
         if name in registry or name in ("", "PrecomputedProposals"):
             continue
-        similar = nearest(name, (known for known, _ in registry))
+        similar = nearest(str(name), (known for known, _ in registry))
         raise ValueError(f"MODEL.{key} is {name!r}, which is not registered; nearest: {similar}")

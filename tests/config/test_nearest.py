@@ -43,6 +43,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_ones(name, similar, load, t
         ("MODEL.BACKBONE.NAME", "build_guided_bakbone", "build_guided_backbone"),
         ("MODEL.GUIDED_BACKBONE.NAME", "build_resnet_fpn", "build_resnet_fpn_backbone"),
         ("MODEL.SPATIAL_TRANSFORMER.NAME", "build_resnet_fpn", "build_resnet_fpn_backbone"),
+        ("MODEL.SPATIAL_TRANSFORMER.NAME", None, "_backbone"),
         ("MODEL.PROPOSAL_GENERATOR.NAME", "DeepMsk", "DeepMask"),
         ("MODEL.ROI_HEADS.NAME", "MNCHeads", "MNCROIHeads"),
         ("MODEL.ROI_MASK_HEAD.NAME", "SPNHead", "SPNMaskHead"),

@@ -12,8 +12,9 @@ from rpe_d2.ops.spatial_transform import invert_projective, projective_grid, sam
 
 from ..argument_checks import check_choice
 from ..layers import adopt_children
-from ..spatial_transformer import TRANSFORMS, ConvLocalization, SpatialTransformer
+from ..spatial_transformer import ConvLocalization, SpatialTransformer
 
+INVERTIBLE = ("affine", "projective")
 _LOCALIZATION_SIZE = 64  # side of the small image from which the transformation is predicted
 _LOCALIZATION_DIM = 32
 
@@ -57,10 +58,10 @@ class SpatialTransformerBackbone(Backbone):
                 f"spatial_transformer.output_size is {spatial_transformer.output_size}; allowed: "
                 "None, because the strides of the backbone refer to the size of the image"
             )
-        if transform_back and spatial_transformer.transform == "tps":
+        if transform_back and spatial_transformer.transform not in INVERTIBLE:
             raise ValueError(
-                "MODEL.SPATIAL_TRANSFORMER.TRANSFORM is tps, which has no inverse in closed form; "
-                "allowed: affine, projective, or MODEL.SPATIAL_TRANSFORMER.TRANSFORM_BACK False"
+                f"spatial_transformer.transform is {spatial_transformer.transform!r}, which has no "
+                f"inverse in closed form; allowed: {', '.join(INVERTIBLE)}, or transform_back=False"
             )
         self.spatial_transformer = spatial_transformer
         self.transform_back = transform_back
@@ -128,7 +129,7 @@ def build_spatial_transformer_backbone(
 ) -> SpatialTransformerBackbone:
     """Builds the backbone named in ``MODEL.SPATIAL_TRANSFORMER.NAME`` and wraps it."""
     keys = cfg.MODEL.SPATIAL_TRANSFORMER
-    check_choice("MODEL.SPATIAL_TRANSFORMER.TRANSFORM", keys.TRANSFORM, TRANSFORMS)
+    check_choice("MODEL.SPATIAL_TRANSFORMER.TRANSFORM", keys.TRANSFORM, INVERTIBLE)
     if keys.NAME not in BACKBONE_REGISTRY or keys.NAME in (
         "build_spatial_transformer_backbone",
         "build_guided_backbone",
@@ -146,5 +147,4 @@ def build_spatial_transformer_backbone(
     return SpatialTransformerBackbone(
         BACKBONE_REGISTRY.get(keys.NAME)(cfg, input_shape),
         spatial_transformer,
-        transform_back=keys.TRANSFORM_BACK,
     )

@@ -78,7 +78,7 @@ def test_the_baseline_reduces_the_variance(problem):
     variances = {}
     for use_baseline in (True, False):
         module = attention(use_baseline=use_baseline)
-        found = estimates(module, features, weights, classifier, count=1500)[50:]
+        found = estimates(module, features, weights, classifier, count=300)[50:]
         variances[use_baseline] = found.var(dim=0).sum()
     assert variances[True] < 0.5 * variances[False]
 
