@@ -13,8 +13,8 @@ from rpe_d2.baselines import vgg16
 from rpe_d2.config import all_keys, check_config
 from rpe_d2.config.key import NORMS
 from rpe_d2.engine import solver, train_step
-from rpe_d2.modeling import boundary_head, boundary_loss, spatial_transformer
-from rpe_d2.modeling.backbone import guided_backbone
+from rpe_d2.modeling import boundary_head, boundary_loss
+from rpe_d2.modeling.backbone import guided_backbone, spatial_transformer_backbone
 from rpe_d2.modeling.embedding import grouping, head, mean_shift_layer, methods
 from rpe_d2.modeling.meta_arch import pixel_embedding_net
 from rpe_d2.ops import pair_loss, propagation
@@ -27,8 +27,8 @@ KEYS = {
 }
 
 
-def test_there_are_at_most_217_keys():
-    assert len(KEYS) <= 217
+def test_there_are_at_most_216_keys():
+    assert len(KEYS) <= 216
 
 
 def test_the_keys_are_what_a_configuration_gains():
@@ -67,7 +67,7 @@ def test_defaults_are_not_shared_between_configurations():
         ("MODEL.RPE.REFINE", pixel_embedding_net.REFINEMENTS),
         ("MODEL.MEAN_SHIFT.BANDWIDTH_MODE", mean_shift_layer.BANDWIDTH_MODES),
         ("MODEL.GUIDED_BACKBONE.PYRAMID", guided_backbone.PYRAMIDS),
-        ("MODEL.SPATIAL_TRANSFORMER.TRANSFORM", spatial_transformer.TRANSFORMS),
+        ("MODEL.SPATIAL_TRANSFORMER.TRANSFORM", spatial_transformer_backbone.INVERTIBLE),
         ("MODEL.SPN.GATE_MODE", propagation.GATE_MODES),
         ("MODEL.BOUNDARY.CONSENSUS", boundary_loss.CONSENSUS),
         ("MODEL.BOUNDARY.STRIDE", boundary_head.STRIDES),
