@@ -45,7 +45,7 @@ _LABEL_SCORE = 0.5
 _PREDICTED = 3.0
 _STEPS = 2000
 # Share of the pixels of true objects that may change.
-_MOST_CHANGED = 0.0035
+_MOST_CHANGED = 0.0005
 
 
 def main() -> None:
