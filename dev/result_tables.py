@@ -8,6 +8,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 from rpe_d2.engine.run_record import UNTITLED, run_title
 
 NO_VALUE = "–"
+NOT_MEASURED = "These runs have not been made yet."
 # MaskProposalEvaluator adds this to the name of a task whose masks are filled boxes.
 _FILLED_BOXES = "_of_filled_boxes"
 
@@ -35,12 +36,17 @@ class Model(NamedTuple):
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Formats a Markdown table. Columns without a value in any row are omitted."""
+    """Formats a Markdown table. Columns without a value in any row are omitted.
+
+    Without rows, the result is a sentence.
+    """
     rows = [list(row) for row in rows]
+    if not rows:
+        return NOT_MEASURED
     kept = [
         number
         for number in range(len(headings))
-        if number == 0 or not rows or any(row[number] != NO_VALUE for row in rows)
+        if number == 0 or any(row[number] != NO_VALUE for row in rows)
     ]
     lines = [[headings[number] for number in kept], ["---"] * len(kept)]
     lines += [[row[number] for number in kept] for row in rows]
@@ -55,6 +61,8 @@ def _line(cells: Sequence[str]) -> str:
 
 def select_columns(table: str, headings: Sequence[str]) -> str:
     """Selects columns of a Markdown table by name. Names that the table lacks are skipped."""
+    if table == NOT_MEASURED:
+        return table
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     numbers = [cells[0].index(heading) for heading in headings if heading in cells[0]]
     return "\n".join(_line([row[number] for number in numbers]) for row in cells)
