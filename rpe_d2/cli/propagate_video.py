@@ -232,10 +232,10 @@ def _load_completer(args: argparse.Namespace) -> Tuple[Optional[Completer], str]
     if not args.spn:
         return complete_by_edges, "edges"
     cfg, _ = model_config(args.spn, args.spn_weights, args.device)
-    if "coarse_masks" not in inference_inputs(cfg):
+    if not {"coarse_masks", "sparse_labels"} & set(inference_inputs(cfg)):
         raise ValueError(
             f"--spn {args.spn}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; allowed: "
-            "models that refine masks, as in configs/spn/refiner_shapes.yaml"
+            "models that spread labels or refine masks, as in configs/spn/sparse_labels.yaml"
         )
     predictor = Predictor(cfg)
     return SparsePredictor(predictor), model_digest(predictor.model, _settings(cfg))

@@ -41,7 +41,7 @@ def count_class_pixels(dataset_names: Sequence[str], num_classes: int) -> np.nda
                 )
             with contextlib.suppress(UnreadableImage):
                 labels = read_class_indices(record["sem_seg_file_name"])
-                labels = labels[labels < num_classes]
+                labels = labels[(labels >= 0) & (labels < num_classes)]
                 counts += np.bincount(labels.ravel(), minlength=num_classes)
     if not counts.any():
         raise ValueError(

@@ -24,6 +24,8 @@ from .checkpoint import ModelCheckpointer, one_line_reason
 
 logger = logging.getLogger(__name__)
 
+_MINIMIZED = ("loss", "delta_E")  # parts of the names of metrics
+
 
 class TrainingStopped(BaseException):
     """Ends the training loop on purpose. It is not an ``Exception``, because nothing went wrong.
@@ -164,15 +166,15 @@ class BestModel(HookBase):
         Args:
             period: the number of iterations between evaluations.
             checkpointer: writes the file.
-            metric: the name of a scalar in the storage, such as "segm/AP". A metric with "loss" in
-                its name is minimized, and any other is maximized.
+            metric: the name of a scalar in the storage, such as "segm/AP". A metric with "loss" or
+                "delta_E" in its name is minimized, and any other is maximized.
             patience: the number of evaluations without improvement after which training ends. 0:
                 training never ends early.
         """
         self._period = period
         self._checkpointer = checkpointer
         self._metric = metric
-        self._sign = -1 if "loss" in metric else 1
+        self._sign = -1 if any(name in metric for name in _MINIMIZED) else 1
         self._patience = patience
         self.best: Optional[float] = None
         self.best_iteration = -1

@@ -41,7 +41,7 @@ from .run_errors import check_open_files
 # The names of scores: those of this package's evaluators and Detectron2's, by task.
 _METRIC = re.compile(
     r"validation/.+|(.+/)?(bbox|segm|keypoints|sem_seg|panoptic_seg|f_score|best_iou|labels|"
-    r"boundary|frame_pairs|(segm_|sem_seg_|voc_|proposals_)\w+)/.+"
+    r"boundary|frame_pairs|sparse_color|(segm_|sem_seg_|voc_|proposals_)\w+)/.+"
 )
 
 logger = logging.getLogger("rpe_d2")

@@ -170,9 +170,15 @@ class KeyFrames(ABC):
                 f"{sizes[1]}"
             )
 
-    def _check_strokes(self, file: str, known: np.ndarray) -> None:
+    def _check_strokes(self, file: str, known: np.ndarray, elsewhere: str) -> None:
+        """Raises where no pixel or every pixel (H, W) is known; others are ``elsewhere``."""
         if not known.any():
             raise UnreadableImage(f"{printable(file)} has no strokes; allowed: one or more")
+        if known.all():
+            raise UnreadableImage(
+                f"{printable(file)} has a value at every pixel; allowed with --strokes: few pixels "
+                f"with a value, and {elsewhere} elsewhere"
+            )
 
     @abstractmethod
     def result(self, values: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -232,11 +238,12 @@ class ColorKeys(KeyFrames):
                 picture = to_rgb(self._images.to_8bit(*pixels))
             self._check_size(file, picture.shape)
             if pixels.alpha is not None:
-                known = pixels.array[:, :, pixels.alpha] > 0
+                alpha = pixels.array[:, :, pixels.alpha]
+                known = alpha > _largest(alpha) / 2
             else:
                 difference = np.abs(picture.astype(np.int16) - self._frames.read(index)).max(axis=2)
                 known = difference > _STROKE_DIFFERENCE
-            self._check_strokes(file, known)
+            self._check_strokes(file, known, "transparent pixels, or those of the frame,")
         return split_lab(picture)[1], known
 
     def _maps(self, keys: List[np.ndarray]) -> List[np.ndarray]:
@@ -244,6 +251,11 @@ class ColorKeys(KeyFrames):
 
     def result(self, values: np.ndarray, frame: np.ndarray) -> np.ndarray:
         return join_lab(split_lab(frame)[0], values)
+
+
+def _largest(values: np.ndarray) -> float:
+    """Returns the value of full opacity in the number type of an image."""
+    return 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
 
 
 class LabelKeys(KeyFrames):
@@ -265,8 +277,9 @@ class LabelKeys(KeyFrames):
             labels = self._labels(file)
             found = np.unique(labels)
             if self._complete is not None:
-                self._check_strokes(file, labels != unlabeled_value(labels))
-                found = found[found != unlabeled_value(labels)]
+                unlabeled = unlabeled_value(labels)
+                self._check_strokes(file, labels != unlabeled, f"{unlabeled}")
+                found = found[found != unlabeled]
             present.update(found.tolist())
         self.labels = sorted(present)
         largest = max(self.labels, default=0)

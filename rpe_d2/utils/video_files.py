@@ -171,7 +171,7 @@ def frame_number(file: str) -> int:
     Raises:
         ValueError: The name has no number.
     """
-    found = re.findall(r"\d{1,9}", image_stem(file))
+    found = re.findall(r"\d+", image_stem(file))
     if not found:
         raise ValueError(
             f"{printable(file)} has no number in its name; allowed: the number of its frame, as in "

@@ -32,6 +32,14 @@ def test_pixels_of_all_data_sets_are_counted(two_data_sets):
     assert count_class_pixels(["counted_a"], 4).tolist() == expected
 
 
+def test_negative_labels_are_not_counted(two_data_sets):
+    maps, folder = two_data_sets
+    np.save(folder / "labels.npy", np.full((6, 7), -1, np.int32))
+    DatasetCatalog.get("counted_a")[1]["sem_seg_file_name"] = str(folder / "labels.npy")
+    expected = [(np.delete(maps["counted_a"], 1, axis=0) == label).sum() for label in range(4)]
+    assert count_class_pixels(["counted_a"], 4).tolist() == expected
+
+
 def test_large_data_sets_are_sampled(two_data_sets, monkeypatch):
     maps, _ = two_data_sets
     monkeypatch.setattr(class_counts, "_MOST_MAPS", 3)

@@ -146,6 +146,12 @@ def test_files_without_strokes(clip, folder):
     Image.fromarray(clip.reader().read(1)).save(folder / "2.png")
     with pytest.raises(ValueError, match="2.png has no strokes; allowed: one or more"):
         ColorKeys(clip, found(clip, folder), complete_by_edges)
+    Image.fromarray(np.full((48, 64, 4), 255, np.uint8)).save(folder / "2.png")
+    with pytest.raises(ValueError, match="a value at every pixel.*transparent pixels, or"):
+        ColorKeys(clip, found(clip, folder), complete_by_edges)
+    Image.fromarray(np.ones((48, 64), np.uint8)).save(folder / "2.png")
+    with pytest.raises(ValueError, match="a value at every pixel.*few pixels.*and 255 elsewhere"):
+        LabelKeys(clip, found(clip, folder), complete_by_edges)
     Image.fromarray(np.full((48, 64), 255, np.uint8)).save(folder / "2.png")
     with pytest.raises(ValueError, match="2.png has no strokes"):
         LabelKeys(clip, found(clip, folder), complete_by_edges)

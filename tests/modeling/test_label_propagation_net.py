@@ -88,12 +88,14 @@ def test_predictions_of_another_model_are_learned_and_refined():
     model.eval()
     refined = model([item])[0]["sem_seg"]
     assert refined.shape == (3, 80, 80)
-    torch.testing.assert_close(refined.sum(dim=0), torch.ones(80, 80))
+    # Logits, whose softmax the evaluators take.
+    torch.testing.assert_close(refined.exp().sum(dim=0), torch.ones(80, 80))
     known = truth != 255
     wrong = [(maps.argmax(dim=0) != truth)[known].sum() for maps in (coarse, refined)]
     assert wrong[1] < 0.5 * wrong[0]
     control = LabelPropagationNet(network=model.network, num_units=0).eval()
-    torch.testing.assert_close(control([item])[0]["sem_seg"], coarse)
+    given = control([item])[0]["sem_seg"].softmax(dim=0)
+    torch.testing.assert_close(given, coarse, atol=1e-5, rtol=0)
 
 
 def test_a_class_that_no_map_has_is_not_learned():

@@ -96,6 +96,10 @@ def test_the_key_declares_its_input_and_needs_an_rcnn():
             "PROPOSAL_MASKS_TRAIN: ['shapes_train=b.json'], PROPOSAL_MASKS_TEST: ['a=b.json']",
             "TEST has no entry for shapes_val of DATASETS.TEST",
         ),
+        (
+            "PROPOSAL_MASKS_TRAIN: ['shapes_train=b.json']",
+            "TEST has no entry for shapes_val of DATASETS.TEST",
+        ),
         ("PROPOSAL_MASKS_TEST: ['shapes_val=b.json']", ""),
     ],
 )

@@ -162,5 +162,6 @@ def test_planes_of_different_sizes(frames, tmp_path):
 
 def test_frame_number():
     assert frame_number("clip2/shot1_frame_0012.png") == 12
+    assert frame_number("1403636579763555584.png") == 1403636579763555584
     with pytest.raises(ValueError, match=re.escape("clip2/frame.png has no number")):
         frame_number("clip2/frame.png")

@@ -25,6 +25,7 @@ from rpe_d2.refinement.refine import LabelRefiner
 from ..argument_checks import check_range
 from ..backbone.timm_backbone import load_timm_weights
 from ..layers import resize_maps, zero_loss
+from ..spn import log_probabilities
 
 # Share of the examples whose labels are probabilities, blurred by up to this many pixels.
 _SOFT, _BLUR = 0.3, 4.0
@@ -207,7 +208,8 @@ class LabelPropagationNet(nn.Module):
             maps = item["coarse_sem_seg"].cpu().numpy()
             refined = refiner.refine(pixels, maps, max_shift=self.max_shift).result
             size = (item.get("height", maps.shape[1]), item.get("width", maps.shape[2]))
-            return {"sem_seg": resize_maps(torch.from_numpy(refined)[None], size)[0]}
+            logits = log_probabilities(torch.from_numpy(refined)[None])  # as evaluators expect
+            return {"sem_seg": resize_maps(logits, size)[0]}
         instances = item["instances"].to("cpu")
         image = item["image"]
         size = (item.get("height", image.shape[1]), item.get("width", image.shape[2]))

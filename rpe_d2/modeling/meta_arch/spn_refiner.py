@@ -152,6 +152,12 @@ class SPNRefiner(PaddedInput):
     @classmethod
     def check_run(cls, cfg: CfgNode, has_weights: bool) -> None:
         """Raises a ValueError if nothing provides what the network refines or spreads."""
+        for name in ("DENSE_CRF", "SUPERPIXELS"):
+            if cfg.TEST[name].ENABLED:
+                raise ValueError(
+                    f"TEST.{name}.ENABLED is True; allowed with SPNRefiner: False, because its maps "
+                    "are probabilities and no logits"
+                )
         mapper = cfg.INPUT.DATASET_MAPPER_NAME
         if _is_sparse(cfg) and not mapper:
             raise ValueError(
