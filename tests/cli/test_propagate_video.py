@@ -257,4 +257,4 @@ def test_a_refiner_that_does_not_refine_masks(gray, tmp_path, capsys):
     Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "0.png")
     arguments = [gray, "--model", "flow", "--strokes", tmp_path / "0.png", "--output", "x"]
     assert main(*arguments, "--spn", "quickstart/rpe_shapes.yaml") == 2
-    assert "allowed: models that refine masks" in capsys.readouterr().err
+    assert "allowed: models that spread labels or refine masks" in capsys.readouterr().err

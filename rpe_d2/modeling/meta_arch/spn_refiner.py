@@ -155,8 +155,8 @@ class SPNRefiner(PaddedInput):
         for name in ("DENSE_CRF", "SUPERPIXELS"):
             if cfg.TEST[name].ENABLED:
                 raise ValueError(
-                    f"TEST.{name}.ENABLED is True; allowed with SPNRefiner: False, because its maps "
-                    "are probabilities and no logits"
+                    f"TEST.{name}.ENABLED is True; allowed with SPNRefiner: False, because its "
+                    "maps are probabilities and no logits"
                 )
         mapper = cfg.INPUT.DATASET_MAPPER_NAME
         if _is_sparse(cfg) and not mapper:
