@@ -30,6 +30,25 @@ _LEAST_ENERGY = 1e-6
 _GATE_BIAS = {"clipped": 0.0, "softmax": -3.0, "abs_sum": 1.0}
 
 
+class TemporalGuide(NamedTuple):
+    """What the guidances of B pairs of frames say.
+
+    Attributes:
+        gates: (B, F, 12, H / stride, W / stride).
+        weights: (4, B, 1, H / stride, W / stride) weights of the directions, which sum to 1; for
+            their mean (4, B, 1, 1, 1).
+        context: (B, C, H / stride, W / stride) features of the guidances, for the decoder.
+    """
+
+    gates: torch.Tensor
+    weights: torch.Tensor
+    context: torch.Tensor
+
+    def of(self, pair: torch.Tensor) -> "TemporalGuide":
+        """Repeats the guides of pairs (N,) int64."""
+        return TemporalGuide(self.gates[pair], self.weights[:, pair], self.context[pair])
+
+
 class TemporalMaps(NamedTuple):
     """What the network computes for N properties.
 
@@ -160,6 +179,12 @@ class TemporalPropagation(nn.Module):
                 multiples of ``size_divisibility``.
             pair: (N,) int64, the pair of frames that each property belongs to. None: N is B.
         """
+        guide = self.guide(key_guidance, target_guidance)
+        own = guide if pair is None else guide.of(pair)
+        return self.carry(key_property, own)._replace(gates=guide.gates, weights=guide.weights)
+
+    def guide(self, key_guidance: torch.Tensor, target_guidance: torch.Tensor) -> TemporalGuide:
+        """Computes what is the same for all properties of a pair of frames; see :meth:`forward`."""
         guidances = torch.cat([key_guidance, target_guidance], dim=1) - 0.5
         levels: Dict[str, torch.Tensor] = {}
         maps = guidances
@@ -174,20 +199,21 @@ class TemporalPropagation(nn.Module):
         else:
             weights = gates.new_full((4, len(gates), 1, 1, 1), 0.25)
         context = torch.cat([context, F.pixel_unshuffle(guidances, self.stride)], dim=1)
-        own_gates, own_weights = gates, weights
-        if pair is not None:
-            own_gates, own_weights, context = gates[pair], weights[:, pair], context[pair]
+        return TemporalGuide(gates, weights, context)
 
+    def carry(self, key_property: torch.Tensor, guide: TemporalGuide) -> TemporalMaps:
+        """Propagates properties (N, C, H, W), each by its own guide."""
         pixels = F.pixel_unshuffle(key_property, self.stride)
         features = torch.cat([pixels, self.embed(key_property)], dim=1)
         propagated = features
         for _ in range(self.units.num_units):
-            directions = spatial_propagation(propagated, own_gates, "none")
-            propagated = (own_weights * directions).sum(dim=0)
+            directions = spatial_propagation(propagated, guide.gates, "none")
+            propagated = (guide.weights * directions).sum(dim=0)
         moved = (propagated - features)[:, : self.num_pixels]
-        change = self.decoder(torch.cat([propagated, features, context], dim=1))
+        change = self.decoder(torch.cat([propagated, features, guide.context], dim=1))
         change = F.pixel_shuffle(self.direct * moved + change, self.stride)
-        return TemporalMaps(key_property + change, features, propagated, gates, weights)
+        prediction = key_property + change
+        return TemporalMaps(prediction, features, propagated, guide.gates, guide.weights)
 
 
 def _pair_encoder(

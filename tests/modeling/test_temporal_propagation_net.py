@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from rpe_d2.data import FramePairMapper, render_shapes
 from rpe_d2.engine.host_models import check_run
 from rpe_d2.inference.predictor import check_needs_only_pictures
-from rpe_d2.modeling.meta_arch import TemporalPropagationNet
+from rpe_d2.modeling.meta_arch import TemporalPropagationNet, temporal_propagation_net
 from rpe_d2.utils.label_maps import read_label_map
 from tests.helpers.keys import new_cfg
 from tests.helpers.training import train
@@ -91,6 +91,23 @@ def test_propagate_takes_one_frame_or_several():
     assert together.min() >= 0 and together.max() <= 1
     empty = model.propagate(items[0]["key_property"][:0], *(items[0][n] for n in names[1:]))
     assert empty.shape == (0, 24, 40)
+
+
+def test_the_gates_of_few_masks_are_in_memory_at_once(monkeypatch):
+    model = disturb(build("MODEL.TPN.PROPERTY", "masks")).eval()
+    one = item(24, 40, 5, 3)
+    inputs = [one[name] for name in ("key_property", "key_guidance", "target_guidance")]
+    expected = model.propagate(*inputs)
+    sizes, carry = [], model.network.carry
+    monkeypatch.setattr(
+        model.network,
+        "carry",
+        lambda maps, guide: sizes.append(len(guide.gates)) or carry(maps, guide),
+    )
+    gates = model.network.guide(*(torch.zeros(1, 3, 32, 48) for _ in range(2))).gates
+    monkeypatch.setattr(temporal_propagation_net, "_MOST_GATES", 2 * gates.numel())
+    torch.testing.assert_close(model.propagate(*inputs), expected)
+    assert sizes == [2, 2, 1]
 
 
 def test_gradients_flow_only_in_training():

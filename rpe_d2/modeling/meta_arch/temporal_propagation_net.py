@@ -21,6 +21,7 @@ from ..temporal_propagation import TemporalMaps, TemporalPropagation, charbonnie
 _MEASURE_PERIOD, _NUM_PROBES = 20, 2
 _DIRECTIONS = ("left_to_right", "right_to_left", "top_down", "bottom_up", "merged")
 _RANGES = {"ab": (-1.0, 1.0), "rgb": (0.0, 1.0), "masks": (0.0, 1.0)}
+_MOST_GATES = 2**26  # that are in memory at once, 256 MB in float32
 
 
 class _Batch(NamedTuple):
@@ -193,13 +194,17 @@ class TemporalPropagationNet(nn.Module):
         groups = maps.shape[1] // self.network.property_channels
         size = maps.shape[-2:]
         flat = maps.reshape(-1, self.network.property_channels, *size)
-        pair = None
-        if groups > 1:
-            pair = torch.arange(len(maps), device=self.device).repeat_interleave(groups)
+        pair = torch.arange(len(maps), device=self.device).repeat_interleave(groups)
         padded_size = self._padded_size(size)
         flat, key, target = (_padded(t, padded_size) for t in (flat, key, target))
-        prediction = self.network(flat, key, target, pair).prediction
-        prediction = prediction[..., : size[0], : size[1]].clamp(*self.value_range)
+        guide = self.network.guide(key, target)
+        # Each property has gates of its own, so that many masks would take a lot of memory.
+        step = max(1, _MOST_GATES // guide.gates[0].numel())
+        parts = [
+            self.network.carry(properties, guide.of(own)).prediction
+            for properties, own in zip(flat.split(step), pair.split(step))
+        ]
+        prediction = torch.cat(parts)[..., : size[0], : size[1]].clamp(*self.value_range)
         return prediction.reshape(key_property.shape)
 
     def _check(self, key_property: torch.Tensor, *guidances: torch.Tensor) -> None:
