@@ -205,7 +205,8 @@ def errors(kind: str, found: np.ndarray, example: Example) -> Dict[str, float]:
     pred, target = found[example.counted], example.truth[example.counted]
     if kind == "labels":
         return {"error": float((pred != target).mean())}
-    return color_errors(pred, target)
+    lightness = example.image[example.counted][:, 0]
+    return color_errors(pred.T, target.T, lightness)
 
 
 def _walked(kind: str, beta: float, example: Example) -> np.ndarray:

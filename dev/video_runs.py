@@ -36,11 +36,11 @@ sys.path.insert(0, str(ROOT))
 
 from dev.measured_record import write_record  # noqa: E402
 from dev.moving_shapes import moving_shapes  # noqa: E402
+from rpe_d2.evaluation.color_metrics import psnr  # noqa: E402
 from rpe_d2.evaluation.video_metrics import (  # noqa: E402
     color_metrics,
     colors_of,
     mask_similarity,
-    psnr,
     quantized,
 )
 from rpe_d2.inference.predictor import Predictor, model_config  # noqa: E402

@@ -24,7 +24,8 @@ from dev.video_runs import (
 )
 from dev.video_tables import color_table, mask_table
 from rpe_d2.data import load_shapes, render_shapes
-from rpe_d2.evaluation.video_metrics import colors_of, psnr, quantized
+from rpe_d2.evaluation.color_metrics import psnr
+from rpe_d2.evaluation.video_metrics import colors_of, quantized
 from rpe_d2.inference.propagators import copy_property, flow_property
 from tests.conftest import ROOT
 from tests.helpers.environment import lacking

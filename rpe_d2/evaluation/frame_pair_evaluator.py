@@ -10,9 +10,7 @@ from detectron2.utils import comm
 
 from rpe_d2.utils.frame_properties import GRAY_LEVELS
 
-_PEAK = 255.0
-# The error of values that are rounded to 8 bits, below which differences mean nothing.
-_LEAST_SQUARE = 1 / 12
+from .color_metrics import LEAST_SQUARE, PEAK
 
 
 class FramePairEvaluator(DatasetEvaluator):
@@ -21,8 +19,8 @@ class FramePairEvaluator(DatasetEvaluator):
     Inputs are those of :class:`rpe_d2.data.FramePairMapper`. Results for "frame_pairs":
 
     * ``psnr``: peak signal-to-noise ratio in dB, mean over pairs. Differences are in levels of 8
-      bits, for colors those of OpenCV's Lab, and the peak is 255. It is at most 58.9, that of
-      values rounded to 8 bits.
+      bits, for colors those of OpenCV's Lab, and the peak is 255. It is at most 58.9, the
+      error of rounding to 8 bits.
     * ``psnr_copy``: the same of the key frame's property, unmoved.
     * ``psnr_occluded``, ``psnr_occluded_copy``: over the pixels that the key frame does not show.
     * ``J``, ``J_copy``: for masks, mean IoU over masks in percent, above 0.5. Masks that are empty
@@ -97,7 +95,7 @@ class FramePairEvaluator(DatasetEvaluator):
 
 
 def _psnr(squares: torch.Tensor) -> float:
-    return float(10 * torch.log10(_PEAK**2 / squares.mean().clamp(min=_LEAST_SQUARE)))
+    return float(10 * torch.log10(PEAK**2 / squares.mean().clamp(min=LEAST_SQUARE)))
 
 
 def _ious(prediction: torch.Tensor, target: torch.Tensor) -> List[float]:

@@ -9,23 +9,20 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch.nn import functional as F
 
-_PEAK = 255.0
-_LEAST_ERROR = 1e-9  # for a finite PSNR of perfect colors
+from .color_metrics import PEAK, delta_e, psnr
 
 
-def color_errors(pred: np.ndarray, target: np.ndarray) -> Dict[str, float]:
+def color_errors(pred: np.ndarray, target: np.ndarray, lightness: np.ndarray) -> Dict[str, float]:
     """Compares the colors of pixels.
 
     Args:
-        pred, target: (N, 2), a and b of OpenCV's 8-bit Lab in 0-255.
+        pred, target: (2, N), a and b of OpenCV's 8-bit Lab in 0-255.
+        lightness: (N,) L of the pixels, 255 for white.
 
     Returns:
-        "PSNR" in dB, with the peak 255, and "delta_E", the mean distance of a and b.
+        "PSNR" in dB and "delta_E", the mean CIEDE2000; see :mod:`color_metrics`.
     """
-    difference = pred.astype(np.float64) - target
-    error = max(float((difference**2).mean()), _LEAST_ERROR)
-    distance = float(np.hypot(difference[:, 0], difference[:, 1]).mean())
-    return {"PSNR": 10 * float(np.log10(_PEAK**2 / error)), "delta_E": distance}
+    return {"PSNR": psnr(pred, target), "delta_E": delta_e(pred, target, lightness)}
 
 
 class SparseColorEvaluator(DatasetEvaluator):
@@ -46,7 +43,8 @@ class SparseColorEvaluator(DatasetEvaluator):
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
         """
         Args:
-            inputs: dicts with ``values`` (2, H, W) in 0-1 and ``known`` (H, W) bool.
+            inputs: dicts with ``image`` (3, H, W), the lightness, ``values`` (2, H, W) in 0-1, and
+                ``known`` (H, W) bool.
             outputs: dicts with ``sparse_values`` (2, h, w) in 0-1.
         """
         for item, output in zip(inputs, outputs):
@@ -55,8 +53,8 @@ class SparseColorEvaluator(DatasetEvaluator):
             if pred.shape != target.shape:
                 pred = F.interpolate(pred[None], size=target.shape[-2:], mode="bilinear")[0]
             if bool(unknown.any()):
-                colors = (_PEAK * maps[:, unknown].T.numpy() for maps in (pred, target))
-                self._errors.append(color_errors(*colors))
+                colors = (PEAK * maps[:, unknown].numpy() for maps in (pred, target))
+                self._errors.append(color_errors(*colors, item["image"][0, unknown].numpy()))
 
     def evaluate(self) -> Optional["OrderedDict[str, Dict[str, float]]"]:
         """Returns metrics on the main process and None on others."""

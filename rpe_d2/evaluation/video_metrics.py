@@ -3,23 +3,14 @@
 Colors are a and b of OpenCV's Lab with 8 bits, (2, H, W) in 0 to 255 with 128 for gray.
 """
 
-import math
 from typing import Dict
 
 import cv2
 import numpy as np
 
-__all__ = [
-    "color_metrics",
-    "colors_of",
-    "delta_e",
-    "mask_similarity",
-    "psnr",
-    "quantized",
-    "saturation_kept",
-]
+from .color_metrics import NEUTRAL, delta_e, psnr, saturation_kept
 
-_NEUTRAL = 128
+__all__ = ["color_metrics", "colors_of", "mask_similarity", "quantized"]
 
 
 def colors_of(picture: np.ndarray) -> np.ndarray:
@@ -37,49 +28,7 @@ def quantized(colors: np.ndarray) -> np.ndarray:
     Returns:
         (2, H, W) uint8.
     """
-    return np.clip(np.rint(_NEUTRAL * (colors + 1)), 0, 255).astype(np.uint8)
-
-
-def psnr(pred: np.ndarray, target: np.ndarray) -> float:
-    """Computes the peak signal-to-noise ratio in dB with a peak of 255.
-
-    Args:
-        pred, target: colors (2, H, W) uint8.
-
-    Returns:
-        The ratio, infinite for equal colors.
-    """
-    error = float(np.mean((pred.astype(np.float64) - target) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf
-
-
-def delta_e(pred: np.ndarray, target: np.ndarray, lightness: np.ndarray) -> float:
-    """Computes the mean color difference CIEDE2000 of pictures of the same lightness.
-
-    Args:
-        pred, target: colors (2, H, W) uint8.
-        lightness: (H, W) uint8, L of OpenCV's Lab with 8 bits, 255 for white.
-    """
-    from skimage.color import deltaE_ciede2000  # slow to import
-
-    lab = [
-        np.stack([lightness * (100 / 255), *(colors.astype(np.float64) - _NEUTRAL)], axis=-1)
-        for colors in (pred, target)
-    ]
-    return float(deltaE_ciede2000(*lab).mean())
-
-
-def saturation_kept(pred: np.ndarray, target: np.ndarray) -> float:
-    """Returns the sum of chroma, sqrt(a² + b²), of a prediction as a share of the true one.
-
-    Args:
-        pred, target: colors (2, H, W) uint8.
-
-    Returns:
-        The share, 1 for the same saturation. It is NaN if the target has no color at all.
-    """
-    chroma = [np.hypot(*(colors.astype(np.float64) - _NEUTRAL)).sum() for colors in (pred, target)]
-    return float(chroma[0] / chroma[1]) if chroma[1] else math.nan
+    return np.clip(np.rint(NEUTRAL * (colors + 1)), 0, 255).astype(np.uint8)
 
 
 def color_metrics(pred: np.ndarray, target: np.ndarray) -> Dict[str, float]:
