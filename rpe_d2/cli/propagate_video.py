@@ -1,6 +1,7 @@
 """The command line of ``rpe-d2 propagate-video`` and tools/propagate_video.py."""
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -160,7 +161,7 @@ def _propagate(clip: Clip, args: argparse.Namespace, command: str) -> None:
     results = [output / f"{name}.{suffix}" for name in clip.names]
     video = [output / f"{clip.name}.mp4"] if args.video else []
     header = {
-        "clip": [_absolute(args.clip), len(clip), *clip.size],
+        "clip": [_absolute(args.clip), len(clip), *clip.size, _digest(clip.reader().read(0))],
         "model": model,
         "--strokes" if args.strokes else "--keys": keys.digest(),
         "--spn": spn,
@@ -239,6 +240,11 @@ def _load_completer(args: argparse.Namespace) -> Tuple[Optional[Completer], str]
         )
     predictor = Predictor(cfg)
     return SparsePredictor(predictor), model_digest(predictor.model, _settings(cfg))
+
+
+def _digest(frame: np.ndarray) -> str:
+    """Identifies a clip by its first frame: another one may have the path and the length."""
+    return hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest()
 
 
 def _settings(cfg: CfgNode) -> str:

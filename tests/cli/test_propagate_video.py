@@ -110,6 +110,10 @@ def test_colors_follow_the_flow_and_nothing_is_done_twice(gray, keys, scene, tmp
     Image.fromarray(scene[0][3]).save(keys / "7.png")
     assert main(*arguments) == 2
     assert "belongs to a run with another --keys" in capsys.readouterr().err
+    first = next(gray.glob("*0.png"))
+    Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
+    assert main(*arguments) == 2
+    assert "belongs to a run with another clip" in capsys.readouterr().err
 
 
 def test_an_untrained_network_copies_colors(gray, keys, scene, tmp_path):
