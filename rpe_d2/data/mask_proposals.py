@@ -21,7 +21,7 @@ _AT_ONCE = 1 << 26
 
 
 class RegionSettings(NamedTuple):
-    """What a mapper makes of region proposals.
+    """Number, masks and smallest size of the region proposals that a mapper returns.
 
     Attributes:
         limit: largest number of proposals of an image.

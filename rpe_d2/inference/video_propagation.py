@@ -84,7 +84,7 @@ def plan_spans(numbers: Sequence[int], keys: Sequence[int], cuts: Sequence[int])
 
 
 class ChainStates:
-    """What has to be kept of chains in a folder, so that memory is bounded and runs continue.
+    """Intermediate results of chains in a folder, so that memory is bounded and runs continue.
 
     A chain that runs backwards leaves the property of each frame. One that runs forward leaves that
     of its last frame.

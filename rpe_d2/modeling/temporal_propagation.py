@@ -31,7 +31,7 @@ _GATE_BIAS = {"clipped": 0.0, "softmax": -3.0, "abs_sum": 1.0}
 
 
 class TemporalGuide(NamedTuple):
-    """What the guidances of B pairs of frames say.
+    """Gates, weights of directions and features from the guidances of B pairs of frames.
 
     Attributes:
         gates: (B, F, 12, H / stride, W / stride).
@@ -50,7 +50,7 @@ class TemporalGuide(NamedTuple):
 
 
 class TemporalMaps(NamedTuple):
-    """What the network computes for N properties.
+    """Outputs of the network for N properties.
 
     Attributes:
         prediction: (N, C, H, W) property of the target frame.

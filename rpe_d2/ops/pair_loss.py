@@ -5,6 +5,8 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch.nn import functional as F
 
+from .point_groups import check_labeled_points
+
 FORMS = ("linear", "squared_hinge", "released")
 NORMALIZATIONS = ("joint", "per_term")
 # Squared distances of integer positions up to this far from their mean are exact in float32.
@@ -233,16 +235,7 @@ def _block_size(unit: torch.Tensor) -> int:
 
 
 def _check(embeddings, labels, margin, form, normalization, positions, negative_radius):
-    if embeddings.dim() != 2 or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; "
-            "allowed: floating point (N, D)"
-        )
-    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-            f"allowed: integer ({len(embeddings)},)"
-        )
+    check_labeled_points(embeddings, labels)
     if not 0.0 <= margin <= 1.0:
         raise ValueError(f"margin is {margin}; allowed: 0 to 1")
     if form not in FORMS:

@@ -35,6 +35,14 @@ def point_groups(embeddings: torch.Tensor, labels: torch.Tensor) -> PointGroups:
     Raises:
         ValueError: A shape or a dtype does not fit.
     """
+    check_labeled_points(embeddings, labels)
+    points = torch.nonzero(labels >= 0).squeeze(1)
+    _, group, sizes = torch.unique(labels[points], return_inverse=True, return_counts=True)
+    return PointGroups(points, group, sizes)
+
+
+def check_labeled_points(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raises a ValueError unless there are (N, D) floating point and (N,) integer labels."""
     if embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise ValueError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}; "
@@ -45,9 +53,6 @@ def point_groups(embeddings: torch.Tensor, labels: torch.Tensor) -> PointGroups:
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
             f"allowed: integer ({len(embeddings)},)"
         )
-    points = torch.nonzero(labels >= 0).squeeze(1)
-    _, group, sizes = torch.unique(labels[points], return_inverse=True, return_counts=True)
-    return PointGroups(points, group, sizes)
 
 
 def mean_over_pairs(terms: torch.Tensor) -> torch.Tensor:

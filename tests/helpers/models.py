@@ -1,8 +1,11 @@
 """Small configurations and inputs that several tests share."""
 
+import math
+
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from rpe_d2 import add_rpe_config
@@ -97,3 +100,24 @@ def perfect_maps(stride=2, size=(80, 96), noise=0.05, num_classes=3):
         embeddings[None], logits[None].float(), votes[None], sizes, embeddings[None], stride
     )
     return maps, grid, size
+
+
+def losses_of(model, batch):
+    """Computes the losses of a batch in training mode."""
+    with EventStorage():
+        return model.train()(batch)
+
+
+def train(model, batch, steps, lr=2e-3):
+    """Trains a model in a plain loop without rpe_d2.engine. Returns the total loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    history = []
+    for _ in range(steps):
+        losses = losses_of(model, batch)
+        total = sum(losses.values())
+        assert math.isfinite(float(total)), losses
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(float(total))
+    return history

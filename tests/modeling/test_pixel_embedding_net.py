@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from rpe_d2.modeling import PixelEmbeddingNet
 from tests.helpers.configs import small_cfg_with
-from tests.helpers.models import training_input
+from tests.helpers.models import losses_of, train, training_input
 
 RESNET = "MODEL: {BACKBONE: {NAME: build_resnet_backbone}, RESNETS: {OUT_FEATURES: [%s]}}"
 NO_QUALITY = "MODEL: {RPE: {QUALITY: False}}"
@@ -26,26 +26,6 @@ def build(*texts):
     """Builds a model from the small configuration with YAML texts, with seeded weights."""
     torch.manual_seed(0)
     return build_model(small_cfg_with(*texts))
-
-
-def losses_of(model, batch):
-    with EventStorage():
-        return model.train()(batch)
-
-
-def train(model, batch, steps, lr=2e-3):
-    """Trains a model in a plain loop without rpe_d2.engine. Returns the total loss of each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    history = []
-    for _ in range(steps):
-        losses = losses_of(model, batch)
-        total = sum(losses.values())
-        assert math.isfinite(float(total)), losses
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        history.append(float(total))
-    return history
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
-from detectron2.utils.events import EventStorage
 
 from rpe_d2.engine.setup import read_config
 from rpe_d2.modeling import EmbeddingHead, MeanShiftLayer, PixelEmbeddingNet
@@ -30,7 +29,7 @@ from rpe_d2.modeling.embedding.methods.spatial import start_small
 from rpe_d2.modeling.embedding.quality_head import best_match
 from tests.conftest import ROOT
 from tests.helpers.configs import small_cfg_with
-from tests.helpers.models import SQUARES, perfect_maps, training_input
+from tests.helpers.models import SQUARES, losses_of, perfect_maps, train, training_input
 
 COMPARED = [name for name in METHODS if name != "spherical"]
 TERMS = {
@@ -55,23 +54,6 @@ def loss_text(name):
 def build(*texts):
     torch.manual_seed(0)
     return build_model(small_cfg_with(*texts))
-
-
-def losses_of(model, batch):
-    with EventStorage():
-        return model.train()(batch)
-
-
-def train(model, batch, steps, rate=2e-3):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    history = []
-    for _ in range(steps):
-        total = sum(losses_of(model, batch).values())
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        history.append(float(total))
-    return history
 
 
 @pytest.mark.parametrize("name", COMPARED)

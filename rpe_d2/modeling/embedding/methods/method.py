@@ -1,4 +1,4 @@
-"""What a way to embed pixels has to provide."""
+"""Base class of the ways to embed pixels."""
 
 import logging
 from abc import ABC, abstractmethod

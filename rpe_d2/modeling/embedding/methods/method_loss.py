@@ -1,4 +1,4 @@
-"""What the losses of the compared methods share: weights, classes and sampled pixels."""
+"""Base class of the losses of the compared methods: weights, classes and sampled pixels."""
 
 from abc import ABC, abstractmethod
 from typing import Dict, List, Mapping, Optional, Tuple
